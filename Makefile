@@ -1,0 +1,74 @@
+# dsgan_datasets: `make` or `make help` lists the targets.
+#
+# Everything runs in .venv, which the targets make and bring up to date by themselves.
+# A stamp file says when that was last done: a changed setup.py, constraints.txt or framework script redoes it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The interpreter that makes .venv; when empty, the first one on PATH that is Python 3.11 or 3.12 and runs.
+PYTHON ?=
+PYTEST_ARGS ?=
+GOLDEN ?=
+
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --retries 10
+# Sources are built with the pinned setuptools of .venv, not with whatever is newest today.
+INSTALL := $(PIP) install --quiet --no-build-isolation -c constraints.txt
+FRAMEWORKS := .ci/install_frameworks.sh .ci/frameworks.txt .ci/detectron2.txt
+
+.PHONY: help demo test lint test-golden clean
+
+help:  ## list the targets
+	@echo "Targets (PYTHON=... chooses the interpreter, Python 3.11 or 3.12):"
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: $(VENV)/.stamp-run  ## install, then write generated images and masks into demo/
+	.venv/bin/dsgan demo --out demo
+
+test: $(VENV)/.stamp-test  ## install everything the tests need, both frameworks too, and run them (PYTEST_ARGS="-k name")
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.stamp-dev  ## ruff (rules and format) and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m mypy
+
+test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere: make test-golden GOLDEN=dir
+	@[ -n "$(GOLDEN)" ] || { echo "say where the reference arrays are: make test-golden GOLDEN=dir" >&2; exit 2; }
+	.venv/bin/python tests/compare_golden.py $(GOLDEN)
+
+clean:  ## remove .venv, caches, build artefacts and demo/
+	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A version manager's shim may be on PATH and still fail: each candidate is run, not only found.
+$(VENV)/.stamp-venv:
+	@works() { "$$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }; \
+	python=""; \
+	if [ -n "$(PYTHON)" ]; then \
+	    works "$(PYTHON)" && python="$(PYTHON)" || { echo "PYTHON=$(PYTHON) does not run, is not Python 3.11 or 3.12, or lacks venv" >&2; exit 1; }; \
+	else \
+	    while read -r candidate; do if works "$$candidate"; then python="$$candidate"; break; fi; done \
+	        < <(type -aP python3.11 python3.12 python3 python || true); \
+	    [ -n "$$python" ] || { echo "no working Python 3.11 or 3.12 with venv on PATH: install one, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	fi; \
+	echo "making $(VENV) with $$python ($$("$$python" --version))"; \
+	rm -rf $(VENV); "$$python" -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt pip setuptools wheel
+	@touch $@
+
+$(VENV)/.stamp-run: $(VENV)/.stamp-venv setup.py constraints.txt
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
+	$(INSTALL) -e ".[test,webdataset,hub,detectron2,mmseg]"
+	.ci/install_frameworks.sh $(VENV)/bin/python
+	@touch $@

@@ -1,0 +1,106 @@
+"""Packaging of dsgan_datasets; the settings of ruff, mypy and pytest are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+README = ROOT / "README.md"
+
+# adapters and tools live at the top of the checkout and are reached through the relative symlinks
+# dsgan_datasets/adapters and dsgan_datasets/tools: neither may be installed under its bare name.
+PACKAGES = [
+    "dsgan_datasets",
+    "dsgan_datasets.adapters",
+    "dsgan_datasets.checkpoints",
+    "dsgan_datasets.generators",
+    "dsgan_datasets.interpreters",
+    "dsgan_datasets.tools",
+]
+
+LINT = ["ruff>=0.9", "mypy>=1.14", "types-tqdm"]
+
+# The two frameworks themselves cannot be expressed as dependencies (see .ci/install_frameworks.sh and the README):
+# their extras list what they import. Both still import pkg_resources, which setuptools 81 removed.
+EXTRAS = {
+    "detectron2": [
+        "cloudpickle",
+        "fvcore>=0.1.5,<0.1.6",
+        "hydra-core>=1.1",
+        "iopath>=0.1.10,<0.1.11",
+        "matplotlib",
+        "omegaconf>=2.1,<2.4",
+        "packaging",
+        "portalocker",
+        "pycocotools>=2.0.7",
+        "setuptools<81",
+        "tabulate",
+        "tensorboard",
+        "termcolor>=1.1",
+        "tqdm>=4.60",
+        "yacs>=0.1.8",
+    ],
+    "mmseg": [
+        "addict",
+        "ftfy",
+        "matplotlib",
+        "opencv-python>=4.10",
+        "packaging",
+        "prettytable",
+        "pyyaml",
+        "regex",
+        "rich",
+        "scipy>=1.13",
+        "setuptools<81",
+        "termcolor",
+        "yapf",
+    ],
+    "webdataset": ["webdataset>=0.2.86"],
+    "ray": ["ray>=2.40"],
+    "hub": ["huggingface_hub>=0.25"],
+    "test": [
+        "build>=1.2",
+        "hypothesis>=6.100",
+        "psutil>=5.9",
+        "pytest>=8",
+        "setuptools>=77",
+        "torchdata>=0.11,<0.12",
+        "wheel",
+        *LINT,
+    ],
+    "dev": ["build>=1.2", *LINT],
+}
+
+setup(
+    name="dsgan_datasets",
+    version="0.1.0",
+    description="Endless labelled images for segmentation training, drawn on the fly from a GAN and its interpreter",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.13",
+    packages=PACKAGES,
+    package_data={"dsgan_datasets": ["py.typed", "pretrained/**/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "safetensors>=0.4.3",
+        "pillow>=10.1",
+        "tqdm>=4.60",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["dsgan = dsgan_datasets.tools.cli:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
