@@ -1,0 +1,42 @@
+"""Labelled images for segmentation training, generated on the fly from a frozen GAN and its interpreter.
+
+The flow, one module a step: latents -> generators -> interpreters -> uncertainty -> labeled_generator -> datasets.
+"""
+
+from dsgan_datasets.calibration import calibrate
+from dsgan_datasets.checkpoints import CheckpointError
+from dsgan_datasets.datasets import DSGANDataset, DSGANIterableDataset
+from dsgan_datasets.generators import FeatureGenerator, load_generator
+from dsgan_datasets.interpreters import Labels, PixelEnsemble, load_interpreter
+from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.latents import sample_latents
+from dsgan_datasets.recipe import Calibration, Recipe
+from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.training import Annotated, fit_interpreter
+from dsgan_datasets.uncertainty import image_score, js_divergence
+
+__all__ = [
+    "Annotated",
+    "Calibration",
+    "CheckpointError",
+    "DSGANDataset",
+    "DSGANIterableDataset",
+    "FeatureGenerator",
+    "LabelSchema",
+    "LabeledGenerator",
+    "Labels",
+    "PixelEnsemble",
+    "Recipe",
+    "Sample",
+    "SampleBatch",
+    "calibrate",
+    "fit_interpreter",
+    "image_score",
+    "js_divergence",
+    "load_generator",
+    "load_interpreter",
+    "sample_latents",
+]
+
+__version__ = "0.1.0"

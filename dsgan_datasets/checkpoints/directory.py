@@ -1,0 +1,134 @@
+"""The checkpoint directory: config.json, safetensors and a model card. See docs/checkpoint-format.md."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dsgan_datasets.checkpoints.errors import CheckpointError
+
+FORMAT_VERSION = 1
+PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
+
+
+def built_in() -> list[str]:
+    """Names of the checkpoints that ship with the package."""
+    return sorted(p.parent.name for p in PRETRAINED.glob("*/config.json"))
+
+
+def find(name_or_path: str | os.PathLike[str]) -> Path:
+    """Where a checkpoint is: an existing path, the name of a built-in checkpoint, or ``hf://org/name``.
+
+    Raises:
+        CheckpointError: there is no such thing; the message lists the built-in names.
+    """
+    name = os.fspath(name_or_path)
+    if name.startswith("hf://"):
+        return _from_hub(name.removeprefix("hf://"))
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name in built_in():
+        return PRETRAINED / name
+    raise CheckpointError(
+        f"no file or directory {name!r}, nor a built-in checkpoint of that name ({', '.join(built_in())})"
+    )
+
+
+def _from_hub(repository: str) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError('hf:// needs huggingface_hub: pip install "dsgan_datasets[hub]"') from error
+    wanted = ["config.json", "*.safetensors", "README.md"]
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=wanted))
+    except (OSError, ValueError) as error:  # its errors derive from these two
+        raise CheckpointError(f"hf://{repository} cannot be downloaded: {error}") from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory.
+
+    Raises:
+        CheckpointError: it is missing, no JSON, of another format version, or has no generator.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory} is no checkpoint directory: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no valid JSON: {error}") from error
+    found = config.get("format_version") if isinstance(config, dict) else None
+    if found != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format_version {found!r}; this version of dsgan_datasets reads {FORMAT_VERSION}"
+        )
+    return dict(config)
+
+
+def section(config: Mapping[str, Any], name: str, directory: Path) -> dict[str, Any]:
+    """A part of config.json that must be there."""
+    found = config.get(name)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{directory / 'config.json'} has no section {name!r}")
+    return dict(found)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: missing, truncated or otherwise no safetensors file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: {error}") from error
+
+
+def write(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], card: str) -> None:
+    """Write a checkpoint directory; each file appears whole or not at all, config.json last.
+
+    Args:
+        directory: is made if needed. Files of other names in it stay.
+        config: content of config.json; the format version is added.
+        tensors: file stem ("generator", "interpreter") -> its tensors.
+        card: text of README.md.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for stem, named in tensors.items():
+            contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
+            write_atomically(directory / f"{stem}.safetensors", contents)
+        write_atomically(directory / "README.md", card.encode())
+        text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(directory / "config.json", text.encode())
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint to {directory}: {error}") from error
+
+
+def write_atomically(path: Path, contents: bytes) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(contents)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

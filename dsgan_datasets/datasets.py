@@ -1,0 +1,318 @@
+"""Labelled generator -> datasets that a DataLoader understands: a stream, and a map.
+
+Which process makes which index is decided here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.latents import MAX_INDEX, check_seed
+from dsgan_datasets.samples import Sample, SampleBatch
+
+Transforms = Callable[..., Any]
+Uneven = Literal["drop", "pad", "keep"]
+
+#: Batches that the generating thread may be ahead of the consumer.
+_AHEAD = 2
+
+
+class DSGANIterableDataset(IterableDataset[Sample]):
+    """A stream of labelled samples, generated ahead of the consumer on a thread.
+
+    Index i belongs to consumer (i − start) mod (world size · workers); consumer c is worker c // world size of rank
+    c mod world size. Put it into any DataLoader, or iterate it as it is.
+
+    Args:
+        labeled: makes the samples.
+        seed: 0 … 2^64-1; another seed is another dataset.
+        start: first index.
+        length: indices an epoch has, over all ranks and workers; None for a stream without end.
+        batch_size: samples generated at a time. Only a matter of speed: the samples are the same.
+        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialised).
+        world_size: number of ranks; None likewise.
+        transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
+        uneven: when `length` does not divide by the number of consumers: "keep" gives some consumers one sample more,
+            "drop" leaves out the last ones, "pad" repeats the first ones. With "keep", ranks that wait for each other
+            after every step (DDP) hang at the end of an epoch: use "drop" or "pad" there.
+        repeat: make `set_epoch` keep the samples of epoch 0.
+
+    Raises:
+        ValueError: an argument out of range.
+        RuntimeError: at the start of iteration, in a DataLoader worker whose generator is on a GPU.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> dataset = DSGANIterableDataset(labeled, length=16, seed=1)
+        >>> batch = next(iter(torch.utils.data.DataLoader(dataset, batch_size=4)))
+        >>> batch.image.shape
+        torch.Size([4, 3, 64, 64])
+    """
+
+    def __init__(
+        self,
+        labeled: LabeledGenerator,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        length: int | None = None,
+        batch_size: int = 8,
+        rank: int | None = None,
+        world_size: int | None = None,
+        transforms: Transforms | None = None,
+        uneven: Uneven = "keep",
+        repeat: bool = False,
+    ) -> None:
+        if uneven not in ("drop", "pad", "keep"):
+            raise ValueError(f'uneven must be "drop", "pad" or "keep", not {uneven!r}')
+        if not 0 <= start <= MAX_INDEX or (length is not None and not 1 <= length <= MAX_INDEX - start):
+            raise ValueError(
+                f"start {start} and length {length} must give indices in 0 … 2^63-1, length at least 1 or None"
+            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        if (rank is None) != (world_size is None):
+            raise ValueError("give both rank and world_size, or neither")
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} must lie in 0 … world_size - 1 = {world_size - 1}")
+        self.labeled = labeled
+        self.seed = check_seed(seed)
+        self.start = start
+        self.length = length
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.transforms = transforms
+        self.uneven: Uneven = uneven
+        self.repeat = repeat
+        # In shared memory, so that set_epoch reaches workers that live longer than an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._consumed = 0
+        self._resume_at: int | None = None
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Samples of this consumer, one by one."""
+        for batch in self._remaining():
+            for sample in batch.rows():
+                self._consumed += 1
+                yield sample if self.transforms is None else _transformed(sample, self.transforms)
+
+    def batches(self) -> Iterator[SampleBatch]:
+        """Whole batches of `batch_size` samples (the last may be shorter), as they were generated.
+
+        Raises:
+            ValueError: the dataset has transforms, which are defined on single samples.
+        """
+        if self.transforms is not None:
+            raise ValueError(
+                "batches() gives samples as generated; apply transforms to the batch, or iterate the dataset"
+            )
+        for batch in self._remaining():
+            self._consumed += batch.num_samples
+            yield batch
+
+    def _remaining(self) -> Iterator[SampleBatch]:
+        """What this consumer has not yet handed out of its epoch."""
+        _refuse_cuda_in_worker(self.labeled)
+        self._consumed, self._resume_at = self._resume_at or 0, None
+        return _generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
+
+    def _indices(self, consumed: int) -> Iterator[int]:
+        """Indices of this consumer in this epoch, without the first `consumed` ones."""
+        consumer, consumers = self._consumer()
+        if self.length is None:
+            return iter(range(self.start + consumer, MAX_INDEX + 1, consumers)[consumed:])
+        length = self.length
+        first = self.start + (0 if self.repeat else int(self._epoch) * length)
+        return (first + i % length for i in range(consumer, self._even_length(consumers), consumers)[consumed:])
+
+    def _even_length(self, consumers: int) -> int:
+        """Length of the epoch after dropping or padding."""
+        assert self.length is not None
+        if self.uneven == "keep":
+            return self.length
+        if self.uneven == "drop":
+            return self.length - self.length % consumers
+        return self.length + -self.length % consumers
+
+    def _consumer(self) -> tuple[int, int]:
+        """(number of this consumer, number of consumers)."""
+        rank, world_size = self._rank_and_world_size()
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        # Rank fastest: which indices a rank sees does not depend on how many workers it has.
+        return number * world_size + rank, world_size * workers
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self.rank is not None and self.world_size is not None:
+            return self.rank, self.world_size
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned worker has no process group: it is told the rank of the process that sent it here."""
+        state = self.__dict__.copy()
+        if dist.is_available() and dist.is_initialized():
+            state["rank"], state["world_size"] = self._rank_and_world_size()
+        return state
+
+    def __len__(self) -> int:
+        """Samples that this rank sees in an epoch; TypeError for a stream without end."""
+        if self.length is None:
+            raise TypeError("this stream has no end; give it a length")
+        rank, world_size = self._rank_and_world_size()
+        return len(range(rank, self._even_length(world_size), world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the indices start + epoch · length …; takes effect when iteration starts, in living workers too.
+
+        Without a length there is one endless epoch and nothing changes.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch must be at least 0, not {epoch}")
+        self._epoch.fill_(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this consumer is: samples handed out (not those generated ahead), and what they belong to."""
+        consumed = self._consumed if self._resume_at is None else self._resume_at
+        return {**self._identity(), "epoch": int(self._epoch), "consumed": consumed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, when iteration starts next.
+
+        Raises:
+            ValueError: the state belongs to another stream; the message names the field that differs.
+        """
+        for name, here in self._identity().items():
+            if state.get(name) != here:
+                raise ValueError(f"cannot resume: {name} is {here!r} here, but {state.get(name)!r} in the saved state")
+        self._epoch.fill_(int(state["epoch"]))
+        self._resume_at = int(state["consumed"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.labeled.fingerprint,
+            "seed": self.seed,
+            "start": self.start,
+            "length": self.length,
+            "uneven": self.uneven,
+            "consumers": self._consumer()[1],
+        }
+
+
+class DSGANDataset(Dataset[Sample]):
+    """A finite map-style view: index -> labelled sample, the same whatever the order.
+
+    A sampler that asks for whole batches (`__getitems__`, as the stock DataLoader does) is much faster than one that asks
+    sample by sample, since the generator always computes `recipe.compute_batch` samples.
+
+    Args:
+        labeled: makes the samples.
+        length: number of samples.
+        seed: 0 … 2^64-1; another seed is another dataset.
+        transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
+
+    Raises:
+        ValueError: length below 1 or seed out of range.
+
+    Example:
+        >>> dataset = DSGANDataset(LabeledGenerator.from_pretrained("demo-faces", device="cpu"), 100)
+        >>> dataset[-1].index
+        tensor(99)
+    """
+
+    def __init__(
+        self, labeled: LabeledGenerator, length: int, *, seed: int = 0, transforms: Transforms | None = None
+    ) -> None:
+        if not 1 <= length <= MAX_INDEX:
+            raise ValueError(f"length must lie in 1 … 2^63-1, not {length}")
+        self.labeled = labeled
+        self.length = length
+        self.seed = check_seed(seed)
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        """One sample; negative indices count from the end, IndexError beyond it."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Several samples, generated together."""
+        _refuse_cuda_in_worker(self.labeled)
+        samples = self.labeled.generate([self._position(i) for i in indices], seed=self.seed).rows()
+        return [s if self.transforms is None else _transformed(s, self.transforms) for s in samples]
+
+    def _position(self, index: int) -> int:
+        position = operator.index(index)
+        if not -self.length <= position < self.length:
+            raise IndexError(f"index {position} is out of range for a dataset of {self.length} samples")
+        return position % self.length
+
+
+def _generated_ahead(
+    labeled: LabeledGenerator, indices: Iterable[int], seed: int, batch_size: int
+) -> Iterator[SampleBatch]:
+    """Batches of samples, in order, generated on a thread (and on a CUDA stream) of their own while the consumer works."""
+    samples = labeled.stream(indices, seed=seed)
+    cuda_stream: torch.cuda.Stream | None = None
+    if labeled.device.type == "cuda":
+        cuda_stream = torch.cuda.Stream(labeled.device)
+        cuda_stream.wait_stream(torch.cuda.current_stream(labeled.device))
+
+    def produce() -> tuple[SampleBatch | None, torch.cuda.Event | None]:
+        with torch.cuda.stream(cuda_stream):  # without a stream, this does nothing
+            rows = list(islice(samples, batch_size))
+            batch = SampleBatch.stack(rows) if rows else None
+            return batch, None if cuda_stream is None else cuda_stream.record_event()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="dsgan-generate") as thread:
+        pending = deque(thread.submit(produce) for _ in range(_AHEAD))
+        try:
+            while True:
+                batch, done = pending.popleft().result()
+                if batch is None:
+                    return
+                pending.append(thread.submit(produce))
+                if done is not None:
+                    _hand_over(batch, done)
+                yield batch
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _hand_over(batch: SampleBatch, done: torch.cuda.Event) -> None:
+    """Make the consumer's CUDA stream wait for the batch, and the allocator for the consumer."""
+    for tensor in batch.values():
+        if tensor.is_cuda:
+            consumer = torch.cuda.current_stream(tensor.device)
+            consumer.wait_event(done)
+            tensor.record_stream(consumer)
+
+
+def _transformed(sample: Sample, transforms: Transforms) -> Sample:
+    from torchvision import tv_tensors
+
+    image, mask = transforms(tv_tensors.Image(sample.image), tv_tensors.Mask(sample.mask))
+    return Sample({**sample, "image": image, "mask": mask})
+
+
+def _refuse_cuda_in_worker(labeled: LabeledGenerator) -> None:
+    if labeled.device.type == "cuda" and get_worker_info() is not None:
+        raise RuntimeError(
+            "the generator is on a GPU, and CUDA cannot be used in a DataLoader worker: set num_workers=0 (samples are "
+            "generated ahead on a thread of their own), or load the checkpoint with device='cpu'"
+        )

@@ -1,0 +1,94 @@
+"""Which draws become samples: the rules of a recipe, and how often draws pass them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.schema import LabelSchema
+
+#: Rules that accept less are refused: nearly all work would be thrown away.
+MIN_ACCEPTANCE = 0.02
+#: The attempt limit is set so that an index fails with less than this probability.
+FAILURE_PROBABILITY = 1e-12
+
+
+def apply_rules(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which draws each rule accepts.
+
+    Args:
+        drawn: fields of N draws: "score" [N] on the CPU, "mask" [N, H, W] anywhere.
+
+    Returns:
+        rule in words -> bool [N] on the CPU; empty if the recipe has no rules.
+    """
+    rules: dict[str, Tensor] = {}
+    if recipe.threshold is not None:
+        rules[f"score <= {recipe.threshold:.4g}"] = drawn["score"] <= recipe.threshold
+    for i in recipe.require:
+        area = (drawn["mask"] == i).flatten(1).sum(1).cpu()
+        rules[f"{schema.classes[i]} >= {recipe.min_area} px"] = area >= recipe.min_area
+    return rules
+
+
+def accepts(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]) -> Tensor:
+    """Which draws all rules accept, bool [N] on the CPU; arguments as for `apply_rules`."""
+    accepted = torch.ones(len(drawn["score"]), dtype=torch.bool)
+    for passed in apply_rules(recipe, schema, drawn).values():
+        accepted &= passed
+    return accepted
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How often draws pass the rules.
+
+    Attributes:
+        num_draws: unfiltered draws it was measured on.
+        jointly: share that passed all rules.
+        by_rule: share that passed each rule for itself; empty if not known.
+    """
+
+    num_draws: int
+    jointly: float
+    by_rule: Mapping[str, float]
+
+    @classmethod
+    def measure(cls, recipe: Recipe, schema: LabelSchema, drawn: Iterable[Mapping[str, Tensor]]) -> Acceptance:
+        """Apply the rules to batches of unfiltered draws."""
+        passed: dict[str, list[Tensor]] = {}
+        jointly = []
+        for fields in drawn:
+            jointly.append(accepts(recipe, schema, fields))
+            for name, rule in apply_rules(recipe, schema, fields).items():
+                passed.setdefault(name, []).append(rule)
+        rates = {name: torch.cat(rules).double().mean().item() for name, rules in passed.items()}
+        together = torch.cat(jointly).double()
+        return cls(len(together), together.mean().item(), rates)
+
+    def check(self) -> Acceptance:
+        """The rates themselves; ValueError names them if too few draws pass."""
+        if self.jointly < MIN_ACCEPTANCE:
+            rates = "; ".join(f"{rule}: {rate:.1%}" for rule, rate in self.by_rule.items())
+            raise ValueError(
+                f"the filter accepts {self.jointly:.1%} of {self.num_draws} draws, at least {MIN_ACCEPTANCE:.0%} are needed "
+                f"(each rule for itself: {rates}): loosen a rule"
+            )
+        return self
+
+    @property
+    def attempt_limit(self) -> int:
+        """Draws after which an index has failed with a probability below 1e-12.
+
+        Computed from the lower end of the Wilson score interval, four standard deviations wide, so that a rate that was
+        measured too high does no harm.
+        """
+        n, p, z2 = self.num_draws, self.jointly, 16.0
+        spread = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+        lower = (p + z2 / (2 * n) - spread) / (1 + z2 / n)
+        return math.ceil(math.log(FAILURE_PROBABILITY) / math.log1p(-lower))

@@ -1,0 +1,333 @@
+"""StyleGAN2 (Karras et al., CVPR 2020, arXiv 1912.04958) in plain PyTorch, returning its features.
+
+Written from the papers: equalised learning rate (Progressive GAN, section 4.1), weight demodulation (StyleGAN2, section
+2.2), skip and residual generators (section 4.1), clamping (StyleGAN2-ADA, appendix D). Parameters carry the names of
+the files that people have, so that their tensors load as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.recipe import FeatureLayout, NoiseMode
+
+SQRT2 = math.sqrt(2.0)
+SLOPE = 0.2
+
+
+@dataclass(frozen=True)
+class StyleGAN2Config:
+    """Shape of a StyleGAN2.
+
+    Args:
+        z_dim, w_dim: lengths of z and w.
+        c_dim: classes of a conditional generator, 0 for none.
+        embed_dim: length of the class embedding; 0 without classes.
+        mapping_layers: fully connected layers between z and w.
+        mapping_lr_multiplier: learning-rate multiplier these layers were trained with; their stored weights carry it.
+        img_resolution: side of the image, a power of two from 8 to 2048.
+        img_channels: channels of the image.
+        channels: resolution -> channels of its block.
+        block: "skip" or "resnet".
+        conv_clamp: limit of every convolution's output; None for no limit.
+    """
+
+    z_dim: int
+    w_dim: int
+    img_resolution: int
+    channels: Mapping[int, int]
+    c_dim: int = 0
+    embed_dim: int = 0
+    mapping_layers: int = 8
+    mapping_lr_multiplier: float = 0.01
+    img_channels: int = 3
+    block: Literal["skip", "resnet"] = "skip"
+    conv_clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.img_resolution not in (8, 16, 32, 64, 128, 256, 512, 1024, 2048):
+            raise ValueError(f"img_resolution must be a power of two from 8 to 2048, not {self.img_resolution}")
+        object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
+        if sorted(self.channels) != self.resolutions:
+            raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
+        sizes = (self.z_dim, self.w_dim, self.mapping_layers, *self.channels.values())
+        if min(sizes) < 1 or max(sizes) > 8192:
+            raise ValueError(
+                f"a StyleGAN2 with z_dim, w_dim, mapping_layers, channels = {sizes} is not plausible (1-8192)"
+            )
+        if self.block not in ("skip", "resnet"):
+            raise ValueError(f'block must be "skip" or "resnet", not {self.block!r}')
+        if self.img_channels != 3:
+            raise ValueError(
+                f"only generators of 3-channel images can be loaded so far, this one makes {self.img_channels}"
+            )
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Block resolutions, coarse to fine."""
+        return [2**k for k in range(2, self.img_resolution.bit_length())]
+
+
+class _Linear(nn.Module):
+    """Fully connected layer with equalised learning rate: the stored weight times lr / sqrt(fan_in)."""
+
+    def __init__(self, n_in: int, n_out: int, lr_multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.lr_multiplier = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.lr_multiplier / math.sqrt(self.weight.shape[1])
+        return F.linear(x, self.weight * gain, self.bias * self.lr_multiplier)
+
+
+class _Mapping(nn.Module):
+    """z and class -> w."""
+
+    w_avg: Tensor
+
+    def __init__(self, cfg: StyleGAN2Config) -> None:
+        super().__init__()
+        if cfg.c_dim:
+            self.embed = _Linear(cfg.c_dim, cfg.embed_dim)
+        widths = [cfg.z_dim + cfg.embed_dim] + [cfg.w_dim] * cfg.mapping_layers
+        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            self.add_module(f"fc{i}", _Linear(n_in, n_out, cfg.mapping_lr_multiplier))
+        self.num_layers = cfg.mapping_layers
+        self.register_buffer("w_avg", torch.empty(cfg.w_dim))
+
+    def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
+        x = _unit_rms(z)
+        if c is not None:
+            x = torch.cat([x, _unit_rms(self.embed(c))], dim=1)
+        for i in range(self.num_layers):
+            x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), SLOPE) * SQRT2
+        return x
+
+
+class _StyledConv(nn.Module):
+    """3×3 convolution with style, noise, bias and leaky ReLU; `up` doubles the resolution."""
+
+    noise_const: Tensor
+
+    def __init__(self, cfg: StyleGAN2Config, n_in: int, n_out: int, resolution: int, *, up: bool, gain: float = 1.0):
+        super().__init__()
+        self.affine = _Linear(cfg.w_dim, n_in)
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, 3, 3))
+        self.noise_strength = nn.Parameter(torch.empty([]))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.register_buffer("noise_const", torch.empty(resolution, resolution))
+        self.up = up
+        self.gain = gain
+        self.clamp = None if cfg.conv_clamp is None else cfg.conv_clamp * gain
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        style = self.affine(w)
+        # Demodulation, equation 3. Styles scale the activations and this scales the result: the same product as
+        # scaling the kernel of each sample, but the whole batch shares one kernel.
+        demodulation = (style.square() @ self.weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+        # Scaling by the largest style and by fan-in, undone below, keeps half precision in range.
+        largest = style.abs().amax(1, keepdim=True).clamp_min(1e-8)
+        fan_in = 1 / math.sqrt(self.weight[0].numel())
+        x = x * (style / largest)[:, :, None, None].to(x.dtype)
+        kernel = (self.weight * fan_in).to(x.dtype)
+        if self.up:
+            x = _blur(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2))
+        else:
+            x = F.conv2d(x, kernel, padding=1)
+        x = x * (demodulation * largest / fan_in)[:, :, None, None].to(x.dtype)
+        if noise is not None:
+            x = x + (noise * self.noise_strength).to(x.dtype)
+        x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), SLOPE) * (SQRT2 * self.gain)
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+
+class _ToRGB(nn.Module):
+    """1×1 convolution to the image, styled but not demodulated."""
+
+    def __init__(self, cfg: StyleGAN2Config, n_in: int) -> None:
+        super().__init__()
+        self.affine = _Linear(cfg.w_dim, n_in)
+        self.weight = nn.Parameter(torch.empty(cfg.img_channels, n_in, 1, 1))
+        self.bias = nn.Parameter(torch.empty(cfg.img_channels))
+        self.clamp = cfg.conv_clamp
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        style = self.affine(w) / math.sqrt(self.weight.shape[1])
+        largest = style.abs().amax(1)[:, None, None, None].clamp_min(1e-8)
+        y = F.conv2d(x * (style[:, :, None, None] / largest).to(x.dtype), self.weight.to(x.dtype))
+        y = y.float() * largest + self.bias[:, None, None]
+        return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
+
+
+class _Skip(nn.Module):
+    """The residual branch: 1×1 convolution, then twice the resolution."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.weight * (math.sqrt(0.5) / math.sqrt(self.weight.shape[1]))
+        return _upsample(F.conv2d(x, kernel.to(x.dtype)))
+
+
+class _Block(nn.Module):
+    """The layers of one resolution."""
+
+    def __init__(self, cfg: StyleGAN2Config, resolution: int) -> None:
+        super().__init__()
+        n_out = cfg.channels[resolution]
+        is_first, is_last = resolution == 4, resolution == cfg.img_resolution
+        residual = cfg.block == "resnet" and not is_first
+        if is_first:
+            self.const = nn.Parameter(torch.empty(n_out, 4, 4))
+        else:
+            n_in = cfg.channels[resolution // 2]
+            self.conv0 = _StyledConv(cfg, n_in, n_out, resolution, up=True)
+        self.conv1 = _StyledConv(cfg, n_out, n_out, resolution, up=False, gain=math.sqrt(0.5) if residual else 1.0)
+        self.skip = _Skip(n_in, n_out) if residual else None
+        self.torgb = _ToRGB(cfg, n_out) if cfg.block == "skip" or is_last else None
+
+
+class _Synthesis(nn.Module):
+    """ws -> image and features."""
+
+    def __init__(self, cfg: StyleGAN2Config) -> None:
+        super().__init__()
+        self.resolutions = cfg.resolutions
+        for resolution in cfg.resolutions:
+            self.add_module(f"b{resolution}", _Block(cfg, resolution))
+
+    def layers(self) -> list[_StyledConv]:
+        """The 3×3 layers in order."""
+        return [m for m in self.modules() if isinstance(m, _StyledConv)]
+
+    def forward(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        image: Tensor | None = None
+        features: list[Tensor] = []
+        x = ws.new_empty(0)
+        for resolution in self.resolutions:
+            block = self.get_submodule(f"b{resolution}")
+            assert isinstance(block, _Block)
+            if resolution == 4:
+                x = block.const.to(dtype).expand(len(ws), -1, -1, -1)
+                features.append(x)
+            else:
+                residual = None if block.skip is None else block.skip(x)
+                x = self._styled(block.conv0, x, ws, noise, features)
+            x = self._styled(block.conv1, x, ws, noise, features)
+            if block.skip is not None:
+                x = x + residual
+            if block.torgb is not None:
+                # ToRGB takes the style of the layer that comes next, without using it up.
+                rgb = block.torgb(x, ws[:, len(features) - 1])
+                image = rgb if image is None else _upsample(image) + rgb
+        assert image is not None
+        return image, features
+
+    def _styled(
+        self, layer: _StyledConv, x: Tensor, ws: Tensor, noise: list[Tensor | None], features: list[Tensor]
+    ) -> Tensor:
+        position = len(features) - 1  # the constant is the first entry
+        x = layer(x, ws[:, position], noise[position])
+        features.append(x)
+        return x
+
+
+class StyleGAN2(FeatureGenerator):
+    """A frozen StyleGAN2; make one with `load_generator`.
+
+    Args:
+        config: its shape.
+        features: "convs" (outputs of the 3×3 layers, coarse to fine) or "const+convs" (the learned constant first).
+
+    Raises:
+        ValueError: a feature layout that StyleGAN2 does not have.
+    """
+
+    layouts = ("convs", "const+convs")
+
+    def __init__(self, config: StyleGAN2Config, features: FeatureLayout = "convs") -> None:
+        super().__init__()
+        if features not in self.layouts:
+            raise ValueError(f"StyleGAN2 has the feature layouts {', '.join(self.layouts)}, not {features!r}")
+        self._config = config
+        self.features = features
+        self.z_dim, self.c_dim, self.w_dim = config.z_dim, config.c_dim, config.w_dim
+        self.img_resolution, self.img_channels = config.img_resolution, config.img_channels
+        self.mapping_network = _Mapping(config)
+        self.synthesis_network = _Synthesis(config)
+        layers = self.synthesis_network.layers()
+        self.num_ws = len(layers) + 1
+        self.feature_channels = [len(layer.bias) for layer in layers]
+        self.feature_resolutions = [len(layer.noise_const) for layer in layers]
+        if features == "const+convs":
+            self.feature_channels.insert(0, config.channels[4])
+            self.feature_resolutions.insert(0, 4)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json needs to build the same network again."""
+        fields = dataclasses.asdict(self._config)
+        return {"architecture": "stylegan2", **fields, "channels": {str(r): c for r, c in fields["channels"].items()}}
+
+    @property
+    def mean_w(self) -> Tensor:
+        """Average w [w_dim]."""
+        return self.mapping_network.w_avg
+
+    def _latent_to_w(self, z: Tensor, c: Tensor | None) -> Tensor:
+        w: Tensor = self.mapping_network(z, c)
+        return w
+
+    def synthesis(
+        self,
+        ws: Tensor,
+        *,
+        noise_mode: NoiseMode = "const",
+        noise: Sequence[Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Image and features of style vectors; see `FeatureGenerator.synthesis`."""
+        if ws.dim() != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws must be [N, {self.num_ws}, {self.w_dim}], got {list(ws.shape)}")
+        image, features = self.synthesis_network(ws, self._noise(noise_mode, noise), dtype)
+        return image, features if self.features == "const+convs" else features[1:]
+
+    def _noise(self, mode: NoiseMode, given: Sequence[Tensor] | None) -> list[Tensor | None]:
+        layers = self.synthesis_network.layers()
+        if given is not None:
+            if len(given) != len(layers):
+                raise ValueError(f"noise must have one tensor for each of the {len(layers)} layers, got {len(given)}")
+            return list(given)
+        if mode not in ("const", "none"):
+            raise ValueError(f'noise_mode must be "const" or "none", not {mode!r}')
+        return [layer.noise_const if mode == "const" else None for layer in layers]
+
+
+def _unit_rms(x: Tensor) -> Tensor:
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+
+
+def _blur(x: Tensor) -> Tensor:
+    """[1, 3, 3, 1] along both axes, gain 4, after a transposed convolution of stride 2: [2H+1] -> [2H]."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 4
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+
+
+def _upsample(x: Tensor) -> Tensor:
+    """Zero insertion and the [1, 3, 3, 1] filter: bilinear ×2 that sees zeros, not copies, beyond the border."""
+    padded = F.pad(x, (1, 1, 1, 1))
+    return F.interpolate(padded, scale_factor=2, mode="bilinear", align_corners=False)[..., 2:-2, 2:-2]

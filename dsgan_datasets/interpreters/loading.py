@@ -1,0 +1,141 @@
+"""A checkpoint directory, or a folder of published classifiers -> an interpreter."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsgan_datasets.checkpoints import directory as checkpoint_directory
+from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.tensors import read_torch_file
+from dsgan_datasets.device import Device, resolve_device
+from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
+from dsgan_datasets.recipe import Vote
+
+BATCH_NORM_EPS = 1e-5
+
+#: Position of each layer in the published nn.Sequential (1 and 4 are the ReLUs).
+_LINEAR = ("layers.0", "layers.3", "layers.6")
+_NORM = ("layers.2", "layers.5")
+
+
+def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vote: Vote = "majority") -> PixelEnsemble:
+    """Load an ensemble of pixel classifiers. No code from the files is run.
+
+    Args:
+        path: a checkpoint directory or the name of a built-in checkpoint; or a folder of ``model_0.pth``,
+            ``model_1.pth``, … as DatasetGAN and EditGAN publish them.
+        device: where to put it; None is the current CUDA device if there is one, else the CPU.
+        vote: "majority" (as published, ties to the lowest class) or "mean".
+
+    Raises:
+        CheckpointError: nothing of that kind is there, or a file is damaged or does not fit the others.
+
+    Example:
+        >>> load_interpreter("demo-faces", device="cpu").num_members
+        10
+    """
+    source = checkpoint_directory.find(path)
+    if (source / "config.json").is_file():
+        config = checkpoint_directory.section(checkpoint_directory.read_config(source), "interpreter", source)
+        tensors = checkpoint_directory.read_tensors(source / "interpreter.safetensors")
+        return build_interpreter(config, tensors, vote=vote, device=device, source=source)
+    files = sorted(source.glob("model_*.pth"), key=_member_number)
+    if not files:
+        raise CheckpointError(
+            f"{source} is no interpreter: expected config.json, or a folder of model_0.pth, model_1.pth, …"
+        )
+    members = [_published_member(file) for file in files]
+    for file, member in zip(files, members, strict=True):
+        for name, tensor in member.items():
+            if tensor.shape != members[0][name].shape:
+                raise CheckpointError(
+                    f"{file}: {name} has shape {list(tensor.shape)}, but {list(members[0][name].shape)} in {files[0].name}"
+                )
+    return PixelEnsemble(stack_members(members), vote=vote).to(resolve_device(device))
+
+
+def build_interpreter(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    vote: Vote = "majority",
+    top_fraction: float = 0.1,
+    device: Device = None,
+    source: object = "interpreter",
+) -> PixelEnsemble:
+    """An interpreter from its config and tensors; `source` names them in errors."""
+    if config.get("architecture") != "pixel_ensemble":
+        raise CheckpointError(
+            f"{source}: interpreter architecture {config.get('architecture')!r} is unknown; known: pixel_ensemble"
+        )
+    try:
+        ensemble = PixelEnsemble(tensors, vote=vote, top_fraction=top_fraction)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{source}: the interpreter's tensors do not fit together: {error}") from error
+    if ensemble.config != dict(config):
+        raise CheckpointError(f"{source}: config.json promises {dict(config)}, the tensors are {ensemble.config}")
+    if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise CheckpointError(f"{source}: the interpreter holds values that are no finite numbers")
+    return ensemble.to(resolve_device(device))
+
+
+def stack_members(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack classifiers and fold their batch normalisations.
+
+    Args:
+        members: of each, the state dict of Linear, ReLU, BatchNorm, Linear, ReLU, BatchNorm, Linear with the names
+            ``layers.0`` … ``layers.6``.
+
+    Returns:
+        the matrices of `PixelEnsemble`. BatchNorm computes a·x + d with a = γ / sqrt(σ² + ε) and d = β − μ·a; the layer
+        after it computes W·(a·x + d) + b, which is (W·diag a)·x + (W·d + b).
+    """
+
+    def stacked(name: str) -> Tensor:
+        return torch.stack([member[name].double() for member in members])
+
+    weights, biases = [stacked(f"{_LINEAR[0]}.weight")], [stacked(f"{_LINEAR[0]}.bias")]
+    for linear, norm in zip(_LINEAR[1:], _NORM, strict=True):
+        scale = stacked(f"{norm}.weight") * (stacked(f"{norm}.running_var") + BATCH_NORM_EPS).rsqrt()
+        shift = stacked(f"{norm}.bias") - stacked(f"{norm}.running_mean") * scale
+        weight = stacked(f"{linear}.weight")
+        weights.append(weight * scale.unsqueeze(1))
+        biases.append(stacked(f"{linear}.bias") + (weight @ shift.unsqueeze(2)).squeeze(2))
+    return {
+        "w1": weights[0].permute(2, 0, 1).float(),
+        "w2": weights[1].transpose(1, 2).float(),
+        "w3": weights[2].transpose(1, 2).float(),
+        **{f"b{i}": bias.float() for i, bias in enumerate(biases, start=1)},
+    }
+
+
+def _member_number(path: Path) -> tuple[int, str]:
+    match = re.fullmatch(r"model_(\d+)\.pth", path.name)
+    return (int(match[1]) if match else -1, path.name)
+
+
+def _published_member(path: Path) -> dict[str, Tensor]:
+    """State dict of one published classifier, with or without the ``module.`` prefix of DataParallel."""
+    content = read_torch_file(path)
+    if isinstance(content, dict) and "model_state_dict" in content:
+        content = content["model_state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path} holds no state dict of a pixel classifier")
+    member = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+    wanted = {
+        *(f"{layer}.{kind}" for layer in _LINEAR for kind in ("weight", "bias")),
+        *(f"{norm}.{kind}" for norm in _NORM for kind in ("weight", "bias", "running_mean", "running_var")),
+    }
+    if missing := sorted(wanted - member.keys()):
+        raise CheckpointError(f"{path} is no pixel classifier as published: it lacks {missing}")
+    for name in wanted:
+        if not member[name].dtype.is_floating_point or not bool(member[name].isfinite().all()):
+            raise CheckpointError(f"{path}: {name} holds values that are no finite numbers")
+    return {name: member[name] for name in sorted(wanted)}

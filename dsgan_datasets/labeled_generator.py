@@ -1,0 +1,390 @@
+"""indices -> SampleBatch: the one place where latents, generator, interpreter and filter meet."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from dsgan_datasets.checkpoints import directory as checkpoint_directory
+from dsgan_datasets.checkpoints.card import model_card
+from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.tensors import fingerprint
+from dsgan_datasets.device import Device
+from dsgan_datasets.filtering import Acceptance, accepts
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.generators.loading import build_generator, generator_tensors
+from dsgan_datasets.interpreters.loading import build_interpreter
+from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
+from dsgan_datasets.latents import Purpose, as_indices, check_seed, sample_latents
+from dsgan_datasets.recipe import Calibration, Recipe
+from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.schema import LabelSchema
+
+Extra = Literal["js", "latent"]
+
+#: Draws that tell the acceptance rate of a filter whose calibration did not store it.
+_ESTIMATE_DRAWS = 256
+
+
+class LabeledGenerator:
+    """Generates labelled samples; a sample depends on (weights, recipe, seed, index) and on nothing else.
+
+    Args:
+        generator: frozen, with the feature layout that the recipe names.
+        interpreter: fitted on that generator's features.
+        schema: what the class ids mean.
+        recipe: everything else that decides a sample.
+        calibration: what `calibrate` measured for this recipe; saves measuring the acceptance rate again.
+        license: licence of the checkpoint, passed on to what is made with it.
+
+    Raises:
+        ValueError: parts do not fit together, or the filter accepts less than 2 % of the draws (the message names the
+            rate of each rule).
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> batch = labeled.generate([0, 1, 2], seed=0)
+        >>> batch.image.shape, batch.mask.shape
+        (torch.Size([3, 3, 64, 64]), torch.Size([3, 64, 64]))
+    """
+
+    def __init__(
+        self,
+        generator: FeatureGenerator,
+        interpreter: PixelEnsemble,
+        schema: LabelSchema,
+        recipe: Recipe,
+        *,
+        calibration: Calibration | None = None,
+        license: str = "unspecified",
+    ) -> None:
+        self.generator = generator
+        self.interpreter = interpreter
+        self.schema = schema
+        self.recipe = recipe
+        self.calibration = calibration
+        self.license = license
+        self._check_parts()
+        self._attempt_limit = self._find_attempt_limit()
+
+    def _check_parts(self) -> None:
+        generator, interpreter, recipe = self.generator, self.interpreter, self.recipe
+        if recipe.features != generator.features:
+            raise ValueError(
+                f"the recipe reads features {recipe.features!r}, the generator gives {generator.features!r}"
+            )
+        if sum(generator.feature_channels) != interpreter.in_channels:
+            raise ValueError(
+                f"the interpreter takes {interpreter.in_channels} features a pixel, but the generator gives "
+                f"{sum(generator.feature_channels)} in layout {generator.features!r}: they were not fitted together"
+            )
+        fine = len(self.schema.class_map or self.schema.classes)
+        if fine != interpreter.num_classes:
+            raise ValueError(f"the interpreter has {interpreter.num_classes} classes, the schema names {fine}")
+        if (recipe.vote, recipe.top_fraction) != (interpreter.vote, interpreter.top_fraction):
+            raise ValueError(
+                f"recipe (vote {recipe.vote!r}, top_fraction {recipe.top_fraction}) and interpreter "
+                f"(vote {interpreter.vote!r}, top_fraction {interpreter.top_fraction}) differ"
+            )
+        frame = frame_size(generator, recipe)
+        if recipe.crop is not None and recipe.crop[1] > frame[0]:
+            raise ValueError(f"crop {recipe.crop} reaches beyond the {frame[0]} rows of the frame")
+        if (recipe.class_label is not None) != bool(generator.c_dim) or (recipe.class_label or 0) > max(
+            generator.c_dim - 1, 0
+        ):
+            allowed = f"0 … {generator.c_dim - 1}" if generator.c_dim else "None: the generator is unconditional"
+            raise ValueError(f"class_label is {recipe.class_label}, allowed is {allowed}")
+        if any(i >= self.schema.num_classes for i in recipe.require):
+            raise ValueError(
+                f"require names class {max(recipe.require)}, the schema has 0 … {self.schema.num_classes - 1}"
+            )
+        if generator.device != interpreter.w1.device:
+            raise ValueError(
+                f"generator on {generator.device}, interpreter on {interpreter.w1.device}: put both on one device"
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where samples are computed and where images and masks stay."""
+        return self.generator.device
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of images and masks."""
+        height, width = frame_size(self.generator, self.recipe)
+        top, bottom = self.recipe.crop or (0, height)
+        return bottom - top, width
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything that decides a sample beside seed and index: equal prints, equal samples."""
+        return _fingerprint(self.generator, self.interpreter, self.schema, self.recipe)
+
+    def generate(
+        self,
+        indices: Tensor | Sequence[int] | range,
+        *,
+        seed: int = 0,
+        attempts: int | Tensor | Sequence[int] | None = None,
+        extras: Collection[Extra] = (),
+    ) -> SampleBatch:
+        """The samples of some indices, in the order asked for.
+
+        A draw that the filter rejects is replaced by the next draw of the same index, so every index gives a sample.
+
+        Args:
+            indices: N integers in 0 … 2^63-1.
+            seed: 0 … 2^64-1; another seed is another dataset.
+            attempts: replay exactly these draws, without the filter; one number for all, or one an index. This is how
+                a recorded sample is made again elsewhere.
+            extras: further fields of the batch: "js" (per-pixel uncertainty), "latent" (z).
+
+        Raises:
+            ValueError: indices, seed or attempts out of range, or the filter has no threshold yet.
+            RuntimeError: an index found no accepted draw (probability below 1e-12 if the acceptance rate is right).
+        """
+        flat = as_indices(indices)
+        first = torch.as_tensor(0 if attempts is None else attempts, dtype=torch.int64).expand(len(flat))
+        if len(flat) and int(first.min()) < 0:
+            raise ValueError(f"attempts count from 0, got {int(first.min())}")
+        draws = zip(flat.tolist(), first.tolist(), strict=True)
+        samples = list(self._stream(draws, seed, filtered=attempts is None, extras=extras))
+        return SampleBatch.stack(samples) if samples else self._empty(extras)
+
+    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[Extra] = ()) -> Iterator[Sample]:
+        """The samples of some indices one by one, in order; the samples are those of `generate`.
+
+        Indices are taken from the iterable a little ahead of the samples: the places of rejected draws are filled with
+        draws of later indices, so that no part of a compute batch is wasted.
+
+        Example:
+            >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+            >>> next(labeled.stream(itertools.count())).index
+            tensor(0)
+        """
+        return self._stream(((i, 0) for i in indices), seed, filtered=True, extras=extras)
+
+    @torch.no_grad()
+    def _stream(
+        self, draws: Iterable[tuple[int, int]], seed: int, *, filtered: bool, extras: Collection[Extra]
+    ) -> Iterator[Sample]:
+        """Samples of (index, attempt) pairs, in order; rejected ones are drawn again if `filtered`."""
+        seed = check_seed(seed)
+        if unknown := set(extras) - {"js", "latent"}:
+            raise ValueError(f"extras are js and latent, not {sorted(unknown)}")
+        filtered = filtered and self._is_filtered()
+        fields = ("image", "mask", "score", "index", "attempt", *extras)
+        fresh = ((place, index, attempt) for place, (index, attempt) in enumerate(draws))
+        rejected: deque[tuple[int, int, int]] = deque()
+        finished: dict[int, Sample] = {}
+        next_place = 0
+        while True:
+            again = [rejected.popleft() for _ in range(min(self.recipe.compute_batch, len(rejected)))]
+            batch = [*again, *islice(fresh, self.recipe.compute_batch - len(again))]
+            if not batch:
+                return
+            _, indices, attempts = zip(*batch, strict=True)
+            drawn = self._draw(as_indices(indices), torch.tensor(attempts), seed, Purpose.DATASET)
+            accepted = accepts(self.recipe, self.schema, drawn).tolist() if filtered else [True] * len(batch)
+            for row, (place, index, attempt) in enumerate(batch):
+                if accepted[row]:
+                    finished[place] = Sample({name: drawn[name][row] for name in fields})
+                else:
+                    rejected.append((place, index, self._next_attempt(index, attempt)))
+            while next_place in finished:
+                yield finished.pop(next_place)
+                next_place += 1
+
+    def _next_attempt(self, index: int, attempt: int) -> int:
+        if attempt + 1 >= self._attempt_limit:
+            raise RuntimeError(
+                f"index {index} found no accepted draw in {attempt + 1} attempts; the acceptance rate must have changed since "
+                "it was measured: calibrate again"
+            )
+        return attempt + 1
+
+    def _empty(self, extras: Collection[Extra]) -> SampleBatch:
+        """A batch of no samples."""
+        sample = next(self._stream([(0, 0)], 0, filtered=False, extras=extras))
+        return SampleBatch({name: value.new_empty(0, *value.shape) for name, value in sample.items()})
+
+    def _draw(self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose) -> dict[str, Tensor]:
+        """All fields of up to compute_batch draws, unfiltered.
+
+        The work is always done on exactly compute_batch rows, the last one repeated as needed: the last bits of a
+        convolution depend on the batch size, and a sample must not depend on what else was asked for.
+        """
+        n = len(indices)
+        padding = torch.arange(self.recipe.compute_batch).clamp(max=n - 1)
+        latent = sample_latents(
+            indices[padding], self.generator.z_dim, seed=seed, attempt=attempts[padding], purpose=purpose
+        )
+        image, features = synthesize(self.generator, self.recipe, latent)
+        labels = self.interpreter.label(features, frame_size(self.generator, self.recipe), rows=self.recipe.crop)
+        mask = labels.mask
+        if self.schema.class_map is not None:
+            mask = torch.tensor(self.schema.class_map, device=mask.device)[mask]
+        fields = {"image": image, "mask": mask, "js": labels.js, "score": labels.score.cpu(), "latent": latent}
+        return {"index": indices, "attempt": attempts, **{name: value[:n] for name, value in fields.items()}}
+
+    def _is_filtered(self) -> bool:
+        if self.recipe.needs_calibration:
+            raise ValueError(
+                f"the recipe rejects {self.recipe.reject_fraction:.0%} of the draws, but has no threshold: it was changed, "
+                "which drops the calibrated one. Run calibrate(...) (`dsgan calibrate`), or give threshold=… in nats, or "
+                "threshold=None to accept every draw"
+            )
+        return self.recipe.is_filtered
+
+    def _find_attempt_limit(self) -> int:
+        """Draws an index may take; refuses rules that hardly any draw passes."""
+        if not self.recipe.is_filtered or self.recipe.needs_calibration:
+            return 1
+        if self.calibration is not None:
+            measured = Acceptance(self.calibration.num_samples, self.calibration.acceptance, {})
+        else:
+            drawn = self.unfiltered(_ESTIMATE_DRAWS, description="measuring the acceptance rate")
+            measured = Acceptance.measure(self.recipe, self.schema, drawn)
+        return measured.check().attempt_limit
+
+    @torch.no_grad()
+    def unfiltered(self, num_draws: int, *, seed: int = 0, description: str = "drawing") -> Iterator[dict[str, Tensor]]:
+        """Fields of draws that the filter has not seen, batch by batch, from the calibration's own family of latents.
+
+        Shows a progress bar if it takes more than two seconds.
+        """
+        batches = range(0, num_draws, self.recipe.compute_batch)
+        for start in tqdm(batches, description, unit="batch", delay=2, leave=False):
+            indices = torch.arange(start, min(start + self.recipe.compute_batch, num_draws))
+            yield self._draw(indices, torch.zeros_like(indices), seed, Purpose.CALIBRATION)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str], *, device: Device = None, **recipe_overrides: Any
+    ) -> LabeledGenerator:
+        """Load a checkpoint directory.
+
+        Args:
+            name_or_path: a path, the name of a built-in checkpoint ("demo-faces"), or "hf://org/name".
+            device: None is the current CUDA device if there is one, else the CPU.
+            recipe_overrides: fields of `Recipe` to change; `require` may name classes. A change that moves the scores
+                drops the calibrated threshold: calibrate again, or say ``threshold=None`` for no filter.
+
+        Raises:
+            CheckpointError: files are missing, damaged, or do not belong together.
+            ValueError: an override that is unknown or out of range.
+        """
+        path = checkpoint_directory.find(name_or_path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path} is a file; expected a checkpoint directory with config.json")
+        config = checkpoint_directory.read_config(path)
+        parts = {
+            name: checkpoint_directory.section(config, name, path)
+            for name in ("generator", "interpreter", "schema", "recipe")
+        }
+        try:
+            schema, stored = LabelSchema.from_dict(parts["schema"]), Recipe.from_dict(parts["recipe"])
+            calibration = Calibration(**config["calibration"]) if config.get("calibration") else None
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path / 'config.json'}: {error!r}") from error
+        if isinstance(names := recipe_overrides.get("require"), Collection) and not isinstance(names, str):
+            recipe_overrides["require"] = tuple(schema.index(c) if isinstance(c, str) else c for c in names)
+        recipe = stored.override(**recipe_overrides)
+        if recipe.override(compute_batch=stored.compute_batch) != stored:
+            calibration = None  # its acceptance rate was that of another filter
+        generator = build_generator(
+            parts["generator"],
+            checkpoint_directory.read_tensors(path / "generator.safetensors"),
+            features=stored.features,
+            device=device,
+            source=path / "generator.safetensors",
+        )
+        tensors = checkpoint_directory.read_tensors(path / "interpreter.safetensors")
+        interpreter = build_interpreter(
+            parts["interpreter"],
+            tensors,
+            vote=recipe.vote,
+            top_fraction=recipe.top_fraction,
+            device=device,
+            source=path / "interpreter.safetensors",
+        )
+        expected, found = str(config.get("fingerprint")), _fingerprint(generator, interpreter, schema, stored)
+        if found != expected:
+            raise CheckpointError(
+                f"{path}: weights or recipe were changed or damaged: config.json says fingerprint {expected[:16]}…, the files "
+                f"give {found[:16]}…"
+            )
+        return cls(generator, interpreter, schema, recipe, calibration=calibration, license=str(config.get("license")))
+
+    def save_pretrained(self, path: str | os.PathLike[str], *, card: str | None = None) -> None:
+        """Write a checkpoint directory; each file appears whole or not at all.
+
+        Args:
+            path: the directory; files of the same names in it are replaced.
+            card: text of the model card (README.md); left out, one is made from what is known.
+
+        Raises:
+            CheckpointError: the directory cannot be written.
+        """
+        config = {
+            "fingerprint": self.fingerprint,
+            "license": self.license,
+            "generator": self.generator.config,
+            "interpreter": self.interpreter.config,
+            "schema": self.schema.to_dict(),
+            "recipe": self.recipe.to_dict(),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+        }
+        tensors = {"generator": generator_tensors(self.generator), "interpreter": self.interpreter.state_dict()}
+        checkpoint_directory.write(Path(path), config, tensors, card or model_card(config))
+
+
+def _fingerprint(generator: FeatureGenerator, interpreter: PixelEnsemble, schema: LabelSchema, recipe: Recipe) -> str:
+    parts = {"generator": generator_tensors(generator), "interpreter": interpreter.state_dict()}
+    tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+    decisions = {
+        "recipe": recipe.to_dict(),
+        "class_map": schema.class_map,
+        "generator": generator.config,
+        "interpreter": interpreter.config,
+    }
+    return fingerprint(tensors, decisions)
+
+
+def frame_size(generator: FeatureGenerator, recipe: Recipe) -> tuple[int, int]:
+    """(H, W) of the full frame, before any crop."""
+    return recipe.size or (generator.img_resolution, generator.img_resolution)
+
+
+@torch.no_grad()
+def synthesize(generator: FeatureGenerator, recipe: Recipe, latent: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Images and features of latents, as the recipe says.
+
+    Args:
+        latent: z, [N, z_dim].
+
+    Returns:
+        uint8 RGB images [N, 3, H, W], resized and cropped, and the generator's feature maps (neither).
+    """
+    z = latent.to(generator.device)
+    c = None
+    if recipe.class_label is not None:
+        c = F.one_hot(torch.full((len(z),), recipe.class_label, device=z.device), generator.c_dim)
+    ws = generator.mapping(z, c, truncation_psi=recipe.psi, truncation_cutoff=recipe.cutoff)
+    image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
+    size = frame_size(generator, recipe)
+    if tuple(image.shape[2:]) != size:
+        image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+    if recipe.crop is not None:
+        image = image[:, :, recipe.crop[0] : recipe.crop[1]]
+    return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8), features

@@ -1,0 +1,139 @@
+"""(seed, domain, attempt, index) -> random numbers -> latents, without any global state.
+
+Every number comes from the counter-based generator Philox4x64-10 (Salmon et al., SC 2011): the key is
+(seed, domain), the counter (0, 0, attempt, index). No draw depends on what was drawn before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_SEED = 2**64 - 1
+MAX_INDEX = 2**63 - 1
+
+
+class Quantity(IntEnum):
+    """What a random number is for; each quantity has its own stream. The numbers are part of the format."""
+
+    Z = 0
+    SECOND_Z = 1
+    NOISE = 2
+    CLASS = 3
+    PSI = 4
+    MIXING = 5
+
+
+class Purpose(IntEnum):
+    """Who asks: calibration and annotation never see the draws of a dataset with the same seed."""
+
+    DATASET = 0
+    CALIBRATION = 1
+    ANNOTATION = 2
+
+
+def domain(quantity: Quantity, purpose: Purpose = Purpose.DATASET) -> int:
+    """The second key word of Philox: one number a (quantity, purpose)."""
+    return int(purpose) << 8 | int(quantity)
+
+
+def as_indices(indices: Tensor | Sequence[int] | range) -> Tensor:
+    """Indices as an int64 tensor [N] on the CPU.
+
+    Raises:
+        ValueError: an index below 0 or above 2^63-1, or not a flat list.
+        TypeError: indices that are not integers.
+    """
+    if isinstance(indices, Tensor):
+        if indices.dtype.is_floating_point or indices.dtype.is_complex or indices.dtype == torch.bool:
+            raise TypeError(f"indices must be integers, not {indices.dtype}")
+        flat = indices.detach().to("cpu", torch.int64)
+    else:
+        numbers = [int(i) if hasattr(i, "__index__") else i for i in indices]
+        if any(not isinstance(i, int) for i in numbers):
+            raise TypeError(f"indices must be integers, got {numbers[:4]}")
+        if any(not 0 <= i <= MAX_INDEX for i in numbers):
+            raise ValueError(
+                f"indices must lie in 0 … 2^63-1, got {next(i for i in numbers if not 0 <= i <= MAX_INDEX)}"
+            )
+        flat = torch.tensor(numbers, dtype=torch.int64)
+    if flat.dim() != 1:
+        raise ValueError(f"indices must be one-dimensional [N], got shape {tuple(flat.shape)}")
+    if len(flat) and int(flat.min()) < 0:
+        raise ValueError(f"indices must lie in 0 … 2^63-1, got {int(flat.min())}")
+    return flat
+
+
+def check_seed(seed: int) -> int:
+    """The seed itself; ValueError unless 0 <= seed <= 2^64-1."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) <= MAX_SEED:
+        raise ValueError(f"seed must be an integer in 0 … 2^64-1, got {seed!r}")
+    return int(seed)
+
+
+def philox_words(indices: Tensor, count: int, *, seed: int, domain: int, attempt: int | Tensor = 0) -> np.ndarray:
+    """Random 64-bit words.
+
+    Args:
+        indices: int64 [N].
+        count: words an index.
+        seed: 0 … 2^64-1.
+        domain: separates the streams, see `domain`.
+        attempt: number of the draw, one for all or int64 [N].
+
+    Returns:
+        uint64 array [N, count]; row n depends on (seed, domain, attempt[n], indices[n]) and nothing else.
+    """
+    key = np.array([check_seed(seed), domain], dtype=np.uint64)
+    flat = as_indices(indices)
+    attempts = torch.as_tensor(attempt, dtype=torch.int64).expand(len(flat))
+    words = np.empty((len(flat), count), dtype=np.uint64)
+    for row, i, a in zip(words, flat.tolist(), attempts.tolist(), strict=True):
+        row[:] = np.random.Philox(key=key, counter=np.array([0, 0, a, i], dtype=np.uint64)).random_raw(count)
+    return words
+
+
+def normals(words: np.ndarray) -> np.ndarray:
+    """Box-Muller in float64, rounded to float32: [N, 2n] words -> [N, 2n] independent standard normals."""
+    uniform = (words >> np.uint64(11)).astype(np.float64)  # 53 bits, exact
+    radius = np.sqrt(-2.0 * np.log((uniform[:, 0::2] + 1.0) * 2.0**-53))  # (0, 1]: the logarithm stays finite
+    angle = 2.0 * np.pi * 2.0**-53 * uniform[:, 1::2]
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return pairs.reshape(len(words), -1).astype(np.float32)
+
+
+def sample_latents(
+    indices: Tensor | Sequence[int] | range,
+    dim: int,
+    *,
+    seed: int,
+    attempt: int | Tensor = 0,
+    purpose: Purpose = Purpose.DATASET,
+) -> Tensor:
+    """Latents z of a standard normal distribution, one row an index.
+
+    Args:
+        indices: N integers in 0 … 2^63-1.
+        dim: length of z.
+        seed: 0 … 2^64-1.
+        attempt: number of the draw of each index; an int, or int64 [N].
+        purpose: which family of draws; leave it out for dataset samples.
+
+    Returns:
+        float32 [N, dim] on the CPU. A row is the same whatever else is asked for, in whatever order.
+
+    Raises:
+        ValueError: seed or index out of range.
+
+    Example:
+        >>> sample_latents([7, 3], 512, seed=0)[1].equal(sample_latents([3], 512, seed=0)[0])
+        True
+    """
+    flat = as_indices(indices)
+    even = dim + dim % 2
+    words = philox_words(flat, even, seed=seed, domain=domain(Quantity.Z, purpose), attempt=attempt)
+    return torch.from_numpy(normals(words)[:, :dim].copy())

@@ -1,0 +1,192 @@
+"""The recipe: everything that decides a sample beside the weights, the seed and the index."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+NoiseMode = Literal["const", "none"]
+Vote = Literal["majority", "mean"]
+FeatureLayout = Literal["convs", "const+convs", "datasetgan"]
+Precision = Literal["float32", "float16", "bfloat16"]
+
+#: Fields that leave the score of every draw as it is: changing one of them keeps a calibrated threshold.
+_KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch"})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How samples are made from a generator and an interpreter.
+
+    Args:
+        psi: truncation psi; 1 draws the full variety, smaller values draw nearer to the mean.
+        cutoff: truncate only the first `cutoff` layers; None truncates all.
+        noise_mode: "const" uses the noise stored with the generator, "none" leaves it out.
+        class_label: class of a conditional generator; None for an unconditional one.
+        features: which maps the interpreter reads, see `load_generator`.
+        vote: "majority" (as published, ties to the lowest class) or "mean" (argmax of the mean probability).
+        size: (H, W) at which the full frame is labelled, and to which the image is resized; None is the image's own.
+        crop: (top, bottom) rows of the frame to keep, for letterboxed generators; None keeps all.
+        top_fraction: share of the pixels that decides the image score.
+        dtype: precision of the synthesis; the interpreter computes in float32.
+        compute_batch: number of samples computed at once, always. Part of the recipe because the last bits of a
+            float depend on it; how many samples you ask for at once changes nothing.
+        reject_fraction: share of the most uncertain draws to drop, 0 for none; `calibrate` finds the threshold.
+        threshold: highest accepted score, in nats.
+        require: class ids that must cover at least `min_area` pixels each.
+        min_area: pixels, see `require`.
+
+    Raises:
+        ValueError: a value outside its range, named with what is allowed.
+
+    Example:
+        >>> Recipe(psi=0.7).override(vote="mean").vote
+        'mean'
+    """
+
+    psi: float = 1.0
+    cutoff: int | None = None
+    noise_mode: NoiseMode = "const"
+    class_label: int | None = None
+    features: FeatureLayout = "convs"
+    vote: Vote = "majority"
+    size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    top_fraction: float = 0.1
+    dtype: Precision = "float32"
+    compute_batch: int = 8
+    reject_fraction: float = 0.0
+    threshold: float | None = None
+    require: tuple[int, ...] = ()
+    min_area: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("size", "crop", "require"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(int(v) for v in value))
+        for name, kind in (
+            ("noise_mode", NoiseMode),
+            ("features", FeatureLayout),
+            ("vote", Vote),
+            ("dtype", Precision),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        limits: tuple[tuple[str, bool, str], ...] = (
+            ("psi", _is_number(self.psi) and -2 <= self.psi <= 2, "a number in -2 … 2"),
+            ("cutoff", self.cutoff is None or _is_count(self.cutoff, 0), "None or an integer from 0"),
+            (
+                "class_label",
+                self.class_label is None or _is_count(self.class_label, 0),
+                "None or a class number from 0",
+            ),
+            ("size", self.size is None or (len(self.size) == 2 and min(self.size) > 0), "None or (rows, columns)"),
+            (
+                "crop",
+                self.crop is None or (len(self.crop) == 2 and 0 <= self.crop[0] < self.crop[1]),
+                "None or (top, bottom) with 0 <= top < bottom",
+            ),
+            ("top_fraction", _is_number(self.top_fraction) and 0 < self.top_fraction <= 1, "a number in (0, 1]"),
+            ("compute_batch", _is_count(self.compute_batch, 1), "an integer from 1"),
+            (
+                "reject_fraction",
+                _is_number(self.reject_fraction) and 0 <= self.reject_fraction < 1,
+                "a number in [0, 1)",
+            ),
+            ("threshold", self.threshold is None or _is_number(self.threshold), "None or a number of nats"),
+            ("require", all(i >= 0 for i in self.require), "class ids from 0"),
+            ("min_area", _is_count(self.min_area, 1), "an integer number of pixels from 1"),
+        )
+        for name, fits, allowed in limits:
+            if not fits:
+                raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch names it."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True if uncertain draws should be rejected but the threshold is not known."""
+        return self.reject_fraction > 0 and self.threshold is None
+
+    @property
+    def is_filtered(self) -> bool:
+        """True if some draws may be rejected."""
+        return self.threshold is not None or bool(self.require)
+
+    def override(self, **changes: Any) -> Recipe:
+        """A recipe with some fields changed.
+
+        A change that moves the scores (all but compute batch and filter fields) drops the calibrated threshold, so
+        that `calibrate` must run again. ``threshold=None`` asks for no filter at all.
+
+        Raises:
+            ValueError: an unknown field, or a value out of range.
+        """
+        known = {f.name for f in dataclasses.fields(self)}
+        if unknown := sorted(set(changes) - known):
+            raise ValueError(f"no such recipe field: {', '.join(unknown)}; the fields are: {', '.join(sorted(known))}")
+        changed = dataclasses.replace(self, **changes)
+        moved = {name for name in known - _KEEP_THRESHOLD if getattr(changed, name) != getattr(self, name)}
+        if "threshold" in changes:
+            return changed if changes["threshold"] is not None else dataclasses.replace(changed, reject_fraction=0.0)
+        if moved or changed.reject_fraction != self.reject_fraction:
+            return dataclasses.replace(changed, threshold=None)
+        return changed
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as stored in config.json."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Inverse of `to_dict`."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(data) - known):
+            raise ValueError(f"recipe has unknown fields {unknown}: written by a newer version of dsgan_datasets?")
+        return cls(**data)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _is_count(value: Any, lowest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` measured; stored beside the recipe.
+
+    Attributes:
+        num_samples: unfiltered draws that were looked at.
+        seed: their seed.
+        reject_fraction: share of the most uncertain draws to drop.
+        threshold: score that separates them, nats.
+        standard_error: of the threshold, nats, from the order statistics around the quantile.
+        acceptance: share of these draws that all rules of the recipe accept.
+    """
+
+    num_samples: int
+    seed: int
+    reject_fraction: float
+    threshold: float
+    standard_error: float
+    acceptance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as stored in config.json."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,93 @@
+"""One labelled sample, a batch of them, and the legend of shapes that the whole project uses.
+
+Shapes: N batch, L num_ws, C channels, H rows, W columns, K classes, M ensemble members, P pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+
+class _Fields(dict[str, Any]):
+    """A dict whose keys are attributes too: what collate, pin_memory, pickle and spawn already understand."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}; it has: {', '.join(self)}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def __repr__(self) -> str:
+        fields = (f"{k}={tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}" for k, v in self.items())
+        return f"{type(self).__name__}({', '.join(fields)})"
+
+
+class Sample(_Fields):
+    """One generated image and its mask. Fields are attributes and dict keys alike.
+
+    Attributes:
+        image: uint8 RGB [3, H, W], on the generator's device.
+        mask: int64 class ids [H, W], on the generator's device.
+        score: float32 scalar on the CPU, the uncertainty in nats; higher is less certain.
+        index: int64 scalar on the CPU, the sample's number in its dataset.
+        attempt: int64 scalar on the CPU, how many draws of this index the filter had rejected.
+        js: float32 [H, W], per-pixel uncertainty in nats; only if asked for.
+        latent: float32 [z_dim] on the CPU; only if asked for.
+    """
+
+    image: Tensor
+    mask: Tensor
+    score: Tensor
+    index: Tensor
+    attempt: Tensor
+    js: Tensor
+    latent: Tensor
+
+
+class SampleBatch(_Fields):
+    """N samples in one: the fields of `Sample` with a leading batch axis.
+
+    Iterating over a dict gives its keys; `rows()` gives the samples.
+    """
+
+    image: Tensor
+    mask: Tensor
+    score: Tensor
+    index: Tensor
+    attempt: Tensor
+    js: Tensor
+    latent: Tensor
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples N."""
+        return len(self["index"])
+
+    def rows(self) -> Iterator[Sample]:
+        """The samples one by one (views, no copies)."""
+        for i in range(self.num_samples):
+            yield Sample({name: value[i] for name, value in self.items()})
+
+    @classmethod
+    def stack(cls, samples: Sequence[Sample]) -> SampleBatch:
+        """Put samples of equal shape and equal fields into a batch."""
+        return cls({name: torch.stack([s[name] for s in samples]) for name in samples[0]})
+
+
+def _collate_samples(
+    samples: Sequence[Sample], *, collate_fn_map: dict[Any, Callable[..., Any]] | None = None
+) -> SampleBatch:
+    return SampleBatch.stack(samples)
+
+
+# The extension point that PyTorch documents for default_collate: without it a batch of Samples comes back as a
+# Sample (https://docs.pytorch.org/docs/stable/data.html#torch.utils.data.default_collate).
+default_collate_fn_map[Sample] = _collate_samples

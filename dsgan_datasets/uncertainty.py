@@ -1,0 +1,50 @@
+"""Ensemble probabilities -> per-pixel disagreement -> one score an image (DatasetGAN section 3.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def entropy(probabilities: Tensor, dim: int) -> Tensor:
+    """Shannon entropy along `dim`, in nats; 0 log 0 = 0."""
+    # log of a clamped value, not xlogy: the same number, and vectorised on the CPU.
+    return -(probabilities * probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()).sum(dim)
+
+
+def js_divergence(probabilities: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the members' class distributions, H(mean) - mean(H), in nats.
+
+    0 where all members agree, at most log(min(M, K)). Computed on probabilities: the published code feeds logits.
+
+    Args:
+        probabilities: [M, N, K, H, W], summing to 1 over K.
+
+    Returns:
+        [N, H, W].
+
+    Example:
+        >>> js_divergence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 2, 1, 1)).item()  # log 2
+        0.6931471824645996
+    """
+    if probabilities.dim() != 5:
+        raise ValueError(f"probabilities must be [M, N, K, H, W], got shape {tuple(probabilities.shape)}")
+    divergence = entropy(probabilities.mean(0), 1) - entropy(probabilities, 2).mean(0)
+    return divergence.clamp_min(0)  # rounding may leave -1e-8 where all members agree
+
+
+def image_score(js: Tensor, top_fraction: float = 0.1) -> Tensor:
+    """Mean of the most uncertain pixels of each image: the score that the filter ranks by.
+
+    Args:
+        js: [N, H, W], nats.
+        top_fraction: share of the pixels that counts; max(1, floor(HW * top_fraction + 1e-9)) of them.
+
+    Returns:
+        [N], nats.
+    """
+    flat = js.flatten(1)
+    count = max(1, math.floor(flat.shape[1] * top_fraction + 1e-9))
+    return flat.topk(count, dim=1).values.mean(1)

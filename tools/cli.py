@@ -1,0 +1,43 @@
+"""`dsgan`: parse, hand over to the verb, turn errors of the user's making into one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dsgan_datasets.tools import calibrate, info, preview, shards
+
+VERBS = (preview, info, calibrate, shards)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="dsgan",
+        description="Labelled images, generated on the fly from a frozen GAN and its interpreter.",
+        epilog="example:\n  dsgan preview demo-faces --out faces.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for verb in VERBS:
+        verb.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 for an error, 2 for a usage error, 130 after Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"dsgan: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("dsgan: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.latents import MAX_SEED
+
+Verbs = argparse._SubParsersAction  # the type of add_subparsers' result has no public name
+
+
+def add_verb(verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A subparser with a summary and an example in its help."""
+    return verbs.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint, its device, and what may be changed in its recipe."""
+    parser.add_argument("checkpoint", help='checkpoint directory, built-in name such as "demo-faces", or hf://org/name')
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    parser.add_argument("--psi", type=float, help="truncation psi (default: the checkpoint's)")
+    parser.add_argument("--no-filter", action="store_true", help="accept every draw, uncertain ones too")
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """The seed of the samples."""
+    parser.add_argument("--seed", type=seed, default=0, help="0 … 2^64-1; another seed, other samples (default: 0)")
+
+
+def load(args: argparse.Namespace, **overrides: Any) -> LabeledGenerator:
+    """The checkpoint that the options name."""
+    if args.psi is not None:
+        overrides["psi"] = args.psi
+    if args.no_filter:
+        overrides["threshold"] = None
+    return LabeledGenerator.from_pretrained(args.checkpoint, device=args.device, **overrides)
+
+
+def count(text: str) -> int:
+    """An integer from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """An integer in 0 … 2^64-1."""
+    value = int(text)
+    if not 0 <= value <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{value} is not in 0 … 2^64-1")
+    return value

@@ -1,0 +1,37 @@
+"""`dsgan preview`: a contact sheet of samples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsgan_datasets.pictures import contact_sheet
+from dsgan_datasets.tools import options
+
+
+def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = options.add_verb(
+        verbs,
+        "preview",
+        "write a contact sheet: image, mask overlay and uncertainty map of some samples",
+        "dsgan preview demo-faces --num-samples 12 --seed 3 --out faces.png",
+    )
+    options.add_checkpoint(parser)
+    options.add_seed(parser)
+    parser.add_argument("--num-samples", type=options.count, default=12, help="samples on the sheet (default: 12)")
+    parser.add_argument("--start", type=int, default=0, help="index of the first sample (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), help="picture to write (default: preview.png)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generate, draw, write."""
+    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--out {args.out}: a picture file must end in .png or .jpg")
+    labeled = options.load(args)
+    batch = labeled.generate(range(args.start, args.start + args.num_samples), seed=args.seed, extras=("js",))
+    title = f"{args.checkpoint} · psi {labeled.recipe.psi:g} · seed {args.seed} · {labeled.fingerprint[:8]}"
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(batch, labeled.schema, title=title).save(args.out)
+    print(f"preview of {args.num_samples} samples: {args.out.resolve()}")
