@@ -41,6 +41,9 @@ def calibrate(
     if num_samples < 20:
         raise ValueError(f"{num_samples} samples say too little about a quantile; take at least 20")
     unfiltered = dataclasses.replace(labeled.recipe, threshold=None, reject_fraction=0.0)
+    filtered = dataclasses.replace(
+        unfiltered, reject_fraction=reject_fraction
+    )  # says so if the fraction is out of range
     if reject_fraction == 0:
         return _with_recipe(labeled, unfiltered)
     kept = ("score", "mask") if unfiltered.require else ("score",)
@@ -50,7 +53,7 @@ def calibrate(
     ]
     scores = torch.cat([fields["score"] for fields in drawn])
     threshold, error = upper_quantile(scores, 1 - reject_fraction)
-    recipe = dataclasses.replace(unfiltered, threshold=threshold, reject_fraction=reject_fraction)
+    recipe = dataclasses.replace(filtered, threshold=threshold)
     acceptance = Acceptance.measure(recipe, labeled.schema, drawn).check()
     calibration = Calibration(num_samples, seed, reject_fraction, threshold, error, acceptance.jointly)
     return _with_recipe(labeled, recipe, calibration)

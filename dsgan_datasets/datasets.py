@@ -9,6 +9,7 @@ import operator
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any, Literal
 
@@ -273,7 +274,7 @@ def _generated_ahead(
         cuda_stream.wait_stream(torch.cuda.current_stream(labeled.device))
 
     def produce() -> tuple[SampleBatch | None, torch.cuda.Event | None]:
-        with torch.cuda.stream(cuda_stream):  # without a stream, this does nothing
+        with nullcontext() if cuda_stream is None else torch.cuda.stream(cuda_stream):
             rows = list(islice(samples, batch_size))
             batch = SampleBatch.stack(rows) if rows else None
             return batch, None if cuda_stream is None else cuda_stream.record_event()

@@ -26,6 +26,7 @@ from dsgan_datasets.generators.loading import build_generator, generator_tensors
 from dsgan_datasets.interpreters.loading import build_interpreter
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.latents import Purpose, as_indices, check_seed, sample_latents
+from dsgan_datasets.parallel import side_by_side
 from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
@@ -219,23 +220,25 @@ class LabeledGenerator:
         return SampleBatch({name: value.new_empty(0, *value.shape) for name, value in sample.items()})
 
     def _draw(self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose) -> dict[str, Tensor]:
-        """All fields of up to compute_batch draws, unfiltered.
+        """All fields of up to compute_batch draws, unfiltered; none depends on which others are asked for."""
+        latent = sample_latents(indices, self.generator.z_dim, seed=seed, attempt=attempts, purpose=purpose)
+        if self.device.type == "cpu":
+            rows = side_by_side(self._compute, latent.split(1), self.device)
+            fields = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        else:
+            # The last bits of a convolution depend on the size of its batch: it is always the same, filled up if need be.
+            padding = torch.arange(self.recipe.compute_batch).clamp(max=len(indices) - 1)
+            fields = {name: value[: len(indices)] for name, value in self._compute(latent[padding]).items()}
+        return {"index": indices, "attempt": attempts, "latent": latent, **fields}
 
-        The work is always done on exactly compute_batch rows, the last one repeated as needed: the last bits of a
-        convolution depend on the batch size, and a sample must not depend on what else was asked for.
-        """
-        n = len(indices)
-        padding = torch.arange(self.recipe.compute_batch).clamp(max=n - 1)
-        latent = sample_latents(
-            indices[padding], self.generator.z_dim, seed=seed, attempt=attempts[padding], purpose=purpose
-        )
+    def _compute(self, latent: Tensor) -> dict[str, Tensor]:
+        """Image, mask and uncertainty of latents."""
         image, features = synthesize(self.generator, self.recipe, latent)
         labels = self.interpreter.label(features, frame_size(self.generator, self.recipe), rows=self.recipe.crop)
         mask = labels.mask
         if self.schema.class_map is not None:
             mask = torch.tensor(self.schema.class_map, device=mask.device)[mask]
-        fields = {"image": image, "mask": mask, "js": labels.js, "score": labels.score.cpu(), "latent": latent}
-        return {"index": indices, "attempt": attempts, **{name: value[:n] for name, value in fields.items()}}
+        return {"image": image, "mask": mask, "js": labels.js, "score": labels.score.cpu()}
 
     def _is_filtered(self) -> bool:
         if self.recipe.needs_calibration:

@@ -232,6 +232,7 @@ class _SnapshotUnpickler(pickle.Unpickler):
         ("collections", "OrderedDict"): _Dict,
         ("dnnlib.util", "EasyDict"): _Dict,
         ("builtins", "set"): _Allowed(_make_set),
+        ("__builtin__", "set"): _Allowed(_make_set),  # protocol 2
         ("numpy", "dtype"): _Allowed(lambda name, *_: _DType(name)),
         ("numpy.core.multiarray", "scalar"): _Allowed(_number),
         ("numpy._core.multiarray", "scalar"): _Allowed(_number),

@@ -119,6 +119,7 @@ class _StyledConv(nn.Module):
     """3×3 convolution with style, noise, bias and leaky ReLU; `up` doubles the resolution."""
 
     noise_const: Tensor
+    squared_weight: Tensor
 
     def __init__(self, cfg: StyleGAN2Config, n_in: int, n_out: int, resolution: int, *, up: bool, gain: float = 1.0):
         super().__init__()
@@ -127,25 +128,29 @@ class _StyledConv(nn.Module):
         self.noise_strength = nn.Parameter(torch.empty([]))
         self.bias = nn.Parameter(torch.empty(n_out))
         self.register_buffer("noise_const", torch.empty(resolution, resolution))
+        self.register_buffer("squared_weight", torch.empty(n_in, n_out), persistent=False)
         self.up = up
         self.gain = gain
         self.clamp = None if cfg.conv_clamp is None else cfg.conv_clamp * gain
+
+    def freeze(self) -> None:
+        """Compute what depends on the weights alone."""
+        self.squared_weight = self.weight.square().sum((2, 3)).t().contiguous()
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         style = self.affine(w)
         # Demodulation, equation 3. Styles scale the activations and this scales the result: the same product as
         # scaling the kernel of each sample, but the whole batch shares one kernel.
-        demodulation = (style.square() @ self.weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+        demodulation = (style.square() @ self.squared_weight + 1e-8).rsqrt()
         # Scaling by the largest style and by fan-in, undone below, keeps half precision in range.
-        largest = style.abs().amax(1, keepdim=True).clamp_min(1e-8)
-        fan_in = 1 / math.sqrt(self.weight[0].numel())
-        x = x * (style / largest)[:, :, None, None].to(x.dtype)
-        kernel = (self.weight * fan_in).to(x.dtype)
+        scale = style.abs().amax(1, keepdim=True).clamp_min(1e-8) * math.sqrt(self.weight[0].numel())
+        x = x * (style / scale)[:, :, None, None].to(x.dtype)
+        kernel = self.weight.to(x.dtype)
         if self.up:
             x = _blur(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2))
         else:
             x = F.conv2d(x, kernel, padding=1)
-        x = x * (demodulation * largest / fan_in)[:, :, None, None].to(x.dtype)
+        x = x * (demodulation * scale)[:, :, None, None].to(x.dtype)
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
         x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), SLOPE) * (SQRT2 * self.gain)
@@ -275,6 +280,13 @@ class StyleGAN2(FeatureGenerator):
         if features == "const+convs":
             self.feature_channels.insert(0, config.channels[4])
             self.feature_resolutions.insert(0, 4)
+
+    def freeze(self) -> FeatureGenerator:
+        """Evaluation mode, no gradients; call again after changing weights."""
+        super().freeze()
+        for layer in self.synthesis_network.layers():
+            layer.freeze()
+        return self
 
     @property
     def config(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ same up to rounding, at 1/18 to 1/31 of the multiplications; the plain form is t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsgan_datasets.parallel import side_by_side
 from dsgan_datasets.recipe import Vote
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
-#: Rows of output are computed in chunks of about so many pixels, which keeps the chunk in the processor's cache,
-_CHUNK_PIXELS = 2048
-#: and projections are held for a band of rows at a time, of about so many bytes.
-_BAND_BYTES = 256 * 2**20
+#: Bands of so many rows of output are computed side by side, each with the projections that it needs,
+_BAND_ROWS = 64
+#: in chunks of about so many pixels, which keeps a chunk in the processor's cache.
+_CHUNK_PIXELS = 1024
 #: Columns of one interpolation product; see `_ColumnTiles`.
 _TILE = 16
 
@@ -125,10 +126,14 @@ class PixelEnsemble(nn.Module):
         Raises:
             ValueError: the features do not fit the ensemble, or rows lie outside the frame.
         """
-        self._check(features, size, rows)
-        first_layer = _FirstLayer(features, self.w1.flatten(1), self.b1.flatten(), size)
-        images = [torch.cat(list(self._logit_chunks(first_layer, one, rows)), dim=2) for one in self._images(features)]
-        return torch.stack(images, 1)
+        count, height, width = self._check(features, size, rows)
+        result = self.w1.new_empty(self.num_members, count, self.num_classes, height, width)
+
+        def keep(n: int, chunk: slice, logits: Tensor) -> None:
+            result[:, n, :, chunk] = logits
+
+        self._each_chunk(features, size, rows, keep)
+        return result
 
     def probabilities(
         self, features: Sequence[Tensor], size: tuple[int, int], *, rows: tuple[int, int] | None = None
@@ -147,15 +152,16 @@ class PixelEnsemble(nn.Module):
             >>> labels.mask.shape  # doctest: +SKIP
             torch.Size([8, 192, 256])
         """
-        self._check(features, size, rows)
-        first_layer = _FirstLayer(features, self.w1.flatten(1), self.b1.flatten(), size)
-        masks, divergences = [], []
-        for one in self._images(features):
-            parts = [self._label_chunk(logits) for logits in self._logit_chunks(first_layer, one, rows)]
-            masks.append(torch.cat([mask for mask, _ in parts]))
-            divergences.append(torch.cat([js for _, js in parts]))
-        js = torch.stack(divergences)
-        return Labels(torch.stack(masks), js, image_score(js, self.top_fraction))
+        count, height, width = self._check(features, size, rows)
+        mask = self.w1.new_empty(count, height, width, dtype=torch.int64)
+        js = self.w1.new_empty(count, height, width)
+
+        def keep(n: int, chunk: slice, logits: Tensor) -> None:
+            mask[n, chunk], js[n, chunk] = self._label_chunk(logits)
+
+        self._each_chunk(features, size, rows, keep)
+        score = side_by_side(lambda one: image_score(one[None], self.top_fraction), js, js.device)
+        return Labels(mask, js, torch.cat(score))
 
     def _label_chunk(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """[M, K, rows, W] -> mask and uncertainty [rows, W]."""
@@ -168,26 +174,45 @@ class PixelEnsemble(nn.Module):
             votes.scatter_add_(-1, choice, votes.new_ones(()).expand_as(choice))
         return votes.argmax(-1), js
 
-    def _images(self, features: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Features [C_l, h_l, w_l] image by image, in the precision of the ensemble."""
-        for n in range(len(features[0])):
-            yield [f[n].to(self.w1) for f in features]
-
-    def _check(self, features: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None) -> None:
+    def _check(
+        self, features: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None
+    ) -> tuple[int, int, int]:
+        """(N, H, W) of the result, if the arguments fit."""
         channels = [f.shape[1] for f in features]
         if sum(channels) != self.in_channels:
             raise ValueError(
                 f"the classifiers take {self.in_channels} features a pixel, but the maps have {sum(channels)} ({channels}): "
                 "is this the generator and the feature layout that they were fitted on?"
             )
-        if rows is not None and not 0 <= rows[0] < rows[1] <= size[0]:
+        top, bottom = rows or (0, size[0])
+        if not 0 <= top < bottom <= size[0]:
             raise ValueError(f"rows {rows} must lie inside the frame: 0 <= top < bottom <= {size[0]}")
+        return len(features[0]), bottom - top, size[1]
 
-    def _logit_chunks(self, image: _FirstLayer, maps: list[Tensor], rows: tuple[int, int] | None) -> Iterator[Tensor]:
-        """Logits [M, K, rows, W] of one image, some rows at a time, top to bottom."""
-        height, width = image.size
-        for hidden in image.row_chunks(maps, *(rows or (0, height))):
-            yield self._tail(hidden.relu_()).unflatten(2, (-1, width))
+    def _each_chunk(
+        self,
+        features: Sequence[Tensor],
+        size: tuple[int, int],
+        rows: tuple[int, int] | None,
+        keep: Callable[[int, slice, Tensor], None],
+    ) -> None:
+        """Call ``keep(n, rows of the result, logits [M, K, rows, W])`` for every image n and every chunk of rows."""
+        top, bottom = rows or (0, size[0])
+        first_layer = _FirstLayer([f.shape for f in features], self.w1.flatten(1), self.b1.flatten(), size)
+        maps = [_shrink(f.to(self.w1), size) for f in features]
+        bands = [
+            (n, t, min(t + _BAND_ROWS, bottom)) for n in range(len(maps[0])) for t in range(top, bottom, _BAND_ROWS)
+        ]
+
+        def work(band: tuple[int, int, int]) -> None:
+            n, band_top, band_bottom = band
+            row = band_top - top
+            for hidden in first_layer.row_chunks([f[n] for f in maps], band_top, band_bottom):
+                logits = self._tail(hidden.relu_()).unflatten(2, (-1, size[1]))
+                keep(n, slice(row, row + logits.shape[2]), logits)
+                row += logits.shape[2]
+
+        side_by_side(work, bands, self.w1.device)
 
     def _tail(self, hidden: Tensor) -> Tensor:
         """Second and third layer: [P, M·h1] -> logits [M, K, P]."""
@@ -200,51 +225,48 @@ class PixelEnsemble(nn.Module):
 
 
 class _FirstLayer:
-    """concat(up(f_l)) · W1 + b1, row chunk by row chunk.
+    """concat(up(f_l)) · W1 + b1, a chunk of rows at a time.
 
-    Maps smaller than the frame are projected first and resized then; the others are resized first, as that is cheaper.
-    The working memory is kept from image to image.
+    Maps smaller than the frame are projected first and resized then; the others are as large as the frame.
+    Used by several threads at once: it is not changed after it was made.
 
     Args:
-        features: maps [N, C_l, h_l, w_l]; only their shapes matter here.
+        shapes: [N, C_l, h_l, w_l] of every map.
         weight: [C, O], the first layers of all members stacked.
         bias: [O].
         size: (H, W) of the frame.
     """
 
-    def __init__(self, features: Sequence[Tensor], weight: Tensor, bias: Tensor, size: tuple[int, int]) -> None:
+    def __init__(self, shapes: Sequence[Sequence[int]], weight: Tensor, bias: Tensor, size: tuple[int, int]) -> None:
         self.size = size
         self.bias = bias
-        self.blocks = weight.split([f.shape[1] for f in features])
+        self.blocks = weight.split([shape[1] for shape in shapes])
         self.fine: list[int] = []  # numbers of the maps at least as large as the frame
         self.coarse: dict[tuple[int, int], list[int]] = {}  # numbers of the others, by size
-        for i, f in enumerate(features):
-            h, w = f.shape[2:]
+        for i, (_, _, h, w) in enumerate(shapes):
             if h >= size[0] and w >= size[1]:
                 self.fine.append(i)
             else:
                 self.coarse.setdefault((h, w), []).append(i)
         self.rows = max(1, _CHUNK_PIXELS // size[1])
-        self.interpolation = _Interpolation(list(self.coarse), size, bias, self.rows) if self.coarse else None
+        self.row_weights = {shape: bilinear_matrix(shape[0], size[0]).to(weight) for shape in self.coarse}
+        if self.coarse:
+            index, tiles = _column_tiles(tuple(w for _, w in self.coarse), size[1])
+            self.columns = index.flatten().to(weight.device)
+            self.tiles = tiles.to(weight).repeat(self.rows, 1, 1)
 
     def row_chunks(self, maps: Sequence[Tensor], top: int, bottom: int) -> Iterator[Tensor]:
-        """Values [rows · W, O] of one image's rows from `top` to `bottom`; each is overwritten by the next."""
-        fine = [(_resize(maps[i], self.size), self.blocks[i]) for i in self.fine]
-        row_bytes = 4 * len(self.bias) * sum(h * w for h, w in self.coarse) / self.size[0]
-        band = self.rows * max(1, int(_BAND_BYTES / max(row_bytes, 1)) // self.rows)
-        for band_top in range(top, bottom, band):
-            band_bottom = min(band_top + band, bottom)
-            levels = [self._project(maps, shape, band_top, band_bottom) for shape in self.coarse]
-            for chunk_top in range(band_top, band_bottom, self.rows):
-                chunk_bottom = min(chunk_top + self.rows, band_bottom)
-                hidden: Tensor | None = None
-                if self.interpolation is not None:
-                    hidden = self.interpolation.rows(levels, chunk_top, chunk_bottom)
-                for f, block in fine:
-                    pixels = f[:, chunk_top:chunk_bottom].flatten(1).t()
-                    hidden = torch.addmm(self.bias, pixels, block) if hidden is None else hidden.addmm_(pixels, block)
-                assert hidden is not None
-                yield hidden
+        """Values [rows · W, O] of the rows from `top` to `bottom` of one image; each is overwritten by the next."""
+        levels = [self._project(maps, shape, top, bottom) for shape in self.coarse]
+        interpolation = _Interpolation(self) if self.coarse else None
+        for chunk_top in range(top, bottom, self.rows):
+            chunk_bottom = min(chunk_top + self.rows, bottom)
+            hidden = None if interpolation is None else interpolation.rows(levels, chunk_top, chunk_bottom)
+            for i in self.fine:
+                pixels, block = maps[i][:, chunk_top:chunk_bottom].flatten(1).t(), self.blocks[i]
+                hidden = torch.addmm(self.bias, pixels, block) if hidden is None else hidden.addmm_(pixels, block)
+            assert hidden is not None
+            yield hidden
 
     def _project(self, maps: Sequence[Tensor], shape: tuple[int, int], top: int, bottom: int) -> tuple[int, Tensor]:
         """The source rows that output rows top…bottom need, projected: (first source row, [h, w, O])."""
@@ -264,38 +286,31 @@ class _FirstLayer:
 
 
 class _Interpolation:
-    """Σ up(projection) over the coarse levels, for a few rows of output.
+    """Σ up(projection) over the coarse levels, for a few rows of output; owns the working memory of one thread.
 
     Rows first, at each level's own width, then all levels' columns in one batched product: for a tile of output columns
     only a few source columns matter, and these are gathered.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], size: tuple[int, int], bias: Tensor, rows: int) -> None:
-        self.shapes = shapes
-        self.row_weights = [bilinear_matrix(h, size[0]).to(bias) for h, _ in shapes]
-        self.height = size[0]
-        index, weight = _column_tiles(tuple(w for _, w in shapes), size[1])
-        self.index = index.flatten().to(bias.device)
-        self.weight = weight.to(bias).repeat(rows, 1, 1)
-        self.tiles, _, taps = weight.shape
-        source_columns = sum(w for _, w in shapes)
-        self.by_row = bias.new_empty(rows, source_columns, len(bias))
-        self.gathered = bias.new_empty(rows, self.tiles * taps, len(bias))
-        self.result = bias.new_empty(rows * self.tiles, weight.shape[1], len(bias))
+    def __init__(self, layer: _FirstLayer) -> None:
+        self.layer = layer
+        new, outputs = layer.bias.new_empty, len(layer.bias)
+        self.by_row = new(layer.rows, sum(w for _, w in layer.coarse), outputs)
+        self.gathered = new(layer.rows, len(layer.columns), outputs)
+        self.result = new(len(layer.tiles), layer.tiles.shape[1], outputs)
 
     def rows(self, levels: Sequence[tuple[int, Tensor]], top: int, bottom: int) -> Tensor:
         """[(bottom - top) · W, O]; valid until the next call."""
-        n = bottom - top
-        column = 0
-        for (h, w), weights, (offset, projected) in zip(self.shapes, self.row_weights, levels, strict=True):
-            first, last = _source_rows(h, self.height, top, bottom)
-            target = self.by_row[:n, column : column + w].flatten(1)
+        layer, n, column = self.layer, bottom - top, 0
+        for (shape, weights), (offset, projected) in zip(layer.row_weights.items(), levels, strict=True):
+            first, last = _source_rows(shape[0], layer.size[0], top, bottom)
+            target = self.by_row[:n, column : column + shape[1]].flatten(1)
             torch.mm(weights[top:bottom, first:last], projected[first - offset : last - offset].flatten(1), out=target)
-            column += w
-        gathered = torch.index_select(self.by_row[:n], 1, self.index, out=self.gathered[:n])
-        tiles = gathered.view(n * self.tiles, -1, gathered.shape[-1])
-        result = torch.bmm(self.weight[: n * self.tiles], tiles, out=self.result[: n * self.tiles])
-        return result.flatten(0, 1)
+            column += shape[1]
+        gathered = torch.index_select(self.by_row[:n], 1, layer.columns, out=self.gathered[:n])
+        tiles = n * (len(layer.tiles) // layer.rows)
+        sources = gathered.view(tiles, layer.tiles.shape[2], -1)
+        return torch.bmm(layer.tiles[:tiles], sources, out=self.result[:tiles]).flatten(0, 1)
 
 
 def _argmax(values: Tensor, dim: int = 0) -> Tensor:
@@ -341,8 +356,12 @@ def _column_tiles(widths: tuple[int, ...], width: int) -> tuple[Tensor, Tensor]:
     return index, matrix.gather(2, index.unsqueeze(1).expand(-1, tile, -1))
 
 
-def _resize(f: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map [C, h, w] at the frame's size: plain bilinear, as published, without antialiasing."""
-    if tuple(f.shape[1:]) == tuple(size):
+def _shrink(f: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [N, C, h, w] larger than the frame are brought to its size before they are projected: that is cheaper.
+
+    Plain bilinear without antialiasing, as published. Other maps stay as they are.
+    """
+    h, w = f.shape[2:]
+    if (h, w) == tuple(size) or h < size[0] or w < size[1]:
         return f
-    return F.interpolate(f[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return F.interpolate(f, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,58 @@
+"""Work side by side on the CPU without letting the number of cores into the result.
+
+Matrix products, softmax and sums split their work by the number of threads, and their last bits depend on how it was
+split. So samples are computed on threads whose own operations use one core each: several at a time, every one alike.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_this_thread = threading.local()
+
+
+def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
+    """``[function(item) for item in items]``; on the CPU, on ``torch.get_num_threads()`` threads without gradients.
+
+    Each call there sees single-threaded PyTorch operations, so its result does not depend on the number of threads. Calls
+    from inside `function` run where they are, and so does everything on a GPU, which orders its own work.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1 or getattr(_this_thread, "is_single_threaded", False):
+        return [function(item) for item in items]
+
+    def without_gradients(item: Item) -> Result:
+        with torch.no_grad():  # holds for one thread only
+            return function(item)
+
+    return list(_pool(os.getpid(), threads).map(without_gradients, items))
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads of this process (a forked child starts its own) that are told to use one core each."""
+    all_started = threading.Barrier(threads + 1)
+
+    def become_single_threaded() -> None:
+        torch.get_num_threads()  # has PyTorch initialise this thread now; later it would undo the next line
+        torch.set_num_threads(1)
+        _this_thread.is_single_threaded = True
+        all_started.wait()
+
+    pool = ThreadPoolExecutor(threads, "dsgan-compute", initializer=become_single_threaded)
+    for _ in range(threads):
+        pool.submit(int)
+    all_started.wait()
+    # The setting belongs to a thread, but is also what threads that start later begin with: put that back.
+    torch.set_num_threads(threads)
+    return pool

@@ -1,0 +1,111 @@
+"""A small U-Net that labels face parts: the stand-in for the person who annotates the 16 generated images.
+
+Shapes: N images, C classes, H = W = 64 pixels.
+
+    annotator = load_annotator("annotator.safetensors")
+    masks = annotator.annotate(images)  # uint8 [N, 3, 64, 64] -> int64 [N, 64, 64]
+"""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CLASSES = (
+    "background", "skin", "neck", "ear", "nose", "brow", "eye", "lips", "mouth", "hair", "beard", "clothes",
+)  # fmt: skip
+RESOLUTION = 64
+
+
+def _block(n_in: int, n_out: int) -> nn.Sequential:
+    """Two 3x3 convolutions. Group norm: its statistics are the image's own, so they survive a change of domain."""
+    layers: list[nn.Module] = []
+    for n in (n_in, n_out):
+        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), nn.GroupNorm(4, n_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class Annotator(nn.Module):
+    """U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597); classes index `CLASSES`.
+
+    Args:
+        widths: channels at 64, 32, 16, ... pixels, each a multiple of 4.
+
+    Example:
+        >>> Annotator().annotate(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
+        torch.Size([2, 64, 64])
+    """
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip((3, *widths[:-1]), widths, strict=True))
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in pairwise(widths))
+        self.head = nn.Conv2d(widths[0], len(CLASSES), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits float [N, C, H, W] of images float [N, 3, H, W] in [-1, 1]."""
+        skips: list[Tensor] = []
+        for block in self.down:
+            x = block(F.max_pool2d(x, 2) if skips else x)
+            skips.append(x)
+        for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
+            x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = block(torch.cat((skip, x), 1))
+        return self.head(x)
+
+    @torch.inference_mode()
+    def annotate(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Masks int64 [N, 64, 64] of images uint8 [N, 3, 64, 64] (RGB), on the images' device.
+
+        Class probabilities are averaged over the image and its mirror image (no class is left or right).
+
+        Raises:
+            ValueError: images of another dtype or shape.
+        """
+        expected = [len(images), 3, RESOLUTION, RESOLUTION]
+        if images.dtype != torch.uint8 or list(images.shape) != expected:
+            raise ValueError(f"got images {images.dtype} {list(images.shape)}, expected torch.uint8 {expected}")
+        device = self.head.weight.device
+        masks = [torch.empty(0, RESOLUTION, RESOLUTION, dtype=torch.int64, device=device)]
+        for part in images.to(device).split(batch_size):
+            x = part.float() / 127.5 - 1
+            p = self(x).softmax(1) + self(x.flip(3)).softmax(1).flip(3)
+            masks.append(p.argmax(1))
+        return torch.cat(masks).to(images.device)
+
+
+def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, object]) -> None:
+    """Write the weights to `path`, with `report` in their metadata and in a .json file beside them."""
+    path = Path(path)
+    report = {"classes": CLASSES, "widths": annotator.widths, **report}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in annotator.state_dict().items()}
+    metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
+    # Each file gets its final name only when it is whole.
+    part = path.with_name(path.name + ".part")
+    save_file(weights, part, metadata)
+    os.replace(part, path)
+    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, path.with_suffix(".json"))
+
+
+def load_annotator(path: str | Path) -> Annotator:
+    """The annotator stored at `path` by `save_annotator`, on the CPU, in evaluation mode, without gradients.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a safetensors file that is not an annotator with the classes of `CLASSES`.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        report = json.loads((file.metadata() or {}).get("report", "{}"))
+    if report.get("classes") != list(CLASSES):
+        raise ValueError(f"{path}: got classes {report.get('classes')}, expected {list(CLASSES)}: train it again")
+    annotator = Annotator(tuple(report["widths"]))
+    annotator.load_state_dict(load_file(path))
+    return annotator.eval().requires_grad_(False)

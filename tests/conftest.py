@@ -1,0 +1,50 @@
+"""Parts small enough for tests that run many samples: a 16-pixel StyleGAN2 and an ensemble of three."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsgan_datasets import LabeledGenerator, LabelSchema, PixelEnsemble, Recipe, load_generator
+
+GOLDEN = Path(__file__).parent / "golden"
+SCHEMA = LabelSchema(("background", "left", "right", "hat"), flip_pairs=((1, 2),))
+
+
+def small_ensemble(channels: int, *, members: int = 3, classes: int = 4, seed: int = 0) -> PixelEnsemble:
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random)
+
+    weights = {
+        "w1": normal(channels, members, 8) / channels**0.5,
+        "b1": normal(members, 8),
+        "w2": normal(members, 8, 6),
+        "b2": normal(members, 6),
+        "w3": normal(members, 6, classes),
+        "b3": normal(members, classes),
+    }
+    return PixelEnsemble(weights)
+
+
+def small_labeled(**recipe: object) -> LabeledGenerator:
+    generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
+    ensemble = small_ensemble(sum(generator.feature_channels))
+    return LabeledGenerator(generator, ensemble, SCHEMA, Recipe(psi=0.9, **recipe))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def unfiltered() -> LabeledGenerator:
+    """Accepts every draw."""
+    return small_labeled()
+
+
+@pytest.fixture(scope="session")
+def filtered(unfiltered: LabeledGenerator) -> LabeledGenerator:
+    """Rejects about 40 % of the draws, so that redraws are common."""
+    from dsgan_datasets import calibrate
+
+    return calibrate(unfiltered, 100, reject_fraction=0.4)

@@ -1,0 +1,84 @@
+"""Make tests/golden from the full reference arrays: `make_golden_probes.py GOLDEN OUT`.
+
+Copies the model files, keeps small arrays whole, and of larger ones the values at fixed places. Running it again gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from golden_data import GENERATORS, LABELS
+
+from dsgan_datasets.checkpoints.directory import write_atomically
+
+WHOLE_BYTES = 16 * 1024
+PROBE_COUNT = 2048
+LIMIT_BYTES = 25_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("golden", type=Path, metavar="GOLDEN", help="folder with the full reference arrays")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, such as tests/golden")
+    args = parser.parse_args()
+
+    models = [Path(f"{name}.pkl") for name in GENERATORS]
+    for folder in sorted({how.classifiers for how in LABELS.values()}):
+        models += sorted(path.relative_to(args.golden) for path in (args.golden / folder).glob("model_*.pth"))
+    for model in models:
+        write(args.out / model, (args.golden / model).read_bytes())
+    for name in (*GENERATORS, *LABELS):
+        with np.load(args.golden / f"{name}.npz") as arrays:
+            entries = {k: v for key in arrays.files for k, v in probes(f"{name}/{key}", key, arrays[key]).items()}
+        write(args.out / f"{name}.npz", npz(entries))
+    for name in sorted({how.features for how in LABELS.values()} - {*GENERATORS}):
+        with np.load(args.golden / f"{name}.npz") as arrays:  # inputs of the label tests: whole
+            entries = {key: arrays[key] for key in arrays.files if key.startswith("feat/")}
+        write(args.out / f"{name}.npz", npz(entries))
+
+    total = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
+    print(f"{total / 1e6:.2f} MB of at most {LIMIT_BYTES / 1e6:.0f} MB")
+    if total > LIMIT_BYTES:
+        sys.exit("too large for the repository")
+
+
+def probes(seed: str, key: str, array: np.ndarray) -> dict[str, np.ndarray]:
+    """The entries that stand for an array: itself, or shape, places, values there, and largest magnitude."""
+    if array.nbytes <= WHOLE_BYTES:
+        return {key: array}
+    index = np.random.RandomState(zlib.crc32(seed.encode())).choice(array.size, PROBE_COUNT, replace=False)
+    index = np.sort(index).astype(np.int32)
+    return {
+        f"{key}@shape": np.array(array.shape, dtype=np.int32),
+        f"{key}@index": index,
+        f"{key}@value": array.ravel()[index],
+        f"{key}@max": np.abs(array.astype(np.float64)).max(),
+    }
+
+
+def npz(entries: dict[str, np.ndarray]) -> bytes:
+    """A compressed npz file with fixed timestamps."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for key, array in entries.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asarray(array), version=(1, 0), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            archive.writestr(info, content.getvalue(), zipfile.ZIP_DEFLATED, 9)
+    return buffer.getvalue()
+
+
+def write(path: Path, contents: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, contents)
+
+
+if __name__ == "__main__":
+    main()

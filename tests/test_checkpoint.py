@@ -1,0 +1,215 @@
+"""The checkpoint directory: round trip, and what a damaged or foreign one says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GOLDEN
+from properties import assert_same_samples
+from safetensors.torch import load_file, save_file
+
+from dsgan_datasets import CheckpointError, LabeledGenerator, load_generator, load_interpreter
+from dsgan_datasets.checkpoints import directory
+
+
+@pytest.fixture
+def saved(tmp_path: Path, filtered: LabeledGenerator) -> Path:
+    filtered.save_pretrained(tmp_path / "faces")
+    return tmp_path / "faces"
+
+
+def test_round_trip(saved: Path, filtered: LabeledGenerator) -> None:
+    loaded = LabeledGenerator.from_pretrained(saved, device="cpu")
+    assert loaded.fingerprint == filtered.fingerprint
+    assert (loaded.recipe, loaded.schema, loaded.calibration) == (
+        filtered.recipe,
+        filtered.schema,
+        filtered.calibration,
+    )
+    assert_same_samples(loaded.generate(range(9)).rows(), filtered.generate(range(9)).rows())
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "README.md",
+        "config.json",
+        "generator.safetensors",
+        "interpreter.safetensors",
+    ]
+
+
+def test_saving_again_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    LabeledGenerator.from_pretrained(saved, device="cpu").save_pretrained(tmp_path / "again")
+    for path in saved.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_parts_load_alone(saved: Path, filtered: LabeledGenerator) -> None:
+    generator = load_generator(saved / "generator.safetensors", device="cpu")
+    assert torch.equal(generator.mean_w, filtered.generator.mean_w)
+    assert torch.equal(load_interpreter(saved, device="cpu").w1, filtered.interpreter.w1)
+
+
+def test_average_latent_may_be_replaced(saved: Path) -> None:
+    generator = load_generator(saved, device="cpu", avg_latent=torch.zeros(32))
+    z = torch.randn(1, 32)
+    assert torch.allclose(generator.mapping(z, truncation_psi=0.5), generator.mapping(z) / 2, atol=1e-6)
+
+
+def edit_config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(saved: Path) -> None:
+        config = json.loads((saved / "config.json").read_text())
+        change(config)
+        (saved / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def edit_tensors(stem: str, change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def edit(saved: Path) -> None:
+        tensors = load_file(saved / f"{stem}.safetensors")
+        change(tensors)
+        save_file(tensors, saved / f"{stem}.safetensors")
+
+    return edit
+
+
+def cut(name: str, keep: int) -> Callable[[Path], None]:
+    return lambda saved: (saved / name).write_bytes((saved / name).read_bytes()[:keep]) and None
+
+
+def flip_a_bit(saved: Path) -> None:
+    data = bytearray((saved / "generator.safetensors").read_bytes())
+    data[-9] ^= 1
+    (saved / "generator.safetensors").write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda saved: (saved / "config.json").unlink(), "no config.json"),
+        (lambda saved: (saved / "generator.safetensors").unlink(), "generator.safetensors is missing"),
+        (cut("config.json", 40), "no valid JSON"),
+        (cut("generator.safetensors", 5000), r"generator.safetensors \(5000 bytes\) is damaged"),
+        (cut("interpreter.safetensors", 0), r"interpreter.safetensors \(0 bytes\) is damaged"),
+        (flip_a_bit, "config.json says fingerprint [0-9a-f]{16}…, the files give"),
+        (edit_config(lambda c: c.update(format_version=99)), "format_version 99.*reads 1"),
+        (edit_config(lambda c: c.pop("recipe")), "no section 'recipe'"),
+        (edit_config(lambda c: c["recipe"].update(psi=0.3)), "fingerprint"),
+        (edit_config(lambda c: c["recipe"].update(colour=1)), "unknown fields \\['colour'\\]"),
+        (edit_config(lambda c: c["recipe"].update(psi="high")), "psi"),
+        (
+            edit_config(lambda c: c["schema"]["classes"].pop()),
+            "interpreter has 4 classes, the schema names 3|fingerprint",
+        ),
+        (edit_config(lambda c: c["schema"].pop("classes")), "classes"),
+        (edit_config(lambda c: c["generator"].update(architecture="biggan")), "'biggan' is unknown; known: stylegan2"),
+        (edit_config(lambda c: c["generator"].update(img_resolution=17)), "power of two"),
+        (edit_config(lambda c: c["generator"].update(img_resolution=32)), "channels must name"),
+        (edit_config(lambda c: c["generator"].update(z_dim=10**9)), "not plausible"),
+        (edit_config(lambda c: c["generator"]["channels"].update({"8": 7})), r"has shape \[.*\], expected \["),
+        (edit_config(lambda c: c["interpreter"].update(members=4)), "promises .*'members': 4"),
+        (edit_tensors("generator", lambda t: t.pop("mapping.w_avg")), r"missing \['mapping_network.w_avg'\]"),
+        (edit_tensors("generator", lambda t: t.update(extra=torch.zeros(1))), "unexpected \\['extra'\\]"),
+        (edit_tensors("generator", lambda t: t["mapping.w_avg"].fill_(float("nan"))), "no finite numbers"),
+        (
+            edit_tensors("interpreter", lambda t: t.update(w2=t["w2"][:, :5].contiguous())),
+            r"w2 has shape \[3, 5, 6\], expected",
+        ),
+        (edit_tensors("interpreter", lambda t: t.pop("b3")), "b3"),
+        (edit_tensors("interpreter", lambda t: t["b3"].fill_(float("inf"))), "no finite numbers"),
+    ],
+)
+def test_damage_is_named(saved: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(saved)
+    with pytest.raises(ValueError, match=message) as caught:
+        LabeledGenerator.from_pretrained(saved, device="cpu")
+    assert isinstance(caught.value, CheckpointError) or "schema names" in str(caught.value)
+
+
+def test_unknown_names_list_what_is_built_in() -> None:
+    with pytest.raises(CheckpointError, match="nor a built-in checkpoint of that name \\(demo-faces\\)"):
+        LabeledGenerator.from_pretrained("demo-cats")
+
+
+@pytest.mark.parametrize("load", [load_generator, LabeledGenerator.from_pretrained])
+def test_a_file_of_another_kind(tmp_path: Path, load: Callable[[Path], Any]) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match="expected a checkpoint directory"):
+        load(tmp_path / "notes.txt")
+
+
+def test_published_classifiers_that_do_not_belong_together(tmp_path: Path) -> None:
+    for number, folder in enumerate(("dgan_sg1_128_c7_ckpt", "sg2ada_uncond64_skip_c34_ckpt")):
+        (tmp_path / f"model_{number}.pth").write_bytes((GOLDEN / folder / "model_0.pth").read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"model_1.pth: layers.0.bias has shape \[256\], but \[128\] in model_0.pth"
+    ):
+        load_interpreter(tmp_path)
+
+
+def test_classifier_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="expected config.json, or a folder of model_0.pth"):
+        load_interpreter(tmp_path)
+    torch.save({"model_state_dict": {"layers.0.weight": torch.zeros(1)}}, tmp_path / "model_0.pth")
+    with pytest.raises(CheckpointError, match="it lacks \\['layers.0.bias'"):
+        load_interpreter(tmp_path)
+    torch.save({"code": load_interpreter}, tmp_path / "model_0.pth")
+    with pytest.raises(CheckpointError, match="refused"):
+        load_interpreter(tmp_path)
+    (tmp_path / "model_0.pth").write_bytes(b"PK\x03\x04 not a zip")
+    with pytest.raises(CheckpointError, match="cannot be read|refused"):
+        load_interpreter(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.json"
+    directory.write_atomically(path, b"old")
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(directory.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        directory.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_target_that_cannot_be_written(tmp_path: Path, filtered: LabeledGenerator) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint to"):
+        filtered.save_pretrained(tmp_path / "file" / "inside")
+
+
+def test_unknown_device() -> None:
+    with pytest.raises(ValueError, match="use cpu, cuda or cuda:N"):
+        load_generator("demo-faces", device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="finds no CUDA device"):
+            load_generator("demo-faces", device="cuda")
+
+
+def test_feature_layout_of_another_architecture() -> None:
+    with pytest.raises(ValueError, match="convs, const\\+convs, not 'datasetgan'"):
+        load_generator("demo-faces", device="cpu", features="datasetgan")
+
+
+def test_shapes_of_generator_inputs_are_checked(unfiltered: LabeledGenerator) -> None:
+    generator = unfiltered.generator
+    with pytest.raises(ValueError, match=r"z must be \[N, 32\], got \[2, 31\]"):
+        generator.mapping(torch.zeros(2, 31))
+    with pytest.raises(ValueError, match="unconditional"):
+        generator.mapping(torch.zeros(1, 32), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"ws must be \[N, 6, 32\]"):
+        generator.synthesis(torch.zeros(1, 5, 32))
+    with pytest.raises(ValueError, match="each of the 5 layers, got 2"):
+        generator.synthesis(torch.zeros(1, 6, 32), noise=[torch.zeros(1)] * 2)
+
+
+def test_noise_may_be_given(unfiltered: LabeledGenerator) -> None:
+    generator = unfiltered.generator
+    ws = generator.mapping(torch.ones(1, 32))
+    zeros = [torch.zeros(1, 1, r, r) for r in (4, 8, 8, 16, 16)]
+    assert torch.equal(generator.synthesis(ws, noise=zeros)[0], generator.synthesis(ws, noise_mode="none")[0])

@@ -1,0 +1,145 @@
+"""The command line, as a user calls it: in a process of its own, from another folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from PIL import Image
+
+from dsgan_datasets import LabeledGenerator
+from dsgan_datasets.tools.cli import build_parser, main
+
+
+def dsgan(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dsgan_datasets.tools.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_preview_writes_a_sheet(tmp_path: Path) -> None:
+    done = dsgan("preview", "demo-faces", "--num-samples", 3, "--out", "new/faces.png", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "new" / "faces.png") in done.stdout
+    sheet = Image.open(tmp_path / "new" / "faces.png")
+    assert sheet.mode == "RGB" and sheet.width > 600
+    # The sheet holds the image itself, enlarged pixel by pixel.
+    image = LabeledGenerator.from_pretrained("demo-faces", device="cpu").generate([0]).image[0]
+    pixels = torch.from_numpy(np.asarray(sheet).copy()).permute(2, 0, 1)
+    zoom = round(160 / 64)
+    enlarged = image.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
+    places = [
+        (y, x)
+        for y in range(0, 120)
+        for x in range(0, 40)
+        if torch.equal(pixels[:, y : y + 64 * zoom, x : x + 64 * zoom], enlarged)
+    ]
+    assert len(places) == 1
+
+
+def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "demo-faces"]) == 0
+    printed = capsys.readouterr().out
+    fingerprint = LabeledGenerator.from_pretrained("demo-faces", device="cpu").fingerprint
+    for expected in (
+        "stylegan2",
+        "64×64",
+        "10 pixel classifiers",
+        "background, skin",
+        "CC0-1.0",
+        fingerprint,
+        "drops 10%",
+    ):
+        assert expected in printed
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("sg2ada_cond32_skip.pkl", ["snapshot pickle", "skip architecture, clamp 1.5", "32×32", "3 image classes"]),
+        ("sg2ada_uncond32_resnet.pkl", ["resnet architecture, clamp 2", "unconditional"]),
+        ("sg3repo_sg2_32_skip.pkl", ["stylegan2", "clamp 256"]),
+        ("dgan_sg1_128_c7_ckpt", ["folder of published pixel classifiers", "304 features, 128/32", "7"]),
+    ],
+)
+def test_info_of_foreign_files(capsys: pytest.CaptureFixture[str], source: str, expected: list[str]) -> None:
+    assert main(["info", str(GOLDEN / source)]) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in expected)
+
+
+def test_shards(tmp_path: Path) -> None:
+    done = dsgan(
+        "shards", "write", "demo-faces", tmp_path / "out", "--num-samples", 5, "--samples-per-shard", 3, cwd=tmp_path
+    )
+    assert done.returncode == 0 and "5 samples in 2 shards" in done.stdout, done.stderr
+    with tarfile.open(tmp_path / "out" / "shard-000001.tar") as tar:
+        assert tar.getnames() == [f"00000000{i}.{kind}" for i in (3, 4) for kind in ("png", "seg.png", "json")]
+        member = tar.extractfile("000000004.json")
+        assert member is not None and json.load(member)["index"] == 4
+
+
+def test_calibrate(tmp_path: Path, capsys: pytest.CaptureFixture[str], filtered: LabeledGenerator) -> None:
+    filtered.save_pretrained(tmp_path / "a")
+    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--psi", "0.5", "--num-samples", "40"]
+    assert main(["calibrate", *arguments, "--device", "cpu"]) == 0
+    assert "threshold" in capsys.readouterr().out
+    assert LabeledGenerator.from_pretrained(tmp_path / "b", device="cpu").recipe.psi == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["preview", "demo-dogs"], 1, "built-in checkpoint of that name (demo-faces)"),
+        (["preview", "demo-faces", "--out", "sheet.txt"], 1, "must end in .png or .jpg"),
+        (["preview", "demo-faces", "--psi", "9"], 1, "psi must be a number in -2 … 2"),
+        (["preview", "demo-faces", "--psi", "0.3"], 1, "dsgan calibrate"),
+        (["preview", "demo-faces", "--device", "tpu"], 1, "use cpu, cuda or cuda:N"),
+        (["preview", "demo-faces", "--num-samples", "0"], 2, "less than 1"),
+        (["preview", "demo-faces", "--start", "-4"], 1, "0 … 2^63-1"),
+        (["preview", "demo-faces", "--seed", "-1"], 2, "not in 0 … 2^64-1"),
+        (["preview", "demo-faces", "--seed", "x"], 2, "invalid"),
+        (["info", "setup.cfg"], 1, "no file or directory"),
+        (["info", "hf://nobody/nothing"], 1, "hf://"),
+        (["shards", "write", "demo-faces", "/proc/nowhere", "--num-samples", "1"], 1, "/proc/nowhere"),
+        (["calibrate", "demo-faces", "out", "--num-samples", "3"], 1, "at least 20"),
+        (["calibrate", "demo-faces", "out", "--reject-fraction", "2"], 1, "reject_fraction must be a number in [0, 1)"),
+        ([], 2, "required"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    try:
+        code = main(arguments)
+    except SystemExit as error:  # argparse
+        code = int(error.code or 0)
+    printed = capsys.readouterr()
+    assert code == status
+    assert message in printed.err and "Traceback" not in printed.err
+    assert not list(tmp_path.iterdir())  # nothing was left behind
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    verbs = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for name, parser in verbs.items():  # type: ignore[union-attr]
+        text = parser.format_help()
+        assert "example:" in text and f"dsgan {name}" in text
+
+
+def test_no_filter_shows_uncertain_samples(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = ["--num-samples", "1", "--out", str(tmp_path / "a.png")]
+    assert main(["preview", "demo-faces", "--psi", "0.3", "--no-filter", *out]) == 0

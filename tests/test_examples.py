@@ -1,0 +1,31 @@
+"""What the examples promise."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plain_pytorch_training_learns_from_the_stream() -> None:
+    losses = load(ROOT / "examples" / "pytorch" / "train.py").train(steps=25)
+    assert len(losses) == 25
+    assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
+
+
+def test_the_training_loop_is_short() -> None:
+    """At most 15 lines for a user to write: the statements of `train`, without its signature."""
+    source = (ROOT / "examples" / "pytorch" / "train.py").read_text()
+    function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "train")
+    assert function.body[-1].end_lineno - function.body[0].lineno + 1 <= 15  # type: ignore[operator]

@@ -1,0 +1,215 @@
+"""The package against the original implementations: generators, labels, published classifiers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden_data import (
+    GENERATORS,
+    LABELS,
+    PROBES,
+    TOLERANCE,
+    Golden,
+    all_sets,
+    compare_set,
+    generator_arrays,
+    label_arrays,
+    layer_outputs,
+)
+from make_golden_probes import PROBE_COUNT, npz, probes
+
+from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.generators import load_generator
+from dsgan_datasets.interpreters import load_interpreter
+
+CLASSIFIERS = PROBES / "dgan_sg1_128_c7_ckpt"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small arrays: a second thread only waits, and on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", all_sets())
+def test_every_array_is_within_the_tolerance(name):
+    comparisons = compare_set(PROBES, name)
+    assert len(comparisons) >= 10
+    assert not [f"{c.name}: {c.error:.3g} ({c.kind})" for c in comparisons if not c.ok]
+
+
+def test_the_sets_hold_what_the_package_promises():
+    """A reference file that lost arrays must not pass."""
+    for name in GENERATORS:
+        names = Golden(PROBES / f"{name}.npz").names
+        assert {"w_avg", "ws_psi1", "ws_psi0.7", "feat/const", "feat/b4.conv1", "feat_none/b8.conv0"} <= {*names}
+        assert {"img_psi1_const", "img_psi0.7_const", "img_psi1_none", "img_psi1_const_uint8"} <= {*names}
+        assert len([n for n in names if n.startswith("ws_psi0.7_cut")]) == 2
+    for name in LABELS:
+        assert {"logits", "js", "uncertainty", "member_argmax", "label_mode", "label_argmax_mean"} <= {
+            *Golden(PROBES / f"{name}.npz").names
+        }
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_few_labels_are_excused_as_near_ties(name):
+    computed = label_arrays(PROBES, name)
+    for key in ("member_argmax", "label_mode", "label_argmax_mean"):
+        assert computed[key].close.float().mean() < 0.02, key
+    votes = {key: computed[key].values for key in ("label_mode", "label_argmax_mean")}
+    assert (votes["label_mode"] != votes["label_argmax_mean"]).float().mean() > 0.05, "the votes must be told apart"
+
+
+def test_layouts_share_their_maps():
+    path = PROBES / "sg2ada_fullsnapshot16.pkl"
+    with_const = load_generator(path, device="cpu", features="const+convs")
+    convs = load_generator(path, device="cpu", features="convs")
+    ws = convs.mapping(torch.ones(2, convs.z_dim))
+    expected, got = with_const.synthesis(ws)[1], convs.synthesis(ws)[1]
+    assert [f.shape[1] for f in expected] == with_const.feature_channels
+    assert [f.shape[2] for f in expected] == with_const.feature_resolutions
+    assert len(got) == len(expected) - 1
+    assert all(torch.equal(a, b) for a, b in zip(got, expected[1:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["sg2ada_fullsnapshot16", "sg2ada_uncond32_resnet"])
+def test_each_layer_reads_its_own_w(name):
+    """The reference repeats one w, so it cannot tell; the order is the one that its README gives."""
+    generator = load_generator(PROBES / f"{name}.pkl", device="cpu", features="const+convs")
+    ws = torch.randn(1, generator.num_ws, generator.w_dim, generator=torch.Generator().manual_seed(0))
+    last_w = {"const": -1}  # output -> last of the style vectors that it depends on
+    for j, r in enumerate(generator.synthesis_network.resolutions):
+        last_w |= {f"b{r}.conv0": 2 * j - 1, f"b{r}.conv1": 2 * j, f"b{r}.out": 2 * j}
+        last_w |= {f"b{r}.torgb": 2 * j + 1, f"b{r}.skip": 2 * j - 2}
+    before = layer_outputs(generator, ws, "const")
+    for i in range(generator.num_ws):
+        changed = ws.clone()
+        changed[:, i] *= 1.5
+        after = layer_outputs(generator, changed, "const")
+        assert {key for key in after if not torch.equal(after[key], before[key])} == {
+            key for key in after if i <= last_w[key]
+        }
+
+
+# --- published classifiers ---
+
+
+def rewritten(source: Path, target: Path, change) -> Path:
+    """The classifiers of a folder, each state dict changed by `change(number, state) -> content`."""
+    target.mkdir()
+    for path in source.glob("model_*.pth"):
+        number = int(path.stem.removeprefix("model_"))
+        state = torch.load(path, weights_only=True)["model_state_dict"]
+        torch.save(change(number, state), target / path.name)
+    return target
+
+
+def without_prefix(state):
+    assert all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_classifiers_load_without_the_module_prefix(tmp_path, wrapped):
+    def change(number, state):
+        state = without_prefix(state)
+        return {"model_state_dict": state} if wrapped else state
+
+    expected = load_interpreter(CLASSIFIERS, device="cpu").state_dict()
+    got = load_interpreter(rewritten(CLASSIFIERS, tmp_path / "plain", change), device="cpu").state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_classifiers_are_in_numeric_order(tmp_path):
+    def mark(number, state):
+        return {
+            "model_state_dict": {
+                **state,
+                "module.layers.0.bias": torch.full_like(state["module.layers.0.bias"], number),
+            }
+        }
+
+    folder = rewritten(CLASSIFIERS, tmp_path / "eleven", mark)
+    ten = mark(10, torch.load(CLASSIFIERS / "model_0.pth", weights_only=True)["model_state_dict"])
+    torch.save(ten, folder / "model_10.pth")
+    assert load_interpreter(folder, device="cpu").b1[:, 0].tolist() == list(range(11))
+
+
+def test_classifiers_that_differ_in_shape_are_refused(tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(CLASSIFIERS, folder)
+    shutil.copy(PROBES / "sg2ada_uncond64_skip_c34_ckpt" / "model_3.pth", folder / "model_3.pth")
+    with pytest.raises(CheckpointError, match=r"model_3\.pth: layers\.\d.* has shape .* in model_0\.pth"):
+        load_interpreter(folder, device="cpu")
+
+
+# --- the comparison itself ---
+
+
+def save_npz(path: Path, array: np.ndarray) -> Golden:
+    path.write_bytes(npz(probes("seed", "a", array)))
+    return Golden(path)
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (3, 40, 50)], ids=["whole", "probes"])
+def test_a_difference_is_found(tmp_path, shape):
+    array = np.random.RandomState(0).randn(*shape).astype(np.float32)
+    golden = save_npz(tmp_path / "a.npz", array)
+    assert golden.names == ["a"]
+    assert golden.compare("a", torch.from_numpy(array)).error == 0
+    off = torch.from_numpy(array) + 3e-4 * float(np.abs(array).max())
+    assert golden.compare("a", off).error == pytest.approx(3e-4, rel=1e-3)
+    assert not golden.compare("a", off).ok
+    assert not golden.compare("a", torch.full(shape, torch.nan)).ok
+    with pytest.raises(ValueError, match="shape"):
+        golden.compare("a", off.flatten())
+
+
+def test_probes_are_fixed_and_independent_of_the_values():
+    array = np.random.RandomState(0).randn(100, 100).astype(np.float32)
+    first, second = probes("seed", "a", array), probes("seed", "a", -5 * array)
+    assert len(np.unique(first["a@index"])) == PROBE_COUNT
+    assert np.array_equal(first["a@index"], second["a@index"])
+    assert not np.array_equal(first["a@index"], probes("other", "a", array)["a@index"])
+    assert first["a@max"] == np.abs(array).max()
+    assert npz(first) == npz(probes("seed", "a", array.copy()))
+
+
+def test_images_may_be_off_by_one_level_and_labels_only_where_two_classes_tie(tmp_path):
+    array = np.random.RandomState(0).randint(0, 200, (6, 6)).astype(np.uint8)
+    golden, got = save_npz(tmp_path / "a.npz", array), torch.from_numpy(array.copy())
+    got[2, 3] += 1
+    assert golden.compare("a", got).ok
+    tied = torch.zeros(6, 6, dtype=torch.bool)
+    assert golden.compare("a", got, tied).error == 1
+    tied[2, 3] = True
+    assert golden.compare("a", got, tied).ok
+    got[2, 3] += 1
+    assert not golden.compare("a", got).ok
+
+
+def test_an_array_that_nothing_is_compared_with_is_an_error(tmp_path):
+    name = "sg2ada_fullsnapshot16"
+    shutil.copy(PROBES / f"{name}.pkl", tmp_path)
+    with np.load(PROBES / f"{name}.npz") as file:
+        entries = {**file, "feat/b99.conv1": np.zeros(3)}
+    (tmp_path / f"{name}.npz").write_bytes(npz(entries))
+    with pytest.raises(ValueError, match=r"feat/b99\.conv1"):
+        compare_set(tmp_path, name)
+
+
+def test_a_wrong_weight_breaks_parity():
+    """One bias off by a thousandth of the largest feature is seen."""
+    name = "sg2ada_fullsnapshot16"
+    golden = Golden(PROBES / f"{name}.npz")
+    computed = generator_arrays(PROBES, name)["feat/b16.conv1"].values
+    computed[:, 3] += 10 * TOLERANCE["relative"] * computed.abs().max()
+    assert not golden.compare("feat/b16.conv1", computed).ok

@@ -1,0 +1,244 @@
+"""Invariants 1, 2 and 4: samples are bit-identical however they are asked for, and every index is an accepted one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from conftest import SCHEMA, small_ensemble, small_labeled
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from properties import assert_same_samples, rows_by_index
+
+from dsgan_datasets import LabeledGenerator, Recipe, calibrate, load_generator
+from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.latents import Purpose, sample_latents
+
+
+@pytest.fixture(scope="module")
+def reference(filtered: LabeledGenerator) -> dict[int, object]:
+    return rows_by_index(filtered.generate(range(40), seed=5))  # type: ignore[return-value]
+
+
+def test_some_of_these_samples_were_drawn_again(reference: dict) -> None:
+    attempts = [int(s.attempt) for s in reference.values()]
+    assert 0 in attempts and max(attempts) >= 2
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.integers(0, 39), min_size=1, max_size=20))
+def test_any_request_gives_the_same_bits(filtered: LabeledGenerator, reference: dict, indices: list[int]) -> None:
+    batch = filtered.generate(indices, seed=5)
+    assert_same_samples(batch.rows(), [reference[i] for i in indices])
+
+
+def test_samples_next_to_the_threshold(filtered: LabeledGenerator) -> None:
+    """The draws whose score lies nearest to the threshold are decided the same way alone and in company."""
+    drawn = filtered.generate(range(200), seed=9, attempts=0)
+    assert filtered.recipe.threshold is not None
+    nearest = (drawn.score - filtered.recipe.threshold).abs().argsort()[:6].tolist()
+    together = rows_by_index(filtered.generate(range(200), seed=9))
+    for i in nearest:
+        assert_same_samples(filtered.generate([i], seed=9).rows(), [together[i]])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_thread_count(filtered: LabeledGenerator, reference: dict, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_same_samples(filtered.generate(range(11), seed=5).rows(), [reference[i] for i in range(11)])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_demo_faces_do_not_depend_on_company_or_threads() -> None:
+    """The same on the real checkpoint, whose convolutions are large enough to be split among threads."""
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = rows_by_index(labeled.generate(range(20)))
+        torch.set_num_threads(1)
+        assert_same_samples(labeled.generate([13, 2]).rows(), [together[13], together[2]])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_stream_is_generate(filtered: LabeledGenerator, reference: dict) -> None:
+    samples = itertools.islice(filtered.stream(itertools.count(3), seed=5), 20)
+    assert_same_samples(samples, [reference[i] for i in range(3, 23)])
+
+
+def test_every_sample_passes_the_filter(filtered: LabeledGenerator, unfiltered: LabeledGenerator) -> None:
+    threshold = filtered.recipe.threshold
+    assert bool((filtered.generate(range(60), seed=1).score <= threshold).all())
+    assert bool((unfiltered.generate(range(60), seed=1).score > threshold).any())
+
+
+def test_recorded_attempts_replay(filtered: LabeledGenerator) -> None:
+    batch = filtered.generate(range(30), seed=2)
+    replayed = filtered.generate(batch.index, seed=2, attempts=batch.attempt)
+    assert_same_samples(replayed.rows(), batch.rows())
+
+
+def test_attempt_zero_is_the_first_draw(filtered: LabeledGenerator) -> None:
+    batch = filtered.generate([4], seed=3, attempts=0, extras=("latent",))
+    assert torch.equal(batch.latent, sample_latents([4], 32, seed=3))
+
+
+def test_seeds_differ(unfiltered: LabeledGenerator) -> None:
+    assert not torch.equal(unfiltered.generate([0], seed=0).image, unfiltered.generate([0], seed=1).image)
+
+
+def test_rules_by_content(unfiltered: LabeledGenerator) -> None:
+    share = unfiltered.generate(range(100)).mask
+    area = (share == 1).flatten(1).sum(1)
+    least = int(area.double().quantile(0.5)) + 1
+    strict = small_labeled(require=(1,), min_area=least)
+    masks = strict.generate(range(30)).mask
+    assert bool(((masks == 1).flatten(1).sum(1) >= least).all())
+
+
+def test_a_filter_that_accepts_nearly_nothing_is_refused_by_rule() -> None:
+    with pytest.raises(ValueError, match=r"accepts 0\.0%.*score <= -1: 0\.0%; left >= 1 px: [1-9]"):
+        small_labeled(threshold=-1.0, require=(1,))
+
+
+def test_generation_stops_when_the_acceptance_rate_was_wrong(filtered: LabeledGenerator) -> None:
+    assert filtered.calibration is not None
+    hopeless = LabeledGenerator(
+        filtered.generator,
+        filtered.interpreter,
+        SCHEMA,
+        dataclasses.replace(filtered.recipe, threshold=-1.0),
+        calibration=filtered.calibration,
+    )
+    with pytest.raises(RuntimeError, match="index 0 found no accepted draw in .* attempts"):
+        hopeless.generate([0])
+
+
+def test_changed_recipe_needs_calibration(tmp_path_factory: pytest.TempPathFactory, filtered: LabeledGenerator) -> None:
+    path = tmp_path_factory.mktemp("checkpoint")
+    filtered.save_pretrained(path)
+    changed = LabeledGenerator.from_pretrained(path, device="cpu", psi=0.5)
+    assert changed.fingerprint != filtered.fingerprint
+    with pytest.raises(ValueError, match="rejects 40%.*calibrate"):
+        changed.generate([0])
+    assert calibrate(changed, 40, reject_fraction=0.4).generate([0]).num_samples == 1
+    assert LabeledGenerator.from_pretrained(path, device="cpu", psi=0.5, threshold=None).generate([0]).num_samples == 1
+
+
+def test_calibration_draws_are_of_their_own_family(unfiltered: LabeledGenerator) -> None:
+    drawn = next(unfiltered.unfiltered(4, seed=0))
+    assert not torch.equal(drawn["latent"], sample_latents(range(4), 32, seed=0))
+    assert torch.equal(drawn["latent"], sample_latents(range(4), 32, seed=0, purpose=Purpose.CALIBRATION))
+
+
+def test_empty_request(filtered: LabeledGenerator) -> None:
+    batch = filtered.generate([], extras=("js",))
+    assert batch.image.shape == (0, 3, 16, 16) and batch.js.shape == (0, 16, 16) and batch.num_samples == 0
+
+
+def test_crop_keeps_rows_of_the_full_frame() -> None:
+    whole, cropped = small_labeled(), small_labeled(crop=(3, 12))
+    a, b = whole.generate([0, 1], extras=("js",)), cropped.generate([0, 1], extras=("js",))
+    assert torch.equal(a.image[:, :, 3:12], b.image)
+    assert torch.equal(a.mask[:, 3:12], b.mask)
+    assert torch.allclose(a.js[:, 3:12], b.js, atol=1e-6)
+    assert cropped.image_size == (9, 16)
+
+
+def test_size_scales_image_and_mask() -> None:
+    batch = small_labeled(size=(12, 20)).generate([0])
+    assert batch.image.shape == (1, 3, 12, 20) and batch.mask.shape == (1, 12, 20)
+
+
+def test_merged_classes_are_mapped_after_the_vote(unfiltered: LabeledGenerator) -> None:
+    coarse = SCHEMA.merge({"side": ["left", "right"]})
+    merged = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, coarse, unfiltered.recipe)
+    fine = unfiltered.generate([0]).mask
+    assert torch.equal(merged.generate([0]).mask, torch.tensor([0, 1, 1, 2])[fine])
+    assert merged.fingerprint != unfiltered.fingerprint
+
+
+def test_names_and_colors_are_outside_the_fingerprint(unfiltered: LabeledGenerator) -> None:
+    renamed = dataclasses.replace(SCHEMA, classes=("a", "b", "c", "d"))
+    other = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, renamed, unfiltered.recipe)
+    assert other.fingerprint == unfiltered.fingerprint
+
+
+def test_global_state_is_left_alone(unfiltered: LabeledGenerator) -> None:
+    """Invariants 1 and 8: no global generator, no process-wide switch, gradients on as before, leaf tensors usable."""
+    switches = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    batch = unfiltered.generate([0])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert switches == (
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+        torch.get_default_dtype(),
+    )
+    assert torch.is_grad_enabled() and not batch.score.is_inference()
+    batch.image.add_(1)  # an in-place augmentation must be possible
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_changes_little(unfiltered: LabeledGenerator, dtype: str) -> None:
+    half, full = small_labeled(dtype=dtype).generate(range(8)), unfiltered.generate(range(8))
+    assert (half.image.int() - full.image.int()).abs().float().mean() < 3
+    assert (half.mask != full.mask).float().mean() < 0.05
+
+
+def test_half_precision_stays_in_range() -> None:
+    """Styles and activations far above one, as trained networks have: float16 ends at 65504."""
+    generator = load_generator("demo-faces", device="cpu")
+    latent = sample_latents(range(2), generator.z_dim, seed=0)
+    full, _ = synthesize(generator, Recipe(psi=1.0), latent)
+    half, features = synthesize(generator, Recipe(psi=1.0, dtype="float16"), latent)
+    assert all(bool(f.isfinite().all()) for f in features)
+    assert (half.int() - full.int()).abs().max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": "const+convs"}, "the recipe reads features 'const\\+convs', the generator gives 'convs'"),
+        ({"vote": "mean"}, "differ"),
+        ({"crop": (0, 17)}, "beyond the 16 rows"),
+        ({"class_label": 0}, "None: the generator is unconditional"),
+        ({"require": (4,)}, "schema has 0 … 3"),
+    ],
+)
+def test_recipe_that_does_not_fit(unfiltered: LabeledGenerator, change: dict[str, object], message: str) -> None:
+    recipe = dataclasses.replace(unfiltered.recipe, **change)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        LabeledGenerator(unfiltered.generator, unfiltered.interpreter, SCHEMA, recipe)
+
+
+def test_interpreter_that_does_not_fit(unfiltered: LabeledGenerator) -> None:
+    with pytest.raises(ValueError, match="takes 7 features a pixel, but the generator gives"):
+        LabeledGenerator(unfiltered.generator, small_ensemble(7), SCHEMA, unfiltered.recipe)
+    channels = sum(unfiltered.generator.feature_channels)
+    with pytest.raises(ValueError, match="interpreter has 5 classes, the schema names 4"):
+        LabeledGenerator(unfiltered.generator, small_ensemble(channels, classes=5), SCHEMA, unfiltered.recipe)
+
+
+def test_conditional_generator_needs_a_class() -> None:
+    from conftest import GOLDEN
+
+    generator = load_generator(GOLDEN / "sg2ada_cond32_skip.pkl", device="cpu")
+    ensemble = small_ensemble(sum(generator.feature_channels))
+    with pytest.raises(ValueError, match=r"class_label is None, allowed is 0 … 2"):
+        LabeledGenerator(generator, ensemble, SCHEMA, Recipe())
+    images = [LabeledGenerator(generator, ensemble, SCHEMA, Recipe(class_label=c)).generate([0]).image for c in (0, 2)]
+    assert not torch.equal(*images)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("attempts", -1), ("extras", ("depth",)), ("seed", -1)])
+def test_bad_arguments(unfiltered: LabeledGenerator, argument: str, value: object) -> None:
+    with pytest.raises(ValueError, match=argument):
+        unfiltered.generate([0], **{argument: value})  # type: ignore[arg-type]

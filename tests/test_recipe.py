@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from dsgan_datasets import Recipe
+
+
+def test_json_round_trip() -> None:
+    recipe = Recipe(psi=0.7, crop=(8, 24), size=(32, 32), require=(1, 2), threshold=0.3)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("psi", float("nan")),
+        ("psi", "1"),
+        ("cutoff", -1),
+        ("noise_mode", "random"),
+        ("features", "all"),
+        ("vote", "max"),
+        ("dtype", "int8"),
+        ("crop", (5, 5)),
+        ("size", (0, 4)),
+        ("top_fraction", 0.0),
+        ("compute_batch", 0),
+        ("reject_fraction", 1.0),
+        ("threshold", float("inf")),
+        ("require", (-1,)),
+        ("min_area", 0),
+        ("class_label", -1),
+    ],
+)
+def test_bad_values_name_the_field(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        Recipe(**{field: value})  # type: ignore[arg-type]
+
+
+CALIBRATED = Recipe(psi=0.7, reject_fraction=0.1, threshold=0.2)
+
+
+@pytest.mark.parametrize("change", [{"psi": 0.5}, {"vote": "mean"}, {"crop": (0, 4)}, {"reject_fraction": 0.2}])
+def test_a_change_that_moves_scores_drops_the_threshold(change: dict[str, object]) -> None:
+    changed = CALIBRATED.override(**change)
+    assert changed.threshold is None and changed.needs_calibration
+
+
+@pytest.mark.parametrize("change", [{}, {"psi": 0.7}, {"compute_batch": 4}, {"require": (1,)}, {"min_area": 3}])
+def test_other_changes_keep_it(change: dict[str, object]) -> None:
+    assert CALIBRATED.override(**change).threshold == 0.2
+
+
+def test_no_threshold_means_no_filter() -> None:
+    open_recipe = CALIBRATED.override(psi=0.5, threshold=None)
+    assert not open_recipe.needs_calibration and not open_recipe.is_filtered
+
+
+def test_a_given_threshold_is_kept() -> None:
+    assert CALIBRATED.override(psi=0.5, threshold=0.4).threshold == 0.4
+
+
+def test_unknown_override_lists_the_fields() -> None:
+    with pytest.raises(ValueError, match="truncation.*compute_batch.*psi"):
+        Recipe().override(truncation=0.5)
+
+
+def test_every_field_reaches_json() -> None:
+    assert set(Recipe().to_dict()) == {f.name for f in dataclasses.fields(Recipe)}

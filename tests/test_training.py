@@ -1,0 +1,103 @@
+"""Fitting: pixels are read where they are, members differ, and a known rule is learned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
+from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.latents import Purpose, sample_latents
+from dsgan_datasets.training import gather_features
+
+SCHEMA = LabelSchema(("dark", "middle", "bright"))
+RECIPE = Recipe(psi=0.9)
+
+
+def annotated(labeled: LabeledGenerator, indices: range) -> Annotated:
+    """Classes by the value of one channel of the finest map: a rule that the features know."""
+    latents = sample_latents(indices, 32, seed=0, purpose=Purpose.ANNOTATION)
+    _, features = synthesize(labeled.generator, RECIPE, latents)
+    channel = features[-1][:, 0]
+    return Annotated(latents, (channel > -0.1).long() + (channel > 0.5).long())
+
+
+def test_gathered_features_are_those_of_the_resized_maps() -> None:
+    maps = [torch.randn(1, 3, 4, 4), torch.randn(1, 2, 16, 16), torch.randn(1, 2, 40, 40)]
+    size = (18, 23)
+    rows, columns = torch.meshgrid(torch.arange(18), torch.arange(23), indexing="ij")
+    got = gather_features(maps, rows.flatten(), columns.flatten(), size)
+    expected = torch.cat([F.interpolate(f, size=size, mode="bilinear") for f in maps], 1)[0].flatten(1).t()
+    assert torch.allclose(got, expected, atol=2e-5)
+
+
+def test_a_known_rule_is_learned(unfiltered: LabeledGenerator) -> None:
+    ensemble = fit_interpreter(
+        unfiltered.generator, annotated(unfiltered, range(12)), SCHEMA, recipe=RECIPE, members=3, steps=300
+    )
+    held_out = annotated(unfiltered, range(100, 120))
+    labeled = LabeledGenerator(unfiltered.generator, ensemble, SCHEMA, RECIPE)
+    _, features = synthesize(labeled.generator, RECIPE, held_out.latents)
+    accuracy = (ensemble.label(features, (16, 16)).mask == held_out.masks).double().mean()
+    majority = held_out.masks.flatten().bincount().max() / held_out.masks.numel()
+    assert accuracy > majority + 0.25
+    assert not torch.equal(ensemble.w2[0], ensemble.w2[1])
+
+
+def test_same_seed_same_interpreter(unfiltered: LabeledGenerator) -> None:
+    def fit(seed: int) -> torch.Tensor:
+        return fit_interpreter(
+            unfiltered.generator, annotated(unfiltered, range(2)), SCHEMA, recipe=RECIPE, members=2, steps=5, seed=seed
+        ).w1
+
+    torch.manual_seed(1)
+    first = fit(0)
+    torch.manual_seed(2)
+    assert torch.equal(first, fit(0)) and not torch.equal(first, fit(1))
+
+
+def test_ignored_pixels_and_crop(unfiltered: LabeledGenerator) -> None:
+    """Half of the pixels carry wrong labels but are ignored; rows are those of the crop."""
+    recipe = Recipe(psi=0.9, crop=(4, 12))
+    plain = annotated(unfiltered, range(6))
+    masks = plain.masks[:, 4:12].clone()
+    masks[:, :, 8:] = 255
+    ensemble = fit_interpreter(
+        unfiltered.generator, Annotated(plain.latents, masks), SCHEMA, recipe=recipe, members=2, steps=200
+    )
+    _, features = synthesize(unfiltered.generator, recipe, plain.latents)
+    predicted = ensemble.label(features, (16, 16), rows=(4, 12)).mask
+    assert (predicted == plain.masks[:, 4:12])[:, :, :8].double().mean() > 0.9
+
+
+def test_hidden_sizes_follow_the_number_of_classes(unfiltered: LabeledGenerator) -> None:
+    latents = sample_latents(range(1), 32, seed=0)
+    masks = torch.arange(256).view(1, 16, 16)
+    for classes, hidden in ((31, [128, 32]), (32, [256, 128])):
+        schema = LabelSchema(tuple(f"c{i}" for i in range(classes)))
+        data = Annotated(latents, masks % classes)
+        ensemble = fit_interpreter(unfiltered.generator, data, schema, members=1, steps=1)
+        assert ensemble.config["hidden"] == hidden and ensemble.num_classes == classes
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (torch.full((1, 16, 16), 3), r"hold class \[3\], but the schema has 3 classes \(0-2\)"),
+        (torch.full((1, 16, 16), 255), "nothing to learn from"),
+        (torch.zeros(1, 8, 16, dtype=torch.int64), r"a mask is \(8, 16\) pixels, the images are \(16, 16\)"),
+    ],
+)
+def test_masks_that_do_not_fit(unfiltered: LabeledGenerator, masks: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_interpreter(unfiltered.generator, Annotated(torch.zeros(1, 32), masks), SCHEMA, steps=1)
+
+
+def test_latents_that_do_not_fit(unfiltered: LabeledGenerator) -> None:
+    with pytest.raises(ValueError, match="latents have 31 numbers"):
+        fit_interpreter(
+            unfiltered.generator, Annotated(torch.zeros(1, 31), torch.zeros(1, 16, 16, dtype=torch.int64)), SCHEMA
+        )
+    with pytest.raises(ValueError, match="latents must be"):
+        Annotated(torch.zeros(2, 32), torch.zeros(1, 16, 16))
