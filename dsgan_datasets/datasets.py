@@ -215,8 +215,8 @@ class DSGANIterableDataset(IterableDataset[Sample]):
 class DSGANDataset(Dataset[Sample]):
     """A finite map-style view: index -> labelled sample, the same whatever the order.
 
-    A sampler that asks for whole batches (`__getitems__`, as the stock DataLoader does) is much faster than one that asks
-    sample by sample, since the generator always computes `recipe.compute_batch` samples.
+    Asking for whole batches (`__getitems__`, as the stock DataLoader does) is faster than asking sample by sample: a
+    GPU always computes `recipe.compute_batch` samples, and a CPU computes them side by side.
 
     Args:
         labeled: makes the samples.
@@ -266,7 +266,7 @@ class DSGANDataset(Dataset[Sample]):
 def _generated_ahead(
     labeled: LabeledGenerator, indices: Iterable[int], seed: int, batch_size: int
 ) -> Iterator[SampleBatch]:
-    """Batches of samples, in order, generated on a thread (and on a CUDA stream) of their own while the consumer works."""
+    """Batches of samples, in order, generated on a thread (and a CUDA stream) of their own while the consumer works."""
     samples = labeled.stream(indices, seed=seed)
     cuda_stream: torch.cuda.Stream | None = None
     if labeled.device.type == "cuda":

@@ -76,8 +76,8 @@ class Acceptance:
         if self.jointly < MIN_ACCEPTANCE:
             rates = "; ".join(f"{rule}: {rate:.1%}" for rule, rate in self.by_rule.items())
             raise ValueError(
-                f"the filter accepts {self.jointly:.1%} of {self.num_draws} draws, at least {MIN_ACCEPTANCE:.0%} are needed "
-                f"(each rule for itself: {rates}): loosen a rule"
+                f"the filter accepts {self.jointly:.1%} of {self.num_draws} draws, at least {MIN_ACCEPTANCE:.0%} are "
+                f"needed (each rule for itself: {rates}): loosen a rule"
             )
         return self
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,8 @@ from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
 
-Extra = Literal["js", "latent"]
+#: Fields of a sample that are only made when asked for.
+EXTRAS = ("js", "latent")
 
 #: Draws that tell the acceptance rate of a filter whose calibration did not store it.
 _ESTIMATE_DRAWS = 256
@@ -137,7 +138,7 @@ class LabeledGenerator:
         *,
         seed: int = 0,
         attempts: int | Tensor | Sequence[int] | None = None,
-        extras: Collection[Extra] = (),
+        extras: Collection[str] = (),
     ) -> SampleBatch:
         """The samples of some indices, in the order asked for.
 
@@ -162,7 +163,7 @@ class LabeledGenerator:
         samples = list(self._stream(draws, seed, filtered=attempts is None, extras=extras))
         return SampleBatch.stack(samples) if samples else self._empty(extras)
 
-    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[Extra] = ()) -> Iterator[Sample]:
+    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
         """The samples of some indices one by one, in order; the samples are those of `generate`.
 
         Indices are taken from the iterable a little ahead of the samples: the places of rejected draws are filled with
@@ -177,12 +178,12 @@ class LabeledGenerator:
 
     @torch.no_grad()
     def _stream(
-        self, draws: Iterable[tuple[int, int]], seed: int, *, filtered: bool, extras: Collection[Extra]
+        self, draws: Iterable[tuple[int, int]], seed: int, *, filtered: bool, extras: Collection[str]
     ) -> Iterator[Sample]:
         """Samples of (index, attempt) pairs, in order; rejected ones are drawn again if `filtered`."""
         seed = check_seed(seed)
-        if unknown := set(extras) - {"js", "latent"}:
-            raise ValueError(f"extras are js and latent, not {sorted(unknown)}")
+        if unknown := set(extras) - set(EXTRAS):
+            raise ValueError(f"extras are {' and '.join(EXTRAS)}, not {sorted(unknown)}")
         filtered = filtered and self._is_filtered()
         fields = ("image", "mask", "score", "index", "attempt", *extras)
         fresh = ((place, index, attempt) for place, (index, attempt) in enumerate(draws))
@@ -209,12 +210,12 @@ class LabeledGenerator:
     def _next_attempt(self, index: int, attempt: int) -> int:
         if attempt + 1 >= self._attempt_limit:
             raise RuntimeError(
-                f"index {index} found no accepted draw in {attempt + 1} attempts; the acceptance rate must have changed since "
-                "it was measured: calibrate again"
+                f"index {index} found no accepted draw in {attempt + 1} attempts; the acceptance rate must have "
+                "changed since it was measured: calibrate again"
             )
         return attempt + 1
 
-    def _empty(self, extras: Collection[Extra]) -> SampleBatch:
+    def _empty(self, extras: Collection[str]) -> SampleBatch:
         """A batch of no samples."""
         sample = next(self._stream([(0, 0)], 0, filtered=False, extras=extras))
         return SampleBatch({name: value.new_empty(0, *value.shape) for name, value in sample.items()})
@@ -226,7 +227,7 @@ class LabeledGenerator:
             rows = side_by_side(self._compute, latent.split(1), self.device)
             fields = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         else:
-            # The last bits of a convolution depend on the size of its batch: it is always the same, filled up if need be.
+            # The last bits of a convolution depend on its batch size: it is always the same, filled up if need be.
             padding = torch.arange(self.recipe.compute_batch).clamp(max=len(indices) - 1)
             fields = {name: value[: len(indices)] for name, value in self._compute(latent[padding]).items()}
         return {"index": indices, "attempt": attempts, "latent": latent, **fields}
@@ -243,9 +244,9 @@ class LabeledGenerator:
     def _is_filtered(self) -> bool:
         if self.recipe.needs_calibration:
             raise ValueError(
-                f"the recipe rejects {self.recipe.reject_fraction:.0%} of the draws, but has no threshold: it was changed, "
-                "which drops the calibrated one. Run calibrate(...) (`dsgan calibrate`), or give threshold=… in nats, or "
-                "threshold=None to accept every draw"
+                f"the recipe rejects {self.recipe.reject_fraction:.0%} of the draws, but has no threshold: it was "
+                "changed, which drops the calibrated one. Run calibrate(...) (`dsgan calibrate`), or give threshold=… "
+                "in nats, or threshold=None (`--no-filter`) to accept every draw"
             )
         return self.recipe.is_filtered
 
@@ -324,8 +325,8 @@ class LabeledGenerator:
         expected, found = str(config.get("fingerprint")), _fingerprint(generator, interpreter, schema, stored)
         if found != expected:
             raise CheckpointError(
-                f"{path}: weights or recipe were changed or damaged: config.json says fingerprint {expected[:16]}…, the files "
-                f"give {found[:16]}…"
+                f"{path}: weights or recipe were changed or damaged: config.json says fingerprint {expected[:16]}…, "
+                f"the files give {found[:16]}…"
             )
         return cls(generator, interpreter, schema, recipe, calibration=calibration, license=str(config.get("license")))
 

@@ -24,8 +24,8 @@ _this_thread = threading.local()
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
     """``[function(item) for item in items]``; on the CPU, on ``torch.get_num_threads()`` threads without gradients.
 
-    Each call there sees single-threaded PyTorch operations, so its result does not depend on the number of threads. Calls
-    from inside `function` run where they are, and so does everything on a GPU, which orders its own work.
+    Each call there sees single-threaded PyTorch operations, so its result does not depend on the number of threads.
+    Calls from inside `function` run where they are, and so does everything on a GPU, which orders its own work.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1 or getattr(_this_thread, "is_single_threaded", False):

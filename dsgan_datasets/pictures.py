@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
 
+#: Pictures on a sheet are enlarged, pixel by pixel, to about so many pixels.
+_CELL = 192
 _MARGIN = 12
 _TEXT = 14
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
@@ -44,7 +46,7 @@ def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", c
         columns: samples side by side.
     """
     height, width = batch.mask.shape[1:]
-    zoom = max(1, round(160 / width))
+    zoom = max(1, round(_CELL / width))
     cell_w, cell_h = width * zoom, height * zoom
     columns = max(1, min(columns, batch.num_samples))
     block_w, block_h = 3 * cell_w + 2 * _MARGIN, cell_h + _TEXT + 2 * _MARGIN

@@ -34,7 +34,7 @@ class Recipe:
         crop: (top, bottom) rows of the frame to keep, for letterboxed generators; None keeps all.
         top_fraction: share of the pixels that decides the image score.
         dtype: precision of the synthesis; the interpreter computes in float32.
-        compute_batch: draws computed in one go: as one batch on a GPU, side by side on the CPU. Part of the recipe because
+        compute_batch: draws computed in one go: as one batch on a GPU, side by side on the CPU. Part of the recipe, as
             the last bits of a float depend on the batch; how many samples you ask for at once changes nothing.
         reject_fraction: share of the most uncertain draws to drop, 0 for none; `calibrate` finds the threshold.
         threshold: highest accepted score, in nats.

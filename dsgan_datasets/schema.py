@@ -42,7 +42,7 @@ class LabelSchema:
     def __post_init__(self) -> None:
         fill = object.__setattr__
         fill(self, "classes", tuple(self.classes))
-        fill(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette) or _colors(len(self.classes)))
+        fill(self, "palette", tuple(map(_color, self.palette)) or _colors(len(self.classes)))
         fill(self, "flip_pairs", tuple((int(a), int(b)) for a, b in self.flip_pairs))
         if self.class_map is not None:
             fill(self, "class_map", tuple(int(i) for i in self.class_map))
@@ -138,11 +138,16 @@ class LabelSchema:
         entries: Sequence[Mapping[str, Any]] = data["classes"]
         return cls(
             classes=tuple(str(e["name"]) for e in entries),
-            palette=tuple(tuple(e["color"]) for e in entries) if all("color" in e for e in entries) else (),  # type: ignore[misc]
+            palette=tuple(_color(e["color"]) for e in entries) if all("color" in e for e in entries) else (),
             ignore_index=int(data.get("ignore_index", 255)),
             flip_pairs=tuple((int(a), int(b)) for a, b in data.get("flip_pairs", ())),
             class_map=data.get("class_map"),
         )
+
+
+def _color(values: Sequence[int]) -> Color:
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
 
 
 def _colors(n: int) -> tuple[Color, ...]:

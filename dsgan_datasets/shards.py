@@ -1,7 +1,7 @@
 """Samples -> WebDataset tars. First version: it writes whole shards; resuming and verifying are still to come.
 
-A record is three files of one key: ``000000007.png`` (image), ``000000007.seg.png`` (mask: 8-bit greyscale, pixel = class
-id, 255 = ignore) and ``000000007.json`` (what made it). See docs/shard-format.md.
+A record is three files of one key: ``000000007.png`` (image), ``000000007.seg.png`` (mask: 8-bit greyscale, pixel =
+class id, 255 = ignore) and ``000000007.json`` (what made it). See docs/shard-format.md.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def write_shards(
 ) -> list[Path]:
     """Write the samples of consecutive indices as tar shards.
 
-    The bytes depend only on the checkpoint's fingerprint, seed, indices, samples_per_shard and library versions. A shard
-    appears under its final name only when it is whole.
+    The bytes depend only on the checkpoint's fingerprint, seed, indices, samples_per_shard and library versions. A
+    shard appears under its final name only when it is whole.
 
     Args:
         labeled: makes the samples.

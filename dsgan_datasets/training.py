@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ class Annotated:
     def __post_init__(self) -> None:
         if self.latents.dim() != 2 or self.masks.dim() != 3 or len(self.latents) != len(self.masks):
             raise ValueError(
-                f"latents must be [A, z_dim] and masks [A, H, W], got {list(self.latents.shape)} and {list(self.masks.shape)}"
+                f"latents must be [A, z_dim] and masks [A, H, W], "
+                f"got {list(self.latents.shape)} and {list(self.masks.shape)}"
             )
 
 
@@ -74,13 +76,13 @@ def fit_interpreter(
         recipe: how the images were made (truncation, noise, size, crop); None is the default recipe of the generator's
             feature layout.
         members: number of classifiers M.
-        hidden: widths of the two hidden layers; None is (128, 32) up to 31 classes and (256, 128) from 32, as published.
+        hidden: widths of the hidden layers; None is (128, 32) up to 31 classes and (256, 128) from 32, as published.
         pixels_per_image: pixels drawn from each image; more than an image has means all of them.
         steps: optimiser steps (Adam, cosine schedule).
         batch_pixels: pixels a step, for each member.
         learning_rate: at the start.
-        class_balance: pixels of a class of frequency p are drawn with weight p ** -class_balance: 0 draws pixels as they
-            come (as published), 1 draws every class equally often. Small parts need some of it.
+        class_balance: pixels of a class of frequency p are drawn with weight p ** -class_balance: 0 draws pixels as
+            they come (as published), 1 draws every class equally often. Small parts need some of it.
         seed: of initial weights and of all draws; the same seed gives the same interpreter.
 
     Returns:
@@ -118,8 +120,8 @@ def _check_masks(masks: Tensor, num_classes: int, ignore_index: int) -> None:
     unknown = sorted(i for i in found if not 0 <= i < num_classes)
     if unknown:
         raise ValueError(
-            f"the masks hold class {unknown}, but the schema has {num_classes} classes (0-{num_classes - 1}): add the class to "
-            "the schema, or remap it"
+            f"the masks hold class {unknown}, but the schema has {num_classes} classes (0-{num_classes - 1}): "
+            "add the class to the schema, or remap it"
         )
     if not found:
         raise ValueError(f"every pixel of the masks is {ignore_index} (ignored): there is nothing to learn from")
@@ -182,7 +184,7 @@ class _Members(nn.Module):
         super().__init__()
         self.members = members
         self.weights, self.biases, self.norms = nn.ParameterList(), nn.ParameterList(), nn.ModuleList()
-        for n_in, n_out in zip(widths, widths[1:], strict=False):
+        for n_in, n_out in pairwise(widths):
             bound = n_in**-0.5  # PyTorch's default for linear layers
             self.weights.append((torch.rand(members, n_in, n_out, generator=random) * 2 - 1) * bound)
             self.biases.append((torch.rand(members, 1, n_out, generator=random) * 2 - 1) * bound)

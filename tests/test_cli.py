@@ -32,12 +32,12 @@ def test_preview_writes_a_sheet(tmp_path: Path) -> None:
     # The sheet holds the image itself, enlarged pixel by pixel.
     image = LabeledGenerator.from_pretrained("demo-faces", device="cpu").generate([0]).image[0]
     pixels = torch.from_numpy(np.asarray(sheet).copy()).permute(2, 0, 1)
-    zoom = round(160 / 64)
+    zoom = round(192 / 64)
     enlarged = image.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
     places = [
         (y, x)
-        for y in range(0, 120)
-        for x in range(0, 40)
+        for y in range(80)
+        for x in range(40)
         if torch.equal(pixels[:, y : y + 64 * zoom, x : x + 64 * zoom], enlarged)
     ]
     assert len(places) == 1

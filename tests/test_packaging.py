@@ -68,9 +68,7 @@ def test_public_names_exist_and_have_docstrings() -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Source archive and wheel, the wheel built from the archive, from a copy of what git would carry."""
     copy = tmp_path_factory.mktemp("copy") / "project"
-    ignored = shutil.ignore_patterns(
-        ".*", "__pycache__", "golden", "demo", "build", "dist", "*.egg-info", "results", "preview*"
-    )
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "golden", "demo", "build", "dist", "*.egg-info", "results")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
@@ -119,8 +117,8 @@ def test_wheel_works_from_a_folder_of_its_own(built: Path, tmp_path: Path) -> No
     ]
     subprocess.run([*command, str(wheel)], check=True, timeout=300, capture_output=True)
     code = (
-        "import dsgan_datasets, dsgan_datasets.adapters, dsgan_datasets.tools.cli as c; print(dsgan_datasets.__file__); "
-        "c.main(['info', 'demo-faces'])"
+        "import dsgan_datasets, dsgan_datasets.adapters, dsgan_datasets.tools.cli as c; "
+        "print(dsgan_datasets.__file__); c.main(['info', 'demo-faces'])"
     )
     done = python(code, tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert done.stdout.startswith(str(tmp_path / "site")) and "CC0-1.0" in done.stdout, done.stderr

@@ -121,6 +121,7 @@ def test_chunks_match_the_oracle(monkeypatch, chunk_pixels, band_rows, rows):
     tail = PixelEnsemble._tail
     monkeypatch.setattr(PixelEnsemble, "_tail", lambda self, hidden: chunks.append(len(hidden)) or tail(self, hidden))
     monkeypatch.setattr(pixel_ensemble, "_CHUNK_PIXELS", chunk_pixels)
+    monkeypatch.setattr(pixel_ensemble, "_CHUNK_ROWS", 1)
     monkeypatch.setattr(pixel_ensemble, "_BAND_ROWS", band_rows)
     assert_matches_oracle(random_ensemble(24), random_maps(MIXED, batch=2), (37, 53), rows)
     assert len(chunks) >= 18, "more than one chunk was meant"
@@ -263,7 +264,7 @@ def test_the_score_is_the_mean_of_the_most_uncertain_pixels(fraction, count):
 @pytest.mark.parametrize("method", ["logits", "probabilities", "label"])
 def test_a_wrong_number_of_channels_is_named(method):
     ensemble = random_ensemble(24)
-    with pytest.raises(ValueError, match=r"take 24 features .* have 20 \(\[7, 5, 5, 3\]\)"):
+    with pytest.raises(ValueError, match=r"take 24 features .* have 20: \[7, 5, 5, 3\]"):
         getattr(ensemble, method)(random_maps(MIXED[:-1]), (8, 8))
 
 

@@ -181,6 +181,16 @@ def test_pickles_without_a_generator(tmp_path: Path, content: Any) -> None:
         load_generator(save(tmp_path / "other.pkl", content))
 
 
+def test_memo_bombs_and_extensions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(b"\x80\x02}r\x00\x00\x00\x7f.")  # stores at place 2^31 - 2^24: gigabytes of empty memo
+    with pytest.raises(CheckpointError, match="refused: opcode 2 stores at place 2130706432"):
+        read_snapshot(path)
+    path.write_bytes(b"\x80\x02\x82\x01.")
+    with pytest.raises(CheckpointError, match="extension registry"):
+        read_snapshot(path)
+
+
 def test_persistent_ids_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pid.pkl"
     path.write_bytes(b"\x80\x02X\x01\x00\x00\x00aQ.")

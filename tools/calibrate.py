@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     found = labeled.calibration
     if found is not None:
         print(
-            f"threshold {found.threshold:.5g} ± {found.standard_error:.2g} nats; {found.acceptance:.1%} of the draws pass"
+            f"threshold {found.threshold:.5g} ± {found.standard_error:.2g} nats; "
+            f"{found.acceptance:.1%} of the draws pass"
         )
     print(f"checkpoint: {args.out.resolve()}")

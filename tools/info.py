@@ -14,6 +14,7 @@ from dsgan_datasets.checkpoints.tensors import fingerprint
 from dsgan_datasets.generators.loading import build_generator, generator_of_snapshot
 from dsgan_datasets.interpreters import load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.recipe import Calibration
 from dsgan_datasets.tools import options
 
 
@@ -63,17 +64,17 @@ def _checkpoint(path: Path) -> dict[str, str]:
         rows.update(_interpreter(path))
         rows["class names"] = ", ".join(labeled.schema.classes)
         rows["recipe"] = ", ".join(f"{k} {v}" for k, v in labeled.recipe.to_dict().items() if v not in (None, []))
-        found = labeled.calibration
-        rows["filter"] = (
-            "none"
-            if found is None
-            else (
-                f"drops {found.reject_fraction:.0%}: score above {found.threshold:.5g} ± {found.standard_error:.2g} nats"
-            )
-        )
+        rows["filter"] = _filter(labeled.calibration)
         rows["fingerprint"] = labeled.fingerprint
     rows["licence"] = str(config.get("license", "not stated"))
     return rows
+
+
+def _filter(found: Calibration | None) -> str:
+    if found is None:
+        return "not calibrated"
+    error = f"{found.threshold:.5g} ± {found.standard_error:.2g} nats"
+    return f"drops {found.reject_fraction:.0%}: score above {error}"
 
 
 def _generator(config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Path) -> dict[str, str]:
@@ -96,6 +97,7 @@ def _interpreter(path: Path) -> dict[str, str]:
     ensemble = load_interpreter(path, device="cpu")
     hidden = "/".join(map(str, ensemble.config["hidden"]))
     return {
-        "interpreter": f"{ensemble.num_members} pixel classifiers, {ensemble.in_channels} features, {hidden} hidden units",
+        "interpreter": f"{ensemble.num_members} pixel classifiers, {ensemble.in_channels} features, "
+        f"{hidden} hidden units",
         "classes": str(ensemble.num_classes),
     }

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--out {args.out}: a picture file must end in .png or .jpg")
     labeled = options.load(args)
-    batch = labeled.generate(range(args.start, args.start + args.num_samples), seed=args.seed, extras=("js",))
+    indices = range(args.start, args.start + args.num_samples)
+    batch = labeled.generate(indices, seed=args.seed, extras=("js",))
     title = f"{args.checkpoint} · psi {labeled.recipe.psi:g} · seed {args.seed} · {labeled.fingerprint[:8]}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(batch, labeled.schema, title=title).save(args.out)

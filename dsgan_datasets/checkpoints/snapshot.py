@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -82,25 +83,39 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     if len(data) < 2 or data[0] != 0x80 or not 2 <= data[1] <= 5:
         raise CheckpointError(f"{path} is not a pickle of protocol 2 to 5")
-    content = _load(_SnapshotUnpickler(io.BytesIO(data)), path)
+    content = _load(_SnapshotUnpickler, io.BytesIO(data), path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected the dict of a StyleGAN snapshot")
     return dict(content)
 
 
-def _load(unpickler: pickle.Unpickler, what: object) -> Any:
+def _load(unpickler: type[pickle.Unpickler], stream: io.BytesIO, what: object) -> Any:
+    """The next pickle of the stream."""
     try:
-        return unpickler.load()
+        start = stream.tell()
+        _check_opcodes(stream)
+        stream.seek(start)
+        return unpickler(stream).load()
     except CheckpointError as error:
         raise CheckpointError(f"{what}: {error}") from error
     except Exception as error:  # a damaged pickle may raise anything at all
         raise CheckpointError(f"{what} is damaged or no snapshot: {type(error).__name__}: {error}") from error
 
 
+def _check_opcodes(stream: io.BytesIO) -> None:
+    """Refuse what costs memory or looks elsewhere before a name is asked for: far memo places, extensions."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
+            raise CheckpointError(f"refused: opcode {count} stores at place {argument} of the memo")
+        if opcode.name.startswith("EXT"):
+            raise CheckpointError("refused: the file asks for an entry of the extension registry")
+
+
 class _Allowed:
     """A callable that a pickle may name. It has no attributes that a pickle could set."""
 
     __slots__ = ("_make",)
+    _make: Callable[..., Any]
 
     def __init__(self, make: Callable[..., Any]) -> None:
         object.__setattr__(self, "_make", make)
@@ -161,11 +176,11 @@ def _storage(data: Any) -> Tensor:
     if not isinstance(data, bytes):
         raise CheckpointError("a storage must be given as bytes")
     stream = io.BytesIO(data)
-    header = [_load(_StorageUnpickler(stream), "storage header") for _ in range(3)]
+    header = [_load(_StorageUnpickler, stream, "storage header") for _ in range(3)]
     if header[:2] != [_LEGACY_MAGIC, 1001]:
         raise CheckpointError("a storage is not in the legacy torch.save format")
-    declared = _load(_StorageUnpickler(stream), "storage")
-    keys = _load(_StorageUnpickler(stream), "storage keys")
+    declared = _load(_StorageUnpickler, stream, "storage")
+    keys = _load(_StorageUnpickler, stream, "storage keys")
     if not isinstance(declared, _DeclaredStorage) or keys != [declared.key]:
         raise CheckpointError("a nested torch.save file must hold exactly one storage")
     body = stream.read()
@@ -224,7 +239,7 @@ def _make_set(values: Any = ()) -> set[Any]:
 class _SnapshotUnpickler(pickle.Unpickler):
     """Knows these names and no others."""
 
-    _ALLOWED: dict[tuple[str, str], Any] = {
+    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Allowed(_persistent_object),
         ("torch._utils", "_rebuild_parameter"): _Allowed(_parameter),
         ("torch._utils", "_rebuild_tensor_v2"): _Allowed(_tensor),

@@ -40,8 +40,8 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: obj
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unexpected:
         raise CheckpointError(
-            f"{source}: the tensors do not fit the architecture: "
-            f"missing {missing[:5] or 'none'} ({len(missing)}), unexpected {unexpected[:5] or 'none'} ({len(unexpected)})"
+            f"{source}: the tensors do not fit the architecture: missing {missing[:5] or 'none'} ({len(missing)}), "
+            f"unexpected {unexpected[:5] or 'none'} ({len(unexpected)})"
         )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
@@ -59,5 +59,5 @@ def fingerprint(tensors: Mapping[str, Tensor], decisions: Mapping[str, Any]) -> 
     for name in sorted(tensors):
         tensor = tensors[name].detach().to("cpu").contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -83,11 +83,10 @@ class FeatureGenerator(nn.Module, ABC):
         """
         if z.dim() != 2 or z.shape[1] != self.z_dim:
             raise ValueError(f"z must be [N, {self.z_dim}], got {list(z.shape)}")
+        given = None if c is None else tuple(c.shape)
         expected = (len(z), self.c_dim) if self.c_dim else None
-        if (None if c is None else tuple(c.shape)) != expected:
-            raise ValueError(
-                f"c must be {expected or 'None: the generator is unconditional'}, got {c if c is None else tuple(c.shape)}"
-            )
+        if given != expected:
+            raise ValueError(f"c must be {expected or 'None: the generator is unconditional'}, got {given}")
         w = self._latent_to_w(z.float(), c if c is None else c.float())
         ws = w.unsqueeze(1).repeat(1, self.num_ws, 1)
         if truncation_psi != 1:
@@ -112,8 +111,8 @@ class FeatureGenerator(nn.Module, ABC):
             dtype: precision of the convolutions; the image is float32 all the same.
 
         Returns:
-            image float32 [N, 3, H, W], nominally -1..1 (not clipped), and a list of feature maps [N, C, h, w] in `dtype`,
-            ordered as `feature_channels` says.
+            image float32 [N, 3, H, W], nominally -1..1 (not clipped), and a list of feature maps [N, C, h, w] in
+            `dtype`, ordered as `feature_channels` says.
         """
 
     def freeze(self) -> FeatureGenerator:

@@ -57,7 +57,8 @@ def load_generator(
         config, tensors = generator_of_snapshot(source)
     else:
         raise CheckpointError(
-            f"{source} is no generator file: expected a checkpoint directory or a .pkl snapshot of stylegan2-ada-pytorch"
+            f"{source} is no generator file: expected a checkpoint directory, or a .pkl snapshot of "
+            "stylegan2-ada-pytorch or stylegan3"
         )
     if avg_latent is not None:
         tensors = {**tensors, "mapping.w_avg": avg_latent}

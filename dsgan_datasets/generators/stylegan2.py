@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -101,7 +102,7 @@ class _Mapping(nn.Module):
         if cfg.c_dim:
             self.embed = _Linear(cfg.c_dim, cfg.embed_dim)
         widths = [cfg.z_dim + cfg.embed_dim] + [cfg.w_dim] * cfg.mapping_layers
-        for i, (n_in, n_out) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
             self.add_module(f"fc{i}", _Linear(n_in, n_out, cfg.mapping_lr_multiplier))
         self.num_layers = cfg.mapping_layers
         self.register_buffer("w_avg", torch.empty(cfg.w_dim))
@@ -168,7 +169,7 @@ class _ToRGB(nn.Module):
         self.clamp = cfg.conv_clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        style = self.affine(w) / math.sqrt(self.weight.shape[1])
+        style: Tensor = self.affine(w) / math.sqrt(self.weight.shape[1])
         largest = style.abs().amax(1)[:, None, None, None].clamp_min(1e-8)
         y = F.conv2d(x * (style[:, :, None, None] / largest).to(x.dtype), self.weight.to(x.dtype))
         y = y.float() * largest + self.bias[:, None, None]
@@ -222,6 +223,7 @@ class _Synthesis(nn.Module):
         image: Tensor | None = None
         features: list[Tensor] = []
         x = ws.new_empty(0)
+        residual: Tensor | None = None
         for resolution in self.resolutions:
             block = self.get_submodule(f"b{resolution}")
             assert isinstance(block, _Block)
@@ -232,7 +234,7 @@ class _Synthesis(nn.Module):
                 residual = None if block.skip is None else block.skip(x)
                 x = self._styled(block.conv0, x, ws, noise, features)
             x = self._styled(block.conv1, x, ws, noise, features)
-            if block.skip is not None:
+            if residual is not None:
                 x = x + residual
             if block.torgb is not None:
                 # ToRGB takes the style of the layer that comes next, without using it up.

@@ -56,7 +56,8 @@ def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vot
         for name, tensor in member.items():
             if tensor.shape != members[0][name].shape:
                 raise CheckpointError(
-                    f"{file}: {name} has shape {list(tensor.shape)}, but {list(members[0][name].shape)} in {files[0].name}"
+                    f"{file}: {name} has shape {list(tensor.shape)}, "
+                    f"but {list(members[0][name].shape)} in {files[0].name}"
                 )
     return PixelEnsemble(stack_members(members), vote=vote).to(resolve_device(device))
 

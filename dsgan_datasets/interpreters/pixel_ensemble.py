@@ -2,9 +2,9 @@
 
 DatasetGAN (arXiv 2104.06490, section 3.1) upsamples every feature map to the output size, concatenates thousands of
 channels, and runs M three-layer classifiers on every pixel. The first layer is linear and bilinear resizing is linear,
-so they commute: up(f) · W = up(f · W), and concat(f_l) · W = Σ f_l · W_l. Here each map is multiplied by its own block of
-the stacked first layers *before* it is resized, and only these projections are resized and summed. The numbers are the
-same up to rounding, at 1/18 to 1/31 of the multiplications; the plain form is the oracle in the tests.
+so they commute: up(f) · W = up(f · W), and concat(f_l) · W = Σ f_l · W_l. Here each map is multiplied by its own block
+of the stacked first layers *before* it is resized, and only these projections are resized and summed. The numbers are
+the same up to rounding, at 1/18 to 1/31 of the multiplications; the plain form is the oracle in the tests.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from dsgan_datasets.uncertainty import image_score, js_divergence
 
 #: Bands of so many rows of output are computed side by side, each with the projections that it needs,
 _BAND_ROWS = 64
-#: in chunks of about so many pixels, which keeps a chunk in the processor's cache.
+#: in chunks of about so many pixels, which keeps a chunk in the processor's cache, but of so many rows at least:
+#: rows of one chunk share the source rows that they are interpolated from.
 _CHUNK_PIXELS = 1024
+_CHUNK_ROWS = 4
 #: Columns of one interpolation product; see `_ColumnTiles`.
 _TILE = 16
 
@@ -181,8 +183,8 @@ class PixelEnsemble(nn.Module):
         channels = [f.shape[1] for f in features]
         if sum(channels) != self.in_channels:
             raise ValueError(
-                f"the classifiers take {self.in_channels} features a pixel, but the maps have {sum(channels)} ({channels}): "
-                "is this the generator and the feature layout that they were fitted on?"
+                f"the classifiers take {self.in_channels} features a pixel, the maps have {sum(channels)}: {channels}. "
+                "Is this the generator and the feature layout that they were fitted on?"
             )
         top, bottom = rows or (0, size[0])
         if not 0 <= top < bottom <= size[0]:
@@ -240,18 +242,20 @@ class _FirstLayer:
     def __init__(self, shapes: Sequence[Sequence[int]], weight: Tensor, bias: Tensor, size: tuple[int, int]) -> None:
         self.size = size
         self.bias = bias
-        self.blocks = weight.split([shape[1] for shape in shapes])
-        self.fine: list[int] = []  # numbers of the maps at least as large as the frame
-        self.coarse: dict[tuple[int, int], list[int]] = {}  # numbers of the others, by size
+        blocks = weight.split([shape[1] for shape in shapes])
+        fine: list[int] = []  # numbers of the maps at least as large as the frame
+        coarse: dict[tuple[int, int], list[int]] = {}  # numbers of the others, by size
         for i, (_, _, h, w) in enumerate(shapes):
             if h >= size[0] and w >= size[1]:
-                self.fine.append(i)
+                fine.append(i)
             else:
-                self.coarse.setdefault((h, w), []).append(i)
-        self.rows = max(1, _CHUNK_PIXELS // size[1])
-        self.row_weights = {shape: bilinear_matrix(shape[0], size[0]).to(weight) for shape in self.coarse}
-        if self.coarse:
-            index, tiles = _column_tiles(tuple(w for _, w in self.coarse), size[1])
+                coarse.setdefault((h, w), []).append(i)
+        self.fine = _Group(fine, [blocks[i] for i in fine]) if fine else None
+        self.coarse = {shape: _Group(maps, [blocks[i] for i in maps]) for shape, maps in coarse.items()}
+        self.rows = max(_CHUNK_ROWS, _CHUNK_PIXELS // size[1])
+        self.row_weights = {shape: bilinear_matrix(shape[0], size[0]).to(weight) for shape in coarse}
+        if coarse:
+            index, tiles = _column_tiles(tuple(w for _, w in coarse), size[1])
             self.columns = index.flatten().to(weight.device)
             self.tiles = tiles.to(weight).repeat(self.rows, 1, 1)
 
@@ -262,27 +266,36 @@ class _FirstLayer:
         for chunk_top in range(top, bottom, self.rows):
             chunk_bottom = min(chunk_top + self.rows, bottom)
             hidden = None if interpolation is None else interpolation.rows(levels, chunk_top, chunk_bottom)
-            for i in self.fine:
-                pixels, block = maps[i][:, chunk_top:chunk_bottom].flatten(1).t(), self.blocks[i]
-                hidden = torch.addmm(self.bias, pixels, block) if hidden is None else hidden.addmm_(pixels, block)
+            if self.fine is not None:
+                pixels = self.fine.pixels(maps, chunk_top, chunk_bottom)
+                if hidden is None:
+                    hidden = torch.addmm(self.bias, pixels, self.fine.block)
+                else:
+                    hidden.addmm_(pixels, self.fine.block)
             assert hidden is not None
             yield hidden
 
     def _project(self, maps: Sequence[Tensor], shape: tuple[int, int], top: int, bottom: int) -> tuple[int, Tensor]:
         """The source rows that output rows top…bottom need, projected: (first source row, [h, w, O])."""
         first, last = _source_rows(shape[0], self.size[0], top, bottom)
-        projected: Tensor | None = None
-        for i in self.coarse[shape]:
-            pixels, block = maps[i][:, first:last].flatten(1).t(), self.blocks[i]
-            if projected is not None:
-                projected.addmm_(pixels, block)
-            elif shape == next(iter(self.coarse)):
-                # Interpolation weights sum to one, so the bias may join a coarse map instead of every pixel.
-                projected = torch.addmm(self.bias, pixels, block)
-            else:
-                projected = pixels @ block
-        assert projected is not None
+        group = self.coarse[shape]
+        pixels = group.pixels(maps, first, last)
+        # Interpolation weights sum to one, so the bias may join one coarse map instead of every pixel.
+        takes_bias = shape == next(iter(self.coarse))
+        projected = torch.addmm(self.bias, pixels, group.block) if takes_bias else pixels @ group.block
         return first, projected.unflatten(0, (last - first, shape[1]))
+
+
+class _Group:
+    """Maps of one size, and the rows of the first layer that belong to their channels."""
+
+    def __init__(self, maps: list[int], blocks: list[Tensor]) -> None:
+        self.maps = maps
+        self.block = torch.cat(blocks)
+
+    def pixels(self, maps: Sequence[Tensor], top: int, bottom: int) -> Tensor:
+        """Some rows of these maps of one image, pixel by pixel: [rows · w, C]."""
+        return torch.cat([maps[i][:, top:bottom].flatten(1) for i in self.maps]).t()
 
 
 class _Interpolation:

@@ -4,8 +4,8 @@
     python examples/demo_faces/build_checkpoint.py --generator DOMAIN/start --annotator annotator.safetensors \\
         --out dsgan_datasets/pretrained/demo-faces
 
-DOMAIN is a folder of face renders with exact part masks. The annotator is a segmentation network trained on these masks;
-it stands in for a person who annotates sixteen images of the generator.
+DOMAIN is a folder of face renders with exact part masks. The annotator is a segmentation network trained on these
+masks; it stands in for a person who annotates sixteen images of the generator.
 """
 
 from __future__ import annotations
@@ -117,8 +117,9 @@ finished model ({images_seen:,} training images seen). Heads, hair, skin and nec
 forming, and so are their labels.
 
 - **Generator**: StyleGAN2, trained on 10,240 renders of MakeHuman / MPFB2 and Face Units assets (both CC0).
-- **Annotations**: {ANNOTATED} samples of the generator, the most unlike each other of {CANDIDATES}, annotated by a segmentation network that was trained on the exact
-  masks of the renders. It stands in for a person with an annotation tool.
+- **Annotations**: {ANNOTATED} samples of the generator, the most unlike each other of {CANDIDATES}, annotated by a
+  segmentation network that was trained on the exact masks of the renders. It stands in for a person with an annotation
+  tool.
 - **Interpreter**: {labeled.interpreter.num_members} pixel classifiers (128/32 hidden units) on
   {labeled.interpreter.in_channels} features. Truncation psi {RECIPE.psi}.
 - **Filter**: the most uncertain {calibration.reject_fraction:.0%} are dropped: score above {calibration.threshold:.4f}

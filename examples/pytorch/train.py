@@ -14,16 +14,15 @@ from dsgan_datasets.transforms import RandomHorizontalFlip
 
 def train(steps: int = 100, batch_size: int = 8, checkpoint: str = "demo-faces", device: str = "cpu") -> list[float]:
     labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
-    augment = v2.Compose(
-        [RandomHorizontalFlip(labeled.schema), v2.RandomCrop(56), v2.ToDtype(torch.float32, scale=True)]
-    )
+    flip, crop = RandomHorizontalFlip(labeled.schema), v2.RandomCrop(56)
+    augment = v2.Compose([flip, crop, v2.ToDtype(torch.float32, scale=True)])
     loader = DataLoader(DSGANIterableDataset(labeled, transforms=augment), batch_size=batch_size)
-    classes = labeled.schema.num_classes
-    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes).to(device).train()
+    model = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=labeled.schema.num_classes)
+    model = model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses: list[float] = []
     for _, batch in zip(range(steps), loader, strict=False):
-        loss = F.cross_entropy(model(batch["image"])["out"], batch["mask"], ignore_index=labeled.schema.ignore_index)
+        loss = F.cross_entropy(model(batch["image"])["out"], batch["mask"], ignore_index=255)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
