@@ -16,7 +16,8 @@ GOLDEN ?=
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --retries 10
 # Sources are built with the pinned setuptools of .venv, not with whatever is newest today.
-INSTALL := $(PIP) install --quiet --no-build-isolation -c constraints.txt
+# The warning is setuptools' general advice about editable installations; the tests show that ours work.
+INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --no-build-isolation -c constraints.txt
 FRAMEWORKS := .ci/install_frameworks.sh .ci/frameworks.txt .ci/detectron2.txt
 
 .PHONY: help demo test lint test-golden clean

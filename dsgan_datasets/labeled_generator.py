@@ -101,9 +101,8 @@ class LabeledGenerator:
         frame = frame_size(generator, recipe)
         if recipe.crop is not None and recipe.crop[1] > frame[0]:
             raise ValueError(f"crop {recipe.crop} reaches beyond the {frame[0]} rows of the frame")
-        if (recipe.class_label is not None) != bool(generator.c_dim) or (recipe.class_label or 0) > max(
-            generator.c_dim - 1, 0
-        ):
+        fits = not generator.c_dim if recipe.class_label is None else recipe.class_label < generator.c_dim
+        if not fits:
             allowed = f"0 … {generator.c_dim - 1}" if generator.c_dim else "None: the generator is unconditional"
             raise ValueError(f"class_label is {recipe.class_label}, allowed is {allowed}")
         if any(i >= self.schema.num_classes for i in recipe.require):

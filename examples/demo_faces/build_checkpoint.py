@@ -15,8 +15,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from annotator import load_annotator
+from annotator import CLASSES, Annotator, load_annotator
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,7 +27,6 @@ from dsgan_datasets.generators.stylegan2 import StyleGAN2
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
 
-CLASSES = ("background", "skin", "neck", "ear", "nose", "brow", "eye", "lips", "mouth", "hair", "beard", "clothes")
 PALETTE = (
     (0, 0, 0), (229, 180, 150), (190, 120, 90), (255, 220, 60), (230, 60, 60), (90, 50, 20),
     (40, 110, 255), (220, 40, 140), (90, 0, 0), (120, 200, 60), (20, 140, 120), (130, 90, 220),
@@ -56,8 +56,6 @@ def load_trained_generator(folder: Path) -> StyleGAN2:
 
 def check_against_training(generator: StyleGAN2, folder: Path) -> None:
     """The training code left images of known latents: they must come out again."""
-    import numpy as np
-
     check = np.load(folder / "check.npz")
     with torch.no_grad():
         image, _ = generator.synthesis(generator.mapping(torch.from_numpy(check["z"])))
@@ -85,11 +83,11 @@ def diverse_indices(generator: StyleGAN2, count: int, candidates: int) -> list[i
     return sorted(chosen)
 
 
-def annotate(generator: StyleGAN2, annotator: torch.nn.Module, indices: Sequence[int]) -> Annotated:
+def annotate(generator: StyleGAN2, annotator: Annotator, indices: Sequence[int]) -> Annotated:
     """Let the stand-in annotate the images of some indices."""
     latents = sample_latents(indices, generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
     images, _ = synthesize(generator, RECIPE, latents)
-    return Annotated(latents, annotator.annotate(images))  # type: ignore[operator]
+    return Annotated(latents, annotator.annotate(images))
 
 
 def held_out_iou(labeled: LabeledGenerator, truth: Annotated) -> Tensor:
