@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from dsgan_datasets.checks import integer
 from dsgan_datasets.filtering import Acceptance
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.recipe import Calibration, Recipe
@@ -38,8 +39,7 @@ def calibrate(
         >>> calibrate(labeled, 40).calibration.num_samples
         40
     """
-    if num_samples < 20:
-        raise ValueError(f"{num_samples} samples say too little about a quantile; take at least 20")
+    num_samples = integer("num_samples", num_samples, 20)  # fewer say too little about a quantile
     unfiltered = dataclasses.replace(labeled.recipe, threshold=None, reject_fraction=0.0)
     filtered = dataclasses.replace(
         unfiltered, reject_fraction=reject_fraction

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from dsgan_datasets.checks import integer
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
@@ -43,8 +44,8 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialised).
         world_size: number of ranks; None likewise.
         transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
-        uneven: when `length` does not divide by the number of consumers: "keep" gives some consumers one sample more,
-            "drop" leaves out the last ones, "pad" repeats the first ones. With "keep", ranks that wait for each other
+        uneven: when `length` does not divide by the world size: "keep" gives some ranks one sample more, "drop" leaves
+            out the last ones, "pad" repeats the first ones. With "keep", ranks that wait for each other
             after every step (DDP) hang at the end of an epoch: use "drop" or "pad" there.
         repeat: make `set_epoch` keep the samples of epoch 0.
 
@@ -76,21 +77,19 @@ class DSGANIterableDataset(IterableDataset[Sample]):
     ) -> None:
         if uneven not in ("drop", "pad", "keep"):
             raise ValueError(f'uneven must be "drop", "pad" or "keep", not {uneven!r}')
-        if not 0 <= start <= MAX_INDEX or (length is not None and not 1 <= length <= MAX_INDEX - start):
-            raise ValueError(
-                f"start {start} and length {length} must give indices in 0 … 2^63-1, length at least 1 or None"
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        _check_labeled(labeled)
+        start = integer("start", start, 0, MAX_INDEX)
+        length = None if length is None else integer("length", length, 1, MAX_INDEX - start + 1)
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
-        if rank is not None and world_size is not None and not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} must lie in 0 … world_size - 1 = {world_size - 1}")
+        if world_size is not None:
+            world_size = integer("world_size", world_size, 1)
+            rank = integer("rank", rank, 0, world_size - 1)
         self.labeled = labeled
         self.seed = check_seed(seed)
         self.start = start
         self.length = length
-        self.batch_size = batch_size
+        self.batch_size = integer("batch_size", batch_size, 1)
         self.rank = rank
         self.world_size = world_size
         self.transforms = transforms
@@ -98,7 +97,9 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         self.repeat = repeat
         # In shared memory, so that set_epoch reaches workers that live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._consumed = 0
+        self._running_epoch = 0
+        self._running = False
+        self._consumed = 0  # of the epoch that runs, or ran last
         self._resume_at: int | None = None
 
     def __iter__(self) -> Iterator[Sample]:
@@ -126,25 +127,27 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         """What this consumer has not yet handed out of its epoch."""
         _refuse_cuda_in_worker(self.labeled)
         self._consumed, self._resume_at = self._resume_at or 0, None
-        return _generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
+        self._running_epoch, self._running = int(self._epoch), True
+        yield from _generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
+        self._running = False
 
     def _indices(self, consumed: int) -> Iterator[int]:
         """Indices of this consumer in this epoch, without the first `consumed` ones."""
         consumer, consumers = self._consumer()
         if self.length is None:
             return iter(range(self.start + consumer, MAX_INDEX + 1, consumers)[consumed:])
-        length = self.length
+        length, (_, world_size) = self.length, self._rank_and_world_size()
         first = self.start + (0 if self.repeat else int(self._epoch) * length)
-        return (first + i % length for i in range(consumer, self._even_length(consumers), consumers)[consumed:])
+        return (first + i % length for i in range(consumer, self._even_length(world_size), consumers)[consumed:])
 
-    def _even_length(self, consumers: int) -> int:
-        """Length of the epoch after dropping or padding."""
+    def _even_length(self, world_size: int) -> int:
+        """Length of the epoch after dropping or padding, so that all ranks get the same number of samples."""
         assert self.length is not None
         if self.uneven == "keep":
             return self.length
         if self.uneven == "drop":
-            return self.length - self.length % consumers
-        return self.length + -self.length % consumers
+            return self.length - self.length % world_size
+        return self.length + -self.length % world_size
 
     def _consumer(self) -> tuple[int, int]:
         """(number of this consumer, number of consumers)."""
@@ -180,26 +183,33 @@ class DSGANIterableDataset(IterableDataset[Sample]):
 
         Without a length there is one endless epoch and nothing changes.
         """
-        if epoch < 0:
-            raise ValueError(f"epoch must be at least 0, not {epoch}")
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(integer("epoch", epoch, 0, MAX_INDEX))
 
     def state_dict(self) -> dict[str, Any]:
         """Where this consumer is: samples handed out (not those generated ahead), and what they belong to."""
-        consumed = self._consumed if self._resume_at is None else self._resume_at
-        return {**self._identity(), "epoch": int(self._epoch), "consumed": consumed}
+        epoch = int(self._epoch)
+        if self._resume_at is not None:
+            consumed = self._resume_at
+        elif self._running:
+            epoch, consumed = self._running_epoch, self._consumed
+        else:  # between two epochs: set_epoch may already have named the next one
+            consumed = self._consumed if epoch == self._running_epoch else 0
+        return {**self._identity(), "epoch": epoch, "consumed": consumed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, when iteration starts next.
 
         Raises:
-            ValueError: the state belongs to another stream; the message names the field that differs.
+            ValueError: the state belongs to another stream, or is none; the message names the field.
         """
+        if not isinstance(state, dict):
+            raise ValueError(f"cannot resume: expected the dict of state_dict(), got {type(state).__name__}")
         for name, here in self._identity().items():
             if state.get(name) != here:
                 raise ValueError(f"cannot resume: {name} is {here!r} here, but {state.get(name)!r} in the saved state")
-        self._epoch.fill_(int(state["epoch"]))
-        self._resume_at = int(state["consumed"])
+        epoch = integer("epoch in the saved state", state.get("epoch"), 0, MAX_INDEX)
+        self._resume_at = integer("consumed in the saved state", state.get("consumed"), 0, MAX_INDEX)
+        self._epoch.fill_(epoch)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -208,6 +218,7 @@ class DSGANIterableDataset(IterableDataset[Sample]):
             "start": self.start,
             "length": self.length,
             "uneven": self.uneven,
+            "repeat": self.repeat,
             "consumers": self._consumer()[1],
         }
 
@@ -236,10 +247,9 @@ class DSGANDataset(Dataset[Sample]):
     def __init__(
         self, labeled: LabeledGenerator, length: int, *, seed: int = 0, transforms: Transforms | None = None
     ) -> None:
-        if not 1 <= length <= MAX_INDEX:
-            raise ValueError(f"length must lie in 1 … 2^63-1, not {length}")
+        _check_labeled(labeled)
         self.labeled = labeled
-        self.length = length
+        self.length = integer("length", length, 1, MAX_INDEX)
         self.seed = check_seed(seed)
         self.transforms = transforms
 
@@ -307,8 +317,18 @@ def _hand_over(batch: SampleBatch, done: torch.cuda.Event) -> None:
 def _transformed(sample: Sample, transforms: Transforms) -> Sample:
     from torchvision import tv_tensors
 
-    image, mask = transforms(tv_tensors.Image(sample.image), tv_tensors.Mask(sample.mask))
-    return Sample({**sample, "image": image, "mask": mask})
+    result = transforms(tv_tensors.Image(sample.image), tv_tensors.Mask(sample.mask))
+    if not isinstance(result, tuple | list) or [isinstance(part, torch.Tensor) for part in result] != [True, True]:
+        raise ValueError(
+            f"transforms must take (image, mask) and return two tensors (image, mask); "
+            f"got {type(result).__name__}: {result!r:.80}"
+        )
+    return Sample({**sample, "image": result[0], "mask": result[1]})
+
+
+def _check_labeled(labeled: LabeledGenerator) -> None:
+    if not isinstance(labeled, LabeledGenerator):
+        raise ValueError(f"expected a LabeledGenerator, got {labeled!r:.80}: use LabeledGenerator.from_pretrained(…)")
 
 
 def _refuse_cuda_in_worker(labeled: LabeledGenerator) -> None:

@@ -19,6 +19,7 @@ from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.card import model_card
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.tensors import fingerprint
+from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.filtering import Acceptance, accepts
 from dsgan_datasets.generators.base import FeatureGenerator
@@ -155,9 +156,7 @@ class LabeledGenerator:
             RuntimeError: an index found no accepted draw (probability below 1e-12 if the acceptance rate is right).
         """
         flat = as_indices(indices)
-        first = torch.as_tensor(0 if attempts is None else attempts, dtype=torch.int64).expand(len(flat))
-        if len(flat) and int(first.min()) < 0:
-            raise ValueError(f"attempts count from 0, got {int(first.min())}")
+        first = _as_attempts(0 if attempts is None else attempts, len(flat))
         draws = zip(flat.tolist(), first.tolist(), strict=True)
         samples = list(self._stream(draws, seed, filtered=attempts is None, extras=extras))
         return SampleBatch.stack(samples) if samples else self._empty(extras)
@@ -298,7 +297,7 @@ class LabeledGenerator:
         try:
             schema, stored = LabelSchema.from_dict(parts["schema"]), Recipe.from_dict(parts["recipe"])
             calibration = Calibration(**config["calibration"]) if config.get("calibration") else None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{path / 'config.json'}: {error!r}") from error
         if isinstance(names := recipe_overrides.get("require"), Collection) and not isinstance(names, str):
             recipe_overrides["require"] = tuple(schema.index(c) if isinstance(c, str) else c for c in names)
@@ -327,7 +326,14 @@ class LabeledGenerator:
                 f"{path}: weights or recipe were changed or damaged: config.json says fingerprint {expected[:16]}…, "
                 f"the files give {found[:16]}…"
             )
-        return cls(generator, interpreter, schema, recipe, calibration=calibration, license=str(config.get("license")))
+        return cls(
+            generator,
+            interpreter,
+            schema,
+            recipe,
+            calibration=calibration,
+            license=str(config.get("license") or "unspecified"),
+        )
 
     def save_pretrained(self, path: str | os.PathLike[str], *, card: str | None = None) -> None:
         """Write a checkpoint directory; each file appears whole or not at all.
@@ -362,6 +368,16 @@ def _fingerprint(generator: FeatureGenerator, interpreter: PixelEnsemble, schema
         "interpreter": interpreter.config,
     }
     return fingerprint(tensors, decisions)
+
+
+def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:
+    """One attempt number an index, int64 [count]."""
+    if isinstance(attempts, int):
+        attempts = [integer("attempts", attempts, 0)] * count
+    flat = as_indices(attempts)
+    if len(flat) != count:
+        raise ValueError(f"attempts must be one number, or one for each of the {count} indices; got {len(flat)}")
+    return flat
 
 
 def frame_size(generator: FeatureGenerator, recipe: Recipe) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Every number comes from the counter-based generator Philox4x64-10 (Salmon et al.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -53,8 +53,10 @@ def as_indices(indices: Tensor | Sequence[int] | range) -> Tensor:
             raise TypeError(f"indices must be integers, not {indices.dtype}")
         flat = indices.detach().to("cpu", torch.int64)
     else:
-        numbers = [int(i) if hasattr(i, "__index__") else i for i in indices]
-        if any(not isinstance(i, int) for i in numbers):
+        if not isinstance(indices, Iterable):
+            raise TypeError(f"indices must be a list, range or tensor of integers, got {indices!r}")
+        numbers = [int(i) if hasattr(i, "__index__") and not isinstance(i, bool) else i for i in indices]
+        if any(not isinstance(i, int) or isinstance(i, bool) for i in numbers):
             raise TypeError(f"indices must be integers, got {numbers[:4]}")
         if any(not 0 <= i <= MAX_INDEX for i in numbers):
             raise ValueError(

@@ -36,7 +36,7 @@ def test_same_seed_same_threshold(unfiltered: LabeledGenerator) -> None:
 
 @pytest.mark.parametrize(("samples", "fraction"), [(19, 0.1), (40, 1.0), (40, -0.1)])
 def test_bad_arguments(unfiltered: LabeledGenerator, samples: int, fraction: float) -> None:
-    with pytest.raises(ValueError, match="at least 20|reject_fraction"):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 20|reject_fraction"):
         calibrate(unfiltered, samples, reject_fraction=fraction)
 
 

@@ -108,7 +108,7 @@ def test_calibrate(tmp_path: Path, capsys: pytest.CaptureFixture[str], filtered:
         (["info", "setup.cfg"], 1, "no file or directory"),
         (["info", "hf://nobody/nothing"], 1, "hf://"),
         (["shards", "write", "demo-faces", "/proc/nowhere", "--num-samples", "1"], 1, "/proc/nowhere"),
-        (["calibrate", "demo-faces", "out", "--num-samples", "3"], 1, "at least 20"),
+        (["calibrate", "demo-faces", "out", "--num-samples", "3"], 1, "num_samples must be an integer of at least 20"),
         (["calibrate", "demo-faces", "out", "--reject-fraction", "2"], 1, "reject_fraction must be a number in [0, 1)"),
         ([], 2, "required"),
     ],

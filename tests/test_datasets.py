@@ -71,17 +71,17 @@ def test_ranks_and_workers_partition_every_epoch(
         parts.append(list(dataset._indices(0)))
     first = start + epoch * length
     whole = range(first, first + length)
-    consumers = world * workers
     if uneven == "keep":
         assert_partition(parts, whole)
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     else:
-        assert len({len(part) for part in parts}) == 1
+        by_rank = [sum(len(part) for part in parts[rank * workers : (rank + 1) * workers]) for rank in range(world)]
+        assert len(set(by_rank)) == 1
         seen = [i for part in parts for i in part]
         if uneven == "drop":
-            assert_partition(parts, whole[: length - length % consumers])
+            assert_partition(parts, whole[: length - length % world])
         else:
-            assert set(seen) == set(whole) and len(seen) - length < consumers
+            assert set(seen) == set(whole) and len(seen) - length < world
 
 
 def test_a_ranks_share_does_not_depend_on_its_workers(filtered: LabeledGenerator) -> None:
@@ -201,9 +201,40 @@ def test_state_carries_the_epoch(filtered: LabeledGenerator) -> None:
     assert indices(second) == [20, 21, 22, 23]
 
 
+def test_state_between_epochs_and_with_an_early_set_epoch(filtered: LabeledGenerator) -> None:
+    def resumed(state: dict[str, Any]) -> list[int]:
+        other = DSGANIterableDataset(filtered, length=4)
+        other.load_state_dict(state)
+        return indices(other)
+
+    dataset = DSGANIterableDataset(filtered, length=4)
+    assert indices(dataset) == [0, 1, 2, 3]
+    dataset.set_epoch(1)
+    assert resumed(dataset.state_dict()) == [4, 5, 6, 7]
+    iterator = iter(dataset)
+    next(iterator)
+    dataset.set_epoch(2)  # takes effect at the next start: the running epoch is still 1
+    assert resumed(dataset.state_dict()) == [5, 6, 7]
+    assert [int(s.index) for s in iterator] == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"consumed": -2}, {"consumed": "x"}, {"consumed": None}, {"epoch": -1}, {"epoch": 10**30}, {"epoch": 1.5}],
+)
+def test_damaged_state_is_refused(filtered: LabeledGenerator, change: dict[str, Any]) -> None:
+    dataset = DSGANIterableDataset(filtered, length=4)
+    with pytest.raises(ValueError, match="in the saved state must be an integer"):
+        dataset.load_state_dict({**dataset.state_dict(), **change})
+    with pytest.raises(ValueError, match="expected the dict of state_dict"):
+        dataset.load_state_dict([])  # type: ignore[arg-type]
+    assert indices(dataset) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("field", "change"),
     [
+        ("repeat", {"repeat": True}),
         ("seed", {"seed": 6}),
         ("start", {"start": 1}),
         ("length", {"length": 21}),
@@ -282,6 +313,18 @@ def test_transforms_do_not_apply_to_batches(unfiltered: LabeledGenerator) -> Non
         next(DSGANIterableDataset(unfiltered, transforms=v2.Identity()).batches())
 
 
+@pytest.mark.parametrize("wrong", [lambda *_: None, lambda image, mask: image, lambda *_: ("a", "b")])
+def test_transforms_that_return_something_else(unfiltered: LabeledGenerator, wrong: Any) -> None:
+    with pytest.raises(ValueError, match="must take \\(image, mask\\) and return two tensors"):
+        next(iter(DSGANIterableDataset(unfiltered, transforms=wrong)))
+
+
+@pytest.mark.parametrize("kind", [DSGANIterableDataset, DSGANDataset])
+def test_a_name_is_no_generator(kind: Any) -> None:
+    with pytest.raises(ValueError, match="got 'demo-faces': use LabeledGenerator.from_pretrained"):
+        kind("demo-faces", length=4)
+
+
 class _OnGPU(LabeledGenerator):
     """Says that it is on a GPU; there may be none here."""
 
@@ -302,11 +345,15 @@ def test_a_worker_with_a_cuda_checkpoint_is_told_what_to_set(unfiltered: Labeled
     [
         ({"uneven": "wrap"}, '"drop", "pad" or "keep"'),
         ({"length": 0}, "length"),
+        ({"length": 2.5}, "length must be an integer in 1 … 9223372036854775808, not 2.5"),
+        ({"start": "1"}, "start must be an integer"),
+        ({"batch_size": 2.0}, "batch_size must be an integer"),
+        ({"rank": 0.5, "world_size": 2}, "rank must be an integer in 0 … 1"),
         ({"start": -1}, "start"),
-        ({"start": 2**63 - 5, "length": 9}, "2\\^63"),
+        ({"start": 2**63 - 5, "length": 9}, "length must be an integer in 1 … 5"),
         ({"batch_size": 0}, "batch_size"),
         ({"rank": 0}, "both rank and world_size"),
-        ({"rank": 2, "world_size": 2}, "rank 2"),
+        ({"rank": 2, "world_size": 2}, "rank must be"),
         ({"seed": 2**64}, "seed"),
     ],
 )

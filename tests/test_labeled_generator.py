@@ -238,7 +238,9 @@ def test_conditional_generator_needs_a_class() -> None:
     assert not torch.equal(*images)
 
 
-@pytest.mark.parametrize(("argument", "value"), [("attempts", -1), ("extras", ("depth",)), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("attempts", -1), ("attempts", [0, 1]), ("extras", ("depth",)), ("seed", -1)]
+)
 def test_bad_arguments(unfiltered: LabeledGenerator, argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=argument):
         unfiltered.generate([0], **{argument: value})  # type: ignore[arg-type]

@@ -49,13 +49,21 @@ class PersistentObject:
 
     def child(self, name: str) -> PersistentObject:
         """The submodule of that name."""
-        found = self.state.get("_modules", {}).get(name)
+        found = _as_dict(self.state.get("_modules", {})).get(name)
         if not isinstance(found, PersistentObject):
             raise CheckpointError(f"{self.class_name} has no submodule {name!r}")
         return found
 
-    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and buffers with their dotted names, submodules included."""
+    def tensors(self, prefix: str = "", seen: set[int] | None = None) -> dict[str, Tensor]:
+        """Parameters and buffers with their dotted names, submodules included.
+
+        Raises:
+            CheckpointError: a submodule that stands in two places: forty such levels would hold 2^40 modules.
+        """
+        seen = set() if seen is None else seen
+        if id(self) in seen:
+            raise CheckpointError(f"submodule {prefix}{self.class_name} stands in two places of its network")
+        seen.add(id(self))
         found: dict[str, Tensor] = {}
         for kind in ("_parameters", "_buffers"):
             for name, value in _as_dict(self.state.get(kind, {})).items():
@@ -63,7 +71,7 @@ class PersistentObject:
                     found[f"{prefix}{name}"] = value
         for name, module in _as_dict(self.state.get("_modules", {})).items():
             if isinstance(module, PersistentObject):
-                found.update(module.tensors(f"{prefix}{name}."))
+                found.update(module.tensors(f"{prefix}{name}.", seen))
         return found
 
 

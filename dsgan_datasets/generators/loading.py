@@ -80,7 +80,7 @@ def build_generator(
         raise CheckpointError(f"{source}: generator architecture {architecture!r} is unknown; known: stylegan2")
     try:
         shape = StyleGAN2Config(**fields)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{source}: the generator's config is not usable: {error}") from error
     with torch.device("meta"):
         generator = StyleGAN2(shape, features)

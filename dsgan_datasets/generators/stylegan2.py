@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsgan_datasets.checks import integer
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import FeatureLayout, NoiseMode
 
@@ -60,11 +61,18 @@ class StyleGAN2Config:
         object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
         if sorted(self.channels) != self.resolutions:
             raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
-        sizes = (self.z_dim, self.w_dim, self.mapping_layers, *self.channels.values())
-        if min(sizes) < 1 or max(sizes) > 8192:
-            raise ValueError(
-                f"a StyleGAN2 with z_dim, w_dim, mapping_layers, channels = {sizes} is not plausible (1-8192)"
-            )
+        for name in ("z_dim", "w_dim", "mapping_layers"):
+            integer(name, getattr(self, name), 1, 8192)
+        for name in ("c_dim", "embed_dim"):
+            integer(name, getattr(self, name), 0, 2**20)
+        for resolution, channels in self.channels.items():
+            integer(f"channels of resolution {resolution}", channels, 1, 8192)
+        for name in ("mapping_lr_multiplier", "conv_clamp"):
+            value = getattr(self, name)
+            if not (value is None and name == "conv_clamp") and not (
+                isinstance(value, int | float) and 0 < value < 1e9
+            ):
+                raise ValueError(f"{name} must be a positive number, not {value!r}")
         if self.block not in ("skip", "resnet"):
             raise ValueError(f'block must be "skip" or "resnet", not {self.block!r}')
         if self.img_channels != 3:
