@@ -6,6 +6,7 @@ Which process makes which index is decided here, and nowhere else.
 from __future__ import annotations
 
 import operator
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -277,6 +278,7 @@ def _generated_ahead(
     labeled: LabeledGenerator, indices: Iterable[int], seed: int, batch_size: int
 ) -> Iterator[SampleBatch]:
     """Batches of samples, in order, generated on a thread (and a CUDA stream) of their own while the consumer works."""
+    process = os.getpid()
     samples = labeled.stream(indices, seed=seed)
     cuda_stream: torch.cuda.Stream | None = None
     if labeled.device.type == "cuda":
@@ -293,6 +295,10 @@ def _generated_ahead(
         pending = deque(thread.submit(produce) for _ in range(_AHEAD))
         try:
             while True:
+                if os.getpid() != process:
+                    raise RuntimeError(
+                        "this process was forked from one with an open stream: start another iteration in it"
+                    )
                 batch, done = pending.popleft().result()
                 if batch is None:
                     return

@@ -74,9 +74,9 @@ class Acceptance:
     def check(self) -> Acceptance:
         """The rates themselves; ValueError names them if too few draws pass."""
         if self.jointly < MIN_ACCEPTANCE:
-            rates = "; ".join(f"{rule}: {rate:.1%}" for rule, rate in self.by_rule.items())
+            rates = "; ".join(f"{rule}: {rate:.2%}" for rule, rate in self.by_rule.items())
             raise ValueError(
-                f"the filter accepts {self.jointly:.1%} of {self.num_draws} draws, at least {MIN_ACCEPTANCE:.0%} are "
+                f"the filter accepts {self.jointly:.2%} of {self.num_draws} draws, at least {MIN_ACCEPTANCE:.0%} are "
                 f"needed (each rule for itself: {rates}): loosen a rule"
             )
         return self

@@ -115,6 +115,11 @@ class LabeledGenerator:
                 f"generator on {generator.device}, interpreter on {interpreter.w1.device}: put both on one device"
             )
 
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.image_size))
+        kind, classes = type(self.generator).__name__, self.schema.num_classes
+        return f"LabeledGenerator({kind}, {size}, {classes} classes, {self.fingerprint[:8]})"
+
     @property
     def device(self) -> torch.device:
         """Where samples are computed and where images and masks stay."""
@@ -299,8 +304,14 @@ class LabeledGenerator:
             calibration = Calibration(**config["calibration"]) if config.get("calibration") else None
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{path / 'config.json'}: {error!r}") from error
-        if isinstance(names := recipe_overrides.get("require"), Collection) and not isinstance(names, str):
+        if isinstance(names := recipe_overrides.get("require"), Collection):
+            names = [names] if isinstance(names, str) else names
             recipe_overrides["require"] = tuple(schema.index(c) if isinstance(c, str) else c for c in names)
+        if calibration is not None and calibration.threshold != stored.threshold:
+            raise CheckpointError(
+                f"{path / 'config.json'}: calibration found threshold {calibration.threshold}, "
+                f"the recipe has {stored.threshold}"
+            )
         recipe = stored.override(**recipe_overrides)
         if recipe.override(compute_batch=stored.compute_batch) != stored:
             calibration = None  # its acceptance rate was that of another filter
@@ -345,6 +356,8 @@ class LabeledGenerator:
         Raises:
             CheckpointError: the directory cannot be written.
         """
+        if card is not None and not isinstance(card, str):
+            raise ValueError(f"card must be the text of the model card, got {type(card).__name__}")
         config = {
             "fingerprint": self.fingerprint,
             "license": self.license,

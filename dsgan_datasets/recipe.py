@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+
+from dsgan_datasets.checks import integer
 
 NoiseMode = Literal["const", "none"]
 Vote = Literal["majority", "mean"]
@@ -38,7 +40,7 @@ class Recipe:
             the last bits of a float depend on the batch; how many samples you ask for at once changes nothing.
         reject_fraction: share of the most uncertain draws to drop, 0 for none; `calibrate` finds the threshold.
         threshold: highest accepted score, in nats.
-        require: class ids that must cover at least `min_area` pixels each.
+        require: class ids that must cover at least `min_area` pixels each; ids of the schema, of a merged one if it is.
         min_area: pixels, see `require`.
 
     Raises:
@@ -69,7 +71,9 @@ class Recipe:
         for name in ("size", "crop", "require"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, tuple(int(v) for v in value))
+                if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+                    raise ValueError(f"{name} must be a list of integers, not {value!r}")
+                object.__setattr__(self, name, tuple(integer(name, v, 0) for v in value))
         for name, kind in (
             ("noise_mode", NoiseMode),
             ("features", FeatureLayout),
@@ -160,7 +164,7 @@ class Recipe:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_count(value: Any, lowest: int) -> bool:
@@ -186,6 +190,14 @@ class Calibration:
     threshold: float
     standard_error: float
     acceptance: float
+
+    def __post_init__(self) -> None:
+        integer("calibration num_samples", self.num_samples, 1)
+        integer("calibration seed", self.seed, 0)
+        for name in ("reject_fraction", "threshold", "standard_error", "acceptance"):
+            value = getattr(self, name)
+            if not _is_number(value) or (name in ("reject_fraction", "acceptance") and not 0 <= value <= 1):
+                raise ValueError(f"calibration {name} is {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""

@@ -51,6 +51,8 @@ class LabelSchema:
     def _check(self) -> None:
         n = self.num_classes
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if not all(isinstance(name, str) and name for name in self.classes):
+            raise ValueError(f"class names must be words, got {self.classes}")
         if n == 0 or repeated:
             raise ValueError(f"a schema needs at least one class and no name twice; repeated: {repeated}")
         if n > 255:
@@ -94,6 +96,9 @@ class LabelSchema:
         target = list(self.classes)
         grouped: set[int] = set()
         for name, members in groups.items():
+            members = [members] if isinstance(members, str) else list(members)
+            if not members or (name in self.classes and name not in members):
+                raise ValueError(f"group {name!r} has no members, or is a class that is not among them: {members}")
             for member in members:
                 i = self.index(member)
                 if i in grouped:
@@ -137,7 +142,7 @@ class LabelSchema:
         """Inverse of `to_dict`; also reads a plain ``{"classes": [{"name", "color"}, …]}`` file."""
         entries: Sequence[Mapping[str, Any]] = data["classes"]
         return cls(
-            classes=tuple(str(e["name"]) for e in entries),
+            classes=tuple(e["name"] for e in entries),
             palette=tuple(_color(e["color"]) for e in entries) if all("color" in e for e in entries) else (),
             ignore_index=int(data.get("ignore_index", 255)),
             flip_pairs=tuple((int(a), int(b)) for a, b in data.get("flip_pairs", ())),

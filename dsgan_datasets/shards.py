@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from dsgan_datasets.files import written_whole
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.samples import Sample
 
@@ -70,21 +71,12 @@ def write_shards(
 
 
 def _write_tar(path: Path, samples: Iterator[Sample], labeled: LabeledGenerator, seed: int) -> None:
-    """One shard, under a temporary name until it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for sample in samples:
-                    for name, content in record(sample, labeled, seed).items():
-                        entry = tarfile.TarInfo(name)  # time, user and group are 0: equal samples, equal bytes
-                        entry.size = len(content)
-                        tar.addfile(entry, io.BytesIO(content))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            for name, content in record(sample, labeled, seed).items():
+                entry = tarfile.TarInfo(name)  # time, user and group are 0: equal samples, equal bytes
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
 
 
 def record(sample: Sample, labeled: LabeledGenerator, seed: int) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dsgan_datasets.checks import integer
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS, stack_members
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
@@ -42,6 +43,13 @@ class Annotated:
     masks: Tensor
 
     def __post_init__(self) -> None:
+        masks = torch.as_tensor(self.masks)
+        if masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool:
+            raise ValueError(f"masks must hold integer class ids, not {masks.dtype}")
+        object.__setattr__(self, "masks", masks.long())
+        object.__setattr__(self, "latents", torch.as_tensor(self.latents).float())
+        if not bool(self.latents.isfinite().all()):
+            raise ValueError("latents hold values that are no finite numbers")
         if self.latents.dim() != 2 or self.masks.dim() != 3 or len(self.latents) != len(self.masks):
             raise ValueError(
                 f"latents must be [A, z_dim] and masks [A, H, W], "
@@ -98,10 +106,17 @@ def fit_interpreter(
     num_classes = len(schema.class_map or schema.classes)
     if annotated.latents.shape[1] != generator.z_dim:
         raise ValueError(f"latents have {annotated.latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
+    for name, value in (("members", members), ("pixels_per_image", pixels_per_image), ("steps", steps)):
+        integer(name, value, 1)
+    integer("batch_pixels", batch_pixels, 2)  # batch normalisation needs two
+    if hidden is not None and len(hidden) != 2:
+        raise ValueError(f"hidden must be the widths of two layers, not {hidden}")
+    if not 0 <= class_balance <= 1 or not learning_rate > 0:
+        raise ValueError(f"class_balance {class_balance} must lie in 0 … 1 and learning_rate {learning_rate} above 0")
     _check_masks(annotated.masks, num_classes, schema.ignore_index)
     random = torch.Generator().manual_seed(seed)
     features, labels = _labelled_pixels(generator, annotated, schema, recipe, pixels_per_image, random)
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     features = (features - mean) / std
     widths = (features.shape[1], *(hidden or ((128, 32) if num_classes < 32 else (256, 128))), num_classes)
     network = _Members(members, widths, random).to(features.device)

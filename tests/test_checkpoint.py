@@ -13,8 +13,8 @@ from conftest import GOLDEN
 from properties import assert_same_samples
 from safetensors.torch import load_file, save_file
 
-from dsgan_datasets import CheckpointError, LabeledGenerator, load_generator, load_interpreter
-from dsgan_datasets.checkpoints import directory
+from dsgan_datasets import CheckpointError, LabeledGenerator, files, load_generator, load_interpreter
+from dsgan_datasets.files import written_whole
 
 
 @pytest.fixture
@@ -115,6 +115,14 @@ def flip_a_bit(saved: Path) -> None:
         (edit_config(lambda c: c["generator"].update(conv_clamp=[1])), "conv_clamp must be a positive number"),
         (edit_config(lambda c: c["generator"]["channels"].update({"8": float("inf")})), "not usable"),
         (edit_config(lambda c: c.update(calibration=5)), "config.json"),
+        (edit_config(lambda c: c["calibration"].update(threshold="x")), "calibration threshold is 'x'"),
+        (edit_config(lambda c: c["calibration"].update(acceptance=7)), "calibration acceptance is 7"),
+        (
+            edit_config(lambda c: c["calibration"].update(threshold=0.5)),
+            "calibration found threshold 0.5, the recipe has",
+        ),
+        (edit_config(lambda c: c["schema"].update(ignore_index=float("inf"))), "config.json"),
+        (edit_config(lambda c: c["schema"]["classes"][0].update(name=None)), "must be words"),
         (edit_config(lambda c: c.update(schema={"classes": 5})), "config.json"),
         (edit_config(lambda c: c["generator"]["channels"].update({"8": 7})), r"has shape \[.*\], expected \["),
         (edit_config(lambda c: c["interpreter"].update(members=4)), "promises .*'members': 4"),
@@ -173,14 +181,17 @@ def test_classifier_files_that_are_none(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
-    directory.write_atomically(path, b"old")
+    path.write_bytes(b"old")
 
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(directory.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        directory.write_atomically(path, b"new")
+    monkeypatch.setattr(files.os, "fsync", full)
+    with (
+        pytest.raises(OSError, match="No space left on device, nothing was written.*config.json"),
+        written_whole(path) as file,
+    ):
+        file.write(b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 

@@ -93,6 +93,16 @@ def test_calibrate(tmp_path: Path, capsys: pytest.CaptureFixture[str], filtered:
     assert LabeledGenerator.from_pretrained(tmp_path / "b", device="cpu").recipe.psi == 0.5
 
 
+def test_calibrate_does_not_replace_unasked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], filtered: LabeledGenerator
+) -> None:
+    filtered.save_pretrained(tmp_path / "a", card="by hand")
+    same = ["calibrate", str(tmp_path / "a"), str(tmp_path / "a"), "--num-samples", "40", "--device", "cpu"]
+    assert main(same) == 1 and "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "a" / "README.md").read_text() == "by hand"
+    assert main([*same, "--overwrite"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -143,6 +143,22 @@ def test_leaving_early_stops_the_thread(filtered: LabeledGenerator) -> None:
     assert not any("dsgan-generate" in t.name for t in threading.enumerate())
 
 
+def test_a_forked_child_with_an_open_stream_is_told(filtered: LabeledGenerator) -> None:
+    import os
+
+    iterator = iter(DSGANIterableDataset(filtered, batch_size=1))
+    next(iterator)
+    child = os.fork()
+    if not child:
+        try:
+            next(iterator)
+        except RuntimeError as error:
+            os._exit(7 if "forked" in str(error) else 1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert int(next(iterator).index) == 1
+
+
 def test_errors_of_the_thread_reach_the_consumer(filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("out of memory")

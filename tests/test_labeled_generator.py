@@ -103,7 +103,7 @@ def test_rules_by_content(unfiltered: LabeledGenerator) -> None:
 
 
 def test_a_filter_that_accepts_nearly_nothing_is_refused_by_rule() -> None:
-    with pytest.raises(ValueError, match=r"accepts 0\.0%.*score <= -1: 0\.0%; left >= 1 px: [1-9]"):
+    with pytest.raises(ValueError, match=r"accepts 0\.00%.*score <= -1: 0\.00%; left >= 1 px: [1-9]"):
         small_labeled(threshold=-1.0, require=(1,))
 
 

@@ -29,7 +29,9 @@ def test_merging_a_pair_drops_it() -> None:
     assert FACE.merge({"ear": ["left_ear", "right_ear"]}).flip_pairs == ()
 
 
-@pytest.mark.parametrize("groups", [{"x": ["nothing"]}, {"a": ["skin"], "b": ["skin"]}])
+@pytest.mark.parametrize(
+    "groups", [{"x": ["nothing"]}, {"a": ["skin"], "b": ["skin"]}, {"skin": ["iris"]}, {"skin": []}]
+)
 def test_bad_merges_name_the_class(groups: dict[str, list[str]]) -> None:
     with pytest.raises(ValueError, match="nothing|skin"):
         FACE.merge(groups)
@@ -48,6 +50,7 @@ def test_colors_differ_when_none_are_given() -> None:
     ("fields", "message"),
     [
         ({"classes": ()}, "at least one"),
+        ({"classes": (None, "a")}, "must be words"),
         ({"classes": ("a", "a")}, "repeated: \\['a'\\]"),
         ({"classes": tuple(map(str, range(256)))}, "at most 255"),
         ({"classes": ("a", "b"), "ignore_index": 1}, "outside the class ids"),

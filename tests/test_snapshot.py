@@ -191,6 +191,41 @@ def test_memo_bombs_and_extensions_are_refused(tmp_path: Path) -> None:
         read_snapshot(path)
 
 
+def persistent(state: dict[str, Any]) -> Any:
+    """Pickles as a network object with that state."""
+
+    class Reconstruct:
+        def __reduce__(self) -> Any:
+            return _reconstruct_persistent_obj, ({"type": "class", "class_name": "X", "state": state},)
+
+    return Reconstruct()
+
+
+def _reconstruct_persistent_obj(meta: Any) -> Any:
+    raise AssertionError("never called")
+
+
+@pytest.mark.parametrize("kind", ["list of modules", "modules within modules"])
+def test_networks_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import sys
+    import types
+
+    module = types.ModuleType("torch_utils.persistence")
+    module._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, "torch_utils.persistence", module)
+    monkeypatch.setattr(_reconstruct_persistent_obj, "__module__", "torch_utils.persistence")
+    network = persistent({})
+    for _ in range(40):  # 2^40 modules, if each path to one counted
+        network = persistent({"_modules": {"a": network, "b": network}})
+    modules = (
+        [1] if kind == "list of modules" else {"synthesis": persistent({"block_resolutions": []}), "mapping": network}
+    )
+    path = save(tmp_path / "odd.pkl", {"G_ema": persistent({"_modules": modules})})
+    with pytest.raises(CheckpointError, match=r"odd\.pkl|expected a dict"):
+        load_generator(path)
+
+
 def test_persistent_ids_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pid.pkl"
     path.write_bytes(b"\x80\x02X\x01\x00\x00\x00aQ.")

@@ -100,4 +100,41 @@ def test_latents_that_do_not_fit(unfiltered: LabeledGenerator) -> None:
             unfiltered.generator, Annotated(torch.zeros(1, 31), torch.zeros(1, 16, 16, dtype=torch.int64)), SCHEMA
         )
     with pytest.raises(ValueError, match="latents must be"):
-        Annotated(torch.zeros(2, 32), torch.zeros(1, 16, 16))
+        Annotated(torch.zeros(2, 32), torch.zeros(1, 16, 16, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("masks", [torch.zeros(1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.bool)])
+def test_masks_of_the_wrong_type(masks: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="integer class ids"):
+        Annotated(torch.zeros(1, 32), masks)
+
+
+def test_masks_of_any_integer_type_and_latents_that_are_numbers() -> None:
+    assert Annotated(torch.zeros(1, 32), torch.zeros(1, 4, 4, dtype=torch.uint8)).masks.dtype == torch.int64
+    assert Annotated(torch.zeros(1, 32), torch.zeros(1, 4, 4).numpy().astype("int32")).masks.dtype == torch.int64  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no finite numbers"):
+        Annotated(torch.full((1, 32), float("nan")), torch.zeros(1, 4, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 0},
+        {"members": 0},
+        {"batch_pixels": 1},
+        {"pixels_per_image": -1},
+        {"hidden": (5,)},
+        {"class_balance": float("nan")},
+    ],
+)
+def test_arguments_out_of_range_are_named(unfiltered: LabeledGenerator, change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        fit_interpreter(unfiltered.generator, annotated(unfiltered, range(1)), SCHEMA, recipe=RECIPE, **change)  # type: ignore[arg-type]
+
+
+def test_a_single_usable_pixel_gives_numbers(unfiltered: LabeledGenerator) -> None:
+    masks = torch.full((1, 16, 16), 255)
+    masks[0, 3, 3] = 1
+    data = Annotated(sample_latents(range(1), 32, seed=0), masks)
+    ensemble = fit_interpreter(unfiltered.generator, data, SCHEMA, recipe=RECIPE, members=1, steps=2)
+    assert all(bool(t.isfinite().all()) for t in ensemble.state_dict().values())

@@ -17,18 +17,23 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "find the score above which samples are dropped, and save the checkpoint with it",
         "dsgan calibrate demo-faces faces-psi05 --psi 0.5 --reject-fraction 0.2",
     )
-    options.add_checkpoint(parser)
+    options.add_checkpoint(parser, filtered=False)
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
     options.add_seed(parser)
     parser.add_argument("--num-samples", type=options.count, default=1000, help="draws to look at (default: 1000)")
     parser.add_argument(
         "--reject-fraction", type=float, default=0.1, help="share of the most uncertain draws to drop (default: 0.1)"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already at OUT")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Calibrate and save."""
+    if args.out.exists() and not (args.overwrite and args.out.is_dir()):
+        raise ValueError(
+            f"{args.out} exists: choose another name, or say --overwrite to replace a checkpoint, its card too"
+        )
     labeled = calibrate(options.load(args), args.num_samples, reject_fraction=args.reject_fraction, seed=args.seed)
     labeled.save_pretrained(args.out)
     found = labeled.calibration

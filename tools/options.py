@@ -22,12 +22,14 @@ def add_verb(verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, exa
     )
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(parser: argparse.ArgumentParser, *, filtered: bool = True) -> None:
     """The checkpoint, its device, and what may be changed in its recipe."""
     parser.add_argument("checkpoint", help='checkpoint directory, built-in name such as "demo-faces", or hf://org/name')
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     parser.add_argument("--psi", type=float, help="truncation psi (default: the checkpoint's)")
-    parser.add_argument("--no-filter", action="store_true", help="accept every draw, uncertain ones too")
+    parser.set_defaults(no_filter=False)
+    if filtered:
+        parser.add_argument("--no-filter", action="store_true", help="accept every draw, uncertain ones too")
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

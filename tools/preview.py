@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dsgan_datasets.files import written_whole
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.tools import options
 
@@ -34,5 +35,7 @@ def run(args: argparse.Namespace) -> None:
     batch = labeled.generate(indices, seed=args.seed, extras=("js",))
     title = f"{args.checkpoint} · psi {labeled.recipe.psi:g} · seed {args.seed} · {labeled.fingerprint[:8]}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(batch, labeled.schema, title=title).save(args.out)
+    kind = "PNG" if args.out.suffix.lower() == ".png" else "JPEG"
+    with written_whole(args.out) as file:
+        contact_sheet(batch, labeled.schema, title=title).save(file, format=kind)
     print(f"preview of {args.num_samples} samples: {args.out.resolve()}")

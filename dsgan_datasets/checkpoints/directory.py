@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.files import written_whole
 
 FORMAT_VERSION = 1
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -113,22 +114,14 @@ def write(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapp
         directory.mkdir(parents=True, exist_ok=True)
         for stem, named in tensors.items():
             contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
-            write_atomically(directory / f"{stem}.safetensors", contents)
-        write_atomically(directory / "README.md", card.encode())
+            _write(directory / f"{stem}.safetensors", contents)
+        _write(directory / "README.md", card.encode())
         text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(directory / "config.json", text.encode())
+        _write(directory / "config.json", text.encode())
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint to {directory}: {error}") from error
 
 
-def write_atomically(path: Path, contents: bytes) -> None:
-    """Write a file under a temporary name, flush it to the disk, and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(contents)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, contents: bytes) -> None:
+    with written_whole(path) as file:
+        file.write(contents)

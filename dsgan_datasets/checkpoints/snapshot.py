@@ -88,6 +88,8 @@ def read_snapshot(path: Path) -> dict[str, Any]:
         CheckpointError: not such a file, a damaged one, or one that asks for anything outside the allow-list; the
             message names what it asked for. Nothing from the file has run.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file")
     data = path.read_bytes()
     if len(data) < 2 or data[0] != 0x80 or not 2 <= data[1] <= 5:
         raise CheckpointError(f"{path} is not a pickle of protocol 2 to 5")
