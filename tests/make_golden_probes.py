@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from golden_data import GENERATORS, LABELS
 
-from dsgan_datasets.checkpoints.directory import write_atomically
+from dsgan_datasets.files import written_whole
 
 WHOLE_BYTES = 16 * 1024
 PROBE_COUNT = 2048
@@ -77,7 +77,8 @@ def npz(entries: dict[str, np.ndarray]) -> bytes:
 
 def write(path: Path, contents: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, contents)
+    with written_whole(path) as file:
+        file.write(contents)
 
 
 if __name__ == "__main__":
