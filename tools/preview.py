@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tqdm import tqdm
+
 from dsgan_datasets.files import written_whole
 from dsgan_datasets.pictures import contact_sheet
+from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.tools import options
 
 
@@ -32,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out}: a picture file must end in .png or .jpg")
     labeled = options.load(args)
     indices = range(args.start, args.start + args.num_samples)
-    batch = labeled.generate(indices, seed=args.seed, extras=("js",))
+    samples = labeled.stream(indices, seed=args.seed, extras=("js",))
+    progress = tqdm(samples, "generating", total=args.num_samples, unit="sample", delay=2, leave=False)
+    batch = SampleBatch.stack(list(progress))
     title = f"{args.checkpoint} · psi {labeled.recipe.psi:g} · seed {args.seed} · {labeled.fingerprint[:8]}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if args.out.suffix.lower() == ".png" else "JPEG"
