@@ -129,8 +129,10 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         _refuse_cuda_in_worker(self.labeled)
         self._consumed, self._resume_at = self._resume_at or 0, None
         self._running_epoch, self._running = int(self._epoch), True
-        yield from _generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
-        self._running = False
+        try:
+            yield from _generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
+        finally:  # at the end, and where the consumer leaves early
+            self._running = False
 
     def _indices(self, consumed: int) -> Iterator[int]:
         """Indices of this consumer in this epoch, without the first `consumed` ones."""

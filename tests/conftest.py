@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,12 @@ def filtered(unfiltered: LabeledGenerator) -> LabeledGenerator:
     from dsgan_datasets import calibrate
 
     return calibrate(unfiltered, 100, reject_fraction=0.4)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small arrays: a second thread only waits, and on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

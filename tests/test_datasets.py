@@ -224,6 +224,12 @@ def test_state_between_epochs_and_with_an_early_set_epoch(filtered: LabeledGener
         return indices(other)
 
     dataset = DSGANIterableDataset(filtered, length=4)
+    for _ in dataset:  # an epoch that is left early can still be continued, until the next one is named
+        break
+    assert resumed(dataset.state_dict()) == [1, 2, 3]
+    dataset.set_epoch(1)
+    assert resumed(dataset.state_dict()) == [4, 5, 6, 7]
+    dataset.set_epoch(0)
     assert indices(dataset) == [0, 1, 2, 3]
     dataset.set_epoch(1)
     assert resumed(dataset.state_dict()) == [4, 5, 6, 7]

@@ -26,16 +26,9 @@ from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.generators import load_generator
 from dsgan_datasets.interpreters import load_interpreter
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSIFIERS = PROBES / "dgan_sg1_128_c7_ckpt"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small arrays: a second thread only waits, and on a busy machine for long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", all_sets())

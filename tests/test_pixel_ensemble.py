@@ -15,16 +15,9 @@ from dsgan_datasets.interpreters import pixel_ensemble
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small arrays: a second thread only waits, and on a busy machine for long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_ensemble(channels, members=3, hidden=(32, 16), classes=5, **options) -> PixelEnsemble:
