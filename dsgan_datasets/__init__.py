@@ -5,6 +5,7 @@ The flow, one module a step: latents -> generators -> interpreters -> uncertaint
 
 from dsgan_datasets.calibration import calibrate
 from dsgan_datasets.checkpoints import CheckpointError
+from dsgan_datasets.checkpoints.description import Description, describe
 from dsgan_datasets.datasets import DSGANDataset, DSGANIterableDataset
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.interpreters import Labels, PixelEnsemble, load_interpreter
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "DSGANDataset",
     "DSGANIterableDataset",
+    "Description",
     "FeatureGenerator",
     "LabelSchema",
     "LabeledGenerator",
@@ -31,6 +33,7 @@ __all__ = [
     "Sample",
     "SampleBatch",
     "calibrate",
+    "describe",
     "fit_interpreter",
     "image_score",
     "js_divergence",

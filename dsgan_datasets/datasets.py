@@ -126,7 +126,7 @@ class DSGANIterableDataset(IterableDataset[Sample]):
 
     def _remaining(self) -> Iterator[SampleBatch]:
         """What this consumer has not yet handed out of its epoch."""
-        _refuse_cuda_in_worker(self.labeled)
+        refuse_cuda_in_worker(self.labeled.device)
         self._consumed, self._resume_at = self._resume_at or 0, None
         self._running_epoch, self._running = int(self._epoch), True
         try:
@@ -265,7 +265,7 @@ class DSGANDataset(Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Several samples, generated together."""
-        _refuse_cuda_in_worker(self.labeled)
+        refuse_cuda_in_worker(self.labeled.device)
         samples = self.labeled.generate([self._position(i) for i in indices], seed=self.seed).rows()
         return [s if self.transforms is None else _transformed(s, self.transforms) for s in samples]
 
@@ -339,8 +339,9 @@ def _check_labeled(labeled: LabeledGenerator) -> None:
         raise ValueError(f"expected a LabeledGenerator, got {labeled!r:.80}: use LabeledGenerator.from_pretrained(…)")
 
 
-def _refuse_cuda_in_worker(labeled: LabeledGenerator) -> None:
-    if labeled.device.type == "cuda" and get_worker_info() is not None:
+def refuse_cuda_in_worker(device: torch.device) -> None:
+    """RuntimeError in a DataLoader worker, if the generator is, or would be, on a GPU."""
+    if device.type == "cuda" and get_worker_info() is not None:
         raise RuntimeError(
             "the generator is on a GPU, and CUDA cannot be used in a DataLoader worker: set num_workers=0 (samples are "
             "generated ahead on a thread of their own), or load the checkpoint with device='cpu'"

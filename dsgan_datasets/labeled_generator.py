@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.card import model_card
+from dsgan_datasets.checkpoints.description import describe
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.tensors import fingerprint
+from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.filtering import Acceptance, accepts
@@ -99,7 +100,7 @@ class LabeledGenerator:
                 f"recipe (vote {recipe.vote!r}, top_fraction {recipe.top_fraction}) and interpreter "
                 f"(vote {interpreter.vote!r}, top_fraction {interpreter.top_fraction}) differ"
             )
-        frame = frame_size(generator, recipe)
+        frame = recipe.frame_size(generator.img_resolution)
         if recipe.crop is not None and recipe.crop[1] > frame[0]:
             raise ValueError(f"crop {recipe.crop} reaches beyond the {frame[0]} rows of the frame")
         fits = not generator.c_dim if recipe.class_label is None else recipe.class_label < generator.c_dim
@@ -128,14 +129,28 @@ class LabeledGenerator:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of images and masks."""
-        height, width = frame_size(self.generator, self.recipe)
-        top, bottom = self.recipe.crop or (0, height)
-        return bottom - top, width
+        return self.recipe.image_size(self.generator.img_resolution)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides a sample beside seed and index: equal prints, equal samples."""
-        return _fingerprint(self.generator, self.interpreter, self.schema, self.recipe)
+        return fingerprint(
+            self._weights,
+            self.generator.config,
+            self.interpreter.config,
+            self.schema.class_map,
+            self.recipe.to_dict(),
+        )
+
+    @property
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """File stem -> tensors."""
+        return {"generator": generator_tensors(self.generator), "interpreter": self.interpreter.state_dict()}
+
+    @cached_property
+    def _weights(self) -> dict[str, str]:
+        """File stem -> SHA-256 of its tensors."""
+        return {stem: digest_tensors(tensors) for stem, tensors in self._tensors.items()}
 
     def generate(
         self,
@@ -238,7 +253,8 @@ class LabeledGenerator:
     def _compute(self, latent: Tensor) -> dict[str, Tensor]:
         """Image, mask and uncertainty of latents."""
         image, features = synthesize(self.generator, self.recipe, latent)
-        labels = self.interpreter.label(features, frame_size(self.generator, self.recipe), rows=self.recipe.crop)
+        frame = self.recipe.frame_size(self.generator.img_resolution)
+        labels = self.interpreter.label(features, frame, rows=self.recipe.crop)
         mask = labels.mask
         if self.schema.class_map is not None:
             mask = torch.tensor(self.schema.class_map, device=mask.device)[mask]
@@ -291,59 +307,34 @@ class LabeledGenerator:
             CheckpointError: files are missing, damaged, or do not belong together.
             ValueError: an override that is unknown or out of range.
         """
-        path = checkpoint_directory.find(name_or_path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path} is a file; expected a checkpoint directory with config.json")
-        config = checkpoint_directory.read_config(path)
-        parts = {
-            name: checkpoint_directory.section(config, name, path)
-            for name in ("generator", "interpreter", "schema", "recipe")
+        found = describe(name_or_path, **recipe_overrides)
+        tensors = {
+            stem: checkpoint_directory.read_tensors(found.path / f"{stem}.safetensors")
+            for stem in ("generator", "interpreter")
         }
-        try:
-            schema, stored = LabelSchema.from_dict(parts["schema"]), Recipe.from_dict(parts["recipe"])
-            calibration = Calibration(**config["calibration"]) if config.get("calibration") else None
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"{path / 'config.json'}: {error!r}") from error
-        if isinstance(names := recipe_overrides.get("require"), Collection):
-            names = [names] if isinstance(names, str) else names
-            recipe_overrides["require"] = tuple(schema.index(c) if isinstance(c, str) else c for c in names)
-        if calibration is not None and calibration.threshold != stored.threshold:
-            raise CheckpointError(
-                f"{path / 'config.json'}: calibration found threshold {calibration.threshold}, "
-                f"the recipe has {stored.threshold}"
-            )
-        recipe = stored.override(**recipe_overrides)
-        if recipe.override(compute_batch=stored.compute_batch) != stored:
-            calibration = None  # its acceptance rate was that of another filter
         generator = build_generator(
-            parts["generator"],
-            checkpoint_directory.read_tensors(path / "generator.safetensors"),
-            features=stored.features,
+            found.generator,
+            tensors["generator"],
+            features=found.stored_recipe.features,
             device=device,
-            source=path / "generator.safetensors",
+            source=found.path / "generator.safetensors",
         )
-        tensors = checkpoint_directory.read_tensors(path / "interpreter.safetensors")
         interpreter = build_interpreter(
-            parts["interpreter"],
-            tensors,
-            vote=recipe.vote,
-            top_fraction=recipe.top_fraction,
+            found.interpreter,
+            tensors["interpreter"],
+            vote=found.recipe.vote,
+            top_fraction=found.recipe.top_fraction,
             device=device,
-            source=path / "interpreter.safetensors",
+            source=found.path / "interpreter.safetensors",
         )
-        expected, found = str(config.get("fingerprint")), _fingerprint(generator, interpreter, schema, stored)
-        if found != expected:
-            raise CheckpointError(
-                f"{path}: weights or recipe were changed or damaged: config.json says fingerprint {expected[:16]}…, "
-                f"the files give {found[:16]}…"
-            )
+        for stem, named in tensors.items():
+            if (digest := digest_tensors(named)) != found.weights.get(stem):
+                raise CheckpointError(
+                    f"{found.path / stem}.safetensors was changed or damaged: config.json says SHA-256 "
+                    f"{str(found.weights.get(stem))[:16]}…, the tensors give {digest[:16]}…"
+                )
         return cls(
-            generator,
-            interpreter,
-            schema,
-            recipe,
-            calibration=calibration,
-            license=str(config.get("license") or "unspecified"),
+            generator, interpreter, found.schema, found.recipe, calibration=found.calibration, license=found.license
         )
 
     def save_pretrained(self, path: str | os.PathLike[str], *, card: str | None = None) -> None:
@@ -360,6 +351,7 @@ class LabeledGenerator:
             raise ValueError(f"card must be the text of the model card, got {type(card).__name__}")
         config = {
             "fingerprint": self.fingerprint,
+            "weights": self._weights,
             "license": self.license,
             "generator": self.generator.config,
             "interpreter": self.interpreter.config,
@@ -367,20 +359,7 @@ class LabeledGenerator:
             "recipe": self.recipe.to_dict(),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
-        tensors = {"generator": generator_tensors(self.generator), "interpreter": self.interpreter.state_dict()}
-        checkpoint_directory.write(Path(path), config, tensors, card or model_card(config))
-
-
-def _fingerprint(generator: FeatureGenerator, interpreter: PixelEnsemble, schema: LabelSchema, recipe: Recipe) -> str:
-    parts = {"generator": generator_tensors(generator), "interpreter": interpreter.state_dict()}
-    tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-    decisions = {
-        "recipe": recipe.to_dict(),
-        "class_map": schema.class_map,
-        "generator": generator.config,
-        "interpreter": interpreter.config,
-    }
-    return fingerprint(tensors, decisions)
+        checkpoint_directory.write(Path(path), config, self._tensors, card or model_card(config))
 
 
 def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:
@@ -391,11 +370,6 @@ def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:
     if len(flat) != count:
         raise ValueError(f"attempts must be one number, or one for each of the {count} indices; got {len(flat)}")
     return flat
-
-
-def frame_size(generator: FeatureGenerator, recipe: Recipe) -> tuple[int, int]:
-    """(H, W) of the full frame, before any crop."""
-    return recipe.size or (generator.img_resolution, generator.img_resolution)
 
 
 @torch.no_grad()
@@ -414,7 +388,7 @@ def synthesize(generator: FeatureGenerator, recipe: Recipe, latent: Tensor) -> t
         c = F.one_hot(torch.full((len(z),), recipe.class_label, device=z.device), generator.c_dim)
     ws = generator.mapping(z, c, truncation_psi=recipe.psi, truncation_cutoff=recipe.cutoff)
     image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
-    size = frame_size(generator, recipe)
+    size = recipe.frame_size(generator.img_resolution)
     if tuple(image.shape[2:]) != size:
         image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
     if recipe.crop is not None:

@@ -120,6 +120,16 @@ class Recipe:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
+    def frame_size(self, img_resolution: int) -> tuple[int, int]:
+        """(H, W) of the full frame, before any crop, for a generator of that resolution."""
+        return self.size or (img_resolution, img_resolution)
+
+    def image_size(self, img_resolution: int) -> tuple[int, int]:
+        """(H, W) of images and masks, for a generator of that resolution."""
+        height, width = self.frame_size(img_resolution)
+        top, bottom = self.crop or (0, height)
+        return bottom - top, width
+
     @property
     def needs_calibration(self) -> bool:
         """True if uncertain draws should be rejected but the threshold is not known."""

@@ -21,7 +21,7 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS, stack_members
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
-from dsgan_datasets.labeled_generator import frame_size, synthesize
+from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
 
@@ -152,7 +152,7 @@ def _labelled_pixels(
     random: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Features [P, C] and classes [P] of pixels drawn evenly from all images."""
-    frame = frame_size(generator, recipe)
+    frame = recipe.frame_size(generator.img_resolution)
     top, bottom = recipe.crop or (0, frame[0])
     features, labels = [], []
     pairs = zip(annotated.latents, annotated.masks, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from conftest import GOLDEN
 from properties import assert_same_samples
 from safetensors.torch import load_file, save_file
 
-from dsgan_datasets import CheckpointError, LabeledGenerator, files, load_generator, load_interpreter
+from dsgan_datasets import (
+    CheckpointError,
+    LabeledGenerator,
+    LabelSchema,
+    Recipe,
+    describe,
+    files,
+    load_generator,
+    load_interpreter,
+)
+from dsgan_datasets.checkpoints.tensors import fingerprint
 from dsgan_datasets.files import written_whole
 
 
@@ -40,6 +51,16 @@ def test_round_trip(saved: Path, filtered: LabeledGenerator) -> None:
     ]
 
 
+@pytest.mark.parametrize("changes", [{}, {"psi": 0.5}, {"crop": (2, 10), "threshold": None}])
+def test_a_description_needs_no_weights(saved: Path, changes: dict[str, Any]) -> None:
+    labeled = LabeledGenerator.from_pretrained(saved, device="cpu", **changes)
+    for weights in saved.glob("*.safetensors"):
+        weights.unlink()
+    found = describe(saved, **changes)
+    assert (found.fingerprint, found.image_size) == (labeled.fingerprint, labeled.image_size)
+    assert (found.recipe, found.schema, found.calibration) == (labeled.recipe, labeled.schema, labeled.calibration)
+
+
 def test_saving_again_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     LabeledGenerator.from_pretrained(saved, device="cpu").save_pretrained(tmp_path / "again")
     for path in saved.iterdir():
@@ -58,10 +79,18 @@ def test_average_latent_may_be_replaced(saved: Path) -> None:
     assert torch.allclose(generator.mapping(z, truncation_psi=0.5), generator.mapping(z) / 2, atol=1e-6)
 
 
-def edit_config(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+def edit_config(change: Callable[[dict[str, Any]], Any], *, sign: bool = True) -> Callable[[Path], None]:
+    """Change config.json; signed, its fingerprint is that of the changed content, so that deeper checks are reached."""
+
     def edit(saved: Path) -> None:
         config = json.loads((saved / "config.json").read_text())
         change(config)
+        if sign:
+            with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
+                recipe = Recipe.from_dict(config["recipe"]).to_dict()
+                class_map = LabelSchema.from_dict(config["schema"]).class_map
+                parts = (config["weights"], config["generator"], config["interpreter"], class_map, recipe)
+                config["fingerprint"] = fingerprint(*parts)
         (saved / "config.json").write_text(json.dumps(config))
 
     return edit
@@ -94,10 +123,15 @@ def flip_a_bit(saved: Path) -> None:
         (cut("config.json", 40), "no valid JSON"),
         (cut("generator.safetensors", 5000), r"generator.safetensors \(5000 bytes\) is damaged"),
         (cut("interpreter.safetensors", 0), r"interpreter.safetensors \(0 bytes\) is damaged"),
-        (flip_a_bit, "config.json says fingerprint [0-9a-f]{16}…, the files give"),
+        (
+            flip_a_bit,
+            r"generator.safetensors was changed or damaged: config.json says SHA-256 [0-9a-f]{16}…, the",
+        ),
         (edit_config(lambda c: c.update(format_version=99)), "format_version 99.*reads 1"),
         (edit_config(lambda c: c.pop("recipe")), "no section 'recipe'"),
-        (edit_config(lambda c: c["recipe"].update(psi=0.3)), "fingerprint"),
+        (edit_config(lambda c: c["recipe"].update(psi=0.3), sign=False), "it says fingerprint [0-9a-f]{16}…, but its"),
+        (edit_config(lambda c: c.pop("weights")), "no section 'weights'"),
+        (edit_config(lambda c: c["weights"].clear()), "says SHA-256 None"),
         (edit_config(lambda c: c["recipe"].update(colour=1)), "unknown fields \\['colour'\\]"),
         (edit_config(lambda c: c["recipe"].update(psi="high")), "psi"),
         (

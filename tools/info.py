@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
-from dsgan_datasets.checkpoints.tensors import fingerprint
+from dsgan_datasets.checkpoints.tensors import digest_tensors
 from dsgan_datasets.generators.loading import build_generator, generator_of_snapshot
 from dsgan_datasets.interpreters import load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
@@ -89,7 +89,7 @@ def _generator(config: Mapping[str, object], tensors: Mapping[str, Tensor], sour
         + (f"{generator.c_dim} image classes" if generator.c_dim else "unconditional"),
         "features": f"{sum(generator.feature_channels)} channels in layout {generator.features}: {', '.join(maps)}",
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
-        "weights": f"sha256 {fingerprint(tensors, dict(config))[:16]}…",
+        "weights": f"sha256 {digest_tensors(tensors)[:16]}…",
     }
 
 

@@ -53,9 +53,14 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: obj
     module.load_state_dict({name: tensor.float().contiguous() for name, tensor in tensors.items()}, assign=True)
 
 
-def fingerprint(tensors: Mapping[str, Tensor], decisions: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over the tensors, by name, and over everything else that decides a sample, as canonical JSON."""
-    digest = hashlib.sha256(json.dumps(decisions, sort_keys=True, separators=(",", ":")).encode())
+def fingerprint(*decisions: object) -> str:
+    """SHA-256 (hex) of plain data as canonical JSON."""
+    return hashlib.sha256(json.dumps(decisions, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over tensors: names, dtypes, shapes, values."""
+    digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().to("cpu").contiguous()
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
