@@ -9,6 +9,7 @@ import pickletools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -157,7 +158,7 @@ def test_sets_of_every_protocol(tmp_path: Path) -> None:
 
 
 def test_both_numpy_module_names(tmp_path: Path) -> None:
-    new = pickle.dumps({"x": __import__("numpy").float64(1.5)}, 4)
+    new = pickle.dumps({"x": np.float64(1.5)}, 4)
     for name in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
         old = pickletools.optimize(new)
         data = old.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c" + bytes([len(name)]) + name)
@@ -165,6 +166,31 @@ def test_both_numpy_module_names(tmp_path: Path) -> None:
         path = tmp_path / "scalar.pkl"
         path.write_bytes(data[:start] + data[start + 9 :])
         assert read_snapshot(path) == {"x": 1.5}
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("dtype", [">f8", "<f4", "<f2", ">i4", "<i8", "u1", "?"])
+def test_numpy_arrays(tmp_path: Path, dtype: str, protocol: int) -> None:
+    values = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    arrays = [values, np.asfortranarray(values), values[0, 0], values[0, 0, :1].reshape(()), values[:0]]
+    found = read_snapshot(save(tmp_path / "arrays.pkl", {"arrays": arrays}, protocol))["arrays"]
+    assert [a.tolist() for a in found] == [a.tolist() for a in arrays]
+    assert list(found[2]) == values[0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [(1, (3,), False), (1, (2**40, 2**40), False), (1, (-2, -1), False), (1, (1,) * 30, False), (1, 2, False)],
+)
+def test_numpy_arrays_that_do_not_fit_their_bytes(tmp_path: Path, state: tuple[Any, ...]) -> None:
+    class Array:
+        def __reduce__(self) -> Any:
+            version, shape, is_fortran = state
+            make, args, _ = np.zeros(2).__reduce__()
+            return make, args, (version, shape, np.dtype("f8"), is_fortran, bytes(16))
+
+    with pytest.raises(CheckpointError, match="numpy array"):
+        read_snapshot(save(tmp_path / "array.pkl", {"a": Array()}))
 
 
 def test_the_averaged_generator_is_used() -> None:

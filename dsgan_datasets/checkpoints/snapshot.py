@@ -8,11 +8,12 @@ files carry along (``module_src``) is left alone. Layout of the files: docs/chec
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -34,7 +35,13 @@ _STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_NUMBER = {"f": {2: "e", 4: "f", 8: "d"}, "i": {1: "b", 2: "h", 4: "i", 8: "q"}, "u": {1: "B", 2: "H", 4: "I", 8: "Q"}}
+#: Kind and size of a numpy dtype -> code of the struct module.
+_NUMBER = {
+    "f": {2: "e", 4: "f", 8: "d"},
+    "i": {1: "b", 2: "h", 4: "i", 8: "q"},
+    "u": {1: "B", 2: "H", 4: "I", 8: "Q"},
+    "b": {1: "?"},
+}
 
 
 class PersistentObject:
@@ -156,21 +163,57 @@ class _DType:
 
     def __init__(self, name: str) -> None:
         match = re.fullmatch(r"[<>|=]?([fiub])(\d)", name) if isinstance(name, str) else None
-        if match is None or (match[1] != "b" and int(match[2]) not in _NUMBER[match[1]]):
+        if match is None or int(match[2]) not in _NUMBER[match[1]]:
             raise CheckpointError(f"numpy dtype {name!r} is not on the allow-list")
         self.kind, self.size, self.order = match[1], int(match[2]), "<"
 
     def __setstate__(self, state: Any) -> None:
         self.order = "<" if state[1] in "<|=" else ">"
 
+    def numbers(self, data: bytes) -> tuple[int | float | bool, ...]:
+        """What the bytes say, as Python numbers."""
+        return struct.unpack(f"{self.order}{len(data) // self.size}{_NUMBER[self.kind][self.size]}", data)
+
 
 def _number(dtype: Any, data: Any) -> int | float | bool:
     """numpy.core.multiarray.scalar, as a Python number."""
     if not isinstance(dtype, _DType) or not isinstance(data, bytes) or len(data) != dtype.size:
         raise CheckpointError("a numpy scalar does not fit its dtype")
-    code = "?" if dtype.kind == "b" else _NUMBER[dtype.kind][dtype.size]
-    value: int | float | bool = struct.unpack(dtype.order + code, data)[0]
-    return value
+    return dtype.numbers(data)[0]
+
+
+class NumpyArray:
+    """Stands in for numpy.ndarray, of which networks hold a few as plain attributes: read it by `tolist` or a loop."""
+
+    __slots__ = ("_numbers", "_shape", "_strides")
+
+    def __init__(self, *_: Any) -> None:
+        self._numbers: tuple[int | float | bool, ...] = ()
+        self._shape: tuple[int, ...] = (0,)
+        self._strides: tuple[int, ...] = (1,)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, is_fortran, data = state
+        if not isinstance(dtype, _DType) or not _counts(shape) or len(shape) > 8 or not isinstance(data, bytes):
+            raise CheckpointError("a numpy array with malformed shape, dtype or bytes")
+        if math.prod(shape) * dtype.size != len(data):
+            raise CheckpointError(f"a numpy array of shape {shape} has {len(data)} bytes, {dtype.size} a number")
+        self._numbers, self._shape = dtype.numbers(data), tuple(shape)
+        # Each axis steps over those that vary faster: the ones before it in Fortran order, those after it in C order.
+        axes = range(len(shape))
+        self._strides = tuple(math.prod(shape[:i] if is_fortran else shape[i + 1 :]) for i in axes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tolist())
+
+    def tolist(self) -> Any:
+        """Nested lists of Python numbers; one number if there are no axes."""
+        return self._nested(0, 0) if self._numbers else []
+
+    def _nested(self, axis: int, start: int) -> Any:
+        if axis == len(self._shape):
+            return self._numbers[start]
+        return [self._nested(axis + 1, start + i * self._strides[axis]) for i in range(self._shape[axis])]
 
 
 def _persistent_object(meta: Any) -> PersistentObject:
@@ -261,6 +304,9 @@ class _SnapshotUnpickler(pickle.Unpickler):
         ("numpy", "dtype"): _Allowed(lambda name, *_: _DType(name)),
         ("numpy.core.multiarray", "scalar"): _Allowed(_number),
         ("numpy._core.multiarray", "scalar"): _Allowed(_number),
+        ("numpy", "ndarray"): _Allowed(NumpyArray),
+        ("numpy.core.multiarray", "_reconstruct"): _Allowed(NumpyArray),
+        ("numpy._core.multiarray", "_reconstruct"): _Allowed(NumpyArray),
     }
 
     def find_class(self, module: str, name: str) -> Any:
