@@ -7,7 +7,7 @@ from dsgan_datasets.calibration import calibrate
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checkpoints.description import Description, describe
 from dsgan_datasets.datasets import DSGANDataset, DSGANIterableDataset
-from dsgan_datasets.generators import FeatureGenerator, load_generator
+from dsgan_datasets.generators import FeatureGenerator, load_generator, save_generator
 from dsgan_datasets.interpreters import Labels, PixelEnsemble, load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import sample_latents
@@ -40,6 +40,7 @@ __all__ = [
     "load_generator",
     "load_interpreter",
     "sample_latents",
+    "save_generator",
 ]
 
 __version__ = "0.1.0"

@@ -24,7 +24,8 @@ def calibrate(
 
     Args:
         labeled: its threshold, if it has one, is ignored; its content rules stay.
-        num_samples: unfiltered draws to look at, of a family of their own: no sample of any dataset is among them.
+        num_samples: unfiltered draws to look at, at least 20 (20 groups of views), of a family of their own: no
+            sample of any dataset is among them.
         reject_fraction: share to drop, in [0, 1).
         seed: of these draws.
 
@@ -39,7 +40,7 @@ def calibrate(
         >>> calibrate(labeled, 40).calibration.num_samples
         40
     """
-    num_samples = integer("num_samples", num_samples, 20)  # fewer say too little about a quantile
+    num_samples = integer("num_samples", num_samples, 20 * labeled.recipe.views)  # fewer say too little of a quantile
     unfiltered = dataclasses.replace(labeled.recipe, threshold=None, reject_fraction=0.0)
     filtered = dataclasses.replace(
         unfiltered, reject_fraction=reject_fraction

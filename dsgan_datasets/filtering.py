@@ -49,7 +49,7 @@ class Acceptance:
     """How often draws pass the rules.
 
     Attributes:
-        num_draws: unfiltered draws it was measured on.
+        num_draws: unfiltered draws (view groups, if the recipe has them) it was measured on.
         jointly: share that passed all rules.
         by_rule: share that passed each rule for itself; empty if not known.
     """
@@ -60,7 +60,7 @@ class Acceptance:
 
     @classmethod
     def measure(cls, recipe: Recipe, schema: LabelSchema, drawn: Iterable[Mapping[str, Tensor]]) -> Acceptance:
-        """Apply the rules to batches of unfiltered draws."""
+        """Apply the rules to batches of unfiltered draws of consecutive indices; view groups pass as a whole."""
         passed: dict[str, list[Tensor]] = {}
         jointly = []
         for fields in drawn:
@@ -68,7 +68,9 @@ class Acceptance:
             for name, rule in apply_rules(recipe, schema, fields).items():
                 passed.setdefault(name, []).append(rule)
         rates = {name: torch.cat(rules).double().mean().item() for name, rules in passed.items()}
-        together = torch.cat(jointly).double()
+        whole = torch.cat(jointly)
+        groups = whole[: len(whole) - len(whole) % recipe.views].view(-1, recipe.views)
+        together = groups.all(1).double()
         return cls(len(together), together.mean().item(), rates)
 
     def check(self) -> Acceptance:

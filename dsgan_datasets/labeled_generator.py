@@ -6,9 +6,9 @@ import os
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,10 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.filtering import Acceptance, accepts
 from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.generators.loading import build_generator, generator_tensors
+from dsgan_datasets.generators.loading import build_generator, generator_tensors, parse_config, read_source
 from dsgan_datasets.interpreters.loading import build_interpreter
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
-from dsgan_datasets.latents import Purpose, as_indices, check_seed, sample_latents
+from dsgan_datasets.latents import MAX_INDEX, Latents, Purpose, as_indices, check_seed, draw_latents
 from dsgan_datasets.parallel import side_by_side
 from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
@@ -103,10 +103,7 @@ class LabeledGenerator:
         frame = recipe.frame_size(generator.img_resolution)
         if recipe.crop is not None and recipe.crop[1] > frame[0]:
             raise ValueError(f"crop {recipe.crop} reaches beyond the {frame[0]} rows of the frame")
-        fits = not generator.c_dim if recipe.class_label is None else recipe.class_label < generator.c_dim
-        if not fits:
-            allowed = f"0 … {generator.c_dim - 1}" if generator.c_dim else "None: the generator is unconditional"
-            raise ValueError(f"class_label is {recipe.class_label}, allowed is {allowed}")
+        self._check_latents()
         if any(i >= self.schema.num_classes for i in recipe.require):
             raise ValueError(
                 f"require names class {max(recipe.require)}, the schema has 0 … {self.schema.num_classes - 1}"
@@ -115,6 +112,22 @@ class LabeledGenerator:
             raise ValueError(
                 f"generator on {generator.device}, interpreter on {interpreter.w1.device}: put both on one device"
             )
+
+    def _check_latents(self) -> None:
+        classes, recipe = self.generator.c_dim, self.recipe
+        weights = recipe.class_weights
+        if weights is not None:
+            if len(weights) != classes:
+                raise ValueError(f"class_weights has {len(weights)} weights, the generator has {classes} classes")
+        elif recipe.class_label not in (range(classes) if classes else (None,)):
+            allowed = f"0 … {classes - 1}, or class_weights" if classes else "None: the generator is unconditional"
+            raise ValueError(f"class_label is {recipe.class_label}, allowed is {allowed}")
+        if recipe.mixing_layer is not None and recipe.mixing_layer >= self.generator.num_ws:
+            raise ValueError(
+                f"mixing_layer is {recipe.mixing_layer}, this generator can mix at 1 … {self.generator.num_ws - 1}"
+            )
+        if self.generator.mean_w is None and recipe.psi_range != (1, 1):
+            raise ValueError(f"psi is {recipe.psi}, but the average w of this generator is not known: only psi 1 works")
 
     def __repr__(self) -> str:
         size = "×".join(map(str, self.image_size))
@@ -203,35 +216,41 @@ class LabeledGenerator:
         if unknown := set(extras) - set(EXTRAS):
             raise ValueError(f"extras are {' and '.join(EXTRAS)}, not {sorted(unknown)}")
         filtered = filtered and self._is_filtered()
-        fields = ("image", "mask", "score", "index", "attempt", *extras)
-        fresh = ((place, index, attempt) for place, (index, attempt) in enumerate(draws))
-        rejected: deque[tuple[int, int, int]] = deque()
+        views = self.recipe.views if filtered else 1
+        fresh = _units(draws, views)
+        units_at_once = self.recipe.compute_batch // views
+        rejected: deque[_Unit] = deque()
         finished: dict[int, Sample] = {}
         next_place = 0
         while True:
-            again = [rejected.popleft() for _ in range(min(self.recipe.compute_batch, len(rejected)))]
-            batch = [*again, *islice(fresh, self.recipe.compute_batch - len(again))]
-            if not batch:
+            again = [rejected.popleft() for _ in range(min(units_at_once, len(rejected)))]
+            units = [*again, *islice(fresh, units_at_once - len(again))]
+            if not units:
                 return
-            _, indices, attempts = zip(*batch, strict=True)
-            drawn = self._draw(as_indices(indices), torch.tensor(attempts), seed, Purpose.DATASET)
-            accepted = accepts(self.recipe, self.schema, drawn).tolist() if filtered else [True] * len(batch)
-            for row, (place, index, attempt) in enumerate(batch):
-                if accepted[row]:
-                    finished[place] = Sample({name: drawn[name][row] for name in fields})
+            indices = torch.cat([unit.indices for unit in units])
+            attempts = torch.cat([torch.full_like(unit.indices, unit.attempt) for unit in units])
+            drawn = self._draw(indices, attempts, seed, Purpose.DATASET)
+            fields = [name for name in drawn if name not in EXTRAS or name in extras]
+            accepted = accepts(self.recipe, self.schema, drawn) if filtered else torch.ones(len(indices))
+            first = 0  # row of the unit's first draw
+            for unit in units:
+                if accepted[first : first + len(unit.indices)].all():
+                    for place, member in unit.wanted:
+                        finished[place] = Sample({name: drawn[name][first + member] for name in fields})
                 else:
-                    rejected.append((place, index, self._next_attempt(index, attempt)))
+                    rejected.append(unit._replace(attempt=self._next_attempt(unit)))
+                first += len(unit.indices)
             while next_place in finished:
                 yield finished.pop(next_place)
                 next_place += 1
 
-    def _next_attempt(self, index: int, attempt: int) -> int:
-        if attempt + 1 >= self._attempt_limit:
+    def _next_attempt(self, unit: _Unit) -> int:
+        if unit.attempt + 1 >= self._attempt_limit:
             raise RuntimeError(
-                f"index {index} found no accepted draw in {attempt + 1} attempts; the acceptance rate must have "
-                "changed since it was measured: calibrate again"
+                f"index {int(unit.indices[0])} found no accepted draw in {unit.attempt + 1} attempts; the acceptance "
+                "rate must have changed since it was measured: calibrate again"
             )
-        return attempt + 1
+        return unit.attempt + 1
 
     def _empty(self, extras: Collection[str]) -> SampleBatch:
         """A batch of no samples."""
@@ -240,19 +259,20 @@ class LabeledGenerator:
 
     def _draw(self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose) -> dict[str, Tensor]:
         """All fields of up to compute_batch draws, unfiltered; none depends on which others are asked for."""
-        latent = sample_latents(indices, self.generator.z_dim, seed=seed, attempt=attempts, purpose=purpose)
+        latents = draw_latents(self.recipe, self.generator.z_dim, indices, seed=seed, attempt=attempts, purpose=purpose)
         if self.device.type == "cpu":
-            rows = side_by_side(self._compute, latent.split(1), self.device)
+            rows = side_by_side(self._compute, [latents[i : i + 1] for i in range(len(latents))], self.device)
             fields = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         else:
             # The last bits of a convolution depend on its batch size: it is always the same, filled up if need be.
             padding = torch.arange(self.recipe.compute_batch).clamp(max=len(indices) - 1)
-            fields = {name: value[: len(indices)] for name, value in self._compute(latent[padding]).items()}
-        return {"index": indices, "attempt": attempts, "latent": latent, **fields}
+            fields = {name: value[: len(indices)] for name, value in self._compute(latents[padding]).items()}
+        fields |= {"index": indices, "attempt": attempts, "latent": latents.z}
+        return fields if latents.class_label is None else {**fields, "class_label": latents.class_label}
 
-    def _compute(self, latent: Tensor) -> dict[str, Tensor]:
+    def _compute(self, latents: Latents) -> dict[str, Tensor]:
         """Image, mask and uncertainty of latents."""
-        image, features = synthesize(self.generator, self.recipe, latent)
+        image, features = synthesize(self.generator, self.recipe, latents)
         frame = self.recipe.frame_size(self.generator.img_resolution)
         labels = self.interpreter.label(features, frame, rows=self.recipe.crop)
         mask = labels.mask
@@ -274,9 +294,9 @@ class LabeledGenerator:
         if not self.recipe.is_filtered or self.recipe.needs_calibration:
             return 1
         if self.calibration is not None:
-            measured = Acceptance(self.calibration.num_samples, self.calibration.acceptance, {})
+            measured = Acceptance(self.calibration.num_samples // self.recipe.views, self.calibration.acceptance, {})
         else:
-            drawn = self.unfiltered(_ESTIMATE_DRAWS, description="measuring the acceptance rate")
+            drawn = self.unfiltered(_ESTIMATE_DRAWS * self.recipe.views, description="measuring the acceptance rate")
             measured = Acceptance.measure(self.recipe, self.schema, drawn)
         return measured.check().attempt_limit
 
@@ -313,11 +333,12 @@ class LabeledGenerator:
             for stem in ("generator", "interpreter")
         }
         generator = build_generator(
-            found.generator,
+            parse_config(found.generator, found.path),
             tensors["generator"],
             features=found.stored_recipe.features,
             device=device,
-            source=found.path / "generator.safetensors",
+            source=read_source({"source": found.source}, found.path),
+            path=found.path / "generator.safetensors",
         )
         interpreter = build_interpreter(
             found.interpreter,
@@ -354,6 +375,7 @@ class LabeledGenerator:
             "weights": self._weights,
             "license": self.license,
             "generator": self.generator.config,
+            "source": self.generator.source.to_dict() if self.generator.source else None,
             "interpreter": self.interpreter.config,
             "schema": self.schema.to_dict(),
             "recipe": self.recipe.to_dict(),
@@ -372,21 +394,51 @@ def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:
     return flat
 
 
+class _Unit(NamedTuple):
+    """What is accepted, or drawn again, as a whole: a draw, or all views of a group.
+
+    `wanted` are (place of the sample in the stream, position in `indices`).
+    """
+
+    wanted: list[tuple[int, int]]
+    indices: Tensor
+    attempt: int
+
+
+def _units(draws: Iterable[tuple[int, int]], views: int) -> Iterator[_Unit]:
+    """(index, attempt) pairs as units; neighbours of the same group share one."""
+    if views == 1:
+        for place, (index, attempt) in enumerate(draws):
+            yield _Unit([(place, 0)], torch.tensor([index]), attempt)
+        return
+    for (group, attempt), members in groupby(enumerate(draws), lambda m: (m[1][0] // views, m[1][1])):
+        wanted = [(place, index - group * views) for place, (index, _) in members]
+        last = min((group + 1) * views - 1, MAX_INDEX)
+        yield _Unit(wanted, torch.arange(last - group * views + 1) + group * views, attempt)
+
+
 @torch.no_grad()
-def synthesize(generator: FeatureGenerator, recipe: Recipe, latent: Tensor) -> tuple[Tensor, list[Tensor]]:
+def synthesize(generator: FeatureGenerator, recipe: Recipe, latents: Latents | Tensor) -> tuple[Tensor, list[Tensor]]:
     """Images and features of latents, as the recipe says.
 
     Args:
-        latent: z, [N, z_dim].
+        generator: makes them.
+        recipe: truncation, noise, mixing, size, crop, precision.
+        latents: all that the recipe leaves to chance; if that is z alone, simply z [N, z_dim].
 
     Returns:
         uint8 RGB images [N, 3, H, W], resized and cropped, and the generator's feature maps (neither).
+
+    Raises:
+        ValueError: z alone was given, but the recipe draws more.
     """
-    z = latent.to(generator.device)
-    c = None
-    if recipe.class_label is not None:
-        c = F.one_hot(torch.full((len(z),), recipe.class_label, device=z.device), generator.c_dim)
-    ws = generator.mapping(z, c, truncation_psi=recipe.psi, truncation_cutoff=recipe.cutoff)
+    if isinstance(latents, Tensor):
+        latents = Latents.of(recipe, latents)
+    ws = _styles(generator, recipe, latents, latents.z)
+    if latents.second_z is not None:
+        second, layer = _styles(generator, recipe, latents, latents.second_z), recipe.mixing_layer
+        coarse, fine = (ws, second) if recipe.second_latent == "fine" else (second, ws)
+        ws = torch.cat([coarse[:, :layer], fine[:, layer:]], dim=1)
     image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
     size = recipe.frame_size(generator.img_resolution)
     if tuple(image.shape[2:]) != size:
@@ -394,3 +446,13 @@ def synthesize(generator: FeatureGenerator, recipe: Recipe, latent: Tensor) -> t
     if recipe.crop is not None:
         image = image[:, :, recipe.crop[0] : recipe.crop[1]]
     return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8), features
+
+
+def _styles(generator: FeatureGenerator, recipe: Recipe, latents: Latents, z: Tensor) -> Tensor:
+    """Truncated style vectors [N, num_ws, w_dim] of z, with the class and psi of the draws."""
+    device = generator.device
+    c = None
+    if latents.class_label is not None:
+        c = F.one_hot(latents.class_label.to(device), generator.c_dim)
+    psi = recipe.psi_range[0] if latents.psi is None else latents.psi
+    return generator.mapping(z.to(device), c, truncation_psi=psi, truncation_cutoff=recipe.cutoff)

@@ -7,11 +7,14 @@ Every number comes from the counter-based generator Philox4x64-10 (Salmon et al.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dsgan_datasets.recipe import Recipe
 
 MAX_SEED = 2**64 - 1
 MAX_INDEX = 2**63 - 1
@@ -135,7 +138,87 @@ def sample_latents(
         >>> sample_latents([7, 3], 512, seed=0)[1].equal(sample_latents([3], 512, seed=0)[0])
         True
     """
-    flat = as_indices(indices)
-    even = dim + dim % 2
-    words = philox_words(flat, even, seed=seed, domain=domain(Quantity.Z, purpose), attempt=attempt)
+    words = philox_words(
+        as_indices(indices), dim + dim % 2, seed=seed, domain=domain(Quantity.Z, purpose), attempt=attempt
+    )
     return torch.from_numpy(normals(words)[:, :dim].copy())
+
+
+@dataclass(frozen=True)
+class Latents:
+    """All random inputs of N draws.
+
+    Attributes:
+        z: float32 [N, z_dim].
+        second_z: float32 [N, z_dim] of the second latent, with style mixing.
+        psi: float64 [N], if it is drawn.
+        class_label: int64 [N], of a conditional generator.
+    """
+
+    z: Tensor
+    second_z: Tensor | None = None
+    psi: Tensor | None = None
+    class_label: Tensor | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, z: Tensor) -> Latents:
+        """Latents of a recipe that draws nothing but z.
+
+        Raises:
+            ValueError: psi, class or a second latent would have to be drawn too.
+        """
+        if isinstance(recipe.psi, tuple) or recipe.class_weights is not None or recipe.mixing_layer is not None:
+            raise ValueError(
+                "z alone does not say what to make, as the recipe also draws psi, a class or a second latent: use a "
+                "fixed psi and class and no mixing_layer here, and change the recipe afterwards"
+            )
+        fixed = None if recipe.class_label is None else torch.full((len(z),), recipe.class_label)
+        return cls(z, class_label=fixed)
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, rows: Tensor | slice) -> Latents:
+        """The latents of some of the draws."""
+        second_z, psi, class_label = (p if p is None else p[rows] for p in (self.second_z, self.psi, self.class_label))
+        return Latents(self.z[rows], second_z, psi, class_label)
+
+
+def draw_latents(
+    recipe: Recipe, z_dim: int, indices: Tensor, *, seed: int, attempt: Tensor, purpose: Purpose = Purpose.DATASET
+) -> Latents:
+    """Draw what a recipe leaves to chance.
+
+    z is drawn for each index, everything else for each view group (which is the index itself unless the recipe has
+    views), so that the views of a group differ in z alone.
+
+    Args:
+        recipe: says what is drawn.
+        z_dim: length of a latent.
+        indices: int64 [N].
+        seed: 0 … 2^64-1.
+        attempt: int64 [N].
+        purpose: which family of draws.
+    """
+    groups = indices // recipe.views
+
+    def words(quantity: Quantity, count: int) -> np.ndarray:
+        return philox_words(groups, count, seed=seed, domain=domain(quantity, purpose), attempt=attempt)
+
+    def uniform(quantity: Quantity) -> Tensor:
+        """float64 [N] in [0, 1)."""
+        return torch.from_numpy((words(quantity, 1)[:, 0] >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+    second_z = psi = class_label = None
+    if recipe.mixing_layer is not None:
+        second_z = torch.from_numpy(normals(words(Quantity.SECOND_Z, z_dim + z_dim % 2))[:, :z_dim].copy())
+    low, high = recipe.psi_range
+    if low != high:
+        psi = low + (high - low) * uniform(Quantity.PSI)
+    if recipe.class_weights is not None:
+        cumulative = torch.tensor(recipe.class_weights, dtype=torch.float64).cumsum(0)
+        class_label = torch.searchsorted(cumulative, uniform(Quantity.CLASS) * cumulative[-1], right=True)
+    elif recipe.class_label is not None:
+        class_label = torch.full((len(indices),), recipe.class_label)
+    z = sample_latents(indices, z_dim, seed=seed, attempt=attempt, purpose=purpose)
+    return Latents(z, second_z, psi, class_label)

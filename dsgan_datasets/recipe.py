@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +17,7 @@ NoiseMode = Literal["const", "none"]
 Vote = Literal["majority", "mean"]
 FeatureLayout = Literal["convs", "const+convs", "datasetgan"]
 Precision = Literal["float32", "float16", "bfloat16"]
+Layers = Literal["fine", "coarse"]
 
 #: Fields that leave the score of every draw as it is: changing one of them keeps a calibrated threshold.
 _KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch"})
@@ -26,10 +28,18 @@ class Recipe:
     """How samples are made from a generator and an interpreter.
 
     Args:
-        psi: truncation psi; 1 draws the full variety, smaller values draw nearer to the mean.
+        psi: truncation psi; 1 draws the full variety, smaller values draw nearer to the mean. A pair (low, high) draws
+            it uniformly, anew for every index.
         cutoff: truncate only the first `cutoff` layers; None truncates all.
         noise_mode: "const" uses the noise stored with the generator, "none" leaves it out.
-        class_label: class of a conditional generator; None for an unconditional one.
+        class_label: class of a conditional generator; None for an unconditional one, or with `class_weights`.
+        class_weights: one weight a class: the class is drawn anew for every index, as often as its weight says.
+        mixing_layer: style mixing (StyleGAN, section 3.1): the layers on one side of this one (1 … num_ws − 1) take
+            their styles from a second latent; None for none.
+        second_latent: which side: "fine", this layer and those after it, or "coarse", those before it.
+        views: so many consecutive indices have the second latent, psi and class in common: a view group, which for
+            instance shares an identity and varies the pose (arXiv 2010.09125, section 3.1). Groups start at the
+            multiples of `views`; a filter accepts or redraws a group as a whole. At most `compute_batch`.
         features: which maps the interpreter reads, see `load_generator`.
         vote: "majority" (as published, ties to the lowest class) or "mean" (argmax of the mean probability).
         size: (H, W) at which the full frame is labelled, and to which the image is resized; None is the image's own.
@@ -51,10 +61,14 @@ class Recipe:
         'mean'
     """
 
-    psi: float = 1.0
+    psi: float | tuple[float, float] = 1.0
     cutoff: int | None = None
     noise_mode: NoiseMode = "const"
     class_label: int | None = None
+    class_weights: tuple[float, ...] | None = None
+    mixing_layer: int | None = None
+    second_latent: Layers = "fine"
+    views: int = 1
     features: FeatureLayout = "convs"
     vote: Vote = "majority"
     size: tuple[int, int] | None = None
@@ -69,24 +83,49 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("size", "crop", "require"):
-            value = getattr(self, name)
-            if value is not None:
-                if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-                    raise ValueError(f"{name} must be a list of integers, not {value!r}")
-                object.__setattr__(self, name, tuple(integer(name, v, 0) for v in value))
+            if getattr(self, name) is not None:
+                self._set_tuple(name, "integers", partial(integer, name, lowest=0))
+        if self.class_weights is not None:
+            self._set_tuple("class_weights", "numbers", _as_float)
+        if isinstance(self.psi, Iterable):
+            self._set_tuple("psi", "numbers (low, high), or one number", _as_float)
+        elif _is_number(self.psi):
+            object.__setattr__(self, "psi", float(self.psi))  # 1 and 1.0 are one recipe
         for name, kind in (
             ("noise_mode", NoiseMode),
             ("features", FeatureLayout),
             ("vote", Vote),
             ("dtype", Precision),
+            ("second_latent", Layers),
         ):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
         self._check_numbers()
 
+    def _set_tuple(self, name: str, of: str, convert: Callable[[Any], Any]) -> None:
+        """Make a list a tuple, so that a recipe is hashable and reads the same from JSON."""
+        value = getattr(self, name)
+        try:
+            if isinstance(value, str | Mapping):
+                raise TypeError
+            object.__setattr__(self, name, tuple(convert(v) for v in value))
+        except TypeError:
+            raise ValueError(f"{name} must be a list of {of}, not {value!r:.60}") from None
+
     def _check_numbers(self) -> None:
+        weights = self.class_weights
         limits: tuple[tuple[str, bool, str], ...] = (
-            ("psi", _is_number(self.psi) and -2 <= self.psi <= 2, "a number in -2 … 2"),
+            (
+                "psi",
+                len(self.psi_range) == 2 and all(map(_is_number, self.psi_range)) and _ascend(-2, *self.psi_range, 2),
+                "a number in -2 … 2, or two of them (low, high)",
+            ),
+            (
+                "class_weights",
+                weights is None or (all(w >= 0 for w in weights) and sum(weights) > 0 and self.class_label is None),
+                "None, or one weight a class, none negative and not all 0, with class_label=None",
+            ),
+            ("mixing_layer", self.mixing_layer is None or _is_count(self.mixing_layer, 1), "None or a layer from 1"),
             ("cutoff", self.cutoff is None or _is_count(self.cutoff, 0), "None or an integer from 0"),
             (
                 "class_label",
@@ -102,6 +141,12 @@ class Recipe:
             ("top_fraction", _is_number(self.top_fraction) and 0 < self.top_fraction <= 1, "a number in (0, 1]"),
             ("compute_batch", _is_count(self.compute_batch, 1), "an integer from 1"),
             (
+                "views",
+                _is_count(self.views, 1)
+                and (self.views == 1 or (self.mixing_layer is not None and self.views <= self.compute_batch)),
+                f"1, or with mixing_layer up to compute_batch ({self.compute_batch})",
+            ),
+            (
                 "reject_fraction",
                 _is_number(self.reject_fraction) and 0 <= self.reject_fraction < 1,
                 "a number in [0, 1)",
@@ -113,6 +158,11 @@ class Recipe:
         for name, fits, allowed in limits:
             if not fits:
                 raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+
+    @property
+    def psi_range(self) -> tuple[float, float]:
+        """(low, high) of psi; equal if it is fixed."""
+        return self.psi if isinstance(self.psi, tuple) else (self.psi, self.psi)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -175,6 +225,16 @@ class Recipe:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _ascend(*numbers: float) -> bool:
+    return list(numbers) == sorted(numbers)
+
+
+def _as_float(value: Any) -> float:
+    if not _is_number(value):
+        raise TypeError
+    return float(value)
 
 
 def _is_count(value: Any, lowest: int) -> bool:

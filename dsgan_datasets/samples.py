@@ -39,6 +39,7 @@ class Sample(_Fields):
         score: float32 scalar on the CPU, the uncertainty in nats; higher is less certain.
         index: int64 scalar on the CPU, the sample's number in its dataset.
         attempt: int64 scalar on the CPU, how many draws of this index the filter had rejected.
+        class_label: int64 scalar on the CPU, the class of the whole image; only of a conditional generator.
         js: float32 [H, W], per-pixel uncertainty in nats; only if asked for.
         latent: float32 [z_dim] on the CPU; only if asked for.
     """
@@ -48,6 +49,7 @@ class Sample(_Fields):
     score: Tensor
     index: Tensor
     attempt: Tensor
+    class_label: Tensor
     js: Tensor
     latent: Tensor
 
@@ -63,6 +65,7 @@ class SampleBatch(_Fields):
     score: Tensor
     index: Tensor
     attempt: Tensor
+    class_label: Tensor
     js: Tensor
     latent: Tensor
 

@@ -1,16 +1,21 @@
 """Reference arrays of the original implementations, and what this package computes in their place.
 
-A folder of reference data holds, for a set NAME: `NAME.npz` with the arrays, `NAME.pkl` with the generator or `*_ckpt/`
-with the classifiers. In `tests/golden` the larger arrays are reduced to probes, elsewhere they may be whole; everything
-here takes either. Run `tests/make_golden_probes.py` to make the former from the latter.
+A folder of reference data holds, for a set NAME: `NAME.npz` with the arrays, and the generator (`NAME.pkl`, `NAME.pt`,
+or `NAME_weights_fp16.npz`, whose half precision is lossless) or the classifiers (`*_ckpt/`). In `tests/golden` the
+larger arrays are reduced to probes, elsewhere they may be whole; everything here takes either. Run
+`tests/make_golden_probes.py` to make the former from the latter.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,42 +24,55 @@ from oracle import pixel_features
 from torch import Tensor
 
 from dsgan_datasets.generators import FeatureGenerator, load_generator
+from dsgan_datasets.generators.stylegan2 import upsample_image
+from dsgan_datasets.generators.stylegan3 import StyleGAN3
 from dsgan_datasets.interpreters import load_interpreter
 from dsgan_datasets.labeled_generator import synthesize
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.uncertainty import entropy
 
 PROBES = Path(__file__).resolve().parent / "golden"
 
 GENERATORS = (
+    "dgan_sg1_128",
+    "ros_sg2_64",
     "sg2ada_cond32_skip",
     "sg2ada_fullsnapshot16",
     "sg2ada_uncond32_resnet",
     "sg2ada_uncond64_skip",
+    "sg3_r_32",
+    "sg3_t_32",
     "sg3repo_sg2_32_skip",
 )
+
+#: How DatasetGAN truncates.
+DATASETGAN = Recipe(psi=0.7, cutoff=8, features="datasetgan")
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """How a set of labels was made: classifiers, features (a row of the arrays of a set), frame and kept rows."""
+    """How a set of labels was made: classifiers, generator, frame and kept rows.
+
+    `members_here` classifiers are in the repository; of the arrays that need all ten, only the full set is compared.
+    """
 
     classifiers: str
-    features: str
-    row: int
+    generator: str
     size: tuple[int, int]
     rows: tuple[int, int] | None = None
+    members_here: int = 10
 
 
 LABELS = {
-    "dgan_sg1_128_c7_labels_crop": LabelSet("dgan_sg1_128_c7_ckpt", "dgan_sg1_128", 0, (128, 128), (16, 112)),
-    "dgan_sg1_128_c7_labels_down64": LabelSet("dgan_sg1_128_c7_ckpt", "dgan_sg1_128", 1, (64, 64)),
-    "sg2ada_uncond64_skip_c34_labels": LabelSet("sg2ada_uncond64_skip_c34_ckpt", "sg2ada_uncond64_skip", 0, (64, 64)),
+    "dgan_sg1_128_c7_labels_crop": LabelSet("dgan_sg1_128_c7_ckpt", "dgan_sg1_128", (128, 128), (16, 112)),
+    "dgan_sg1_128_c7_labels_down64": LabelSet("dgan_sg1_128_c7_ckpt", "dgan_sg1_128", (64, 64)),
+    "sg2ada_uncond64_skip_c34_labels": LabelSet(
+        "sg2ada_uncond64_skip_c34_ckpt", "sg2ada_uncond64_skip", (64, 64), members_here=5
+    ),
 }
 
-#: Arrays that nothing is compared with: inputs, and images of a generator that the package does not load.
-INPUTS = {"z", "c", "check_pixels", "logit_pixels"}
-DGAN_IMAGE = "image_uint8"
+#: Arrays that nothing is compared with.
+INPUTS = re.compile(r"z|c|check_pixels|logit_pixels|latent_avg|noise/.*")
 
 #: Largest error allowed, by kind of array: max|a-b| / max|b| of numbers, levels of uint8 images, and pixels of
 #: labels that differ although their two best classes do not nearly tie.
@@ -137,22 +155,53 @@ def compare_set(folder: Path, name: str) -> list[Comparison]:
     """
     golden = Golden(folder / f"{name}.npz")
     computed = label_arrays(folder, name) if name in LABELS else generator_arrays(folder, name)
-    skipped = INPUTS | ({DGAN_IMAGE} if name.startswith("dgan_") else set())
-    if missing := set(golden.names) - skipped - computed.keys():
+    outputs = [key for key in golden.names if not INPUTS.fullmatch(key)]
+    if missing := set(outputs) - computed.keys():
         raise ValueError(f"nothing is compared with {sorted(missing)} of {name}")
-    return [
-        golden.compare(key, computed[key].values, computed[key].close) for key in golden.names if key not in skipped
-    ]
+    return [golden.compare(key, computed[key].values, computed[key].close) for key in outputs]
+
+
+_unpacked = tempfile.TemporaryDirectory()
+
+
+@cache
+def generator_file(folder: Path, name: str) -> Path:
+    """The file of a generator, unpacked from half precision if need be."""
+    for suffix in (".pkl", ".pt"):
+        if (path := folder / f"{name}{suffix}").is_file():
+            return path
+    path = Path(_unpacked.name) / f"{name}.pt"
+    with np.load(folder / f"{name}_weights_fp16.npz") as file:
+        torch.save({key: torch.from_numpy(file[key]).float() for key in file.files}, path)
+    shutil.copy(folder / f"{name}_avg_latent.npy", path.parent)
+    return path
+
+
+def reference_generator(folder: Path, name: str) -> FeatureGenerator:
+    """The generator of a set, with the widest feature layout and the noise of the reference."""
+    layout: FeatureLayout | None = "const+convs" if "sg2" in name else None
+    generator = load_generator(generator_file(folder, name), device="cpu", features=layout)
+    golden = Golden(folder / f"{name}.npz")
+    if noise := [key for key in golden.names if key.startswith("noise/")]:
+        for stored, key in zip(generator._stored_noise(), noise, strict=True):
+            stored.copy_(golden.whole(key)[0, 0])
+    return generator
 
 
 @torch.no_grad()
 def generator_arrays(folder: Path, name: str) -> dict[str, Computed]:
     """All that the package can say about the generator of a set, under the names of the reference."""
     golden = Golden(folder / f"{name}.npz")
-    generator = load_generator(folder / f"{name}.pkl", device="cpu", features="const+convs")
+    generator = reference_generator(folder, name)
+    by_kind = {"dgan": _datasetgan_arrays, "ros": _rosinality_arrays}
+    arrays = by_kind.get(name.partition("_")[0], _snapshot_arrays)(generator, golden)
+    return {key: Computed(value) for key, value in arrays.items()}
+
+
+def _snapshot_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, Tensor]:
     z = golden.whole("z")
     c = golden.whole("c") if "c" in golden.names else None
-    arrays = {"w_avg": generator.mean_w, "img_psi1_const_uint8": _uint8_images(generator, z, c)}
+    arrays = {"w_avg": generator.mean_w, "img_psi1_const_uint8": _uint8_images(generator, Recipe(), z, c)}
     for key in golden.names:
         if found := re.fullmatch(r"(ws|img)_psi([\d.]+)(?:_cut(\d+))?(?:_(const|none))?", key):
             what, psi, cutoff, noise_mode = found.groups()
@@ -161,9 +210,54 @@ def generator_arrays(folder: Path, name: str) -> dict[str, Computed]:
             )
             arrays[key] = ws if what == "ws" else generator.synthesis(ws, noise_mode=noise_mode)[0]
     ws = generator.mapping(z, c)
+    if isinstance(generator, StyleGAN3):
+        image, maps = generator.synthesis_network(ws, torch.float32)
+        names = ["input", *generator._config.layer_names]
+        maps = [*maps, image / generator._config.output_scale]
+        return arrays | {f"feat/{key}": value for key, value in zip(names, maps, strict=True)}
     arrays.update({f"feat/{key}": value for key, value in layer_outputs(generator, ws, "const").items()})
     arrays.update({f"feat_none/{key}": value for key, value in layer_outputs(generator, ws, "none").items()})
-    return {key: Computed(value) for key, value in arrays.items()}
+    return arrays
+
+
+def _rosinality_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, Tensor]:
+    ws, truncated = (generator.mapping(golden.whole("z"), truncation_psi=psi) for psi in (1, 0.7))
+    outputs = layer_outputs(generator, ws, "const")
+    arrays = {
+        "w": ws[:, 0],
+        "latent_psi1": ws,
+        "latent_psi0.7": truncated,
+        "img_psi1": generator.synthesis(ws)[0],
+        "img_psi0.7": generator.synthesis(truncated)[0],
+        "img_psi1_zero_noise": generator.synthesis(ws, noise_mode="none")[0],
+        "feat/input": outputs["const"][None],
+        "feat/conv1": outputs["b4.conv1"],
+        "feat/to_rgb1": outputs["b4.torgb"],
+    }
+    image = outputs["b4.torgb"]
+    for j, r in enumerate(generator.synthesis_network.resolutions[1:]):
+        image = outputs[f"b{r}.torgb"] + upsample_image(image)  # theirs is the image so far
+        arrays[f"feat/to_rgbs.{j}"] = image
+        arrays |= {f"feat/convs.{2 * j + i}": outputs[f"b{r}.conv{i}"] for i in (0, 1)}
+    return arrays
+
+
+def _datasetgan_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, Tensor]:
+    z = golden.whole("z")
+    w = generator.mapping(z)
+    truncated = generator.mapping(z, truncation_psi=DATASETGAN.psi, truncation_cutoff=DATASETGAN.cutoff)
+    image, features = generator.synthesis(truncated)
+    without_noise, features_without_noise = generator.synthesis(truncated, noise_mode="none")
+    return {
+        "w": w,
+        "w_trunc": truncated,
+        "img": image,
+        "img_uint8": _uint8_images(generator, DATASETGAN, z),
+        "img_no_trunc": generator.synthesis(w)[0],
+        "img_zero_noise": without_noise,
+        "feat_zero_noise/last": features_without_noise[-2],
+        **{f"feat/{i:02d}": feature for i, feature in enumerate(features)},
+    }
 
 
 def layer_outputs(generator: FeatureGenerator, ws: Tensor, noise_mode: str) -> dict[str, Tensor]:
@@ -198,10 +292,13 @@ def layer_outputs(generator: FeatureGenerator, ws: Tensor, noise_mode: str) -> d
     return {"const": features[0][-1], **dict(zip(convs, features[1:], strict=True)), **others}
 
 
-def _uint8_images(generator: FeatureGenerator, z: Tensor, c: Tensor | None) -> Tensor:
+def _uint8_images(generator: FeatureGenerator, recipe: Recipe, z: Tensor, c: Tensor | None = None) -> Tensor:
     """uint8 [N, H, W, 3], as the package makes them for samples."""
     classes = [None] * len(z) if c is None else c.argmax(1).tolist()
-    images = [synthesize(generator, Recipe(class_label=k), z[i : i + 1])[0] for i, k in enumerate(classes)]
+    images = [
+        synthesize(generator, dataclasses.replace(recipe, class_label=k), z[i : i + 1])[0]
+        for i, k in enumerate(classes)
+    ]
     return torch.cat(images).permute(0, 2, 3, 1)
 
 
@@ -209,16 +306,11 @@ def _uint8_images(generator: FeatureGenerator, z: Tensor, c: Tensor | None) -> T
 def label_arrays(folder: Path, name: str) -> dict[str, Computed]:
     """All that the package can say about a set of labels, under the names of the reference."""
     golden, how = Golden(folder / f"{name}.npz"), LABELS[name]
-    arrays: dict[str, Tensor] = {}
-    if how.features in GENERATORS:
-        generator = load_generator(folder / f"{how.features}.pkl", device="cpu", features="const+convs")
-        z = golden.whole("z")
-        _, maps = generator.synthesis(generator.mapping(z))
-        arrays["image_uint8"] = _uint8_images(generator, z, None)[0]
-    else:
-        inputs = Golden(folder / f"{how.features}.npz")
-        names = sorted(key for key in inputs.names if key.startswith("feat/"))
-        maps = [inputs.whole(key)[how.row : how.row + 1] for key in names]
+    generator = reference_generator(folder, how.generator)
+    recipe = DATASETGAN if how.generator.startswith("dgan") else Recipe(features="const+convs")
+    recipe = dataclasses.replace(recipe, size=how.size, crop=how.rows)
+    image, maps = synthesize(generator, recipe, golden.whole("z"))
+    arrays: dict[str, Tensor] = {"image_uint8": image[0].permute(1, 2, 0)}
 
     by_vote = {
         vote: load_interpreter(folder / how.classifiers, device="cpu", vote=vote) for vote in ("majority", "mean")

@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from golden_data import GENERATORS, LABELS
+from golden_data import GENERATORS, INPUTS, LABELS
 
 from dsgan_datasets.files import written_whole
 
@@ -29,18 +29,16 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, such as tests/golden")
     args = parser.parse_args()
 
-    models = [Path(f"{name}.pkl") for name in GENERATORS]
-    for folder in sorted({how.classifiers for how in LABELS.values()}):
-        models += sorted(path.relative_to(args.golden) for path in (args.golden / folder).glob("model_*.pth"))
-    for model in models:
-        write(args.out / model, (args.golden / model).read_bytes())
+    for name in GENERATORS:
+        copy(args.golden, args.out, *model_files(args.golden, name))
+    for how in LABELS.values():
+        copy(args.golden, args.out, *(f"{how.classifiers}/model_{i}.pth" for i in range(how.members_here)))
     for name in (*GENERATORS, *LABELS):
         with np.load(args.golden / f"{name}.npz") as arrays:
-            entries = {k: v for key in arrays.files for k, v in probes(f"{name}/{key}", key, arrays[key]).items()}
-        write(args.out / f"{name}.npz", npz(entries))
-    for name in sorted({how.features for how in LABELS.values()} - {*GENERATORS}):
-        with np.load(args.golden / f"{name}.npz") as arrays:  # inputs of the label tests: whole
-            entries = {key: arrays[key] for key in arrays.files if key.startswith("feat/")}
+            wanted = {key: arrays[key] for key in arrays.files}
+        if name in LABELS and LABELS[name].members_here < 10:
+            wanted = without_members(wanted, LABELS[name].members_here)
+        entries = {k: v for key, array in wanted.items() for k, v in probes(f"{name}/{key}", key, array).items()}
         write(args.out / f"{name}.npz", npz(entries))
 
     total = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
@@ -49,9 +47,28 @@ def main() -> None:
         sys.exit("too large for the repository")
 
 
+def model_files(golden: Path, name: str) -> list[str]:
+    """Files of a generator; of StyleGAN1 the tensors in half precision, which is lossless and half the size."""
+    if (golden / f"{name}_weights_fp16.npz").is_file():
+        return [f"{name}_weights_fp16.npz", f"{name}_avg_latent.npy"]
+    return [f"{name}{suffix}" for suffix in (".pkl", ".pt") if (golden / f"{name}{suffix}").is_file()]
+
+
+def without_members(arrays: dict[str, np.ndarray], members: int) -> dict[str, np.ndarray]:
+    """The arrays of a label set that its first so many classifiers determine."""
+    of_members = {key: arrays[key][:members] for key in ("logits", "member_argmax")}
+    inputs = {key: array for key, array in arrays.items() if INPUTS.fullmatch(key)}
+    return {**inputs, **of_members, **{key: arrays[key] for key in ("features_at_check_pixels", "image_uint8")}}
+
+
+def copy(golden: Path, out: Path, *names: str) -> None:
+    for name in names:
+        write(out / name, (golden / name).read_bytes())
+
+
 def probes(seed: str, key: str, array: np.ndarray) -> dict[str, np.ndarray]:
     """The entries that stand for an array: itself, or shape, places, values there, and largest magnitude."""
-    if array.nbytes <= WHOLE_BYTES:
+    if array.nbytes <= WHOLE_BYTES or INPUTS.fullmatch(key):
         return {key: array}
     index = np.random.RandomState(zlib.crc32(seed.encode())).choice(array.size, PROBE_COUNT, replace=False)
     index = np.sort(index).astype(np.int32)

@@ -139,7 +139,10 @@ def flip_a_bit(saved: Path) -> None:
             "interpreter has 4 classes, the schema names 3|fingerprint",
         ),
         (edit_config(lambda c: c["schema"].pop("classes")), "classes"),
-        (edit_config(lambda c: c["generator"].update(architecture="biggan")), "'biggan' is unknown; known: stylegan2"),
+        (
+            edit_config(lambda c: c["generator"].update(architecture="biggan")),
+            "'biggan' is unknown; known: stylegan1",
+        ),
         (edit_config(lambda c: c["generator"].update(img_resolution=17)), "power of two"),
         (edit_config(lambda c: c["generator"].update(img_resolution=32)), "channels must name"),
         (edit_config(lambda c: c["generator"].update(z_dim=10**9)), "z_dim must be an integer in 1 … 8192"),

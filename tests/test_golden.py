@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from golden_data import (
     generator_arrays,
     label_arrays,
     layer_outputs,
+    reference_generator,
 )
 from make_golden_probes import PROBE_COUNT, npz, probes
 
@@ -34,21 +36,47 @@ CLASSIFIERS = PROBES / "dgan_sg1_128_c7_ckpt"
 @pytest.mark.parametrize("name", all_sets())
 def test_every_array_is_within_the_tolerance(name):
     comparisons = compare_set(PROBES, name)
-    assert len(comparisons) >= 10
+    assert len(comparisons) >= 4
     assert not [f"{c.name}: {c.error:.3g} ({c.kind})" for c in comparisons if not c.ok]
 
 
 def test_the_sets_hold_what_the_package_promises():
     """A reference file that lost arrays must not pass."""
+    blocks = [f"{r}x{r}.epi{i}" for r in (4, 8, 16, 32, 64, 128) for i in (1, 2)]
+    expected = {
+        "sg2": {
+            *("w_avg", "ws_psi1", "ws_psi0.7", "feat/const", "feat/b4.conv1", "feat_none/b8.conv0"),
+            *("img_psi1_const", "img_psi0.7_const", "img_psi1_none", "img_psi1_const_uint8"),
+        },
+        "sg3_": {"w_avg", "ws_psi1", "ws_psi0.7_cut4", "img_psi1_const", "img_psi0.7_cut8_const", "feat/input"},
+        "ros": {
+            "w",
+            "latent_psi0.7",
+            "img_psi1",
+            "img_psi0.7",
+            "img_psi1_zero_noise",
+            "feat/convs.7",
+            "feat/to_rgbs.3",
+        },
+        "dgan": {
+            *("w", "w_trunc", "img", "img_no_trunc", "img_zero_noise", "img_uint8", "feat_zero_noise/last"),
+            *(f"feat/{i:02d}" for i in range(12)),
+            *(f"noise/{block}" for block in blocks),
+        },
+    }
     for name in GENERATORS:
-        names = Golden(PROBES / f"{name}.npz").names
-        assert {"w_avg", "ws_psi1", "ws_psi0.7", "feat/const", "feat/b4.conv1", "feat_none/b8.conv0"} <= {*names}
-        assert {"img_psi1_const", "img_psi0.7_const", "img_psi1_none", "img_psi1_const_uint8"} <= {*names}
-        assert len([n for n in names if n.startswith("ws_psi0.7_cut")]) == 2
-    for name in LABELS:
-        assert {"logits", "js", "uncertainty", "member_argmax", "label_mode", "label_argmax_mean"} <= {
-            *Golden(PROBES / f"{name}.npz").names
-        }
+        names = set(Golden(PROBES / f"{name}.npz").names)
+        kind = next((kind for kind in ("sg3_", "ros", "dgan") if name.startswith(kind)), "sg2")
+        assert expected[kind] <= names
+        if name.startswith("sg3_"):
+            assert len([key for key in names if re.match(r"feat/L\d+_", key)]) == 15
+        if name.startswith("sg"):
+            assert len([key for key in names if key.startswith("ws_psi0.7_cut")]) == 2
+    for name, how in LABELS.items():
+        names = set(Golden(PROBES / f"{name}.npz").names)
+        assert {"logits", "member_argmax", "features_at_check_pixels", "image_uint8"} <= names
+        if how.members_here == 10:
+            assert {"js", "uncertainty", "label_mode", "label_argmax_mean", "mean_softmax", "full_entropy"} <= names
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -89,6 +117,42 @@ def test_each_layer_reads_its_own_w(name):
         assert {key for key in after if not torch.equal(after[key], before[key])} == {
             key for key in after if i <= last_w[key]
         }
+
+
+@pytest.mark.parametrize("name", ["sg3_t_32", "sg3_r_32"])
+def test_stylegan3_maps_are_returned_without_their_margin(name):
+    """The reference has the margins, and `compare_set` compares the maps with them."""
+    generator = load_generator(PROBES / f"{name}.pkl", device="cpu")
+    ws = generator.mapping(torch.randn(2, generator.z_dim, generator=torch.Generator().manual_seed(0)))
+    image, maps = generator.synthesis_network(ws, torch.float32)
+    margins = [10] * 14 + [0]  # the last layer before the image already has its size
+    assert [f.shape[2] - side for f, side in zip(maps, generator.feature_resolutions, strict=True)] == [
+        2 * margin for margin in margins
+    ]
+    got = generator.synthesis(ws)
+    assert torch.equal(got[0], image)
+    for cropped, whole, margin in zip(got[1], maps, margins, strict=True):
+        side = whole.shape[2]
+        assert torch.equal(cropped, whole[:, :, margin : side - margin, margin : side - margin])
+    assert [f.shape[1] for f in got[1]] == generator.feature_channels
+
+
+@pytest.mark.parametrize("name", ["sg3_t_32", "sg3_r_32", "dgan_sg1_128"])
+def test_each_map_reads_the_styles_up_to_its_own(name):
+    """The reference repeats one w, so it cannot tell."""
+    generator = reference_generator(PROBES, name)
+    ws = torch.randn(1, generator.num_ws, generator.w_dim, generator=torch.Generator().manual_seed(0))
+    before = generator.synthesis(ws)[1]
+    for i in range(len(before)):
+        changed = ws.clone()
+        changed[:, i] *= 1.5
+        after = generator.synthesis(changed)[1]
+        differs = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        if name.startswith("sg3"):
+            reads = [j >= i for j in range(len(before))]
+        else:  # of each block its output, which reads both of the block's styles, then its raw convolution: the first
+            reads = [(j // 2, 1 - j % 2) >= (i // 2, i % 2) for j in range(len(before))]
+        assert differs == reads
 
 
 # --- published classifiers ---

@@ -24,16 +24,13 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--reject-fraction", type=float, default=0.1, help="share of the most uncertain draws to drop (default: 0.1)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already at OUT")
+    options.add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Calibrate and save."""
-    if args.out.exists() and not (args.overwrite and args.out.is_dir()):
-        raise ValueError(
-            f"{args.out} exists: choose another name, or say --overwrite to replace a checkpoint, its card too"
-        )
+    options.check_out(args)
     labeled = calibrate(options.load(args), args.num_samples, reject_fraction=args.reject_fraction, seed=args.seed)
     labeled.save_pretrained(args.out)
     found = labeled.calibration

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.tensors import digest_tensors
-from dsgan_datasets.generators.loading import build_generator, generator_of_snapshot
+from dsgan_datasets.generators import FeatureGenerator, load_generator
+from dsgan_datasets.generators.base import IMAGE_CHANNELS
+from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.interpreters import load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.recipe import Calibration
@@ -24,9 +22,11 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "info",
         "tell what a checkpoint directory or a foreign file is, without running anything from it",
-        "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl",
+        "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl\n  dsgan info stylegan2-cat-config-f.pt",
     )
-    parser.add_argument("source", help="checkpoint directory, built-in name, .pkl snapshot, or folder of model_*.pth")
+    parser.add_argument(
+        "source", help="checkpoint directory, built-in name, .pkl snapshot, .pt state dict, or folder of model_*.pth"
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,9 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Find out and print."""
     path = checkpoint_directory.find(args.source)
     rows = {"path": str(path), **describe(path)}
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:>{width}}  {value}")
+    options.print_rows(rows)
 
 
 def describe(path: Path) -> dict[str, str]:
@@ -45,22 +43,17 @@ def describe(path: Path) -> dict[str, str]:
         return {"kind": "folder of published pixel classifiers", **_interpreter(path)}
     if path.is_dir() or path.name == "generator.safetensors":
         return _checkpoint(path if path.is_dir() else path.parent)
-    if path.suffix == ".pkl":
-        config, tensors = generator_of_snapshot(path)
-        rows = {"kind": "snapshot pickle of stylegan2-ada-pytorch or stylegan3, network G_ema"}
-        return {**rows, **_generator(config, tensors, path), "licence": "not stated in the file: see where you got it"}
-    raise CheckpointError(
-        f"{path} is of no known kind: expected a checkpoint directory, a .pkl snapshot, or a folder of model_*.pth"
-    )
+    return generator_rows(load_generator(path, device="cpu"))
 
 
 def _checkpoint(path: Path) -> dict[str, str]:
     config = checkpoint_directory.read_config(path)
-    section = checkpoint_directory.section(config, "generator", path)
-    tensors = checkpoint_directory.read_tensors(path / "generator.safetensors")
-    rows = {"kind": f"checkpoint directory, format {config['format_version']}", **_generator(section, tensors, path)}
-    if "interpreter" in config:
+    rows = {"kind": f"checkpoint directory, format {config['format_version']}"}
+    if "interpreter" not in config:
+        rows.update(generator_rows(load_generator(path, device="cpu")))
+    else:
         labeled = LabeledGenerator.from_pretrained(path, device="cpu")
+        rows.update(generator_rows(labeled.generator))
         rows.update(_interpreter(path))
         rows["class names"] = ", ".join(labeled.schema.classes)
         rows["recipe"] = ", ".join(f"{k} {v}" for k, v in labeled.recipe.to_dict().items() if v not in (None, []))
@@ -70,27 +63,37 @@ def _checkpoint(path: Path) -> dict[str, str]:
     return rows
 
 
+def generator_rows(generator: FeatureGenerator) -> dict[str, str]:
+    """What a generator is and where it came from, as printable rows."""
+    maps = [f"{c}×{r}²" for c, r in zip(generator.feature_channels, generator.feature_resolutions, strict=True)]
+    source, config = generator.source, generator.config
+    rows = {}
+    if source is not None:
+        rows = {"read from": source.dialect, "source file": f"{source.file}, sha256 {source.sha256[:16]}…"}
+    if source is not None and source.notes:
+        rows["notes"] = "; ".join(source.notes)
+    architecture = [config["architecture"], *([f"{config['block']} architecture"] if "block" in config else [])]
+    if config.get("conv_clamp") is not None:
+        architecture.append(f"clamp {config['conv_clamp']:g}")
+    average = "average w known" if generator.mean_w is not None else "no average w: psi must be 1"
+    classes = f"{generator.c_dim} image classes" if generator.c_dim else "unconditional"
+    return rows | {
+        "generator": ", ".join(architecture),
+        "resolution": f"{generator.img_resolution}×{generator.img_resolution}, "
+        f"{IMAGE_CHANNELS[generator.img_channels]}",
+        "latents": f"z {generator.z_dim}, w {generator.w_dim} × {generator.num_ws}, {classes}, {average}",
+        "features": f"{sum(generator.feature_channels)} channels in layout {generator.features}: {', '.join(maps)}",
+        "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
+        "weights": f"sha256 {digest_tensors(generator_tensors(generator))[:16]}…",
+        "licence": source.license if source else "unspecified",
+    }
+
+
 def _filter(found: Calibration | None) -> str:
     if found is None:
         return "not calibrated"
     error = f"{found.threshold:.5g} ± {found.standard_error:.2g} nats"
     return f"drops {found.reject_fraction:.0%}: score above {error}"
-
-
-def _generator(config: Mapping[str, object], tensors: Mapping[str, Tensor], source: Path) -> dict[str, str]:
-    generator = build_generator(config, tensors, device="cpu", source=source)
-    maps = [f"{c}×{r}²" for c, r in zip(generator.feature_channels, generator.feature_resolutions, strict=True)]
-    clamp = config.get("conv_clamp")
-    return {
-        "generator": f"{config['architecture']}, {config.get('block')} architecture"
-        + (f", clamp {clamp:g}" if isinstance(clamp, float) else ""),
-        "resolution": f"{generator.img_resolution}×{generator.img_resolution}, {generator.img_channels} channels",
-        "latents": f"z {generator.z_dim}, w {generator.w_dim} × {generator.num_ws}, "
-        + (f"{generator.c_dim} image classes" if generator.c_dim else "unconditional"),
-        "features": f"{sum(generator.feature_channels)} channels in layout {generator.features}: {', '.join(maps)}",
-        "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
-        "weights": f"sha256 {digest_tensors(tensors)[:16]}…",
-    }
 
 
 def _interpreter(path: Path) -> dict[str, str]:

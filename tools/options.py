@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from dsgan_datasets.labeled_generator import LabeledGenerator
@@ -35,6 +36,26 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, filtered: bool = True) ->
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """The seed of the samples."""
     parser.add_argument("--seed", type=seed, default=0, help="0 … 2^64-1; another seed, other samples (default: 0)")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Whether a checkpoint that is already at `out` may be replaced; see `check_out`."""
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is already at OUT")
+
+
+def check_out(args: argparse.Namespace) -> None:
+    """ValueError if something is at `out` that the user has not allowed to replace."""
+    if args.out.exists() and not (args.overwrite and args.out.is_dir()):
+        raise ValueError(
+            f"{args.out} exists: choose another name, or say --overwrite to replace a checkpoint, its card too"
+        )
+
+
+def print_rows(rows: Mapping[str, str]) -> None:
+    """Names and values in two columns."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:>{width}}  {value}")
 
 
 def load(args: argparse.Namespace, **overrides: Any) -> LabeledGenerator:

@@ -6,6 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def generator_card(config: Mapping[str, Any]) -> str:
+    """README.md of a generator without interpreter, from its config."""
+    generator, source = config["generator"], config["source"]
+    side = generator["img_resolution"]
+    origin = f"Read from {source['file']} ({source['dialect']})." if source else "Where it came from is not recorded."
+    notes = "".join(f"- {note}\n" for note in source["notes"]) if source else ""
+    hashed = f"\nSHA-256 of that file: `{source['sha256']}`\n" if source else ""
+    return f"""# Image generator
+
+{generator["architecture"]}, {side}×{side}. Licence: {config["license"]}. {origin}
+
+{notes}{hashed}"""
+
+
 def model_card(config: Mapping[str, Any]) -> str:
     """README.md of a checkpoint, from its config."""
     generator, interpreter, recipe = config["generator"], config["interpreter"], config["recipe"]

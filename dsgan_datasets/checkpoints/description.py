@@ -29,6 +29,7 @@ class Description:
         calibration: what `calibrate` measured; None if it does not belong to `recipe`.
         weights: SHA-256 (hex) of the tensors, by file stem.
         license: of weights and samples.
+        source: where the generator came from, as stored; None if that is not known.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Description:
     calibration: Calibration | None
     weights: Mapping[str, str]
     license: str
+    source: Mapping[str, Any] | None
 
     @property
     def fingerprint(self) -> str:
@@ -110,4 +112,5 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
         calibration=calibration,
         weights=parts["weights"],
         license=str(config.get("license") or "unspecified"),
+        source=config.get("source"),
     )

@@ -1,7 +1,8 @@
-"""A file of whatever kind -> a frozen generator."""
+"""A file of whatever kind -> a frozen generator -> the project's own files."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,35 +12,53 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
+from dsgan_datasets.checkpoints.card import generator_card
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.snapshot import PersistentObject, read_snapshot
 from dsgan_datasets.checkpoints.tensors import assign_tensors
 from dsgan_datasets.device import Device, resolve_device
-from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Source
+from dsgan_datasets.generators.dialects import average_w, read_foreign
+from dsgan_datasets.generators.stylegan1 import StyleGAN1, StyleGAN1Config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
+from dsgan_datasets.generators.stylegan3 import StyleGAN3, StyleGAN3Config
 from dsgan_datasets.recipe import FeatureLayout
+
+_CONFIGS: dict[str, type[GeneratorConfig]] = {
+    config.architecture: config for config in (StyleGAN1Config, StyleGAN2Config, StyleGAN3Config)
+}
+_NETWORKS: dict[type[GeneratorConfig], type[FeatureGenerator]] = {
+    StyleGAN1Config: StyleGAN1,
+    StyleGAN2Config: StyleGAN2,
+    StyleGAN3Config: StyleGAN3,
+}
 
 
 def load_generator(
     path: str | os.PathLike[str],
     *,
     device: Device = None,
-    features: FeatureLayout = "convs",
+    features: FeatureLayout | None = None,
     avg_latent: Tensor | None = None,
 ) -> FeatureGenerator:
     """Load a frozen generator. No code from the file is run.
 
     Args:
-        path: a checkpoint directory (or its ``generator.safetensors``), the name of a built-in checkpoint, or a
-            ``.pkl`` snapshot of stylegan2-ada-pytorch or stylegan3 (StyleGAN2 networks; ``G_ema`` is used).
+        path: one of
+            a checkpoint directory (or its ``generator.safetensors``), or the name of a built-in checkpoint;
+            a ``.pkl`` snapshot of stylegan2-ada-pytorch or stylegan3 (StyleGAN2 and 3; ``G_ema`` is used);
+            a rosinality StyleGAN2 ``.pt`` (``g_ema``);
+            a StyleGAN1 ``.pt`` as DatasetGAN uses it (``g_mapping``, ``g_synthesis``); its average w is read from
+            ``<stem>_avg_latent.npy`` beside it, and its noise is drawn from the hash of its weights.
         device: where to put it; None is the current CUDA device if there is one, else the CPU.
-        features: which maps `synthesis` returns: "convs", the post-activation outputs of the 3×3 layers, coarse to
-            fine; "const+convs", the learned constant before them.
-        avg_latent: average w [w_dim] that replaces the one in the file.
+        features: which maps `synthesis` returns, coarse to fine; None is the first that the architecture has:
+            StyleGAN2: "convs" (post-activation outputs of the 3×3 layers) or "const+convs" (the learned constant
+            first); StyleGAN1: "datasetgan" (of each block its output, then its raw second convolution); StyleGAN3:
+            "convs" (the Fourier features, then all layers but the last, without margins).
+        avg_latent: average w, [w_dim] or equal rows [L, w_dim], that replaces the one in the file.
 
     Raises:
         CheckpointError: the file cannot be used; the message says what was expected and what was found.
-        ValueError: a feature layout that this architecture does not have.
+        ValueError: a feature layout that this architecture does not have, or a malformed avg_latent.
 
     Example:
         >>> generator = load_generator("demo-faces", device="cpu")
@@ -47,44 +66,65 @@ def load_generator(
         >>> image.shape
         torch.Size([1, 3, 64, 64])
     """
-    source = checkpoint_directory.find(path)
-    if source.name == "generator.safetensors":
-        source = source.parent
-    if source.is_dir():
-        config = checkpoint_directory.section(checkpoint_directory.read_config(source), "generator", source)
-        tensors = checkpoint_directory.read_tensors(source / "generator.safetensors")
-    elif source.suffix == ".pkl":
-        config, tensors = generator_of_snapshot(source)
+    file = checkpoint_directory.find(path)
+    if file.name == "generator.safetensors":
+        file = file.parent
+    if file.is_dir():
+        stored = checkpoint_directory.read_config(file)
+        config = parse_config(checkpoint_directory.section(stored, "generator", file), file)
+        tensors = checkpoint_directory.read_tensors(file / "generator.safetensors")
+        source = read_source(stored, file)
     else:
-        raise CheckpointError(
-            f"{source} is no generator file: expected a checkpoint directory, or a .pkl snapshot of "
-            "stylegan2-ada-pytorch or stylegan3"
-        )
+        foreign = read_foreign(file)
+        config, tensors, source = foreign.config, foreign.tensors, foreign.source
     if avg_latent is not None:
-        tensors = {**tensors, "mapping.w_avg": avg_latent}
-    return build_generator(config, tensors, features=features, device=device, source=source)
+        tensors = {**tensors, "mapping.w_avg": average_w(avg_latent)}
+        config = dataclasses.replace(config, has_w_avg=True)
+    return build_generator(config, tensors, features=features, device=device, source=source, path=file)
+
+
+def parse_config(fields: Mapping[str, Any], path: Path) -> GeneratorConfig:
+    """The shape of a generator from the section of a config.json.
+
+    Raises:
+        CheckpointError: an unknown architecture, or values that are no such shape.
+    """
+    architecture = fields.get("architecture")
+    if not isinstance(architecture, str) or architecture not in _CONFIGS:
+        raise CheckpointError(
+            f"{path}: generator architecture {architecture!r:.40} is unknown; known: {', '.join(_CONFIGS)}"
+        )
+    try:
+        return _CONFIGS[architecture](**{k: v for k, v in fields.items() if k != "architecture"})
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: the generator's config is not usable: {error}") from error
+
+
+def read_source(config: Mapping[str, Any], path: Path) -> Source | None:
+    """Where the generator of a config.json came from, if it says so."""
+    stored = config.get("source")
+    if stored is None:
+        return None
+    try:
+        return Source.from_dict(stored)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path / 'config.json'}: section 'source' is not usable: {error}") from error
 
 
 def build_generator(
-    config: Mapping[str, Any],
+    config: GeneratorConfig,
     tensors: Mapping[str, Tensor],
     *,
-    features: FeatureLayout = "convs",
+    features: FeatureLayout | None = None,
     device: Device = None,
-    source: object = "generator",
+    source: Source | None = None,
+    path: object = "generator",
 ) -> FeatureGenerator:
-    """A frozen generator from its config and tensors; `source` names them in errors."""
-    fields = dict(config)
-    architecture = fields.pop("architecture", None)
-    if architecture != "stylegan2":
-        raise CheckpointError(f"{source}: generator architecture {architecture!r} is unknown; known: stylegan2")
-    try:
-        shape = StyleGAN2Config(**fields)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{source}: the generator's config is not usable: {error}") from error
+    """A frozen generator from its shape and its tensors; `path` names them in errors."""
     with torch.device("meta"):
-        generator = StyleGAN2(shape, features)
-    assign_tensors(generator, {_inside(name): tensor for name, tensor in tensors.items()}, source)
+        generator = _NETWORKS[type(config)](config, features)
+    assign_tensors(generator, {_inside(name): tensor for name, tensor in tensors.items()}, path)
+    generator.source = source
     return generator.freeze().to(resolve_device(device))
 
 
@@ -99,60 +139,29 @@ def _inside(name: str) -> str:
     return f"{head}_network.{rest}" if head in ("mapping", "synthesis") else name
 
 
-def generator_of_snapshot(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of the averaged generator (``G_ema``) in a snapshot pickle.
+def save_generator(generator: FeatureGenerator, path: str | os.PathLike[str], *, license: str | None = None) -> None:
+    """Write a generator as a checkpoint directory without interpreter; `load_generator` reads it.
+
+    Args:
+        generator: its weights and its feature maps come back bit for bit.
+        path: the directory; files of the same names in it are replaced.
+        license: of the weights; None keeps what its source says.
 
     Raises:
-        CheckpointError: there is none, it is no StyleGAN2, or it uses a setting that StyleGAN2 as published has not.
+        CheckpointError: the directory cannot be written.
+
+    Example:
+        >>> save_generator(load_generator("demo-faces", device="cpu"), tmp / "faces", license="CC0-1.0")
+        >>> load_generator(tmp / "faces", device="cpu").img_resolution
+        64
     """
-    snapshot = read_snapshot(path)
-    network = snapshot.get("G_ema")
-    if not isinstance(network, PersistentObject):
-        raise CheckpointError(f"{path} has no generator G_ema; it holds: {', '.join(map(str, snapshot))}")
-    synthesis, mapping = network.child("synthesis"), network.child("mapping")
-    if "layer_names" in synthesis.state:
-        raise CheckpointError(f"{path} holds a StyleGAN3 generator; only StyleGAN2 can be loaded so far")
-    try:
-        config = _stylegan2_config(network, synthesis, mapping)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise CheckpointError(f"{path}: {network.class_name} is no StyleGAN2 as published: {error!r}") from error
-    tensors = {f"mapping.{name}": tensor for name, tensor in mapping.tensors().items()}
-    for name, tensor in synthesis.tensors("synthesis.").items():
-        if not name.endswith("resample_filter"):
-            tensors[name] = tensor
-        elif not torch.allclose(tensor.float(), _RESAMPLE_FILTER):
-            raise CheckpointError(f"{path}: {name} is not the filter [1, 3, 3, 1]; other filters are not supported")
-    return config, tensors
-
-
-_RESAMPLE_FILTER = torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
-
-
-def _stylegan2_config(
-    network: PersistentObject, synthesis: PersistentObject, mapping: PersistentObject
-) -> dict[str, Any]:
-    blocks = {r: synthesis.child(f"b{r}") for r in synthesis.state["block_resolutions"]}
-    layers = [block.child(f"conv{i}") for r, block in blocks.items() for i in ((0, 1) if r > 4 else (1,))]
-    dense = mapping.child("fc0")
-    for name, layer, allowed in [
-        *(("activation", layer, "lrelu") for layer in (*layers, dense)),
-        *(("use_noise", layer, True) for layer in layers),
-    ]:
-        if layer.state[name] != allowed:
-            raise ValueError(f"{name} is {layer.state[name]!r}, only {allowed!r} is supported")
-    c_dim = network.state["c_dim"]
-    clamp = layers[0].state["conv_clamp"]
-    return {
-        "architecture": "stylegan2",
-        "z_dim": network.state["z_dim"],
-        "w_dim": network.state["w_dim"],
-        "c_dim": c_dim,
-        "embed_dim": mapping.child("embed").tensors()["weight"].shape[0] if c_dim else 0,
-        "mapping_layers": mapping.state["num_layers"],
-        "mapping_lr_multiplier": float(dense.state["bias_gain"]),
-        "img_resolution": network.state["img_resolution"],
-        "img_channels": network.state["img_channels"],
-        "channels": {str(r): block.child("conv1").tensors()["weight"].shape[0] for r, block in blocks.items()},
-        "block": blocks[4].state["architecture"],
-        "conv_clamp": None if clamp is None else float(clamp),
+    source = generator.source
+    if source is not None and license is not None:
+        source = dataclasses.replace(source, license=license)
+    config = {
+        "license": license or (source.license if source else "unspecified"),
+        "generator": generator.config,
+        "source": source.to_dict() if source else None,
     }
+    tensors = {"generator": generator_tensors(generator)}
+    checkpoint_directory.write(Path(path), config, tensors, generator_card(config))

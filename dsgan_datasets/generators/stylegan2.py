@@ -7,11 +7,9 @@ the files that people have, so that their tensors load as they are.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -19,109 +17,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.recipe import FeatureLayout, NoiseMode
-
-SQRT2 = math.sqrt(2.0)
-SLOPE = 0.2
+from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, positive, power_of_two
+from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
+from dsgan_datasets.recipe import FeatureLayout
 
 
-@dataclass(frozen=True)
-class StyleGAN2Config:
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN2Config(GeneratorConfig):
     """Shape of a StyleGAN2.
 
     Args:
-        z_dim, w_dim: lengths of z and w.
-        c_dim: classes of a conditional generator, 0 for none.
-        embed_dim: length of the class embedding; 0 without classes.
-        mapping_layers: fully connected layers between z and w.
-        mapping_lr_multiplier: learning-rate multiplier these layers were trained with; their stored weights carry it.
-        img_resolution: side of the image, a power of two from 8 to 2048.
-        img_channels: channels of the image.
-        channels: resolution -> channels of its block.
+        channels: resolution -> channels of its block; img_resolution is a power of two from 8 to 2048.
         block: "skip" or "resnet".
         conv_clamp: limit of every convolution's output; None for no limit.
     """
 
-    z_dim: int
-    w_dim: int
-    img_resolution: int
+    architecture = "stylegan2"
+
     channels: Mapping[int, int]
-    c_dim: int = 0
-    embed_dim: int = 0
-    mapping_layers: int = 8
-    mapping_lr_multiplier: float = 0.01
-    img_channels: int = 3
     block: Literal["skip", "resnet"] = "skip"
     conv_clamp: float | None = None
 
     def __post_init__(self) -> None:
-        if self.img_resolution not in (8, 16, 32, 64, 128, 256, 512, 1024, 2048):
-            raise ValueError(f"img_resolution must be a power of two from 8 to 2048, not {self.img_resolution}")
+        super().__post_init__()
         object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
+        power_of_two(self.img_resolution, 8, 2048)
         if sorted(self.channels) != self.resolutions:
             raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
-        for name in ("z_dim", "w_dim", "mapping_layers"):
-            integer(name, getattr(self, name), 1, 8192)
-        for name in ("c_dim", "embed_dim"):
-            integer(name, getattr(self, name), 0, 2**20)
         for resolution, channels in self.channels.items():
             integer(f"channels of resolution {resolution}", channels, 1, 8192)
-        for name in ("mapping_lr_multiplier", "conv_clamp"):
-            value = getattr(self, name)
-            if not (value is None and name == "conv_clamp") and not (
-                isinstance(value, int | float) and 0 < value < 1e9
-            ):
-                raise ValueError(f"{name} must be a positive number, not {value!r}")
+        if self.conv_clamp is not None:
+            positive("conv_clamp", self.conv_clamp)
         if self.block not in ("skip", "resnet"):
             raise ValueError(f'block must be "skip" or "resnet", not {self.block!r}')
-        if self.img_channels != 3:
-            raise ValueError(
-                f"only generators of 3-channel images can be loaded so far, this one makes {self.img_channels}"
-            )
 
     @property
     def resolutions(self) -> list[int]:
         """Block resolutions, coarse to fine."""
         return [2**k for k in range(2, self.img_resolution.bit_length())]
 
-
-class _Linear(nn.Module):
-    """Fully connected layer with equalised learning rate: the stored weight times lr / sqrt(fan_in)."""
-
-    def __init__(self, n_in: int, n_out: int, lr_multiplier: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_out, n_in))
-        self.bias = nn.Parameter(torch.empty(n_out))
-        self.lr_multiplier = lr_multiplier
-
-    def forward(self, x: Tensor) -> Tensor:
-        gain = self.lr_multiplier / math.sqrt(self.weight.shape[1])
-        return F.linear(x, self.weight * gain, self.bias * self.lr_multiplier)
-
-
-class _Mapping(nn.Module):
-    """z and class -> w."""
-
-    w_avg: Tensor
-
-    def __init__(self, cfg: StyleGAN2Config) -> None:
-        super().__init__()
-        if cfg.c_dim:
-            self.embed = _Linear(cfg.c_dim, cfg.embed_dim)
-        widths = [cfg.z_dim + cfg.embed_dim] + [cfg.w_dim] * cfg.mapping_layers
-        for i, (n_in, n_out) in enumerate(pairwise(widths)):
-            self.add_module(f"fc{i}", _Linear(n_in, n_out, cfg.mapping_lr_multiplier))
-        self.num_layers = cfg.mapping_layers
-        self.register_buffer("w_avg", torch.empty(cfg.w_dim))
-
-    def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
-        x = _unit_rms(z)
-        if c is not None:
-            x = torch.cat([x, _unit_rms(self.embed(c))], dim=1)
-        for i in range(self.num_layers):
-            x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), SLOPE) * SQRT2
-        return x
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as stored in config.json."""
+        return {**super().to_dict(), "channels": {str(r): c for r, c in self.channels.items()}}
 
 
 class _StyledConv(nn.Module):
@@ -132,7 +69,7 @@ class _StyledConv(nn.Module):
 
     def __init__(self, cfg: StyleGAN2Config, n_in: int, n_out: int, resolution: int, *, up: bool, gain: float = 1.0):
         super().__init__()
-        self.affine = _Linear(cfg.w_dim, n_in)
+        self.affine = EqualizedLinear(cfg.w_dim, n_in)
         self.weight = nn.Parameter(torch.empty(n_out, n_in, 3, 3))
         self.noise_strength = nn.Parameter(torch.empty([]))
         self.bias = nn.Parameter(torch.empty(n_out))
@@ -171,7 +108,7 @@ class _ToRGB(nn.Module):
 
     def __init__(self, cfg: StyleGAN2Config, n_in: int) -> None:
         super().__init__()
-        self.affine = _Linear(cfg.w_dim, n_in)
+        self.affine = EqualizedLinear(cfg.w_dim, n_in)
         self.weight = nn.Parameter(torch.empty(cfg.img_channels, n_in, 1, 1))
         self.bias = nn.Parameter(torch.empty(cfg.img_channels))
         self.clamp = cfg.conv_clamp
@@ -193,7 +130,7 @@ class _Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight * (math.sqrt(0.5) / math.sqrt(self.weight.shape[1]))
-        return _upsample(F.conv2d(x, kernel.to(x.dtype)))
+        return upsample_image(F.conv2d(x, kernel.to(x.dtype)))
 
 
 class _Block(nn.Module):
@@ -247,7 +184,7 @@ class _Synthesis(nn.Module):
             if block.torgb is not None:
                 # ToRGB takes the style of the layer that comes next, without using it up.
                 rgb = block.torgb(x, ws[:, len(features) - 1])
-                image = rgb if image is None else _upsample(image) + rgb
+                image = rgb if image is None else upsample_image(image) + rgb
         assert image is not None
         return image, features
 
@@ -273,21 +210,15 @@ class StyleGAN2(FeatureGenerator):
 
     layouts = ("convs", "const+convs")
 
-    def __init__(self, config: StyleGAN2Config, features: FeatureLayout = "convs") -> None:
-        super().__init__()
-        if features not in self.layouts:
-            raise ValueError(f"StyleGAN2 has the feature layouts {', '.join(self.layouts)}, not {features!r}")
-        self._config = config
-        self.features = features
-        self.z_dim, self.c_dim, self.w_dim = config.z_dim, config.c_dim, config.w_dim
-        self.img_resolution, self.img_channels = config.img_resolution, config.img_channels
-        self.mapping_network = _Mapping(config)
+    def __init__(self, config: StyleGAN2Config, features: FeatureLayout | None = None) -> None:
+        super().__init__(config, features)
+        self.mapping_network = MappingNetwork(config)
         self.synthesis_network = _Synthesis(config)
         layers = self.synthesis_network.layers()
         self.num_ws = len(layers) + 1
         self.feature_channels = [len(layer.bias) for layer in layers]
         self.feature_resolutions = [len(layer.noise_const) for layer in layers]
-        if features == "const+convs":
+        if self.features == "const+convs":
             self.feature_channels.insert(0, config.channels[4])
             self.feature_resolutions.insert(0, 4)
 
@@ -298,48 +229,12 @@ class StyleGAN2(FeatureGenerator):
             layer.freeze()
         return self
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """What config.json needs to build the same network again."""
-        fields = dataclasses.asdict(self._config)
-        return {"architecture": "stylegan2", **fields, "channels": {str(r): c for r, c in fields["channels"].items()}}
-
-    @property
-    def mean_w(self) -> Tensor:
-        """Average w [w_dim]."""
-        return self.mapping_network.w_avg
-
-    def _latent_to_w(self, z: Tensor, c: Tensor | None) -> Tensor:
-        w: Tensor = self.mapping_network(z, c)
-        return w
-
-    def synthesis(
-        self,
-        ws: Tensor,
-        *,
-        noise_mode: NoiseMode = "const",
-        noise: Sequence[Tensor] | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Image and features of style vectors; see `FeatureGenerator.synthesis`."""
-        if ws.dim() != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
-            raise ValueError(f"ws must be [N, {self.num_ws}, {self.w_dim}], got {list(ws.shape)}")
-        image, features = self.synthesis_network(ws, self._noise(noise_mode, noise), dtype)
+    def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        image, features = self.synthesis_network(ws, noise, dtype)
         return image, features if self.features == "const+convs" else features[1:]
 
-    def _noise(self, mode: NoiseMode, given: Sequence[Tensor] | None) -> list[Tensor | None]:
-        layers = self.synthesis_network.layers()
-        if given is not None:
-            if len(given) != len(layers):
-                raise ValueError(f"noise must have one tensor for each of the {len(layers)} layers, got {len(given)}")
-            return list(given)
-        if mode not in ("const", "none"):
-            raise ValueError(f'noise_mode must be "const" or "none", not {mode!r}')
-        return [layer.noise_const if mode == "const" else None for layer in layers]
-
-
-def _unit_rms(x: Tensor) -> Tensor:
-    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+    def _stored_noise(self) -> list[Tensor]:
+        return [layer.noise_const for layer in self.synthesis_network.layers()]
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -349,7 +244,7 @@ def _blur(x: Tensor) -> Tensor:
     return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
 
 
-def _upsample(x: Tensor) -> Tensor:
+def upsample_image(x: Tensor) -> Tensor:
     """Zero insertion and the [1, 3, 3, 1] filter: bilinear ×2 that sees zeros, not copies, beyond the border."""
     padded = F.pad(x, (1, 1, 1, 1))
     return F.interpolate(padded, scale_factor=2, mode="bilinear", align_corners=False)[..., 2:-2, 2:-2]

@@ -1,0 +1,62 @@
+"""Layers that every StyleGAN has: equalised linear layers and the mapping network."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsgan_datasets.generators.base import GeneratorConfig
+
+SQRT2 = math.sqrt(2.0)
+SLOPE = 0.2
+
+
+class EqualizedLinear(nn.Module):
+    """Fully connected layer with equalised learning rate: the stored weight times lr / sqrt(fan_in).
+
+    Source: Progressive GAN, section 4.1 (arXiv 1710.10196).
+    """
+
+    def __init__(self, n_in: int, n_out: int, lr_multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.lr_multiplier = lr_multiplier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, n_in] -> [N, n_out]."""
+        gain = self.lr_multiplier / math.sqrt(self.weight.shape[1])
+        return F.linear(x, self.weight * gain, self.bias * self.lr_multiplier)
+
+
+class MappingNetwork(nn.Module):
+    """z and class -> w (StyleGAN, figure 1b), with the average w that truncation pulls towards."""
+
+    w_avg: Tensor | None
+
+    def __init__(self, cfg: GeneratorConfig) -> None:
+        super().__init__()
+        if cfg.c_dim:
+            self.embed = EqualizedLinear(cfg.c_dim, cfg.embed_dim)
+        widths = [cfg.z_dim + cfg.embed_dim] + [cfg.w_dim] * cfg.mapping_layers
+        for i, (n_in, n_out) in enumerate(pairwise(widths)):
+            self.add_module(f"fc{i}", EqualizedLinear(n_in, n_out, cfg.mapping_lr_multiplier))
+        self.num_layers = cfg.mapping_layers
+        self.register_buffer("w_avg", torch.empty(cfg.w_dim) if cfg.has_w_avg else None)
+
+    def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """Z [N, z_dim] and one-hot c [N, c_dim] -> w [N, w_dim]."""
+        x = _unit_rms(z)
+        if c is not None:
+            x = torch.cat([x, _unit_rms(self.embed(c))], dim=1)
+        for i in range(self.num_layers):
+            x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), SLOPE) * SQRT2
+        return x
+
+
+def _unit_rms(x: Tensor) -> Tensor:
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()

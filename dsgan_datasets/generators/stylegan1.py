@@ -1,0 +1,208 @@
+"""StyleGAN (Karras et al., CVPR 2019, arXiv 1812.04948) as DatasetGAN uses it, returning its features.
+
+Written from the papers: adaptive instance normalisation and per-pixel noise (section 2), equalised learning rate and
+fused up-convolution (Progressive GAN, section 4.1 and its release). The order of the features is DatasetGAN's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsgan_datasets.checks import integer
+from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, power_of_two
+from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
+from dsgan_datasets.recipe import FeatureLayout
+
+#: Output resolution from which the published networks fuse upsampling and convolution.
+FUSED_FROM = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN1Config(GeneratorConfig):
+    """Shape of a StyleGAN1.
+
+    Args:
+        channels: resolution -> channels of its block; img_resolution is a power of two from 8 to 1024.
+        num_ws: style vectors; the published networks take 18 at every resolution, and small ones leave the last unused.
+    """
+
+    architecture = "stylegan1"
+
+    channels: Mapping[int, int]
+    num_ws: int = 18
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
+        power_of_two(self.img_resolution, 8, 1024)
+        if sorted(self.channels) != self.resolutions:
+            raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
+        for resolution, channels in self.channels.items():
+            integer(f"channels of resolution {resolution}", channels, 1, 8192)
+        integer("num_ws", self.num_ws, 2 * len(self.resolutions), 64)
+        if self.c_dim:
+            raise ValueError(f"c_dim must be 0, not {self.c_dim}: StyleGAN1 has no classes here")
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Block resolutions, coarse to fine."""
+        return [2**k for k in range(2, self.img_resolution.bit_length())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as stored in config.json."""
+        return {**super().to_dict(), "channels": {str(r): c for r, c in self.channels.items()}}
+
+
+class _Conv(nn.Module):
+    """3×3 convolution; `up` doubles the resolution and blurs."""
+
+    def __init__(self, n_in: int, n_out: int, *, up: bool = False, fused: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, 3, 3))
+        self.bias = nn.Parameter(torch.empty(n_out))
+        self.up = up
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = (self.weight * (SQRT2 / math.sqrt(self.weight[0].numel()))).to(x.dtype)
+        bias = self.bias.to(x.dtype)
+        if not self.up:
+            return F.conv2d(x, kernel, bias, padding=1)
+        if self.fused:
+            x = F.conv_transpose2d(x, _sum_of_shifts(kernel).transpose(0, 1), stride=2, padding=1)
+        else:
+            x = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
+        return _blur(x) + bias[:, None, None]
+
+
+class _Epilogue(nn.Module):
+    """Noise, leaky ReLU, and adaptive instance normalisation (StyleGAN, equation 1)."""
+
+    noise_const: Tensor
+
+    def __init__(self, cfg: StyleGAN1Config, channels: int, resolution: int) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(cfg.w_dim, 2 * channels)
+        self.noise_strength = nn.Parameter(torch.empty(channels))
+        self.register_buffer("noise_const", torch.empty(resolution, resolution))
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        if noise is not None:
+            x = x + (noise * self.noise_strength[:, None, None]).to(x.dtype)
+        x = F.leaky_relu(x, SLOPE)
+        # Statistics in float32: sums over an image leave the range of half precision.
+        x = F.instance_norm(x.float(), eps=1e-5).to(x.dtype)
+        style: Tensor = self.affine(w)[:, :, None, None].to(x.dtype)
+        scale, shift = style.chunk(2, dim=1)
+        return x * (scale + 1) + shift
+
+
+class _Block(nn.Module):
+    """The layers of one resolution."""
+
+    def __init__(self, cfg: StyleGAN1Config, resolution: int) -> None:
+        super().__init__()
+        channels = cfg.channels[resolution]
+        if resolution == 4:
+            self.const = nn.Parameter(torch.empty(channels, 4, 4))
+            self.bias = nn.Parameter(torch.empty(channels))
+        else:
+            self.conv0 = _Conv(cfg.channels[resolution // 2], channels, up=True, fused=resolution >= FUSED_FROM)
+        self.epilogue0 = _Epilogue(cfg, channels, resolution)
+        self.conv1 = _Conv(channels, channels)
+        self.epilogue1 = _Epilogue(cfg, channels, resolution)
+
+
+class _ToRGB(nn.Module):
+    """1×1 convolution to the image."""
+
+    def __init__(self, n_in: int, img_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(img_channels, n_in, 1, 1))
+        self.bias = nn.Parameter(torch.empty(img_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = (self.weight / math.sqrt(self.weight.shape[1])).to(x.dtype)
+        return F.conv2d(x, kernel).float() + self.bias[:, None, None]
+
+
+class _Synthesis(nn.Module):
+    """ws -> image and features."""
+
+    def __init__(self, cfg: StyleGAN1Config) -> None:
+        super().__init__()
+        for resolution in cfg.resolutions:
+            self.add_module(f"b{resolution}", _Block(cfg, resolution))
+        self.torgb = _ToRGB(cfg.channels[cfg.img_resolution], cfg.img_channels)
+
+    def blocks(self) -> list[_Block]:
+        """The blocks, coarse to fine."""
+        return [m for m in self.children() if isinstance(m, _Block)]
+
+    def forward(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        features: list[Tensor] = []
+        x = ws.new_empty(0)
+        for i, block in enumerate(self.blocks()):
+            if i == 0:
+                x = (block.const + block.bias[:, None, None]).to(dtype).expand(len(ws), -1, -1, -1)
+            else:
+                x = block.conv0(x)
+            x = block.epilogue0(x, ws[:, 2 * i], noise[2 * i])
+            raw = block.conv1(x)
+            x = block.epilogue1(raw, ws[:, 2 * i + 1], noise[2 * i + 1])
+            features += [x, raw]  # DatasetGAN's order: the block's output, then its second convolution as it is
+        return self.torgb(x), features
+
+
+class StyleGAN1(FeatureGenerator):
+    """A frozen StyleGAN1; make one with `load_generator`.
+
+    Args:
+        config: its shape.
+        features: "datasetgan": of each block, coarse to fine, its output (after the second AdaIN) and its raw second
+            convolution (with bias; before noise, activation and normalisation).
+
+    Raises:
+        ValueError: a feature layout that StyleGAN1 does not have.
+    """
+
+    layouts = ("datasetgan",)
+
+    def __init__(self, config: StyleGAN1Config, features: FeatureLayout | None = None) -> None:
+        super().__init__(config, features)
+        self.mapping_network = MappingNetwork(config)
+        self.synthesis_network = _Synthesis(config)
+        self.num_ws = config.num_ws
+        self.feature_channels = [config.channels[r] for r in config.resolutions for _ in range(2)]
+        self.feature_resolutions = [r for r in config.resolutions for _ in range(2)]
+
+    def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        image, features = self.synthesis_network(ws, noise, dtype)
+        return image, features
+
+    def _stored_noise(self) -> list[Tensor]:
+        return [e.noise_const for b in self.synthesis_network.blocks() for e in (b.epilogue0, b.epilogue1)]
+
+
+def _sum_of_shifts(kernel: Tensor) -> Tensor:
+    """A 3×3 kernel -> the 4×4 kernel whose transposed convolution of stride 2 repeats every pixel before filtering.
+
+    The published networks sum over the four unit shifts without mirroring the kernel, as a convolution of the repeated
+    image would need: from 128 pixels on it acts mirrored, and the two forms are not interchangeable.
+    """
+    padded = F.pad(kernel, (1, 1, 1, 1))
+    return padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]
+
+
+def _blur(x: Tensor) -> Tensor:
+    """[1, 2, 1] along both axes, zeros beyond the border."""
+    taps = torch.tensor([1.0, 2.0, 1.0], device=x.device, dtype=x.dtype) / 4
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(x, kernel, padding=1, groups=x.shape[1])

@@ -1,0 +1,318 @@
+"""StyleGAN3 (Karras et al., NeurIPS 2021, arXiv 2106.12423) in plain PyTorch, returning its features.
+
+Written from the paper: Fourier features with a learned transformation (section 3.1 and appendix F), filtered
+nonlinearities (section 3.2), demodulated convolutions whose gain is fixed by a moving average (section 3.2). Every map
+carries a margin around the image area; features are returned without it. The filters are read, not designed: they are
+stored with the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsgan_datasets.checks import integer
+from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, positive
+from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
+from dsgan_datasets.recipe import FeatureLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """Shape of one layer.
+
+    Args:
+        channels: of its output.
+        size: side of its output with the margin.
+        sampling_rate: side of the image area in it.
+        kernel: side of the convolution's kernel, 1 or 3.
+        up, down: factors of the upsampling before and the downsampling after the nonlinearity.
+        up_filter, down_filter: shapes of their filters: (n,) separable, (n, n) not, () for none.
+        padding: zeros to add left, right, above and below after inserting zeros; negative values crop.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    channels: int
+    size: int
+    sampling_rate: int
+    kernel: int
+    up: int
+    down: int
+    up_filter: tuple[int, ...]
+    down_filter: tuple[int, ...]
+    padding: tuple[int, int, int, int]
+
+    def __post_init__(self) -> None:
+        for name in ("up_filter", "down_filter", "padding"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        integer("channels", self.channels, 1, 8192)
+        integer("size", self.size, 1, 8192)
+        integer("sampling_rate", self.sampling_rate, 1, self.size)
+        integer("kernel", self.kernel, 1, 7)
+        for name in ("up", "down"):
+            integer(name, getattr(self, name), 1, 8)
+        for shape in (self.up_filter, self.down_filter):
+            if len(shape) > 2 or len(set(shape)) > 1:
+                raise ValueError(f"a filter must be (n,), (n, n) or (), not {shape!r:.60}")
+            for taps in shape:
+                integer("taps of a filter", taps, 1, 256)
+        if (self.up > 1 and not self.up_filter) or (self.down > 1 and not self.down_filter):
+            raise ValueError("a layer that changes the resolution needs a filter")
+        if len(self.padding) != 4:
+            raise ValueError("padding must be four numbers")
+        for pixels in self.padding:
+            integer("padding", pixels, -8192, 8192)
+        if (self.size - self.sampling_rate) % 2:
+            raise ValueError(f"size {self.size} has no even margin around {self.sampling_rate}")
+
+    def check_input(self, size: int) -> None:
+        """ValueError unless an input of that size gives the output's size, along both axes."""
+        for before, after in (self.padding[:2], self.padding[2:]):
+            length = (size + self.kernel - 1) * self.up + before + after
+            length -= sum(shape[0] - 1 for shape in (self.up_filter, self.down_filter) if shape)
+            if (length + self.down - 1) // self.down != self.size:
+                raise ValueError(f"an input of {size} pixels does not give {self.size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleGAN3Config(GeneratorConfig):
+    """Shape of a StyleGAN3.
+
+    Args:
+        input_channels, input_size, input_sampling_rate: of the Fourier features.
+        bandwidth: frequency up to which they have full amplitude.
+        layers: in order; the last makes the image.
+        conv_clamp: limit of every nonlinearity's output; None for no limit.
+        output_scale: factor of the image.
+    """
+
+    architecture = "stylegan3"
+
+    input_channels: int
+    input_size: int
+    input_sampling_rate: int
+    bandwidth: float
+    layers: tuple[LayerConfig, ...]
+    conv_clamp: float | None = 256.0
+    output_scale: float = 0.25
+    mapping_layers: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = tuple(v if isinstance(v, LayerConfig) else _layer_config(v) for v in self.layers)
+        object.__setattr__(self, "layers", layers)
+        integer("img_resolution", self.img_resolution, 1, 4096)
+        integer("input_channels", self.input_channels, 1, 8192)
+        integer("input_size", self.input_size, 1, 8192)
+        integer("input_sampling_rate", self.input_sampling_rate, 1, self.input_size)
+        for name in ("bandwidth", "output_scale", *(("conv_clamp",) if self.conv_clamp is not None else ())):
+            positive(name, getattr(self, name))
+        if not 2 <= len(layers) <= 64:
+            raise ValueError(f"StyleGAN3 has 2 to 64 layers, not {len(layers)}")
+        last = (layers[-1].size, layers[-1].sampling_rate, layers[-1].channels)
+        if last != (self.img_resolution, self.img_resolution, self.img_channels):
+            raise ValueError(f"the last layer must make the image, {self.img_channels} × {self.img_resolution}²")
+        for size, layer in zip([self.input_size, *(layer.size for layer in layers)], layers, strict=False):
+            layer.check_input(size)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Names of the layers, as in the published files."""
+        return [f"L{i}_{layer.size}_{layer.channels}" for i, layer in enumerate(self.layers)]
+
+
+def _layer_config(fields: object) -> LayerConfig:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"a layer must be an object, not {type(fields).__name__}")
+    return LayerConfig(**fields)
+
+
+class _Input(nn.Module):
+    """Fourier features that w moves and turns (appendix F)."""
+
+    transform: Tensor
+    freqs: Tensor
+    phases: Tensor
+
+    def __init__(self, cfg: StyleGAN3Config) -> None:
+        super().__init__()
+        channels = cfg.input_channels
+        self.affine = EqualizedLinear(cfg.w_dim, 4)
+        self.weight = nn.Parameter(torch.empty(channels, channels))
+        self.register_buffer("transform", torch.empty(3, 3))
+        self.register_buffer("freqs", torch.empty(channels, 2))
+        self.register_buffer("phases", torch.empty(channels))
+        self.size, self.sampling_rate, self.bandwidth = cfg.input_size, cfg.input_sampling_rate, cfg.bandwidth
+
+    def forward(self, w: Tensor) -> Tensor:
+        matrix = self._transformation(w)
+        phases = self.phases + torch.einsum("cd,nd->nc", self.freqs, matrix[:, :2, 2])
+        freqs = torch.einsum("cd,nde->nce", self.freqs, matrix[:, :2, :2])
+        # Frequencies that a transformation moves beyond what the sampling rate can carry fade out.
+        fade = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
+        amplitude = (1 - fade).clamp(0, 1)
+        axis = (
+            torch.arange(self.size, device=w.device, dtype=torch.float32) + 0.5 - self.size / 2
+        ) / self.sampling_rate
+        turns = freqs[:, :, :1, None] * axis + freqs[:, :, 1:, None] * axis[:, None] + phases[:, :, None, None]
+        waves = torch.sin(2 * math.pi * turns) * amplitude[:, :, None, None]
+        return torch.einsum("oc,nchw->nohw", self.weight / math.sqrt(len(self.weight)), waves)
+
+    def _transformation(self, w: Tensor) -> Tensor:
+        """Rotation · translation · the stored transformation, [N, 3, 3]."""
+        t = self.affine(w)
+        cos, sin, x, y = (t / t[:, :2].norm(dim=1, keepdim=True)).unbind(1)
+        zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+        rotation = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], 1).view(-1, 3, 3)
+        translation = torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], 1).view(-1, 3, 3)
+        return rotation @ translation @ self.transform
+
+
+class _Layer(nn.Module):
+    """Modulated convolution and filtered nonlinearity; the last layer only makes colours."""
+
+    magnitude_ema: Tensor
+    squared_weight: Tensor
+    up_filter: Tensor | None
+    down_filter: Tensor | None
+
+    def __init__(self, cfg: StyleGAN3Config, n_in: int, layer: LayerConfig, *, is_torgb: bool) -> None:
+        super().__init__()
+        self.affine = EqualizedLinear(cfg.w_dim, n_in)
+        self.weight = nn.Parameter(torch.empty(layer.channels, n_in, layer.kernel, layer.kernel))
+        self.bias = nn.Parameter(torch.empty(layer.channels))
+        self.register_buffer("magnitude_ema", torch.empty([]))
+        self.register_buffer("up_filter", torch.empty(layer.up_filter) if layer.up_filter else None)
+        self.register_buffer("down_filter", torch.empty(layer.down_filter) if layer.down_filter else None)
+        self.register_buffer("squared_weight", torch.empty(n_in, layer.channels), persistent=False)
+        self.layer, self.is_torgb, self.clamp = layer, is_torgb, cfg.conv_clamp
+
+    def freeze(self) -> None:
+        """Compute what depends on the weights alone."""
+        self.squared_weight = self.weight.square().sum((2, 3)).t().contiguous()
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        style = self.affine(w)
+        fan_in = self.weight[0].numel()
+        # The published code first normalises weights and styles, which demodulation undoes: it is left out here.
+        if self.is_torgb:
+            gain = style.new_full((1, 1), 1 / math.sqrt(fan_in))
+        else:
+            gain = (style.square() @ self.squared_weight + 1e-8).rsqrt()
+        gain = gain * self.magnitude_ema.rsqrt()
+        # Scaling by the largest style and by fan-in, undone by the gain, keeps half precision in range.
+        scale = style.abs().amax(1, keepdim=True).clamp_min(1e-8) * math.sqrt(fan_in)
+        x = x * (style / scale)[:, :, None, None].to(x.dtype)
+        x = F.conv2d(x, self.weight.to(x.dtype), padding=self.layer.kernel - 1)
+        x = x * (gain * scale)[:, :, None, None].to(x.dtype) + self.bias[:, None, None].to(x.dtype)
+        x = _upsample(x, self.up_filter, self.layer.up, self.layer.padding)
+        if not self.is_torgb:
+            x = F.leaky_relu(x, SLOPE) * SQRT2
+        if self.clamp is not None:
+            x = x.clamp(-self.clamp, self.clamp)
+        return _downsample(x, self.down_filter, self.layer.down)
+
+
+class _Synthesis(nn.Module):
+    """ws -> image and features with their margins."""
+
+    def __init__(self, cfg: StyleGAN3Config) -> None:
+        super().__init__()
+        self.input = _Input(cfg)
+        n_in = cfg.input_channels
+        for i, (name, layer) in enumerate(zip(cfg.layer_names, cfg.layers, strict=True)):
+            self.add_module(name, _Layer(cfg, n_in, layer, is_torgb=i == len(cfg.layers) - 1))
+            n_in = layer.channels
+        self.output_scale = cfg.output_scale
+
+    def layers(self) -> list[_Layer]:
+        """The layers in order."""
+        return [m for m in self.children() if isinstance(m, _Layer)]
+
+    def forward(self, ws: Tensor, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        maps = [self.input(ws[:, 0]).to(dtype)]
+        for i, layer in enumerate(self.layers()):
+            maps.append(layer(maps[-1], ws[:, i + 1]))
+        return maps[-1].float() * self.output_scale, maps[:-1]
+
+
+class StyleGAN3(FeatureGenerator):
+    """A frozen StyleGAN3, of configuration T or R; make one with `load_generator`.
+
+    Args:
+        config: its shape.
+        features: "convs": the Fourier features and the outputs of all layers but the last, each without its margin.
+
+    Raises:
+        ValueError: a feature layout that StyleGAN3 does not have.
+    """
+
+    layouts = ("convs",)
+
+    def __init__(self, config: StyleGAN3Config, features: FeatureLayout | None = None) -> None:
+        super().__init__(config, features)
+        self.mapping_network = MappingNetwork(config)
+        self.synthesis_network = _Synthesis(config)
+        self.num_ws = len(config.layers) + 1
+        self.feature_channels = [config.input_channels, *(layer.channels for layer in config.layers[:-1])]
+        self.feature_resolutions = [config.input_sampling_rate, *(layer.sampling_rate for layer in config.layers[:-1])]
+
+    def freeze(self) -> FeatureGenerator:
+        """Evaluation mode, no gradients; call again after changing weights."""
+        super().freeze()
+        for layer in self.synthesis_network.layers():
+            layer.freeze()
+        return self
+
+    def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        image, maps = self.synthesis_network(ws, dtype)
+        return image, [_centre(f, side) for f, side in zip(maps, self.feature_resolutions, strict=True)]
+
+    def _stored_noise(self) -> list[Tensor]:
+        return []
+
+
+def _centre(x: Tensor, side: int) -> Tensor:
+    """The image area of a map with margins."""
+    margin = (x.shape[2] - side) // 2
+    return x[:, :, margin : margin + side, margin : margin + side]
+
+
+def _upsample(x: Tensor, kernel: Tensor | None, factor: int, padding: Sequence[int]) -> Tensor:
+    """Insert zeros, pad, filter; the filter's gain makes up for the zeros."""
+    left, right, top, bottom = padding
+    if kernel is None:
+        assert factor == 1
+        return F.pad(x, (left, right, top, bottom))
+    # A transposed convolution inserts the zeros and filters in one go. It starts with the filter's first overlap and
+    # ends with its last, so that padding is counted from there.
+    for taps_2d, stride in _passes(kernel, factor):
+        weight = (taps_2d * (stride[0] * stride[1])).to(x.dtype).expand(x.shape[1], 1, *taps_2d.shape)
+        x = F.conv_transpose2d(x, weight, stride=stride, groups=x.shape[1])
+    first, last = len(kernel) - 1, len(kernel) - factor
+    return F.pad(x, (left - first, right - last, top - first, bottom - last))
+
+
+def _downsample(x: Tensor, kernel: Tensor | None, factor: int) -> Tensor:
+    """Filter, then keep every `factor`-th pixel, from the first on."""
+    if kernel is None:
+        assert factor == 1
+        return x
+    for taps_2d, stride in _passes(kernel.flip(*range(kernel.dim())), factor):
+        weight = taps_2d.to(x.dtype).expand(x.shape[1], 1, *taps_2d.shape)
+        x = F.conv2d(x, weight, stride=stride, groups=x.shape[1])
+    return x
+
+
+def _passes(kernel: Tensor, factor: int) -> list[tuple[Tensor, tuple[int, int]]]:
+    """The filtering passes of a separable or full kernel: taps [rows, columns], and strides along rows and columns."""
+    if kernel.dim() == 1:
+        return [(kernel[None, :], (1, factor)), (kernel[:, None], (factor, 1))]
+    return [(kernel, (factor, factor))]

@@ -1,0 +1,306 @@
+"""Generators of other projects: loading, converting, channels, the average w, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from golden_data import GENERATORS, PROBES, generator_file
+
+from dsgan_datasets import CheckpointError, FeatureGenerator, LabeledGenerator, load_generator, save_generator
+from dsgan_datasets.checkpoints.tensors import digest_tensors
+from dsgan_datasets.generators.base import FeatureLayout
+from dsgan_datasets.generators.loading import build_generator, generator_tensors
+from dsgan_datasets.tools.cli import main
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROSINALITY = PROBES / "ros_sg2_64.pt"
+
+
+def outputs(generator: FeatureGenerator, **how: Any) -> list[torch.Tensor]:
+    """Image and maps of two latents, truncated."""
+    z = torch.randn(2, generator.z_dim, generator=torch.Generator().manual_seed(0))
+    c = torch.eye(generator.c_dim)[:2] if generator.c_dim else None
+    image, maps = generator.synthesis(generator.mapping(z, c, **{"truncation_psi": 0.7, "truncation_cutoff": 5, **how}))
+    return [image, *maps]
+
+
+def assert_same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# --- conversion ---
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_converting_changes_no_bit(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = generator_file(PROBES, name)
+    assert main(["convert", str(source), str(tmp_path / "out"), "--license", "CC0-1.0"]) == 0
+    printed = capsys.readouterr().out
+    theirs, ours = load_generator(source, device="cpu"), load_generator(tmp_path / "out", device="cpu")
+    assert digest_tensors(generator_tensors(theirs)) == digest_tensors(generator_tensors(ours))
+    assert (theirs.config, theirs.features, theirs.source.sha256) == (ours.config, ours.features, ours.source.sha256)
+    assert_same(outputs(theirs), outputs(ours))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["license"] == config["source"]["license"] == "CC0-1.0"
+    assert config["source"]["sha256"] == theirs.source.sha256 and source.name in printed
+    assert theirs.source.dialect in (tmp_path / "out" / "README.md").read_text()
+    before = (tmp_path / "out" / "generator.safetensors").read_bytes()
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "generator.safetensors").read_bytes() == before
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dgan_sg1_128", ["StyleGAN1 state dict", "128×128, RGB", "layout datasetgan: 32×4², 32×4²", "w 512 × 18"]),
+        ("ros_sg2_64", ["rosinality StyleGAN2", "64×64", "layout convs: 48×4²", "average w known"]),
+        ("sg2ada_cond32_skip", ["StyleGAN2 snapshot", "skip architecture, clamp 1.5", "32×32", "3 image classes"]),
+        ("sg2ada_uncond32_resnet", ["StyleGAN2 snapshot", "resnet architecture, clamp 2", "unconditional"]),
+        ("sg3repo_sg2_32_skip", ["StyleGAN2 snapshot", "stylegan2", "clamp 256"]),
+        ("sg3_t_32", ["StyleGAN3 snapshot", "configuration T, 3×3", "layout convs: 24×16²", "w 64 × 16"]),
+        ("sg3_r_32", ["StyleGAN3 snapshot", "configuration R", "1×1 kernels", "32×32"]),
+    ],
+)
+def test_info_names_dialect_resolution_and_layout(
+    capsys: pytest.CaptureFixture[str], name: str, expected: list[str]
+) -> None:
+    assert main(["info", str(generator_file(PROBES, name))]) == 0
+    printed = capsys.readouterr().out
+    assert [text for text in expected if text not in printed] == []
+
+
+def test_a_conversion_is_not_overwritten_by_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    assert main(["convert", str(ROSINALITY), str(tmp_path / "out")]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_a_labelled_checkpoint_remembers_where_its_generator_came_from(tmp_path: Path) -> None:
+    from conftest import small_labeled
+
+    labeled = small_labeled()
+    labeled.save_pretrained(tmp_path / "faces")
+    loaded = LabeledGenerator.from_pretrained(tmp_path / "faces", device="cpu")
+    assert loaded.generator.source == labeled.generator.source
+    assert loaded.generator.source.file == "sg2ada_fullsnapshot16.pkl"
+
+
+# --- the average w ---
+
+
+def sg1_file(folder: Path, average: np.ndarray | None) -> Path:
+    source = generator_file(PROBES, "dgan_sg1_128")
+    (folder / "faces.pt").symlink_to(source)
+    if average is not None:
+        np.save(folder / "faces_avg_latent.npy", average)
+    return folder / "faces.pt"
+
+
+AVERAGE = np.load(PROBES / "dgan_sg1_128_avg_latent.npy")
+
+
+@pytest.mark.parametrize("average", [AVERAGE, AVERAGE[0], AVERAGE[:1]], ids=["[18,512]", "[512]", "[1,512]"])
+def test_the_average_beside_the_file_or_given(tmp_path: Path, average: np.ndarray) -> None:
+    expected = load_generator(generator_file(PROBES, "dgan_sg1_128"), device="cpu")
+    (tmp_path / "without").mkdir()
+    beside = load_generator(sg1_file(tmp_path, average), device="cpu")
+    given = load_generator(sg1_file(tmp_path / "without", None), device="cpu", avg_latent=torch.from_numpy(average))
+    for generator in (beside, given):
+        assert_same(outputs(expected), outputs(generator))
+
+
+def test_without_an_average_only_psi_one_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = sg1_file(tmp_path, None)
+    generator = load_generator(path, device="cpu")
+    outputs(generator, truncation_psi=1)
+    with pytest.raises(ValueError, match="needs the average w.*avg_latent"):
+        outputs(generator)
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 0
+    assert "psi must be 1" in capsys.readouterr().out
+    np.save(tmp_path / "mean.npy", AVERAGE)
+    assert main(["convert", str(path), str(tmp_path / "with"), "--avg-latent", str(tmp_path / "mean.npy")]) == 0
+    assert_same(
+        outputs(load_generator(tmp_path / "with", device="cpu")),
+        outputs(load_generator(generator_file(PROBES, "dgan_sg1_128"), device="cpu")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("average", "message"),
+    [
+        (np.arange(36.0).reshape(2, 18), "same for all layers"),
+        (np.zeros((512, 0)), "finite numbers"),
+        (np.full(512, np.nan), "finite numbers"),
+        (np.zeros(100, np.float32), r"w_avg has shape \[100\], expected \[512\]"),
+        (np.array(["a"]), "no average latent"),
+    ],
+)
+def test_averages_that_are_none(tmp_path: Path, average: np.ndarray, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_generator(sg1_file(tmp_path, average), device="cpu")
+
+
+def test_noise_comes_from_the_weights(tmp_path: Path) -> None:
+    """The same weights, the same noise, in whatever file; other weights, other noise."""
+    state = torch.load(generator_file(PROBES, "dgan_sg1_128"), weights_only=True)
+    torch.save(dict(reversed(state.items())), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    changed = {**state, "g_synthesis.torgb.bias": state["g_synthesis.torgb.bias"] + 1}
+    torch.save(changed, tmp_path / "b.pt")
+    first, second, other = (
+        load_generator(path, device="cpu")._stored_noise()
+        for path in (generator_file(PROBES, "dgan_sg1_128"), tmp_path / "a.pt", tmp_path / "b.pt")
+    )
+    assert_same(first, second)
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    fine = torch.cat([noise.flatten() for noise in first[-4:]])
+    assert abs(float(fine.mean())) < 0.02 and abs(float(fine.std()) - 1) < 0.02
+    assert not torch.equal(first[-1], first[-2])
+
+
+# --- channels ---
+
+
+def with_channels(generator: FeatureGenerator, channels: int) -> FeatureGenerator:
+    """The same generator, its image made of the first so many channels (the last one repeated)."""
+    tensors = generator_tensors(generator)
+    torgb = {name for name in tensors if re.search(r"(torgb|L\d+_\d+_3)\.(weight|bias)$", name)}
+    rows = torch.arange(channels).clamp(max=2)
+    if generator.config["architecture"] == "stylegan3":
+        pytest.skip("its layer names hold the channels; covered through the config")
+    config = type(generator._config)(**{**vars(generator._config), "img_channels": channels})
+    changed = {name: tensor[rows] if name in torgb else tensor for name, tensor in tensors.items()}
+    return build_generator(config, changed, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["sg2ada_fullsnapshot16", "dgan_sg1_128", "ros_sg2_64"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_is_repeated_and_a_fourth_channel_dropped(tmp_path: Path, name: str, channels: int) -> None:
+    rgb = load_generator(generator_file(PROBES, name), device="cpu")
+    generator = with_channels(rgb, channels)
+    image, expected = outputs(generator)[0], outputs(rgb)[0]
+    assert image.shape[1] == 3
+    kept = [0, 0, 0] if channels == 1 else [0, 1, 2]
+    assert torch.allclose(image, expected[:, kept], rtol=1e-5, atol=1e-4)
+    save_generator(generator, tmp_path / "out")
+    assert_same(outputs(load_generator(tmp_path / "out", device="cpu")), outputs(generator))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["generator"]["img_channels"] == channels
+
+
+def rosinality_with(change: Callable[[dict[str, Any]], Any], folder: Path) -> Path:
+    content = torch.load(ROSINALITY, weights_only=True)
+    change(content)
+    torch.save(content, folder / "changed.pt")
+    return folder / "changed.pt"
+
+
+def keep_channels(*rows: int) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        state = content["g_ema"]
+        for name in [name for name in state if re.match(r"to_rgbs?\d*(\.\d+)?\.(bias|conv\.weight)$", name)]:
+            state[name] = state[name][:, list(rows)]
+
+    return change
+
+
+def test_channels_are_noted_where_they_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(rosinality_with(keep_channels(0), tmp_path))]) == 0
+    assert "1 channel, repeated to three" in capsys.readouterr().out
+    assert main(["convert", str(rosinality_with(keep_channels(0, 1, 2, 2), tmp_path)), str(tmp_path / "out")]) == 0
+    assert "first three are kept" in json.loads((tmp_path / "out" / "config.json").read_text())["source"]["notes"][0]
+    with pytest.raises(CheckpointError, match="img_channels must be 1, 3, 4, not 2"):
+        load_generator(rosinality_with(keep_channels(0, 1), tmp_path))
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["g_ema"].pop("convs.3.activate.bias"), "no rosinality StyleGAN2.*convs.3.activate.bias"),
+        (lambda c: c["g_ema"].update(surprise=torch.zeros(1)), "not known.*surprise"),
+        (lambda c: c["g_ema"].update({"input.input": 3}), "only named tensors"),
+        (lambda c: c["g_ema"].update({"convs.0.conv.blur.kernel": torch.ones(4, 4)}), r"not the filter \[1, 3, 3, 1\]"),
+        (lambda c: c["g_ema"].update({"style.1.weight": torch.zeros(64, 64, 2)}), "mapping_network.fc0.weight"),
+        (lambda c: c["g_ema"].update({"noises.noise_3": torch.zeros(1, 1, 8, 8)}), r"noise_const has shape \[8, 8\]"),
+        (lambda c: c.pop("g_ema"), "no generator file: it holds 'latent_avg'; expected a checkpoint directory"),
+    ],
+)
+def test_a_state_dict_that_is_none(tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_generator(rosinality_with(change, tmp_path))
+
+
+def test_rosinality_without_average(tmp_path: Path) -> None:
+    generator = load_generator(rosinality_with(lambda c: c.pop("latent_avg"), tmp_path), device="cpu")
+    assert generator.mean_w is None and "no average w" in generator.source.notes[0]
+    again = load_generator(ROSINALITY, device="cpu")
+    assert_same(outputs(generator, truncation_psi=1), outputs(again, truncation_psi=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "allowed"),
+    [
+        ("dgan_sg1_128", "convs", "StyleGAN1 has the feature layouts datasetgan, not 'convs'"),
+        ("sg3_t_32", "const+convs", "StyleGAN3 has the feature layouts convs"),
+        ("ros_sg2_64", "datasetgan", "StyleGAN2 has the feature layouts convs, const\\+convs"),
+    ],
+)
+def test_layouts_of_another_architecture(name: str, features: FeatureLayout, allowed: str) -> None:
+    with pytest.raises(ValueError, match=allowed):
+        load_generator(generator_file(PROBES, name), device="cpu", features=features)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": []},
+        {"layers": [3]},
+        {"input_size": 37},
+        {"img_channels": 4},
+        {"output_scale": -1},
+        {"bandwidth": "x"},
+    ],
+)
+def test_shapes_that_no_stylegan3_has(tmp_path: Path, change: dict[str, Any]) -> None:
+    save_generator(load_generator(PROBES / "sg3_t_32.pkl", device="cpu"), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["generator"].update(change)
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="config is not usable"):
+        load_generator(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("up", 0), ("padding", [1, 2]), ("up_filter", [3, 4]), ("up_filter", []), ("kernel", -1), ("size", 10**9)],
+)
+def test_layers_that_no_stylegan3_has(tmp_path: Path, field: str, value: Any) -> None:
+    save_generator(load_generator(PROBES / "sg3_t_32.pkl", device="cpu"), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["generator"]["layers"][3][field] = value
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="config is not usable"):
+        load_generator(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["dgan_sg1_128", "sg3_t_32", "sg3_r_32"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_stay_close(name: str, dtype: torch.dtype) -> None:
+    generator = load_generator(generator_file(PROBES, name), device="cpu")
+    ws = generator.mapping(torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(0)))
+    exact, other = generator.synthesis(ws), generator.synthesis(ws, dtype=dtype)
+    tolerance = 1e-4 if dtype == torch.float64 else 0.1
+    for a, b in zip([exact[0], *exact[1]], [other[0], *other[1]], strict=True):
+        assert b.isfinite().all() and (a - b).norm() < tolerance * a.norm()
