@@ -34,7 +34,8 @@ class DSGANIterableDataset(IterableDataset[Sample]):
     """A stream of labelled samples, generated ahead of the consumer on a thread.
 
     Index i belongs to consumer (i − start) mod (world size · workers); consumer c is worker c // world size of rank
-    c mod world size. Put it into any DataLoader, or iterate it as it is.
+    c mod world size. If the recipe has views, whole groups are dealt out instead of single indices. Put it into any
+    DataLoader, or iterate it as it is.
 
     Args:
         labeled: makes the samples.
@@ -45,13 +46,13 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialised).
         world_size: number of ranks; None likewise.
         transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
-        uneven: when `length` does not divide by the world size: "keep" gives some ranks one sample more, "drop" leaves
-            out the last ones, "pad" repeats the first ones. With "keep", ranks that wait for each other
+        uneven: when `length` does not divide by the world size: "keep" gives some ranks one sample (view group) more,
+            "drop" leaves out the last ones, "pad" repeats the first ones. With "keep", ranks that wait for each other
             after every step (DDP) hang at the end of an epoch: use "drop" or "pad" there.
         repeat: make `set_epoch` keep the samples of epoch 0.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or view groups that `start` or `length` cut.
         RuntimeError: at the start of iteration, in a DataLoader worker whose generator is on a GPU.
 
     Example:
@@ -86,6 +87,9 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         if world_size is not None:
             world_size = integer("world_size", world_size, 1)
             rank = integer("rank", rank, 0, world_size - 1)
+        views = labeled.recipe.views
+        if start % views or (length or 0) % views:
+            raise ValueError(f"start {start} and length {length} must be multiples of the recipe's views, {views}")
         self.labeled = labeled
         self.seed = check_seed(seed)
         self.start = start
@@ -137,20 +141,26 @@ class DSGANIterableDataset(IterableDataset[Sample]):
     def _indices(self, consumed: int) -> Iterator[int]:
         """Indices of this consumer in this epoch, without the first `consumed` ones."""
         consumer, consumers = self._consumer()
+        views = self.labeled.recipe.views
         if self.length is None:
-            return iter(range(self.start + consumer, MAX_INDEX + 1, consumers)[consumed:])
-        length, (_, world_size) = self.length, self._rank_and_world_size()
-        first = self.start + (0 if self.repeat else int(self._epoch) * length)
-        return (first + i % length for i in range(consumer, self._even_length(world_size), consumers)[consumed:])
+            first, length = self.start, MAX_INDEX + 1 - self.start
+            groups = range(consumer, length // views, consumers)
+        else:
+            first, length = self.start + (0 if self.repeat else int(self._epoch) * self.length), self.length
+            groups = range(consumer, self._even_groups(), consumers)
+        skipped, within = divmod(consumed, views)
+        positions = (group * views + view for group in groups[skipped:] for view in range(views))
+        return (first + position % length for position in islice(positions, within, None))
 
-    def _even_length(self, world_size: int) -> int:
-        """Length of the epoch after dropping or padding, so that all ranks get the same number of samples."""
+    def _even_groups(self) -> int:
+        """View groups of the epoch after dropping or padding, so that all ranks get the same number of samples."""
         assert self.length is not None
+        groups, (_, world_size) = self.length // self.labeled.recipe.views, self._rank_and_world_size()
         if self.uneven == "keep":
-            return self.length
+            return groups
         if self.uneven == "drop":
-            return self.length - self.length % world_size
-        return self.length + -self.length % world_size
+            return groups - groups % world_size
+        return groups + -groups % world_size
 
     def _consumer(self) -> tuple[int, int]:
         """(number of this consumer, number of consumers)."""
@@ -179,7 +189,7 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         if self.length is None:
             raise TypeError("this stream has no end; give it a length")
         rank, world_size = self._rank_and_world_size()
-        return len(range(rank, self._even_length(world_size), world_size))
+        return len(range(rank, self._even_groups(), world_size)) * self.labeled.recipe.views
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the indices start + epoch · length …; takes effect when iteration starts, in living workers too.

@@ -9,7 +9,17 @@ from dsgan_datasets import Recipe
 
 
 def test_json_round_trip() -> None:
-    recipe = Recipe(psi=0.7, crop=(8, 24), size=(32, 32), require=(1, 2), threshold=0.3)
+    recipe = Recipe(
+        psi=(0.5, 0.7),
+        crop=(8, 24),
+        size=(32, 32),
+        require=(1, 2),
+        threshold=0.3,
+        class_weights=(1, 2),
+        mixing_layer=3,
+        second_latent="coarse",
+        views=4,
+    )
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
@@ -38,6 +48,23 @@ def test_json_round_trip() -> None:
         ("threshold", 10**400),
         ("min_area", 0),
         ("class_label", -1),
+        ("psi", (0.9, 0.5)),
+        ("psi", (0.5,)),
+        ("psi", (0.5, 0.6, 0.7)),
+        ("psi", (0.5, 3)),
+        ("psi", (0.5, "x")),
+        ("psi", None),
+        ("psi", True),
+        ("class_weights", ()),
+        ("class_weights", (0, 0)),
+        ("class_weights", (1, -1)),
+        ("class_weights", (1, float("nan"))),
+        ("class_weights", 3),
+        ("mixing_layer", 0),
+        ("mixing_layer", 1.5),
+        ("second_latent", "middle"),
+        ("views", 0),
+        ("views", 4),
     ],
 )
 def test_bad_values_name_the_field(field: str, value: object) -> None:
@@ -45,10 +72,37 @@ def test_bad_values_name_the_field(field: str, value: object) -> None:
         Recipe(**{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"class_weights": (1, 2), "class_label": 0}, "class_weights must be .* with class_label=None"),
+        ({"views": 9, "mixing_layer": 2}, r"views must be 1, or with mixing_layer up to compute_batch \(8\), not 9"),
+    ],
+)
+def test_fields_that_exclude_each_other(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**fields)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_and_lists_are_the_same_recipe() -> None:
+    assert Recipe(psi=1).to_dict() == Recipe().to_dict()
+    assert Recipe(psi=[1, 2], class_weights=[1, 2]) == Recipe(psi=(1.0, 2.0), class_weights=(1.0, 2.0))  # type: ignore[arg-type]
+
+
 CALIBRATED = Recipe(psi=0.7, reject_fraction=0.1, threshold=0.2)
 
 
-@pytest.mark.parametrize("change", [{"psi": 0.5}, {"vote": "mean"}, {"crop": (0, 4)}, {"reject_fraction": 0.2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"psi": 0.5},
+        {"psi": (0.7, 0.8)},
+        {"vote": "mean"},
+        {"crop": (0, 4)},
+        {"reject_fraction": 0.2},
+        {"mixing_layer": 1},
+    ],
+)
 def test_a_change_that_moves_scores_drops_the_threshold(change: dict[str, object]) -> None:
     changed = CALIBRATED.override(**change)
     assert changed.threshold is None and changed.needs_calibration
