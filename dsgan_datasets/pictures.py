@@ -70,6 +70,8 @@ def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", c
         for k, picture in enumerate(pictures):
             sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x + k * (cell_w + 4), y))
         caption = f"index {int(sample.index)}   score {float(sample.score):.4f} nats"
+        if "class_label" in sample:
+            caption += f"   class {int(sample.class_label)}"
         if int(sample.attempt):
             caption += f"   after {int(sample.attempt)} rejected"
         draw.text((x, y + cell_h + 3), caption, _INK, font)

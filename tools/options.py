@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,15 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, filtered: bool = True) ->
     parser.add_argument("checkpoint", help='checkpoint directory, built-in name such as "demo-faces", or hf://org/name')
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     parser.add_argument("--psi", type=float, help="truncation psi (default: the checkpoint's)")
+    parser.add_argument(
+        "--set",
+        dest="recipe",
+        metavar="FIELD=VALUE",
+        type=recipe_field,
+        action="append",
+        default=[],
+        help="change any other field of the recipe, the value as JSON: --set mixing_layer=4 --set psi=[0.5,0.9]",
+    )
     parser.set_defaults(no_filter=False)
     if filtered:
         parser.add_argument("--no-filter", action="store_true", help="accept every draw, uncertain ones too")
@@ -60,11 +70,23 @@ def print_rows(rows: Mapping[str, str]) -> None:
 
 def load(args: argparse.Namespace, **overrides: Any) -> LabeledGenerator:
     """The checkpoint that the options name."""
+    overrides = {**dict(args.recipe), **overrides}
     if args.psi is not None:
         overrides["psi"] = args.psi
     if args.no_filter:
         overrides["threshold"] = None
     return LabeledGenerator.from_pretrained(args.checkpoint, device=args.device, **overrides)
+
+
+def recipe_field(text: str) -> tuple[str, Any]:
+    """Name and value of FIELD=VALUE; a value that is no JSON is a word."""
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def count(text: str) -> int:

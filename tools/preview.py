@@ -38,9 +38,11 @@ def run(args: argparse.Namespace) -> None:
     samples = labeled.stream(indices, seed=args.seed, extras=("js",))
     progress = tqdm(samples, "generating", total=args.num_samples, unit="sample", delay=2, leave=False)
     batch = SampleBatch.stack(list(progress))
-    title = f"{args.checkpoint} · psi {labeled.recipe.psi:g} · seed {args.seed} · {labeled.fingerprint[:8]}"
+    psi = " … ".join(f"{number:g}" for number in dict.fromkeys(labeled.recipe.psi_range))
+    title = f"{args.checkpoint} · psi {psi} · seed {args.seed} · {labeled.fingerprint[:8]}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if args.out.suffix.lower() == ".png" else "JPEG"
     with written_whole(args.out) as file:
-        contact_sheet(batch, labeled.schema, title=title).save(file, format=kind)
+        columns = labeled.recipe.views if labeled.recipe.views > 1 else 3  # a view group is a row
+        contact_sheet(batch, labeled.schema, title=title, columns=columns).save(file, format=kind)
     print(f"preview of {args.num_samples} samples: {args.out.resolve()}")
