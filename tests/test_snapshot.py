@@ -7,8 +7,9 @@ import os
 import pickle
 import pickletools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,6 +166,29 @@ def test_both_numpy_module_names(tmp_path: Path) -> None:
         path = tmp_path / "scalar.pkl"
         path.write_bytes(data[:start] + data[start + 9 :])
         assert read_snapshot(path) == {"x": 1.5}
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i4", "<f2", ">f8", "|b1", "|u1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numpy_arrays(tmp_path: Path, dtype: str, order: Literal["C", "F"]) -> None:
+    array = np.arange(6).reshape(2, 3).astype(dtype, order=order)
+    for protocol in (3, 4):
+        found = read_snapshot(save(tmp_path / "array.pkl", {"a": array}, protocol))["a"]
+        assert found.dtype == array.dtype.newbyteorder("=") and found.tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([None]), np.zeros(1, "i4,i4"), np.array([1j])])
+def test_numpy_arrays_of_other_things_are_refused(tmp_path: Path, array: np.ndarray) -> None:
+    with pytest.raises(CheckpointError, match="numpy dtype .* is not on the allow-list"):
+        read_snapshot(save(tmp_path / "array.pkl", {"a": array}, 3))
+
+
+def test_numpy_arrays_fit_their_bytes(tmp_path: Path) -> None:
+    data = pickle.dumps({"a": np.arange(3, dtype="u1")}, 3)
+    path = tmp_path / "array.pkl"
+    path.write_bytes(data.replace(b"K\x03\x85", b"K\x04\x85"))
+    with pytest.raises(CheckpointError, match=r"array of shape \(4,\) has 3 bytes"):
+        read_snapshot(path)
 
 
 def test_the_averaged_generator_is_used() -> None:

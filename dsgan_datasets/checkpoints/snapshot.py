@@ -8,6 +8,7 @@ files carry along (``module_src``) is left alone. Layout of the files: docs/chec
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +78,7 @@ class PersistentObject:
 
 
 def read_snapshot(path: Path) -> dict[str, Any]:
-    """The content of a snapshot pickle: plain data, tensors and `PersistentObject`s.
+    """The content of a snapshot pickle: plain data, tensors, numpy arrays of numbers and `PersistentObject`s.
 
     Args:
         path: a ``.pkl`` of pickle protocol 2 to 5.
@@ -162,6 +164,28 @@ class _DType:
 
     def __setstate__(self, state: Any) -> None:
         self.order = "<" if state[1] in "<|=" else ">"
+
+
+class _Array(np.ndarray[Any, Any]):
+    """What `numpy.ndarray` is in a snapshot: empty until its state has been checked."""
+
+    def __setstate__(self, state: Any, /) -> None:
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise CheckpointError("a numpy array with a malformed state")
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _DType) or not isinstance(data, bytes) or not _counts(shape) or len(shape) > 8:
+            raise CheckpointError("a numpy array with malformed shape, dtype or values")
+        if math.prod(shape) * dtype.size != len(data):
+            raise CheckpointError(f"a numpy array of shape {shape} has {len(data)} bytes")
+        kind = np.dtype(f"{dtype.order}{dtype.kind}{dtype.size}")
+        super().__setstate__((1, tuple(shape), kind, bool(fortran), data))  # type: ignore[arg-type]  # its stub errs
+
+
+def _array(kind: Any, shape: Any, _: Any) -> _Array:
+    """numpy.core.multiarray._reconstruct: an empty array; its state follows."""
+    if kind is not _Array or shape != (0,):
+        raise CheckpointError("a numpy array that is not rebuilt as numpy does")
+    return _Array(shape, np.uint8)
 
 
 def _number(dtype: Any, data: Any) -> int | float | bool:
@@ -258,6 +282,9 @@ class _SnapshotUnpickler(pickle.Unpickler):
         ("dnnlib.util", "EasyDict"): _Dict,
         ("builtins", "set"): _Allowed(_make_set),
         ("__builtin__", "set"): _Allowed(_make_set),  # protocol 2
+        ("numpy", "ndarray"): _Array,
+        ("numpy.core.multiarray", "_reconstruct"): _Allowed(_array),
+        ("numpy._core.multiarray", "_reconstruct"): _Allowed(_array),
         ("numpy", "dtype"): _Allowed(lambda name, *_: _DType(name)),
         ("numpy.core.multiarray", "scalar"): _Allowed(_number),
         ("numpy._core.multiarray", "scalar"): _Allowed(_number),
