@@ -1,5 +1,16 @@
 """The one error of everything that reads a file."""
 
+_LONGEST = 1500
+
 
 class CheckpointError(ValueError):
-    """A checkpoint file is missing, damaged, of another kind than expected, or asks for something not allowed."""
+    """A checkpoint file is missing, damaged, of another kind than expected, or asks for something not allowed.
+
+    The message is one line of printable characters, shortened in the middle if need be: it may quote what stands in a
+    file, and a file may hold megabytes, line breaks or the control sequences of a terminal.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST * 2 // 3]} […] {message[-_LONGEST // 3 :]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))

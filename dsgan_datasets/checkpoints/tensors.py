@@ -1,32 +1,16 @@
-"""Named tensors: reading torch's own files safely, putting tensors into a network, hashing them."""
+"""Named tensors: putting them into a network, hashing them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
-
-
-def read_torch_file(path: Path) -> Any:
-    """Content of a ``.pt`` / ``.pth`` file, restricted to tensors and plain containers.
-
-    Raises:
-        CheckpointError: unreadable, or it holds anything else; nothing from the file has run.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"refused: {path} holds more than tensors and plain containers: {error}") from error
-    except Exception as error:  # torch.load has no single error for damaged files
-        raise CheckpointError(f"{path} cannot be read as a torch file: {type(error).__name__}: {error}") from error
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.tensors import read_torch_file
+from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.device import Device, resolve_device
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.recipe import Vote
