@@ -32,9 +32,16 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: obj
             raise CheckpointError(
                 f"{source}: tensor {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
             )
-        if not tensor.dtype.is_floating_point or not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{source}: tensor {name} ({tensor.dtype}) holds values that are no finite numbers")
+        check_numbers(tensor, f"{source}: tensor {name}")
     module.load_state_dict({name: tensor.float().contiguous() for name, tensor in tensors.items()}, assign=True)
+
+
+def check_numbers(tensor: Tensor, what: str) -> None:
+    """Refuse integers, complex and 8-bit numbers, infinity and NaN; `what` names the tensor in the CheckpointError."""
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise CheckpointError(f"{what} is of type {tensor.dtype}; weights are float16, bfloat16, float32 or float64")
+    if not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{what} holds values that are no finite numbers")
 
 
 def fingerprint(tensors: Mapping[str, Tensor], decisions: Mapping[str, Any]) -> str:
