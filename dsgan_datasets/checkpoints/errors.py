@@ -11,6 +11,11 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        if len(message) > _LONGEST:
-            message = f"{message[: _LONGEST * 2 // 3]} […] {message[-_LONGEST // 3 :]}"
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
+        escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _shortened(message))
+        super().__init__(_shortened(escaped))
+
+
+def _shortened(message: str) -> str:
+    if len(message) <= _LONGEST:
+        return message
+    return f"{message[: _LONGEST * 2 // 3]} […] {message[-_LONGEST // 4 :]}"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
 
-MAX_OPCODES = 500_000  # a snapshot of StyleGAN3 has 22,000
+MAX_OPCODES = 200_000  # a snapshot of StyleGAN3 has 22,000
 MAX_DEPTH = 100
 #: What a result may take beyond its file: for small values that are shared.
 SLACK = 64 * 2**20
@@ -52,6 +52,12 @@ class Name:
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self.call = call
+
+
+class Holder:
+    """A stand-in of an object, with its attributes."""
+
+    state: dict[str, Any]
 
 
 class Machine:
@@ -270,27 +276,27 @@ def check_content(content: Any, file_size: int) -> None:
     counts as often as it stands there.
 
     Args:
-        content: what a machine returned. Attributes of an object are in its dict ``state``.
+        content: what a machine returned.
         file_size: bytes of the file that it came from.
     """
     allowed = 2 * file_size + SLACK
-    sizes: dict[int, tuple[int, int]] = {}  # id of a container -> bytes, levels
+    sizes: dict[int, int] = {}  # by the id of a container
     entered: set[int] = set()
-    todo = [content] if _is_container(content) else []
+    todo = [content] if isinstance(content, _CONTAINERS) else []
     while todo:
         value = todo[-1]
         if id(value) in sizes:
             todo.pop()
         elif id(value) not in entered:
             entered.add(id(value))
-            below = [part for part in _parts(value) if _is_container(part) and id(part) not in sizes]
+            if len(entered) - len(sizes) > MAX_DEPTH:  # entered, but not yet left: those that hold this one
+                raise CheckpointError(f"refused: the content is nested deeper than {MAX_DEPTH} levels")
+            below = [part for part in _parts(value) if isinstance(part, _CONTAINERS) and id(part) not in sizes]
             if any(id(part) in entered for part in below):
                 raise CheckpointError("refused: a part of the content holds itself")
             todo += below
         else:
-            sizes[id(value)] = size, levels = _measured(value, sizes)
-            if levels > MAX_DEPTH:
-                raise CheckpointError(f"refused: the content is nested deeper than {MAX_DEPTH} levels")
+            sizes[id(value)] = size = sum(_ITEM + (sizes.get(id(part)) or _leaf_size(part)) for part in _parts(value))
             if size > allowed:
                 raise CheckpointError(
                     f"refused: written out, the content takes more than {allowed / 1e6:.0f} MB, "
@@ -298,21 +304,14 @@ def check_content(content: Any, file_size: int) -> None:
                 )
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple | set) or isinstance(getattr(value, "state", None), dict)
+_CONTAINERS = (dict, list, tuple, set, Holder)
 
 
 def _parts(value: Any) -> Iterable[Any]:
     """What a container holds."""
     if isinstance(value, dict):
         return [*value, *value.values()]
-    return value if isinstance(value, list | tuple | set) else [value.state]
-
-
-def _measured(value: Any, sizes: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
-    """Bytes and levels of a container, from those of the containers in it."""
-    found = [sizes[id(part)] if _is_container(part) else (_leaf_size(part), 0) for part in _parts(value)]
-    return sum(size + _ITEM for size, _ in found), 1 + max((levels for _, levels in found), default=0)
+    return [value.state] if isinstance(value, Holder) else value
 
 
 def _leaf_size(value: Any) -> int:
@@ -376,5 +375,7 @@ TORCH_NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): Name(rebuild_tensor),
     ("torch._utils", "_rebuild_parameter"): Name(rebuild_parameter),
     ("collections", "OrderedDict"): Name(make_dict),
+    ("builtins", "set"): Name(make_set),
+    ("__builtin__", "set"): Name(make_set),  # protocol 2
     **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
 }

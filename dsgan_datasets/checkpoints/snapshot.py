@@ -22,20 +22,20 @@ from dsgan_datasets.checkpoints.pickles import (
     STORAGE_DTYPES,
     TORCH_NAMES,
     Budget,
+    Holder,
     Machine,
     Name,
     Storage,
     are_counts,
     check_content,
     make_dict,
-    make_set,
 )
 from dsgan_datasets.checkpoints.torch_file import read_legacy
 
 _DTYPES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
 
 
-class PersistentObject:
+class PersistentObject(Holder):
     """An object of the training code, as data: its class name and its attributes."""
 
     def __init__(self, class_name: str, state: dict[str, Any]) -> None:
@@ -182,8 +182,6 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Name(_persistent_object),
     ("torch.storage", "_load_from_bytes"): Name(_storage),
     ("dnnlib.util", "EasyDict"): Name(make_dict),
-    ("builtins", "set"): Name(make_set),
-    ("__builtin__", "set"): Name(make_set),  # protocol 2
     ("numpy", "dtype"): Name(_DType),
     ("numpy", "ndarray"): _ARRAY,
     **{
