@@ -11,7 +11,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +90,15 @@ def snapshot(piece: bytes, protocol: int = 4) -> bytes:
     return b"\x80" + bytes([protocol]) + mapping(G_ema=piece) + b"."
 
 
-def zip_file(piece: bytes, compression: int = zipfile.ZIP_STORED, **entries: bytes) -> bytes:
-    return archive({"a/data.pkl": b"\x80\x02" + mapping(model_state_dict=piece) + b".", **entries}, compression)
+def zip_file(piece: bytes) -> bytes:
+    return archive({"a/data.pkl": b"\x80\x02" + mapping(model_state_dict=piece) + b"."})
 
 
-def archive(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+def archive(entries: dict[str, bytes], *, deflated: Collection[str] = ()) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as z:
+    with zipfile.ZipFile(file, "w") as z:
         for entry, data in entries.items():
-            z.writestr(entry, data)
+            z.writestr(entry, data, zipfile.ZIP_DEFLATED if entry in deflated else zipfile.ZIP_STORED)
     return file.getvalue()
 
 
@@ -308,7 +308,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "hashes of shared tuples": lambda: _keyed(_tuples(60)),
     "hashes of shared tuples in a set": lambda: b"\x8f(" + _tuples(60) + b"\x90",
     "hashes of shared tuples in pairs": lambda: call(ORDERED, listed(many(_tuples(60), b"N"))),
-    "equal hashes": lambda: _equal_hashes(200_000),
+    "equal hashes": lambda: _equal_hashes(60_000),
     "keys that are lists": lambda: _keyed(b"]"),
     "keys that are no number": lambda: _keyed(b"G\x7f\xf8\x00\x00\x00\x00\x00\x00"),
     "shared tuples": lambda: _tuples(60),
@@ -343,7 +343,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a text that is none": lambda: b"X\x02\x00\x00\x00\xff\xff",
     "drops": lambda: b"N" * 1000 + b"0" * 999,
     "duplicates": lambda: b"]" + b"2" * 1000 + b"a" * 1000,
-    "a dict made again and again": lambda: repeated(ORDERED, _pairs(50_000), 20_000),
+    "a dict made again and again": lambda: repeated(ORDERED, _pairs(20_000), 20_000),
     "a set made again and again": lambda: repeated(
         name("builtins", "set"), listed(*map(number, range(99_000))), 20_000
     ),
@@ -411,7 +411,7 @@ SNAPSHOT_BOMBS: dict[str, Callable[[], bytes]] = {
     "a tensor under many names": lambda: many(
         _square(500) + put(0), module(_parameters=mapping(**{f"p{i}": get(0) for i in range(5000)}))
     ),
-    "modules in two places": lambda: _modules(60, 2),
+    "modules in two places": lambda: _modules(28, 2),
     "deep modules": lambda: _modules(3000, 1),
     "a module that is its own child": lambda: many(
         b"}" + put(0), module(_modules=get(0)) + put(1), get(0) + text("a") + get(1) + b"s"
@@ -468,9 +468,9 @@ def _overlapping(entries: int) -> bytes:
 
 
 TORCH_FILES: dict[str, Callable[[], bytes]] = {
-    "a deflated pickle": lambda: zip_file(listed(b"}" * 400_000), zipfile.ZIP_DEFLATED),
-    "a deflated bomb": lambda: archive({"a/data.pkl": b"\x80\x02" + b"N" * 10**8}, zipfile.ZIP_DEFLATED),
-    "a deflated storage": lambda: archive({**ENTRIES, "a/data/0": bytes(16)}, zipfile.ZIP_BZIP2),
+    "a deflated pickle": lambda: archive(ENTRIES, deflated=["a/data.pkl"]),
+    "a deflated bomb": lambda: archive({"a/data.pkl": b"\x80\x02" + b"N" * 10**8}, deflated=["a/data.pkl"]),
+    "a deflated storage": lambda: archive({**ENTRIES, "a/data/0": FOUR}, deflated=["a/data/0"]),
     "a storage of another size": lambda: archive({**ENTRIES, "a/data/0": FOUR + b"x"}),
     "no storage": lambda: archive({"a/data.pkl": ENTRIES["a/data.pkl"]}),
     "no pickle": lambda: archive({"a/data/0": FOUR}),
@@ -495,7 +495,7 @@ TORCH_FILES: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
     "text": lambda: b"hello\n" * 100,
     "a tar file": lambda: b"pickle" + bytes(506),
-    "another magic number": lambda: pickle.dumps(1, 2) + legacy_file(b"}")[14:],
+    "another magic number": lambda: pickle.dumps(1, 2) + legacy_file(b"}")[15:],
     "another version": lambda: b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 7, {})),
     "a header of many values": lambda: b"\x80\x02" + b"]" * 10**6,
     "legacy, big-endian": lambda: _edited(legacy_file(ONE), b"little_endianq\x02\x88", b"little_endianq\x02\x89"),

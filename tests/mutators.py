@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import pickletools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from random import Random
+from typing import Any
 
 #: Integers at which something may turn over.
 EXTREMES = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1)
@@ -200,3 +203,43 @@ OPCODES: tuple[Mutator, ...] = (
     *(swap_opcodes, insert_opcodes, repeat_opcodes, remove_opcodes, change_an_argument, long_argument),
     *(swap_a_name, swap_values),
 )
+
+
+def change_json(data: bytes, other: bytes, random: Random) -> bytes:
+    """Some values of a JSON file become values of other types, or other values of the file."""
+    tree = json.loads(data)
+    places = list(_places(tree))
+    for _ in range(random.choice((1, 1, 2, 5))):
+        holder, key = random.choice(places)
+        donor, donor_key = random.choice(places)
+        holder[key] = copy.deepcopy(random.choice((*JSON_VALUES, donor[donor_key])))
+        places = list(_places(tree))
+    return json.dumps(tree).encode()
+
+
+JSON_VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    2**31,
+    10**30,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    [[]] * 99,
+)
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """(holder, key) of every value in a tree of dicts and lists."""
+    for key in list(tree) if isinstance(tree, dict) else range(len(tree)):
+        yield tree, key
+        if isinstance(tree[key], dict | list):
+            yield from _places(tree[key])

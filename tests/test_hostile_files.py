@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import hostile
 import mutators
@@ -160,6 +164,64 @@ def test_torch_files(loads: Loads, name: str) -> None:
     loads("torch file", data)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("shared lists", "repeated over and over"),
+        ("a long text again and again", "repeated over and over"),
+        ("modules in two places", "repeated over and over"),
+        ("a tensor under many names", "repeated over and over"),
+        ("deep lists", "nested deeper than 100 levels"),
+        ("deep modules", "nested deeper than 100 levels"),
+        ("a list in itself", "a part of the content holds itself"),
+        ("a module that is its own child", "a part of the content holds itself"),
+        ("many sets", "more than 200000 opcodes"),
+        ("equal hashes", "keys are strings or integers below 2^60"),
+        ("a dict made again and again", "asks for more data than it holds"),
+        ("one storage again and again", "asks for more data than it holds"),
+        ("a tensor of terabytes", "reaches beyond its 4 stored values"),
+        ("a tensor beyond its storage", "reaches beyond its 4 stored values"),
+        ("a storage shorter than declared", "is shorter or longer than that"),
+        ("a nested storage of terabytes", "asks for more data than it holds"),
+        ("storages that nobody refers to", "not those that the tensors refer to"),
+        ("an array of absurd shape", "a numpy array of shape"),
+        ("state of an array", "malformed state"),
+        ("buffers", "opcode NEXT_BUFFER, which no file of weights needs"),
+    ],
+)
+def test_each_rule_of_the_snapshot_reader(loads: Loads, name: str, reason: str) -> None:
+    """By its own message: another rule, or the loader of the network, might have refused the file as well."""
+    makers = {**hostile.BOMBS, **hostile.SNAPSHOT_BOMBS}
+    piece = makers[name]() if name in makers else hostile.SNAPSHOT_PAYLOADS[name]
+    assert reason in loads("snapshot", hostile.snapshot(piece)).message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a deflated pickle", "data.pkl in the archive is compressed"),
+        ("a deflated storage", "data/0 in the archive is compressed"),
+        ("an entry longer than the file", "or longer than the archive"),
+        ("a storage of another size", "a storage of 16 bytes has 17"),
+        ("two files of one name", "two files of one name"),
+        ("two pickles", "not one of torch.save"),
+        ("TorchScript", "TorchScript archives cannot be read"),
+        ("big-endian", "big-endian|a storage of 6 bytes has 3"),
+        ("a damaged storage", "Bad CRC-32"),
+        ("many entries", "an archive of more than 100000 files"),
+        ("entries on top of each other", "File name in directory .* differ"),
+        ("legacy, big-endian", "big-endian"),
+        ("legacy with other keys", "not those that the tensors refer to"),
+        ("legacy with a key twice", "not those that the tensors refer to"),
+        ("legacy with fewer values", "is shorter or longer than that"),
+        ("legacy with more values", "goes on after its last storage"),
+        ("another magic number", "neither of the two formats"),
+    ],
+)
+def test_each_rule_of_the_reader_of_torch_files(loads: Loads, name: str, reason: str) -> None:
+    assert re.search(reason, loads("torch file", hostile.TORCH_FILES[name]()).message)
+
+
 @pytest.mark.parametrize("name", hostile.DIRECTORIES)
 def test_directories(child: Watched, checkpoint: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "faces"
@@ -243,3 +305,26 @@ def test_dsgan_info_says_it_in_one_line(
     assert main(["info", str(tmp_path / file if file == "x.pkl" else tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("dsgan: error: ") and err.count("\n") == 1 and err[:-1].isprintable()
+
+
+@pytest.fixture
+def fuzz(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
+    return importlib.import_module("fuzz")
+
+
+def test_the_fuzzer_counts(fuzz: Any, tmp_path: Path) -> None:
+    out, keep = tmp_path / "fuzz.json", tmp_path / "keep"
+    assert fuzz.main(["--files", "40", "--workers", "1", "--keep", str(keep), "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["files"] == report["loaded"] + report["refused"] == 40 and report["violations"] == 0
+    assert sum(row["files"] for row in report["by_mutator"].values()) == 40 and not keep.exists()
+
+
+def test_the_fuzzer_keeps_what_is_wrong(fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = hostile.snapshot(b"N")
+    seed = fuzz.Seed("x.pkl", data, ("plain pickle",), (mutators.truncate,))
+    monkeypatch.setattr(fuzz, "make_seeds", lambda where: [seed])
+    out, keep = tmp_path / "fuzz.json", tmp_path / "keep"
+    assert fuzz.main(["--files", "1", "--workers", "1", "--keep", str(keep), "--out", str(out)]) == 1
+    assert data.startswith((keep / "0-0" / "x.pkl").read_bytes()) and not out.exists()

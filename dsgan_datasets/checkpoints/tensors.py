@@ -21,7 +21,8 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: obj
             what was expected and what was found in `source`.
     """
     expected = module.state_dict()
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(map(str, tensors.keys() - expected.keys()))  # a foreign file may have numbers among its names
     if missing or unexpected:
         raise CheckpointError(
             f"{source}: the tensors do not fit the architecture: missing {missing[:5] or 'none'} ({len(missing)}), "
