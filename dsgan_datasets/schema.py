@@ -50,13 +50,13 @@ class LabelSchema:
 
     def _check(self) -> None:
         n = self.num_classes
+        if n > 255:
+            raise ValueError(f"masks are stored in 8 bits, so a schema has at most 255 classes, not {n}")
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if not all(isinstance(name, str) and name for name in self.classes):
             raise ValueError(f"class names must be words, got {self.classes}")
         if n == 0 or repeated:
             raise ValueError(f"a schema needs at least one class and no name twice; repeated: {repeated}")
-        if n > 255:
-            raise ValueError(f"masks are stored in 8 bits, so a schema has at most 255 classes, not {n}")
         if 0 <= self.ignore_index < n or not 0 <= self.ignore_index <= 255:
             raise ValueError(f"ignore_index {self.ignore_index} must lie outside the class ids 0-{n - 1}, up to 255")
         if len(self.palette) != n or any(not 0 <= v <= 255 for color in self.palette for v in color):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.pickles import check_content
 from dsgan_datasets.files import written_whole
 
 FORMAT_VERSION = 1
+_LARGEST_CONFIG = 4 * 2**20  # bytes
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
 
@@ -64,10 +65,16 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{directory} is no checkpoint directory: it has no config.json")
+    if (size := path.stat().st_size) > _LARGEST_CONFIG:
+        raise CheckpointError(f"{path} has {size} bytes; a config has at most {_LARGEST_CONFIG}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid JSON: {error}") from error
+    try:
+        check_content(config, size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     found = config.get("format_version") if isinstance(config, dict) else None
     if found != FORMAT_VERSION:
         raise CheckpointError(
@@ -94,7 +101,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is missing")
     try:
         return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError, and whatever else a type that torch does not know may raise
         raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: {error}") from error
 
 

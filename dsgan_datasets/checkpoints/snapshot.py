@@ -9,50 +9,38 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
-import pickletools
+import os
 import re
-import struct
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.pickles import (
+    STORAGE_DTYPES,
+    TORCH_NAMES,
+    Budget,
+    Holder,
+    Machine,
+    Name,
+    Storage,
+    are_counts,
+    check_content,
+    make_dict,
+)
+from dsgan_datasets.checkpoints.torch_file import read_legacy
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_STORAGE_DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-#: Kind and size of a numpy dtype -> code of the struct module.
-_NUMBER = {
-    "f": {2: "e", 4: "f", 8: "d"},
-    "i": {1: "b", 2: "h", 4: "i", 8: "q"},
-    "u": {1: "B", 2: "H", 4: "I", 8: "Q"},
-    "b": {1: "?"},
-}
+_DTYPES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
 
 
-class PersistentObject:
+class PersistentObject(Holder):
     """An object of the training code, as data: its class name and its attributes."""
 
     def __init__(self, class_name: str, state: dict[str, Any]) -> None:
         self.class_name = class_name
         self.state = state
-
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise CheckpointError("a persistent object is given a second state")
 
     def child(self, name: str) -> PersistentObject:
         """The submodule of that name."""
@@ -61,29 +49,21 @@ class PersistentObject:
             raise CheckpointError(f"{self.class_name} has no submodule {name!r}")
         return found
 
-    def tensors(self, prefix: str = "", seen: set[int] | None = None) -> dict[str, Tensor]:
-        """Parameters and buffers with their dotted names, submodules included.
-
-        Raises:
-            CheckpointError: a submodule that stands in two places: forty such levels would hold 2^40 modules.
-        """
-        seen = set() if seen is None else seen
-        if id(self) in seen:
-            raise CheckpointError(f"submodule {prefix}{self.class_name} stands in two places of its network")
-        seen.add(id(self))
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Parameters and buffers with their dotted names, submodules included."""
         found: dict[str, Tensor] = {}
         for kind in ("_parameters", "_buffers"):
             for name, value in _as_dict(self.state.get(kind, {})).items():
                 if isinstance(value, Tensor):
-                    found[f"{prefix}{name}"] = value
+                    found[f"{prefix}{name}"] = value.contiguous()
         for name, module in _as_dict(self.state.get("_modules", {})).items():
             if isinstance(module, PersistentObject):
-                found.update(module.tensors(f"{prefix}{name}.", seen))
+                found.update(module.tensors(f"{prefix}{name}."))
         return found
 
 
 def read_snapshot(path: Path) -> dict[str, Any]:
-    """The content of a snapshot pickle: plain data, tensors and `PersistentObject`s.
+    """The content of a snapshot pickle: plain data, tensors, numpy arrays of numbers and `PersistentObject`s.
 
     Args:
         path: a ``.pkl`` of pickle protocol 2 to 5.
@@ -97,123 +77,75 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is no regular file")
-    data = path.read_bytes()
-    if len(data) < 2 or data[0] != 0x80 or not 2 <= data[1] <= 5:
-        raise CheckpointError(f"{path} is not a pickle of protocol 2 to 5")
-    content = _load(_SnapshotUnpickler, io.BytesIO(data), path)
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected the dict of a StyleGAN snapshot")
-    return dict(content)
-
-
-def _load(unpickler: type[pickle.Unpickler], stream: io.BytesIO, what: object) -> Any:
-    """The next pickle of the stream."""
     try:
-        start = stream.tell()
-        _check_opcodes(stream)
-        stream.seek(start)
-        return unpickler(stream).load()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(2)
+            if len(start) < 2 or start[0] != 0x80 or not 2 <= start[1] <= 5:
+                raise CheckpointError("not a pickle of protocol 2 to 5")
+            file.seek(0)
+            content = Machine(_NAMES, Budget(size)).run(file)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"holds a {type(content).__name__}; expected the dict of a StyleGAN snapshot")
+        check_content(content, size)
     except CheckpointError as error:
-        raise CheckpointError(f"{what}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle may raise anything at all
-        raise CheckpointError(f"{what} is damaged or no snapshot: {type(error).__name__}: {error}") from error
-
-
-def _check_opcodes(stream: io.BytesIO) -> None:
-    """Refuse what costs memory or looks elsewhere before a name is asked for: far memo places, extensions."""
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > count:
-            raise CheckpointError(f"refused: opcode {count} stores at place {argument} of the memo")
-        if opcode.name.startswith("EXT"):
-            raise CheckpointError("refused: the file asks for an entry of the extension registry")
-
-
-class _Allowed:
-    """A callable that a pickle may name. It has no attributes that a pickle could set."""
-
-    __slots__ = ("_make",)
-    _make: Callable[..., Any]
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_make", make)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._make(*args)
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise CheckpointError(f"the file tries to set {name!r} on a function")
-
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise CheckpointError("the file tries to change a function")
-
-
-class _Dict(dict[Any, Any]):
-    """Stands in for OrderedDict and EasyDict; attributes that a pickle would set on it are dropped."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+        raise CheckpointError(f"{path} is damaged or no snapshot: {type(error).__name__}: {error}") from error
+    return content
 
 
 class _DType:
-    """Stands in for numpy.dtype: a letter, a size in bytes, an order."""
+    """Stands in for numpy.dtype: an order, and a letter with a size in bytes."""
 
-    __slots__ = ("kind", "order", "size")
+    __slots__ = ("kind", "order")
 
-    def __init__(self, name: str) -> None:
-        match = re.fullmatch(r"[<>|=]?([fiub])(\d)", name) if isinstance(name, str) else None
-        if match is None or int(match[2]) not in _NUMBER[match[1]]:
-            raise CheckpointError(f"numpy dtype {name!r} is not on the allow-list")
-        self.kind, self.size, self.order = match[1], int(match[2]), "<"
+    def __init__(self, name: Any, *_: Any) -> None:
+        match = re.fullmatch(r"[<>|=]?([fiub][1248])", name) if isinstance(name, str) else None
+        if match is None or match[1] not in _DTYPES:
+            raise CheckpointError(
+                f"numpy dtype {name if isinstance(name, str) else type(name)} is not on the allow-list"
+            )
+        self.kind, self.order = match[1], "<"
 
-    def __setstate__(self, state: Any) -> None:
-        self.order = "<" if state[1] in "<|=" else ">"
+    def build(self, state: Any) -> None:
+        """Take the order: the second item of numpy's state."""
+        self.order = ">" if isinstance(state, tuple) and state[1:2] == (">",) else "<"
 
-    def numbers(self, data: bytes) -> tuple[int | float | bool, ...]:
-        """What the bytes say, as Python numbers."""
-        return struct.unpack(f"{self.order}{len(data) // self.size}{_NUMBER[self.kind][self.size]}", data)
+    def numpy(self) -> np.dtype[Any]:
+        """The type itself."""
+        return np.dtype(self.order + self.kind)
+
+
+class _Array(np.ndarray[Any, Any]):
+    """What `numpy.ndarray` is in a snapshot: empty until its state has been checked."""
+
+    def build(self, state: Any) -> None:
+        """Take shape, type and values."""
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise CheckpointError("a numpy array with a malformed state")
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _DType) or not isinstance(data, bytes) or not are_counts(shape) or len(shape) > 8:
+            raise CheckpointError("a numpy array with malformed shape, dtype or values")
+        kind = dtype.numpy()
+        if math.prod(shape) * kind.itemsize != len(data):
+            raise CheckpointError(f"a numpy array of shape {shape} has {len(data)} bytes")
+        self.__setstate__((1, tuple(shape), kind, bool(fortran), data))  # type: ignore[arg-type]  # its stub errs
+
+
+def _array(kind: Any, shape: Any, *_: Any) -> _Array:
+    """numpy.core.multiarray._reconstruct: an empty array; its state follows."""
+    if kind is not _ARRAY or shape != (0,):
+        raise CheckpointError("a numpy array that is not rebuilt as numpy does")
+    return _Array((0,), np.uint8)
 
 
 def _number(dtype: Any, data: Any) -> int | float | bool:
     """numpy.core.multiarray.scalar, as a Python number."""
-    if not isinstance(dtype, _DType) or not isinstance(data, bytes) or len(data) != dtype.size:
+    if not isinstance(dtype, _DType) or not isinstance(data, bytes) or len(data) != dtype.numpy().itemsize:
         raise CheckpointError("a numpy scalar does not fit its dtype")
-    return dtype.numbers(data)[0]
-
-
-class NumpyArray:
-    """Stands in for numpy.ndarray, of which networks hold a few as plain attributes: read it by `tolist` or a loop."""
-
-    __slots__ = ("_numbers", "_shape", "_strides")
-
-    def __init__(self, *_: Any) -> None:
-        self._numbers: tuple[int | float | bool, ...] = ()
-        self._shape: tuple[int, ...] = (0,)
-        self._strides: tuple[int, ...] = (1,)
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, is_fortran, data = state
-        if not isinstance(dtype, _DType) or not _counts(shape) or len(shape) > 8 or not isinstance(data, bytes):
-            raise CheckpointError("a numpy array with malformed shape, dtype or bytes")
-        if math.prod(shape) * dtype.size != len(data):
-            raise CheckpointError(f"a numpy array of shape {shape} has {len(data)} bytes, {dtype.size} a number")
-        self._numbers, self._shape = dtype.numbers(data), tuple(shape)
-        # Each axis steps over those that vary faster: the ones before it in Fortran order, those after it in C order.
-        axes = range(len(shape))
-        self._strides = tuple(math.prod(shape[:i] if is_fortran else shape[i + 1 :]) for i in axes)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.tolist())
-
-    def tolist(self) -> Any:
-        """Nested lists of Python numbers; one number if there are no axes."""
-        return self._nested(0, 0) if self._numbers else []
-
-    def _nested(self, axis: int, start: int) -> Any:
-        if axis == len(self._shape):
-            return self._numbers[start]
-        return [self._nested(axis + 1, start + i * self._strides[axis]) for i in range(self._shape[axis])]
+    value: int | float | bool = np.frombuffer(data, dtype.numpy())[0].item()
+    return value
 
 
 def _persistent_object(meta: Any) -> PersistentObject:
@@ -224,123 +156,37 @@ def _persistent_object(meta: Any) -> PersistentObject:
     return PersistentObject(meta["class_name"], state)
 
 
-def _storage(data: Any) -> Tensor:
-    """torch.storage._load_from_bytes: the nested legacy torch.save file of one storage, as a flat tensor."""
+def _storage(data: Any) -> Storage:
+    """torch.storage._load_from_bytes: the nested legacy torch.save file of one storage."""
     if not isinstance(data, bytes):
         raise CheckpointError("a storage must be given as bytes")
-    stream = io.BytesIO(data)
-    header = [_load(_StorageUnpickler, stream, "storage header") for _ in range(3)]
-    if header[:2] != [_LEGACY_MAGIC, 1001]:
-        raise CheckpointError("a storage is not in the legacy torch.save format")
-    declared = _load(_StorageUnpickler, stream, "storage")
-    keys = _load(_StorageUnpickler, stream, "storage keys")
-    if not isinstance(declared, _DeclaredStorage) or keys != [declared.key]:
+    try:
+        found = read_legacy(io.BytesIO(data), len(data), _STORAGE_NAMES)
+    except CheckpointError as error:
+        raise CheckpointError(f"nested file of a storage: {error}") from error
+    if not isinstance(found, Storage):
         raise CheckpointError("a nested torch.save file must hold exactly one storage")
-    body = stream.read()
-    expected = declared.count * declared.dtype.itemsize
-    if len(body) != 8 + expected or struct.unpack("<q", body[:8])[0] != declared.count:
-        raise CheckpointError(
-            f"a storage of {declared.count} × {declared.dtype} has {len(body) - 8} bytes, not {expected}"
-        )
-    if not declared.count:
-        return torch.empty(0, dtype=declared.dtype)
-    return torch.frombuffer(bytearray(body[8:]), dtype=declared.dtype)
-
-
-class _DeclaredStorage:
-    """What the persistent id of a storage says about it."""
-
-    __slots__ = ("count", "dtype", "key")
-
-    def __init__(self, key: str, dtype: torch.dtype, count: int) -> None:
-        self.key, self.dtype, self.count = key, dtype, count
-
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise CheckpointError("the file tries to change a storage")
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-    """torch._utils._rebuild_tensor_v2: a view with its own strides, checked against the storage, made contiguous."""
-    if not isinstance(storage, Tensor) or not _counts([offset]) or not _counts(size) or not _counts(stride):
-        raise CheckpointError("a tensor with malformed storage, offset, size or stride")
-    if len(size) != len(stride) or len(size) > 8:
-        raise CheckpointError(f"a tensor with size {size} and stride {stride}")
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    elements = 1
-    for n in size:
-        elements *= n
-    # A zero stride could turn one stored number into terabytes: a tensor is never larger than its storage.
-    if elements and (last >= storage.numel() or elements > storage.numel()):
-        raise CheckpointError(
-            f"a tensor of size {size}, stride {stride} reaches beyond its {storage.numel()} stored values"
-        )
-    if not elements:
-        return torch.empty(size, dtype=storage.dtype)
-    return torch.as_strided(storage, size, stride, offset).clone(memory_format=torch.contiguous_format)
-
-
-def _parameter(data: Any, *_: Any) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise CheckpointError("a parameter without a tensor")
-    return data
-
-
-def _make_set(values: Any = ()) -> set[Any]:
-    return set(values)
-
-
-class _SnapshotUnpickler(pickle.Unpickler):
-    """Knows these names and no others."""
-
-    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Allowed(_persistent_object),
-        ("torch._utils", "_rebuild_parameter"): _Allowed(_parameter),
-        ("torch._utils", "_rebuild_tensor_v2"): _Allowed(_tensor),
-        ("torch.storage", "_load_from_bytes"): _Allowed(_storage),
-        ("collections", "OrderedDict"): _Dict,
-        ("dnnlib.util", "EasyDict"): _Dict,
-        ("builtins", "set"): _Allowed(_make_set),
-        ("__builtin__", "set"): _Allowed(_make_set),  # protocol 2
-        ("numpy", "dtype"): _Allowed(lambda name, *_: _DType(name)),
-        ("numpy.core.multiarray", "scalar"): _Allowed(_number),
-        ("numpy._core.multiarray", "scalar"): _Allowed(_number),
-        ("numpy", "ndarray"): _Allowed(NumpyArray),
-        ("numpy.core.multiarray", "_reconstruct"): _Allowed(NumpyArray),
-        ("numpy._core.multiarray", "_reconstruct"): _Allowed(NumpyArray),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = self._ALLOWED.get((module, name))
-        if found is None:
-            raise CheckpointError(f"refused: the file asks for {module}.{name}, which is not on the allow-list")
-        return found
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise CheckpointError("refused: the file asks for an external object (persistent id)")
-
-
-class _StorageUnpickler(pickle.Unpickler):
-    """For the pickles inside a storage: the only names are torch's storage types."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module != "torch" or name not in _STORAGE_DTYPES:
-            raise CheckpointError(f"refused: a nested file asks for {module}.{name}, which is not on the allow-list")
-        return _STORAGE_DTYPES[name]
-
-    def persistent_load(self, pid: Any) -> _DeclaredStorage:
-        if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or any(pid[5:]):
-            raise CheckpointError("refused: a nested file asks for something other than a storage")
-        _, dtype, key, _, count = pid[:5]
-        if not isinstance(dtype, torch.dtype) or not isinstance(key, str) or not _counts([count]):
-            raise CheckpointError("a malformed storage")
-        return _DeclaredStorage(key, dtype, count)
-
-
-def _counts(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(type(v) is int and 0 <= v < 2**48 for v in values)
+    return found
 
 
 def _as_dict(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"expected a dict, found a {type(value).__name__}")
     return value
+
+
+_ARRAY = object()  # the class itself, which is only ever handed to _reconstruct
+_STORAGE_NAMES = {("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()}
+_NAMES: dict[tuple[str, str], Any] = {
+    **{key: value for key, value in TORCH_NAMES.items() if key not in _STORAGE_NAMES},
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): Name(_persistent_object),
+    ("torch.storage", "_load_from_bytes"): Name(_storage),
+    ("dnnlib.util", "EasyDict"): Name(make_dict),
+    ("numpy", "dtype"): Name(_DType),
+    ("numpy", "ndarray"): _ARRAY,
+    **{
+        (f"numpy.{core}.multiarray", name): Name(call)
+        for core in ("core", "_core")
+        for name, call in (("scalar", _number), ("_reconstruct", _array))
+    },
+}

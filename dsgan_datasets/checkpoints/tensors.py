@@ -1,32 +1,15 @@
-"""Named tensors: reading torch's own files safely, putting tensors into a network, hashing them."""
+"""Named tensors: putting them into a network, hashing them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
-
-
-def read_torch_file(path: Path) -> Any:
-    """Content of a ``.pt`` / ``.pth`` file, restricted to tensors and plain containers.
-
-    Raises:
-        CheckpointError: unreadable, or it holds anything else; nothing from the file has run.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"refused: {path} holds more than tensors and plain containers: {error}") from error
-    except Exception as error:  # torch.load has no single error for damaged files
-        raise CheckpointError(f"{path} cannot be read as a torch file: {type(error).__name__}: {error}") from error
 
 
 def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -37,7 +20,8 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: obj
             what was expected and what was found in `source`.
     """
     expected = module.state_dict()
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(map(str, tensors.keys() - expected.keys()))  # a foreign file may have numbers among its names
     if missing or unexpected:
         raise CheckpointError(
             f"{source}: the tensors do not fit the architecture: missing {missing[:5] or 'none'} ({len(missing)}), "
@@ -48,9 +32,16 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: obj
             raise CheckpointError(
                 f"{source}: tensor {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
             )
-        if not tensor.dtype.is_floating_point or not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{source}: tensor {name} ({tensor.dtype}) holds values that are no finite numbers")
+        check_numbers(tensor, f"{source}: tensor {name}")
     module.load_state_dict({name: tensor.float().contiguous() for name, tensor in tensors.items()}, assign=True)
+
+
+def check_numbers(tensor: Tensor, what: str) -> None:
+    """Refuse integers, complex and 8-bit numbers, infinity and NaN; `what` names the tensor in the CheckpointError."""
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise CheckpointError(f"{what} is of type {tensor.dtype}; weights are float16, bfloat16, float32 or float64")
+    if not bool(tensor.isfinite().all()):
+        raise CheckpointError(f"{what} holds values that are no finite numbers")
 
 
 def fingerprint(*decisions: object) -> str:

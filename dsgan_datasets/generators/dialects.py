@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.snapshot import PersistentObject, read_snapshot
-from dsgan_datasets.checkpoints.tensors import digest_tensors, read_torch_file
+from dsgan_datasets.checkpoints.tensors import digest_tensors
+from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.generators.base import IMAGE_CHANNELS, GeneratorConfig, Source
 from dsgan_datasets.generators.stylegan1 import StyleGAN1Config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config

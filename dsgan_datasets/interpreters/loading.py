@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.tensors import read_torch_file
+from dsgan_datasets.checkpoints.tensors import check_numbers
+from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.device import Device, resolve_device
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.recipe import Vote
@@ -76,14 +77,14 @@ def build_interpreter(
         raise CheckpointError(
             f"{source}: interpreter architecture {config.get('architecture')!r} is unknown; known: pixel_ensemble"
         )
+    for name, tensor in tensors.items():
+        check_numbers(tensor, f"{source}: tensor {name}")
     try:
         ensemble = PixelEnsemble(tensors, vote=vote, top_fraction=top_fraction)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{source}: the interpreter's tensors do not fit together: {error}") from error
     if ensemble.config != dict(config):
         raise CheckpointError(f"{source}: config.json promises {dict(config)}, the tensors are {ensemble.config}")
-    if any(not bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise CheckpointError(f"{source}: the interpreter holds values that are no finite numbers")
     return ensemble.to(resolve_device(device))
 
 
@@ -136,7 +137,23 @@ def _published_member(path: Path) -> dict[str, Tensor]:
     }
     if missing := sorted(wanted - member.keys()):
         raise CheckpointError(f"{path} is no pixel classifier as published: it lacks {missing}")
+    _check_member(member, path)
     for name in wanted:
-        if not member[name].dtype.is_floating_point or not bool(member[name].isfinite().all()):
-            raise CheckpointError(f"{path}: {name} holds values that are no finite numbers")
+        check_numbers(member[name], f"{path}: {name}")
     return {name: member[name] for name in sorted(wanted)}
+
+
+def _check_member(member: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse shapes that do not follow from one another: folding would broadcast them to any size."""
+    weights = [member[f"{layer}.weight"].shape for layer in _LINEAR]
+    if any(len(shape) != 2 or 0 in shape for shape in weights):
+        raise CheckpointError(f"{path}: the weights have shapes {[list(s) for s in weights]}, expected three matrices")
+    for i, layer in enumerate(_LINEAR):
+        width = weights[i][0]
+        expected: dict[str, tuple[int, ...]] = {f"{layer}.bias": (width,)}
+        if i < len(_NORM):
+            expected |= {f"{_NORM[i]}.{kind}": (width,) for kind in ("weight", "bias", "running_mean", "running_var")}
+            expected[f"{_LINEAR[i + 1]}.weight"] = (weights[i + 1][0], width)
+        for name, shape in expected.items():
+            if member[name].shape != shape:
+                raise CheckpointError(f"{path}: {name} has shape {list(member[name].shape)}, expected {list(shape)}")

@@ -1,0 +1,330 @@
+"""Invariant 5: whatever a file holds, nothing of it runs, and reading it ends soon, in little memory, in one error."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import hostile
+import mutators
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from watched import Outcome, Watched
+
+from dsgan_datasets import LabeledGenerator
+from dsgan_datasets.tools.cli import main
+
+LONGEST = 10.0  # seconds
+
+Loads = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, filtered: LabeledGenerator) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "faces"
+    filtered.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Real files, by the way to load them: a snapshot, and a classifier in both formats of torch.save."""
+    classifier = hostile.CLASSIFIERS / "model_0.pth"
+    legacy = tmp_path_factory.mktemp("seeds") / "legacy.pth"
+    torch.save(torch.load(classifier, weights_only=True), legacy, _use_new_zipfile_serialization=False)
+    return {
+        "snapshot": hostile.SMALL_SNAPSHOT.read_bytes(),
+        "zip": classifier.read_bytes(),
+        "legacy": legacy.read_bytes(),
+    }
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Watched]:
+    here = tmp_path_factory.mktemp("watched")
+    legacy = here.parent / "legacy.pt"
+    torch.save({"w": torch.zeros(3)}, legacy, _use_new_zipfile_serialization=False)
+    warm_up = [("generator", hostile.SMALL_SNAPSHOT), ("interpreter", hostile.CLASSIFIERS), ("labeled", checkpoint)]
+    watched = Watched(here, [*warm_up, ("torch file", legacy)])
+    yield watched
+    watched.close()
+    assert list(here.iterdir()) == []  # the folder that a canary would appear in
+
+
+@pytest.fixture
+def loads(child: Watched, tmp_path: Path) -> Loads:
+    """Load bytes as a file of some kind, and check that no rule was broken."""
+
+    def load(kind: str, data: bytes, *, check: bool = True) -> Outcome:
+        how, file = {"snapshot": ("generator", "x.pkl"), "torch file": ("torch file", "x.pt")}.get(
+            kind, ("interpreter", "model_0.pth")
+        )
+        path = tmp_path / file
+        path.write_bytes(data)
+        outcome = child.load(how, tmp_path if how == "interpreter" else path)
+        if check:
+            assert outcome.violations(len(data)) == [] and outcome.seconds < LONGEST
+        return outcome
+
+    return load
+
+
+def refused(outcome: Outcome) -> bool:
+    return outcome.kind == "refused"
+
+
+@pytest.mark.parametrize("name", hostile.PAYLOADS)
+def test_nothing_runs(loads: Loads, name: str) -> None:
+    piece = hostile.PAYLOADS[name]
+    assert refused(loads("snapshot", hostile.snapshot(piece)))
+    for wrapped in (hostile.zip_file(piece), hostile.legacy_file(piece)):
+        assert refused(loads("torch file", wrapped)) and refused(loads("classifier", wrapped))
+    assert refused(loads("snapshot", hostile.snapshot(hostile.nested(piece))))
+
+
+@pytest.mark.parametrize("name", hostile.SNAPSHOT_PAYLOADS)
+def test_nothing_in_a_snapshot_runs(loads: Loads, name: str) -> None:
+    assert refused(loads("snapshot", hostile.snapshot(hostile.SNAPSHOT_PAYLOADS[name])))
+
+
+def test_what_is_refused_is_named(loads: Loads) -> None:
+    system = hostile.PAYLOADS["posix.system"]
+    asks = "refused: the file asks for posix.system, which is not on the allow-list"
+    for kind, data in (
+        ("snapshot", hostile.snapshot(system)),
+        ("snapshot", hostile.snapshot(hostile.nested(system))),
+        ("torch file", hostile.zip_file(system)),
+        ("classifier", hostile.legacy_file(system)),
+    ):
+        assert loads(kind, data).message.endswith(asks)
+
+
+@pytest.mark.parametrize("name", ["posix.system", "eval", "exec", "subprocess", "getattr", "open"])
+def test_the_watch_would_notice(child: Watched, tmp_path: Path, name: str) -> None:
+    """The same payloads do run in a plain pickle.load, and both the canary and the hook show it."""
+    path = tmp_path / "x.pkl"
+    path.write_bytes(hostile.snapshot(hostile.PAYLOADS[name]))
+    outcome = child.load("plain pickle", path)
+    assert outcome.events and outcome.violations(path.stat().st_size)
+    canary = child.folder / "CANARY"
+    assert wait_for(canary)
+    canary.unlink()
+
+
+def wait_for(path: Path) -> bool:
+    """A subprocess writes it in its own time."""
+    import time
+
+    for _ in range(200):
+        if path.exists():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_the_watch_would_notice_time_and_memory(
+    child: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pkl"
+    path.write_bytes(hostile.snapshot(hostile.call(hostile.name("builtins", "bytearray"), hostile.number(500_000_000))))
+    assert "MB for a file of" in " ".join(child.load("plain pickle", path).violations(100))
+    path.write_bytes(hostile.snapshot(hostile.call(hostile.name("time", "sleep"), hostile.number(60))))
+    monkeypatch.setenv("WATCHED_TIMEOUT", "1")
+    child.close()
+    assert child.load("plain pickle", path) == Outcome("died", "took too long")
+    monkeypatch.delenv("WATCHED_TIMEOUT")
+    child.close()
+
+
+@pytest.mark.parametrize("name", hostile.BOMBS)
+def test_bombs(loads: Loads, name: str) -> None:
+    piece = hostile.BOMBS[name]()
+    assert refused(loads("snapshot", hostile.snapshot(piece)))
+    assert refused(loads("classifier", hostile.zip_file(piece)))
+    loads("torch file", hostile.legacy_file(piece))  # some are harmless there
+
+
+@pytest.mark.parametrize("name", hostile.SNAPSHOT_BOMBS)
+def test_bombs_in_a_snapshot(loads: Loads, name: str) -> None:
+    assert refused(loads("snapshot", hostile.snapshot(hostile.SNAPSHOT_BOMBS[name]())))
+
+
+@pytest.mark.parametrize("name", hostile.TORCH_FILES)
+def test_torch_files(loads: Loads, name: str) -> None:
+    data = hostile.TORCH_FILES[name]()
+    assert refused(loads("classifier", data))
+    loads("torch file", data)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("shared lists", "repeated over and over"),
+        ("a long text again and again", "repeated over and over"),
+        ("modules in two places", "repeated over and over"),
+        ("a tensor under many names", "repeated over and over"),
+        ("deep lists", "nested deeper than 100 levels"),
+        ("deep modules", "nested deeper than 100 levels"),
+        ("a list in itself", "a part of the content holds itself"),
+        ("a module that is its own child", "a part of the content holds itself"),
+        ("many sets", "more than 200000 opcodes"),
+        ("equal hashes", "keys are strings or integers below 2^60"),
+        ("a dict made again and again", "asks for more data than it holds"),
+        ("one storage again and again", "asks for more data than it holds"),
+        ("a tensor of terabytes", "reaches beyond its 4 stored values"),
+        ("a tensor beyond its storage", "reaches beyond its 4 stored values"),
+        ("a storage shorter than declared", "is shorter or longer than that"),
+        ("a nested storage of terabytes", "asks for more data than it holds"),
+        ("storages that nobody refers to", "not those that the tensors refer to"),
+        ("an array of absurd shape", "a numpy array of shape"),
+        ("state of an array", "malformed state"),
+        ("buffers", "opcode NEXT_BUFFER, which no file of weights needs"),
+    ],
+)
+def test_each_rule_of_the_snapshot_reader(loads: Loads, name: str, reason: str) -> None:
+    """By its own message: another rule, or the loader of the network, might have refused the file as well."""
+    makers = {**hostile.BOMBS, **hostile.SNAPSHOT_BOMBS}
+    piece = makers[name]() if name in makers else hostile.SNAPSHOT_PAYLOADS[name]
+    assert reason in loads("snapshot", hostile.snapshot(piece)).message
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a deflated pickle", "data.pkl in the archive is compressed"),
+        ("a deflated storage", "data/0 in the archive is compressed"),
+        ("an entry longer than the file", "or longer than the archive"),
+        ("a storage of another size", "a storage of 16 bytes has 17"),
+        ("two files of one name", "two files of one name"),
+        ("two pickles", "not one of torch.save"),
+        ("TorchScript", "TorchScript archives cannot be read"),
+        ("big-endian", "big-endian|a storage of 6 bytes has 3"),
+        ("a damaged storage", "Bad CRC-32"),
+        ("many entries", "an archive of more than 100000 files"),
+        ("entries on top of each other", "File name in directory .* differ"),
+        ("legacy, big-endian", "big-endian"),
+        ("legacy with other keys", "not those that the tensors refer to"),
+        ("legacy with a key twice", "not those that the tensors refer to"),
+        ("legacy with fewer values", "is shorter or longer than that"),
+        ("legacy with more values", "goes on after its last storage"),
+        ("another magic number", "neither of the two formats"),
+    ],
+)
+def test_each_rule_of_the_reader_of_torch_files(loads: Loads, name: str, reason: str) -> None:
+    assert re.search(reason, loads("torch file", hostile.TORCH_FILES[name]()).message)
+
+
+@pytest.mark.parametrize("name", hostile.DIRECTORIES)
+def test_directories(child: Watched, checkpoint: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "faces"
+    shutil.copytree(checkpoint, folder)
+    hostile.DIRECTORIES[name](folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    outcomes = [child.load(how, folder) for how in ("generator", "interpreter", "labeled")]
+    assert [outcome.violations(size) for outcome in outcomes] == [[], [], []]
+    assert outcomes[2].kind == "refused" and max(outcome.seconds for outcome in outcomes) < LONGEST
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 100, 0.5, 0.99, -1])
+@pytest.mark.parametrize("kind", ["snapshot", "zip", "legacy"])
+def test_truncated_files(loads: Loads, seeds: dict[str, bytes], kind: str, keep: float) -> None:
+    data = seeds[kind]
+    assert refused(loads(kind, data[: int(keep * len(data)) if isinstance(keep, float) else keep]))
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "zip", "legacy"])
+def test_the_real_files_load(loads: Loads, seeds: dict[str, bytes], kind: str) -> None:
+    assert loads(kind, seeds[kind]).kind == "loaded"
+
+
+FUZZ = settings(
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@settings(FUZZ, max_examples=400)
+@given(
+    kind=st.sampled_from(["snapshot", "zip", "legacy"]),
+    mutator=st.sampled_from([*mutators.PLAIN, *mutators.OPCODES]),
+    seed=st.integers(0, 2**32),
+)
+def test_mutated_files(loads: Loads, seeds: dict[str, bytes], kind: str, mutator: mutators.Mutator, seed: int) -> None:
+    random = Random(seed)
+    loads(kind, mutator(seeds[kind], seeds[random.choice(list(seeds))], random))
+
+
+PIECES = [
+    *(b"N", b"\x88", b"K\x01", b"]", b"}", b")", b"\x8f", b"G\x7f\xf0\x00\x00\x00\x00\x00\x00", hostile.text("a")),
+    *(hostile.number(7), hostile.number(-1), hostile.long_number(2**70), hostile.raw(b"abcd"), hostile.text("G_ema")),
+    *(b"c" + name for name in mutators.NAMES),
+    *(hostile.module(_modules=b"}"), hostile.array((2,), "u1", b"ab"), hostile.one_storage(4, hostile.FOUR)),
+    *(hostile.storage_id(4), hostile.tensor(hostile.one_storage(4, hostile.FOUR), 0, (2, 2), (2, 1))),
+]
+ACTS = [
+    *(b"\x85", b"\x86", b"\x87", b"(", b"t", b"e", b"u", b"\x90", b"a", b"s", b"R", b"\x81", b"b", b"Q", b"\x93"),
+    *(hostile.put(1), hostile.put(2), hostile.get(1), hostile.get(2), b"\x94", b"0", b"2", b"d", b"l", b"\x91"),
+]
+
+
+@settings(FUZZ, max_examples=1500)
+@given(
+    kind=st.sampled_from(["snapshot", "zip", "legacy"]),
+    steps=st.lists(st.sampled_from(PIECES) | st.sampled_from(ACTS), min_size=2, max_size=30),
+)
+def test_programs_of_random_opcodes(loads: Loads, kind: str, steps: list[bytes]) -> None:
+    wrap = {"snapshot": hostile.snapshot, "zip": hostile.zip_file, "legacy": hostile.legacy_file}[kind]
+    outcome = loads(kind if kind == "snapshot" else "torch file", wrap(b"".join(steps)))
+    assert refused(outcome) or kind != "snapshot"
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("x.pkl", hostile.snapshot(hostile.PAYLOADS["posix.system"])),
+        ("x.pkl", hostile.snapshot(hostile.SNAPSHOT_BOMBS["a class name of control characters"]())),
+        ("model_0.pth", hostile.zip_file(hostile.BOMBS["hashes of shared tuples"]())),
+        ("config.json", b'{"a":' * 10**5),
+    ],
+)
+def test_dsgan_info_says_it_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, data: bytes
+) -> None:
+    (tmp_path / file).write_bytes(data)
+    assert main(["info", str(tmp_path / file if file == "x.pkl" else tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("dsgan: error: ") and err.count("\n") == 1 and err[:-1].isprintable()
+
+
+@pytest.fixture
+def fuzz(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
+    return importlib.import_module("fuzz")
+
+
+def test_the_fuzzer_counts(fuzz: Any, tmp_path: Path) -> None:
+    out, keep = tmp_path / "fuzz.json", tmp_path / "keep"
+    assert fuzz.main(["--files", "40", "--workers", "1", "--keep", str(keep), "--out", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert report["files"] == report["loaded"] + report["refused"] == 40 and report["violations"] == 0
+    assert sum(row["files"] for row in report["by_mutator"].values()) == 40 and not keep.exists()
+
+
+def test_the_fuzzer_keeps_what_is_wrong(fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = hostile.snapshot(b"N")
+    seed = fuzz.Seed("x.pkl", data, ("plain pickle",), (mutators.truncate,))
+    monkeypatch.setattr(fuzz, "make_seeds", lambda where: [seed])
+    out, keep = tmp_path / "fuzz.json", tmp_path / "keep"
+    assert fuzz.main(["--files", "1", "--workers", "1", "--keep", str(keep), "--out", str(out)]) == 1
+    assert data.startswith((keep / "0-0" / "x.pkl").read_bytes()) and not out.exists()

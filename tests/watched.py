@@ -1,0 +1,203 @@
+"""A child process that loads files under limits and tells what happened: what it did, how long, how much memory.
+
+The parent sends one JSON line a file and gets one back. An audit hook in the child records everything that running code
+would do; SIGALRM ends a load that takes too long, even inside C; the address space is limited.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = int(os.environ.get("WATCHED_TIMEOUT", "20"))  # seconds
+ADDRESS_SPACE = 2 * 2**30  # bytes, beyond what the process has when it is ready
+
+#: Audit events that nothing which only reads a file should raise, by the beginning of their names.
+FORBIDDEN = (
+    *("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "webbrowser.", "urllib.", "ftplib.", "http.", "pty."),
+    *("exec", "compile", "import", "marshal.", "code.", "function.__new__", "pickle.find_class", "cpython."),
+)
+_HARMLESS = ("os.listdir", "os.scandir")
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a file.
+
+    Attributes:
+        kind: "loaded", "refused" (a CheckpointError), "error" (another exception) or "died".
+        message: of the exception.
+        events: forbidden audit events while it was loaded.
+        seconds: wall time.
+        megabytes: peak of resident memory above what there was before.
+    """
+
+    kind: str
+    message: str = ""
+    events: tuple[str, ...] = ()
+    seconds: float = 0.0
+    megabytes: float = 0.0
+
+    def violations(self, size: int) -> list[str]:
+        """What a reader must not do with a file of `size` bytes, in words."""
+        found = [f"{self.kind}: {self.message}"] if self.kind in ("error", "died") else []
+        found += [f"audit event {event}" for event in self.events]
+        if self.megabytes > 3 * size / 1e6 + 200:
+            found.append(f"{self.megabytes:.0f} MB for a file of {size / 1e6:.1f} MB")
+        if self.kind == "refused" and not (self.message.isprintable() and 10 < len(self.message) < 2000):
+            found.append(f"not one clear line: {self.message!r}")
+        return found
+
+
+class Watched:
+    """The child; starts on first use and again after it died.
+
+    Args:
+        folder: its working directory: what a payload writes to a relative path appears here.
+        warm_up: (how, path) that are loaded before the limits hold, so that everything needed is imported.
+    """
+
+    def __init__(self, folder: Path, warm_up: list[tuple[str, Path]]) -> None:
+        self.folder = folder
+        self._warm_up = [(how, str(path)) for how, path in warm_up]
+        self._child: subprocess.Popen[str] | None = None
+
+    def load(self, how: str, path: Path) -> Outcome:
+        """Load a file: `how` is a key of `LOADERS`."""
+        try:
+            answer = self._ask((how, str(path)))
+        except (BrokenPipeError, EOFError):
+            code = self.close()
+            return Outcome("died", "took too long" if code == -signal.SIGALRM else f"exit status {code}")
+        return Outcome(**{**answer, "events": tuple(answer["events"])})
+
+    def _ask(self, question: Any) -> Any:
+        if self._child is None:
+            self._child = subprocess.Popen(
+                [sys.executable, str(Path(__file__).resolve())],
+                cwd=self.folder,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            self._ask(self._warm_up)  # the first line is answered when it is ready
+        assert self._child.stdin is not None and self._child.stdout is not None
+        print(json.dumps(question), file=self._child.stdin, flush=True)
+        if not (line := self._child.stdout.readline()):
+            raise EOFError
+        return json.loads(line)
+
+    def close(self) -> int:
+        """End the child; its exit status."""
+        if self._child is None:
+            return 0
+        child, self._child = self._child, None
+        try:
+            child.communicate(timeout=30)
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            child.kill()
+        return child.wait()
+
+
+# The child
+
+
+def _plain_pickle(path: str) -> Any:
+    """For comparison: what the reader must not be."""
+    import pickle
+
+    return pickle.loads(Path(path).read_bytes())
+
+
+def loaders() -> dict[str, Callable[[str], Any]]:
+    """How a file may be loaded."""
+    from dsgan_datasets import LabeledGenerator, load_generator, load_interpreter
+    from dsgan_datasets.checkpoints.torch_file import read_torch_file
+
+    return {
+        "generator": lambda path: load_generator(path, device="cpu"),
+        "interpreter": lambda path: load_interpreter(path, device="cpu"),
+        "labeled": lambda path: LabeledGenerator.from_pretrained(path, device="cpu"),
+        "torch file": lambda path: read_torch_file(Path(path)),
+        "plain pickle": _plain_pickle,
+    }
+
+
+class _Hook:
+    """Records forbidden events while `active`."""
+
+    def __init__(self) -> None:
+        self.active = False
+        self.events: list[str] = []
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.active:
+            return
+        writes = event == "open" and isinstance(arguments[2], int) and bool(arguments[2] & _WRITING)
+        forbidden = writes or (event.startswith(FORBIDDEN) and event not in _HARMLESS)
+        if forbidden and len(self.events) < 20:
+            self.events.append(f"{event} {str(arguments)[:100]}")
+
+
+def _status(field: str) -> float:
+    """A line of /proc/self/status in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1e3
+
+
+def _watch(load: Callable[[str], Any], path: str, hook: _Hook) -> dict[str, Any]:
+    from dsgan_datasets import CheckpointError
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, start = _status("VmRSS"), time.perf_counter()
+    kind, message, hook.events = "loaded", "", []
+    signal.alarm(TIMEOUT)
+    hook.active = True
+    try:
+        load(path)
+    except CheckpointError as error:
+        kind, message = "refused", str(error)
+    except BaseException as error:
+        kind, message = "error", f"{type(error).__name__}: {str(error)[:500]}"
+    finally:
+        hook.active = False
+        signal.alarm(0)
+    seconds = time.perf_counter() - start
+    memory = {"megabytes": _status("VmHWM") - before}
+    return {"kind": kind, "message": message, "events": hook.events, "seconds": seconds, **memory}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    import torch
+
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    torch.set_num_threads(1)
+    load, hook = loaders(), _Hook()
+    for how, path in json.loads(sys.stdin.readline()):
+        load[how](path)
+    b"x".decode("cp437")  # names in zip files; imported when first needed
+    limit = int(_status("VmSize") * 1e3) * 1024 + ADDRESS_SPACE
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("[]", file=answers, flush=True)
+    for line in sys.stdin:
+        how, path = json.loads(line)
+        print(json.dumps(_watch(load[how], path, hook)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
