@@ -55,7 +55,7 @@ class PersistentObject(Holder):
         for kind in ("_parameters", "_buffers"):
             for name, value in _as_dict(self.state.get(kind, {})).items():
                 if isinstance(value, Tensor):
-                    found[f"{prefix}{name}"] = value.contiguous()
+                    found[f"{prefix}{name}"] = value
         for name, module in _as_dict(self.state.get("_modules", {})).items():
             if isinstance(module, PersistentObject):
                 found.update(module.tensors(f"{prefix}{name}."))

@@ -33,7 +33,10 @@ def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], source: obj
                 f"{source}: tensor {name} has shape {list(tensor.shape)}, expected {list(expected[name].shape)}"
             )
         check_numbers(tensor, f"{source}: tensor {name}")
-    module.load_state_dict({name: tensor.float().contiguous() for name, tensor in tensors.items()}, assign=True)
+    # Cloned, as `contiguous` keeps odd strides of axes of length 1, by which convolutions choose their algorithm: the
+    # same weights from another file would give other last bits.
+    plain = {name: t.float().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    module.load_state_dict(plain, assign=True)
 
 
 def check_numbers(tensor: Tensor, what: str) -> None:
