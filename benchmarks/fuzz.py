@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from labeling import cpu_name, progress, write_json
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, as in the children, whatever else is installed
 
 import mutators  # noqa: E402
 from conftest import small_labeled  # noqa: E402
+from labeling import cpu_name, progress, write_json  # noqa: E402
 from watched import Outcome, Watched  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"

@@ -91,7 +91,10 @@ class Watched:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            self._ask(self._warm_up)  # the first line is answered when it is ready
+            try:
+                self._ask(self._warm_up)  # the first line is answered when it is ready
+            except EOFError:
+                raise RuntimeError("the child does not start; what it wrote says why") from None
         assert self._child.stdin is not None and self._child.stdout is not None
         print(json.dumps(question), file=self._child.stdin, flush=True)
         if not (line := self._child.stdout.readline()):
@@ -189,7 +192,11 @@ def main() -> None:
     load, hook = loaders(), _Hook()
     for how, path in json.loads(sys.stdin.readline()):
         load[how](path)
-    b"x".decode("cp437")  # names in zip files; imported when first needed
+    for codec in (
+        "cp437",
+        "raw_unicode_escape",
+    ):  # of names in zip files and in old pickles; imported when first needed
+        b"x".decode(codec)
     limit = int(_status("VmSize") * 1e3) * 1024 + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -81,7 +81,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
 
         def read(name: str, expected: int | None = None) -> bytes:
             entry = entries[f"{root}{name}"]
-            if entry.compress_type != zipfile.ZIP_STORED or not entry.file_size == entry.compress_size <= size:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
                 raise CheckpointError(f"refused: {name} in the archive is compressed, or longer than the archive")
             if expected not in (None, entry.file_size):
                 raise CheckpointError(f"a storage of {expected} bytes has {entry.file_size}")
