@@ -121,12 +121,8 @@ class DSGANBackend(BaseStorageBackend):
             )
         return png(stores[0].sample(index, seed)[kind])
 
-    def get_text(self, filepath: str) -> str:
-        """Samples are pictures.
-
-        Raises:
-            ValueError: always.
-        """
+    def get_text(self, filepath: str, encoding: str = "utf-8") -> str:
+        """Samples are pictures: a ValueError."""
         raise ValueError(f"{filepath} is a picture, not a text: read it with mmengine.fileio.get")
 
 
