@@ -304,5 +304,5 @@ def _check_names(dataset: str, recipe: Item) -> None:
         start = ", start" if dataset == "DSGANSegIterableDataset" else ""
         raise ValueError(
             f"{dataset} knows no {', '.join(unknown)}: it takes checkpoint, length, seed, pipeline, device{start}, and "
-            f"to change the recipe {', '.join(fields)}"
+            f"to change the recipe {', '.join(fields)}. (Keys of a base config's dataset go with _delete_=True)"
         )

@@ -1,4 +1,4 @@
-"""Trains what a config says, as MMSegmentation's tools/train.py: python examples/mmseg/train.py examples/mmseg/demo_faces.py"""
+"""Trains what a config says, as MMSegmentation's tools/train.py does: python train.py demo_faces.py"""
 
 import argparse
 
