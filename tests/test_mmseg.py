@@ -155,17 +155,22 @@ def run(folder: Path, train: dict[str, Any], *, iters: int = 0, epochs: int = 0,
     runner, recorder = Runner.from_cfg(Config(config)), Recorder()
     runner.register_hook(recorder)
     runner.train()
-    _stop_workers(runner)
+    _stop_generating(runner)
     return recorder
 
 
-def _stop_workers(runner: Any) -> None:
-    """A runner is garbage in a cycle, and workers that PyTorch stops out of one keep it waiting for seconds each."""
+def _stop_generating(runner: Any) -> None:
+    """Now, and not when the runner is collected.
+
+    It is garbage in a cycle, and workers that PyTorch stops out of one keep it waiting for seconds each.
+    """
     iterator = getattr(runner.train_loop, "dataloader_iterator", runner.train_dataloader)
     while hasattr(iterator, "_iterator"):
         iterator = iterator._iterator
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
+    elif hasattr(getattr(iterator, "_dataset_fetcher", None), "dataset_iter"):
+        iterator._dataset_fetcher.dataset_iter.close()
 
 
 def index_of(path: str) -> int:
