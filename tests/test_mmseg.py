@@ -300,13 +300,15 @@ def placed(item: Any, sample: Any, size: int) -> list[tuple[bool, int, int]]:
     return found
 
 
+@pytest.mark.parametrize("loading", [[], LOADING], ids=["as loaded", "with loading steps"])
 @pytest.mark.parametrize("flip", ["DSGANRandomFlip", "RandomFlip"])
 def test_labels_stay_on_the_image_through_flip_and_crop(
-    checkpoint: str, unfiltered: LabeledGenerator, flip: str
+    checkpoint: str, unfiltered: LabeledGenerator, flip: str, loading: list[Any]
 ) -> None:
     """Ours and the stock flip with the pairs that our warning names."""
     options = {"checkpoint": checkpoint} if flip == "DSGANRandomFlip" else {"swap_seg_labels": [(1, 2)]}
-    pipeline = [{"type": "RandomCrop", "crop_size": (12, 12)}, {"type": flip, "prob": 0.5, **options}, PACK]
+    crop = {"type": "RandomCrop", "crop_size": (12, 12)}
+    pipeline = [*loading, crop, {"type": flip, "prob": 0.5, **options}, PACK]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         data = DATASETS.build(dataset(checkpoint, pipeline=pipeline))
