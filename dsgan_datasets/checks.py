@@ -22,3 +22,19 @@ def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> i
     if isinstance(value, bool) or number < lowest or (highest is not None and number > highest):
         raise ValueError(f"{name} must be an integer {allowed}, not {value!r}")
     return number
+
+
+def position(index: Any, length: int) -> int:
+    """The place 0 … length - 1 that an index of a sequence names; negative ones count from the end.
+
+    Raises:
+        IndexError: there is no such place.
+
+    Example:
+        >>> position(-1, 100)
+        99
+    """
+    number = operator.index(index)
+    if not -length <= number < length:
+        raise IndexError(f"index {number} is out of range for a dataset of {length} samples")
+    return number % length

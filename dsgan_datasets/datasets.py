@@ -5,7 +5,6 @@ Which process makes which index is decided here, and nowhere else.
 
 from __future__ import annotations
 
-import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from dsgan_datasets.checks import integer
+from dsgan_datasets.checks import integer, position
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
@@ -173,14 +172,12 @@ class DSGANIterableDataset(IterableDataset[Sample]):
     def _rank_and_world_size(self) -> tuple[int, int]:
         if self.rank is not None and self.world_size is not None:
             return self.rank, self.world_size
-        if dist.is_available() and dist.is_initialized():
-            return dist.get_rank(), dist.get_world_size()
-        return 0, 1
+        return current_rank() or (0, 1)
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker has no process group: it is told the rank of the process that sent it here."""
         state = self.__dict__.copy()
-        if dist.is_available() and dist.is_initialized():
+        if current_rank() is not None:
             state["rank"], state["world_size"] = self._rank_and_world_size()
         return state
 
@@ -276,14 +273,8 @@ class DSGANDataset(Dataset[Sample]):
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Several samples, generated together."""
         refuse_cuda_in_worker(self.labeled.device)
-        samples = self.labeled.generate([self._position(i) for i in indices], seed=self.seed).rows()
+        samples = self.labeled.generate([position(i, self.length) for i in indices], seed=self.seed).rows()
         return [s if self.transforms is None else _transformed(s, self.transforms) for s in samples]
-
-    def _position(self, index: int) -> int:
-        position = operator.index(index)
-        if not -self.length <= position < self.length:
-            raise IndexError(f"index {position} is out of range for a dataset of {self.length} samples")
-        return position % self.length
 
 
 def _generated_ahead(
@@ -342,6 +333,13 @@ def _transformed(sample: Sample, transforms: Transforms) -> Sample:
             f"got {type(result).__name__}: {result!r:.80}"
         )
     return Sample({**sample, "image": result[0], "mask": result[1]})
+
+
+def current_rank() -> tuple[int, int] | None:
+    """(rank, world size) of this process; None if torch.distributed is not initialised in it."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return None
 
 
 def _check_labeled(labeled: LabeledGenerator) -> None:

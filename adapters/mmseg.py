@@ -1,0 +1,308 @@
+"""MMSegmentation 1.x: generated samples as datasets that a config file names.
+
+Importing this module registers everything in MMSegmentation's registries; a config does so with
+``custom_imports = dict(imports=["dsgan_datasets.adapters.mmseg"])``. Guide: docs/mmseg.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from dsgan_datasets.checks import integer, position
+from dsgan_datasets.datasets import DSGANIterableDataset, current_rank
+from dsgan_datasets.device import Device
+from dsgan_datasets.latents import MAX_INDEX, check_seed
+from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.samples import SampleBatch
+from dsgan_datasets.schema import LabelSchema
+
+try:
+    from mmcv.transforms import LoadAnnotations
+    from mmengine.dataset import Compose, ConcatDataset
+    from mmengine.structures import PixelData
+    from mmseg.registry import DATASETS
+    from mmseg.structures import SegDataSample
+except ImportError as error:
+    raise ImportError(
+        f"dsgan_datasets.adapters.mmseg needs MMSegmentation 1.x ({error}). Install its maintained fork:\n"
+        '    pip install "dsgan_datasets[mmseg]"\n'
+        "    pip install --no-deps --no-build-isolation onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 "
+        "mmcv-lite==2.2.0\n"
+        "or the original: mmengine, mmcv and mmsegmentation, see https://mmsegmentation.readthedocs.io"
+    ) from error
+
+from dsgan_datasets.adapters.mmseg_files import SampleStore, open_store
+from dsgan_datasets.adapters.mmseg_flip import DSGANRandomFlip, steps_of, warn_about_flips
+from dsgan_datasets.adapters.mmseg_resume import DSGANResumeHook, samples_ahead
+
+__all__ = ["DSGANConcatDataset", "DSGANRandomFlip", "DSGANResumeHook", "DSGANSegDataset", "DSGANSegIterableDataset"]
+
+Item = dict[str, Any]
+Pipeline = Sequence[Any] | None
+
+
+class _SegSamples:
+    """What both kinds of dataset share: which samples they have, and in which form they hand them out."""
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        *,
+        length: int | None = None,
+        seed: int = 0,
+        pipeline: Pipeline = None,
+        device: Device = None,
+        **recipe: Any,
+    ) -> None:
+        _check_names(type(self).__name__, recipe)
+        if length is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a length: the number of samples in the dataset. Any number will do, as "
+                "samples are made when they are asked for; for training, iterations * batch size is never seen twice"
+            )
+        self.length = integer("length", length, 1, MAX_INDEX)
+        self.seed = check_seed(seed)
+        self.store: SampleStore = open_store(checkpoint, device, recipe)
+        self.pipeline = None if pipeline is None else Compose(pipeline)
+        self._loads_annotations = any(isinstance(step, LoadAnnotations) for step in steps_of(self.pipeline))
+        warn_about_flips(self.pipeline, self.schema)
+
+    @property
+    def schema(self) -> LabelSchema:
+        """What the class ids mean."""
+        return self.store.source.description.schema
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """What MMSegmentation asks of a dataset: classes, palette (RGB), label_map, reduce_zero_label."""
+        return {
+            "classes": self.schema.classes,
+            "palette": [list(color) for color in self.schema.palette],
+            "label_map": None,
+            "reduce_zero_label": False,
+        }
+
+    def full_init(self) -> None:
+        """Nothing to do: ConcatDataset and RepeatDataset call it to have annotation files read."""
+
+    def _items(self, batch: SampleBatch) -> list[Item]:
+        """What the DataLoader gets of a batch."""
+        if self.pipeline is None:
+            return self._packed(batch)
+        items = [self.pipeline(item) for item in self._loaded(batch)]
+        if None in items:
+            raise ValueError(
+                f"the pipeline returned None for sample {int(batch.index[items.index(None)])}: it must not drop samples"
+            )
+        return items
+
+    def _packed(self, batch: SampleBatch) -> list[Item]:
+        """As PackSegInputs packs them; on the generator's device, the masks as views."""
+        images = batch.image.flip(1)  # RGB -> BGR
+        items = []
+        for image, mask, index in zip(images, batch.mask.split(1), batch.index.tolist(), strict=True):
+            sample = SegDataSample(metainfo={**self._facts(index, tuple(image.shape[1:])), "reduce_zero_label": False})
+            sample.gt_sem_seg = PixelData(data=mask)
+            items.append({"inputs": image, "data_samples": sample})
+        return items
+
+    def _loaded(self, batch: SampleBatch) -> Iterator[Item]:
+        """As LoadImageFromFile and LoadAnnotations leave them: numpy arrays, moved to the CPU as one batch."""
+        images = batch.image.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        masks = batch.mask.to(torch.uint8).cpu().numpy()
+        for image, mask, index in zip(images, masks, batch.index.tolist(), strict=True):
+            item = {
+                **self._facts(index, image.shape[:2]),
+                "sample_idx": index,
+                "label_map": None,
+                "reduce_zero_label": False,
+                "img": image,
+                "seg_fields": [],
+            }
+            if not self._loads_annotations:  # that step may stand after a resize, and adds the field itself
+                item |= {"gt_seg_map": mask, "seg_fields": ["gt_seg_map"]}
+            yield item
+
+    def _facts(self, index: int, shape: tuple[int, ...]) -> Item:
+        return {
+            "img_path": self.store.path("image", self.seed, index),
+            "seg_map_path": self.store.path("mask", self.seed, index),
+            "img_shape": shape,
+            "ori_shape": shape,
+        }
+
+
+@DATASETS.register_module()
+class DSGANSegDataset(_SegSamples, Dataset[Item]):
+    """Generated samples as an MMSegmentation dataset; whole batches are generated together.
+
+    Building it reads only the checkpoint's config.json. Weights load in the process that first needs a sample, and all
+    datasets of a process that use a checkpoint in the same way share them.
+
+    Args:
+        checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
+        length: number of samples; must be given. Sample `i` is the same in a dataset of any length.
+        seed: 0 … 2^64-1; another seed is another dataset.
+        pipeline: None hands out packed samples on the generator's device, ready for SegDataPreProcessor: ``inputs``
+            uint8 BGR [3, H, W], ``data_samples`` with ``gt_sem_seg`` int64 [1, H, W]. A list of transforms (it may be
+            empty) gets samples as loaded: ``img`` uint8 BGR [H, W, 3] and ``gt_seg_map`` uint8 [H, W], numpy arrays.
+            Loading steps are not needed, but do no harm; LoadAnnotations after a resize keeps masks at full size.
+        device: None is the rank's current CUDA device if there is one, else the CPU. On a GPU: ``num_workers=0``.
+        recipe: fields of `Recipe` to change, such as ``psi=0.5, threshold=None``.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged.
+        ValueError: an argument that is missing, unknown or out of range.
+        IndexError: when asked for a sample at or beyond the length.
+        RuntimeError: when asked for a sample in a DataLoader worker, if the device is a GPU.
+
+    Example:
+        >>> dataset = DSGANSegDataset("demo-faces", length=100, device="cpu")
+        >>> dataset.metainfo["classes"][:3]
+        ('background', 'skin', 'neck')
+        >>> dataset[7]["inputs"].shape, dataset[7]["data_samples"].img_path
+        (torch.Size([3, 64, 64]), 'dsgan://90ef1356/image/demo-faces_0_7.png')
+    """
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Item:
+        """One sample; negative indices count from the end."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several samples, generated together; a stock DataLoader asks for whole batches."""
+        return self._items(self.store.generate([position(i, self.length) for i in indices], self.seed))
+
+
+@DATASETS.register_module()
+class DSGANSegIterableDataset(_SegSamples, IterableDataset[Item]):
+    """Generated samples as a stream, made ahead on a thread; ranks and workers share it without gap or overlap.
+
+    The fastest way on a GPU. In a config: ``sampler=None`` beside it, and `DSGANResumeHook` among the hooks.
+
+    Args:
+        checkpoint: see `DSGANSegDataset`, as for all arguments but these.
+        length: samples an epoch has, over all ranks; must be given, as MMEngine's logger asks for it. Those that do not
+            divide by the number of ranks are left out. An iteration-based loop repeats them when they are used up.
+        start: first index.
+
+    Raises:
+        CheckpointError, ValueError, RuntimeError: see `DSGANSegDataset`.
+
+    Example:
+        >>> stream = DSGANSegIterableDataset("demo-faces", length=10**6, device="cpu")
+        >>> next(iter(stream))["inputs"].shape, len(stream)
+        (torch.Size([3, 64, 64]), 1000000)
+    """
+
+    def __init__(
+        self, checkpoint: str | os.PathLike[str], *, length: int | None = None, start: int = 0, **options: Any
+    ) -> None:
+        super().__init__(checkpoint, length=length, **options)
+        self.start = integer("start", start, 0, MAX_INDEX - self.length)
+        # In shared memory, so that set_epoch reaches workers that live longer than an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._skip = (0, 1)  # batches of this rank that are done, and their size
+        self._sent_by: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        """Samples that this rank sees in an epoch."""
+        return self.length // self._rank_and_world_size()[1]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the indices start + epoch · length …; takes effect when iteration starts, in living workers too."""
+        self._epoch.fill_(integer("epoch", epoch, 0, MAX_INDEX))
+
+    def skip(self, batches: int, batch_size: int) -> None:
+        """Start this rank's next iteration after so many batches of a DataLoader; it regenerates none of them."""
+        self._skip = integer("batches", batches, 0), integer("batch_size", batch_size, 1)
+
+    def __iter__(self) -> Iterator[Item]:
+        # Taken now, by the copy that iterates, and once: the next epoch starts at its beginning.
+        skip, self._skip = self._skip, (0, 1)
+        return self._samples(*skip)
+
+    def _samples(self, batches: int, batch_size: int) -> Iterator[Item]:
+        rank, world_size = self._rank_and_world_size()
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        ahead = samples_ahead(batches, batch_size, number, workers, len(self)) * world_size
+        remaining = len(self) * world_size - ahead
+        if remaining < 1:
+            return
+        stream = DSGANIterableDataset(
+            self.store.source.labeled,
+            seed=self.seed,
+            start=self.start + int(self._epoch) * self.length + ahead,
+            length=remaining,
+            rank=rank,
+            world_size=world_size,
+        )
+        for batch in stream.batches():
+            self.store.remember(batch, self.seed)
+            yield from self._items(batch)
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return current_rank() or self._sent_by or (0, 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned worker has no process group: it is told the rank of the process that sent it here."""
+        return {**self.__dict__, "_sent_by": current_rank() or self._sent_by}
+
+
+@DATASETS.register_module()
+class DSGANConcatDataset(ConcatDataset):
+    """MMEngine's ConcatDataset, which hands each of its datasets the whole of its share of a batch.
+
+    With the stock one generated samples are made one at a time, which a GPU does no faster than a batch of them.
+
+    Args:
+        datasets: configs, generated and real ones; their classes and palettes must be the same.
+        lazy_init, ignore_keys: see https://mmengine.readthedocs.io (``ignore_keys=["palette"]`` for other colours).
+
+    Example:
+        >>> faces = dict(type="mmseg.DSGANSegDataset", checkpoint="demo-faces", device="cpu")
+        >>> both = DSGANConcatDataset([dict(faces, length=30), dict(faces, length=10, seed=1)])
+        >>> len(both), len(both.__getitems__([3, 35, 4]))
+        (40, 3)
+    """
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Several samples, in the order asked for."""
+        shares: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for place, index in enumerate(indices):
+            child, inner = self._get_ori_dataset_idx(index)
+            shares[child].append((place, inner))
+        items: dict[int, Any] = {}
+        for child, share in shares.items():
+            places, inner_indices = zip(*share, strict=True)
+            items.update(zip(places, _get_items(self.datasets[child], inner_indices), strict=True))
+        return [items[place] for place in range(len(indices))]
+
+
+def _get_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
+    """As a DataLoader asks a dataset: for all of them if it can, else one by one."""
+    if hasattr(dataset, "__getitems__"):
+        items: list[Any] = dataset.__getitems__(indices)
+        return items
+    return [dataset[i] for i in indices]
+
+
+def _check_names(dataset: str, recipe: Item) -> None:
+    """ValueError for a key that a config gave and nobody knows."""
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    if unknown := [name for name in recipe if name not in fields]:
+        start = ", start" if dataset == "DSGANSegIterableDataset" else ""
+        raise ValueError(
+            f"{dataset} knows no {', '.join(unknown)}: it takes checkpoint, length, seed, pipeline, device{start}, and "
+            f"to change the recipe {', '.join(fields)}. (Keys of a base config's dataset go with _delete_=True)"
+        )

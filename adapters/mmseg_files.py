@@ -1,0 +1,141 @@
+"""Generated samples under names of their own: MMEngine's file functions read ``dsgan://…`` as PNG.
+
+What reads pictures by their path (loading steps, SegVisualizationHook) thereby works on samples that are in no file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from weakref import WeakValueDictionary
+
+from mmengine.fileio import BaseStorageBackend, register_backend
+
+from dsgan_datasets.adapters.source import LabeledSource
+from dsgan_datasets.device import Device
+from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.shards import png
+
+Kind = Literal["image", "mask"]
+
+
+class SampleStore:
+    """Samples of one checkpoint and recipe, as batches and under ``dsgan://`` paths; get one from `open_store`.
+
+    The batch that was generated last is kept, so that reading its pictures by path generates nothing again.
+
+    Args:
+        source: makes the samples.
+
+    Example:
+        >>> store = open_store("demo-faces", device="cpu")
+        >>> store.path("image", seed=0, index=7)
+        'dsgan://90ef1356/image/demo-faces_0_7.png'
+    """
+
+    def __init__(self, source: LabeledSource) -> None:
+        self.source = source
+        # Pictures that are made of a sample get the last part of its path as their name.
+        self.name = os.path.basename(os.path.abspath(source.checkpoint))
+        self._recent: dict[tuple[int, int], Sample] = {}
+
+    def generate(self, indices: Sequence[int], seed: int) -> SampleBatch:
+        """The samples of some indices, generated together.
+
+        Raises:
+            RuntimeError: in a DataLoader worker, if the device is a GPU.
+        """
+        batch = self.source.labeled.generate(indices, seed=seed)
+        self.remember(batch, seed)
+        return batch
+
+    def remember(self, batch: SampleBatch, seed: int) -> None:
+        """Keep this batch, instead of the one before."""
+        self._recent = {(seed, index): row for index, row in zip(batch.index.tolist(), batch.rows(), strict=True)}
+
+    def sample(self, index: int, seed: int) -> Sample:
+        """One sample, from the last batch if it is in it."""
+        if (seed, index) not in self._recent:
+            self.generate([index], seed)
+        return self._recent[seed, index]
+
+    def path(self, kind: Kind, seed: int, index: int) -> str:
+        """Under which `DSGANBackend` finds the image or the mask of a sample."""
+        return f"dsgan://{self.source.description.fingerprint[:8]}/{kind}/{self.name}_{seed}_{index}.png"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whoever is sent this opens it for itself: no weights travel."""
+        return open_store, (self.source.checkpoint, self.source.device, self.source.overrides)
+
+
+#: Stores of this process that are in use, by what decides their samples and where they are computed.
+_STORES: WeakValueDictionary[tuple[str, str], SampleStore] = WeakValueDictionary()
+
+
+def open_store(
+    checkpoint: str | os.PathLike[str], device: Device = None, recipe: Mapping[str, Any] | None = None
+) -> SampleStore:
+    """The store of a checkpoint; all datasets of a process that use it in the same way share one, and its weights.
+
+    Args:
+        checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
+        device: see `LabeledSource`.
+        recipe: fields of `Recipe` to change.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its config.json is damaged.
+        ValueError: an override that is unknown or out of range.
+    """
+    source = LabeledSource(checkpoint, device=device, **(recipe or {}))
+    key = (source.description.fingerprint, str(device))
+    store = _STORES.get(key)
+    if store is None:
+        store = _STORES[key] = SampleStore(source)
+    return store
+
+
+@register_backend("dsgan", prefixes="dsgan", force=True)
+class DSGANBackend(BaseStorageBackend):
+    """Reads the paths of `SampleStore` as PNG: images in RGB, masks as 8-bit greyscale whose pixels are class ids.
+
+    Example:
+        >>> from mmengine import fileio
+        >>> store = open_store("demo-faces", device="cpu")
+        >>> fileio.get(store.path("mask", seed=0, index=7))[:4]
+        b'\\x89PNG'
+    """
+
+    def get(self, filepath: str) -> bytes:
+        """PNG of an image or a mask.
+
+        Raises:
+            FileNotFoundError: not such a path, or no dataset of this process has that checkpoint and recipe.
+        """
+        fingerprint, kind, seed, index = _parse(str(filepath))
+        stores = [store for (known, _), store in _STORES.items() if known.startswith(fingerprint)]
+        if not stores:
+            raise FileNotFoundError(
+                f"{filepath}: no dataset of this process has a checkpoint and recipe with fingerprint {fingerprint}…; "
+                "build the DSGANSegDataset that the path came from, with the same recipe, and keep it"
+            )
+        return png(stores[0].sample(index, seed)[kind])
+
+    def get_text(self, filepath: str, encoding: str = "utf-8") -> str:
+        """Samples are pictures: a ValueError."""
+        raise ValueError(f"{filepath} is a picture, not a text: read it with mmengine.fileio.get")
+
+
+def _parse(path: str) -> tuple[str, str, int, int]:
+    """(start of the fingerprint, kind, seed, index) of a path that `SampleStore.path` made."""
+    try:
+        fingerprint, kind, name = path.removeprefix("dsgan://").split("/")
+        _, seed, index = name.removesuffix(".png").rsplit("_", 2)
+        if len(fingerprint) != 8 or kind not in ("image", "mask"):
+            raise ValueError(path)
+        return fingerprint, kind, int(seed), int(index)
+    except ValueError as error:
+        raise FileNotFoundError(
+            f"{path} names no sample; expected dsgan://FINGERPRINT8/image/NAME_SEED_INDEX.png (or /mask/), as in the "
+            "img_path and seg_map_path of a sample"
+        ) from error
