@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from dsgan_datasets.checkpoints.description import describe
 from dsgan_datasets.datasets import refuse_cuda_in_worker
 from dsgan_datasets.device import Device, resolve_device
@@ -40,6 +42,8 @@ class LabeledSource:
         self.overrides = recipe
         self.description = describe(checkpoint, **recipe)
         self._labeled: LabeledGenerator | None = None
+        # Asked here: in a process forked from one that uses CUDA, PyTorch finds no GPU and would fall back to the CPU.
+        self._on_cuda = torch.cuda.is_available() and (device is None or torch.device(device).type == "cuda")
 
     @property
     def labeled(self) -> LabeledGenerator:
@@ -48,9 +52,10 @@ class LabeledSource:
         Raises:
             RuntimeError: in a DataLoader worker, if the device is a GPU.
         """
-        device = resolve_device(self.device)
-        refuse_cuda_in_worker(device)
+        if self._on_cuda:
+            refuse_cuda_in_worker(torch.device("cuda"))
         if self._labeled is None:
+            device = resolve_device(self.device)
             self._labeled = LabeledGenerator.from_pretrained(self.checkpoint, device=device, **self.overrides)
         return self._labeled
 
