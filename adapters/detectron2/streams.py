@@ -84,8 +84,8 @@ class RecordStream(IterableDataset[Record]):
 class MixedStream(RecordStream):
     """Generated and real records in turn, in a stated ratio, without end.
 
-    Within each consumer the m-th record is generated where floor((m + 1) · f) > floor(m · f): every run of records
-    holds the ratio as closely as whole numbers can. The real records are shuffled anew in each epoch, and each is seen
+    Of its first m records, consumer c of C has floor(m · f + c / C) generated: every run of records holds the ratio as
+    closely as whole numbers can, and so do all consumers together, because the floors add up to floor(C · m · f). The real records are shuffled anew in each epoch, and each is seen
     once before any is seen twice, over all ranks and workers. Generated samples are made in batches all the same.
 
     Args:
@@ -103,12 +103,14 @@ class MixedStream(RecordStream):
         self.seed = seed
 
     def _records(self, consumer: int, consumers: int, done: int) -> Iterator[Record]:
-        fraction = self.generated_fraction
-        made = int(done * fraction)
+        def made_before(m: int) -> int:
+            return int(m * self.generated_fraction + Fraction(consumer, consumers))
+
+        made = made_before(done)
         generated = super()._records(consumer, consumers, made)
         real = self._shuffled(range(consumer, MAX_INDEX + 1, consumers)[done - made :])
         for m in count(done):
-            yield next(generated if int((m + 1) * fraction) > int(m * fraction) else real)
+            yield next(generated if made_before(m + 1) > made_before(m) else real)
 
     def _shuffled(self, positions: range) -> Iterator[Record]:
         """The real records at some positions of the endless sequence of shuffled epochs."""
