@@ -85,8 +85,9 @@ class MixedStream(RecordStream):
     """Generated and real records in turn, in a stated ratio, without end.
 
     Of its first m records, consumer c of C has floor(m · f + c / C) generated: every run of records holds the ratio as
-    closely as whole numbers can, and so do all consumers together, because the floors add up to floor(C · m · f). The real records are shuffled anew in each epoch, and each is seen
-    once before any is seen twice, over all ranks and workers. Generated samples are made in batches all the same.
+    closely as whole numbers can, and so do all consumers together, because the floors add up to floor(C · m · f). The
+    real records are shuffled anew in each epoch, and each is seen once before any is seen twice, over all ranks and
+    workers. Generated samples are made in batches all the same.
 
     Args:
         dataset: name of a registered dataset.
