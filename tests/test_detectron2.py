@@ -77,9 +77,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, labeled: LabeledGenerat
 
 @pytest.fixture
 def clean() -> Iterator[None]:
-    """Catalogs as they were."""
+    """Catalogs without generated datasets, and as they were afterwards."""
     catalogs = [DatasetCatalog, MetadataCatalog, registry._REGISTERED]
     before = [dict(catalog) for catalog in catalogs]
+    for catalog, name in itertools.product(catalogs, before[2]):
+        catalog.pop(name, None)
     yield
     for catalog, entries in zip(catalogs, before, strict=True):
         catalog.clear()

@@ -12,7 +12,13 @@ from PIL import Image
 
 
 def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
-    """A `sem_seg_loading_fn` for SemSegEvaluator, whose own fails with numpy 2: class ids [H, W], writable."""
+    """A `sem_seg_loading_fn` for SemSegEvaluator, whose own fails with numpy 2: class ids [H, W], writable.
+
+    Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
+        >>> load_sem_seg(register("truth", "demo-faces", device="cpu").path(0, "mask"), dtype=int).shape
+        (64, 64)
+    """
     with PathManager.open(file_name, "rb") as file:
         return np.array(Image.open(file), dtype=dtype)
 
@@ -31,6 +37,12 @@ def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> 
 
     Raises:
         ValueError: there is no evaluator for such a dataset.
+
+    Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
+        >>> dataset = register("val", "demo-faces", length=2, device="cpu")
+        >>> type(build_evaluator("val", "output")).__name__
+        'SemSegEvaluator'
     """
     kind = MetadataCatalog.get(name).get("evaluator_type")
     evaluators: list[DatasetEvaluator] = []

@@ -50,7 +50,7 @@ def connected_components(values: Tensor) -> Tensor:
     Example:
         >>> connected_components(torch.tensor([[7, 7, 0], [0, 0, 7]]))
         tensor([[0, 0, 2],
-                [2, 2, 5]])
+                [2, 2, 0]])
     """
     height, width = values.shape
     labels = torch.arange(height * width, device=values.device).view(height, width)

@@ -41,6 +41,7 @@ class DSGANDatasetMapper:
         ValueError: an argument out of range; when called, a record that is not generated without `real_mapper`.
 
     Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
         >>> dataset = register("fast", "demo-faces", device="cpu")
         >>> mapped = DSGANDatasetMapper(image_format="RGB")(dataset.record(0))
         >>> mapped["image"].shape, mapped["sem_seg"].dtype

@@ -17,6 +17,7 @@ class DSGANPathHandler(PathHandler):
     eight digits of the dataset's; a path of another dataset is refused.
 
     Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
         >>> path = register("read", "demo-faces", device="cpu").path(3, "image")
         >>> path, PathManager.open(path, "rb").read(12)
         ('dsgan://read/0/90ef1356/3/image', b'P6 64 64 255')

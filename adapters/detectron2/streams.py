@@ -29,6 +29,7 @@ class RecordStream(IterableDataset[Record]):
             that ranks which wait for each other end together. None: no end, which is what Detectron2's trainers want.
 
     Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
         >>> dataset = register("stream", "demo-faces", device="cpu")
         >>> [record["image_id"] for record in RecordStream("stream", length=3)]
         [0, 1, 2]
@@ -134,6 +135,7 @@ class RecordList(Dataset[Record]):
         ValueError: the dataset has no length.
 
     Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
         >>> dataset = register("list", "demo-faces", length=5, device="cpu")
         >>> records = RecordList("list")
         >>> len(records), records[-1]["image_id"]
