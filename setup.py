@@ -12,6 +12,7 @@ README = ROOT / "README.md"
 PACKAGES = [
     "dsgan_datasets",
     "dsgan_datasets.adapters",
+    "dsgan_datasets.adapters.detectron2",
     "dsgan_datasets.checkpoints",
     "dsgan_datasets.generators",
     "dsgan_datasets.interpreters",

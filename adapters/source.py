@@ -42,8 +42,8 @@ class LabeledSource:
         self.overrides = recipe
         self.description = describe(checkpoint, **recipe)
         self._labeled: LabeledGenerator | None = None
-        # Asked now: in a forked worker, CUDA does not answer any more.
-        self._on_gpu = torch.cuda.is_available() if device is None else str(device).startswith("cuda")
+        # Asked here: in a process forked from one that uses CUDA, PyTorch finds no GPU and would fall back to the CPU.
+        self._on_cuda = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
 
     @property
     def labeled(self) -> LabeledGenerator:
@@ -52,7 +52,7 @@ class LabeledSource:
         Raises:
             RuntimeError: in a DataLoader worker, if the device is a GPU.
         """
-        if self._on_gpu:
+        if self._on_cuda:
             refuse_cuda_in_worker(torch.device("cuda"))
         if self._labeled is None:
             device = resolve_device(self.device)

@@ -133,7 +133,7 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         self._consumed, self._resume_at = self._resume_at or 0, None
         self._running_epoch, self._running = int(self._epoch), True
         try:
-            yield from _generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
+            yield from generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
         finally:  # at the end, and where the consumer leaves early
             self._running = False
 
@@ -277,7 +277,7 @@ class DSGANDataset(Dataset[Sample]):
         return [s if self.transforms is None else _transformed(s, self.transforms) for s in samples]
 
 
-def _generated_ahead(
+def generated_ahead(
     labeled: LabeledGenerator, indices: Iterable[int], seed: int, batch_size: int
 ) -> Iterator[SampleBatch]:
     """Batches of samples, in order, generated on a thread (and a CUDA stream) of their own while the consumer works."""

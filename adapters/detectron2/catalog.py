@@ -1,0 +1,216 @@
+"""Names -> Detectron2's catalogs, from Python or from a config file; only config.json of a checkpoint is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
+from torch.utils.data import IterableDataset
+
+from dsgan_datasets.adapters.detectron2.registered import InstanceMode, RegisteredDataset, Task, forget, intern, lookup
+from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordList, RecordStream
+from dsgan_datasets.checkpoints import CheckpointError
+from dsgan_datasets.device import Device
+from dsgan_datasets.latents import check_seed
+from dsgan_datasets.recipe import Recipe
+
+
+def register(
+    name: str,
+    checkpoint: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    length: int | None = None,
+    task: Task = "sem_seg",
+    things: Sequence[str] | None = None,
+    instances: InstanceMode = "classes",
+    min_instance_area: int = 1,
+    device: Device = None,
+    **recipe: Any,
+) -> RegisteredDataset:
+    """Put a generated dataset into DatasetCatalog and its classes into MetadataCatalog.
+
+    Weights are loaded by the process that first needs a sample.
+
+    Args:
+        name: what stands in DATASETS.TRAIN or DATASETS.TEST.
+        checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
+        seed: 0 … 2^64-1; another seed is another dataset.
+        length: number of samples, for evaluation (a map-style dataset); None for a stream without end, for training.
+        task: "sem_seg" gives masks of class ids; "instances" gives boxes and instance masks; "panoptic" gives both as
+            PanopticFPN wants them: in the mask all things are 0, and the other classes are counted from 1.
+        things: names of the classes that instances are made of; None for all but class 0, the background.
+        instances: "classes" is one instance a class, "components" one a connected region of a class, "object" a single
+            one of all things together.
+        min_instance_area: pixels; smaller instances are left out.
+        device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
+        recipe: fields of `Recipe` to change, such as ``psi=0.7``.
+
+    Returns:
+        The dataset: its records and the addresses of its samples.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its config.json is damaged.
+        ValueError: an argument out of range, or a name that is taken by another dataset. Registering the same dataset
+            again is fine.
+
+    Example:
+        >>> dataset = register("faces", "demo-faces", device="cpu")
+        >>> MetadataCatalog.get("faces").stuff_classes[:3]
+        ['background', 'skin', 'neck']
+    """
+    if name not in DatasetCatalog:
+        forget(name)
+    dataset = RegisteredDataset(
+        name,
+        checkpoint,
+        seed=seed,
+        length=length,
+        task=task,
+        things=things,
+        instances=instances,
+        min_instance_area=min_instance_area,
+        device=device,
+        **recipe,
+    )
+    if name not in DatasetCatalog:
+        _catalog(name, partial(RecordStream if length is None else RecordList, name), dataset.metadata)
+    elif not _is_generated(name):
+        raise ValueError(f"the name {name!r} is taken by another dataset in DatasetCatalog: choose another one")
+    return intern(dataset)
+
+
+def register_mixture(name: str, generated: str, real: str, *, generated_fraction: float = 0.5, seed: int = 0) -> None:
+    """Put a stream that mixes a generated with a real dataset into the catalogs.
+
+    Args:
+        name: of the mixture.
+        generated: name of a dataset from `register`, without a length.
+        real: name of any dataset in DatasetCatalog with the same classes; it is loaded when the mixture is first used.
+        generated_fraction: share of generated records, between 0 and 1.
+        seed: of the shuffling of the real records.
+
+    Raises:
+        ValueError: an argument out of range; when the mixture is used, classes that differ.
+
+    Example:
+        >>> drawn = register("drawn", "demo-faces", device="cpu")
+        >>> DatasetCatalog.register("photos", lambda: [{"file_name": "1.jpg", "sem_seg_file_name": "1.png"}])
+        >>> register_mixture("both", "drawn", "photos", generated_fraction=0.75)
+        >>> [len(record) for record in itertools.islice(DatasetCatalog.get("both"), 4)]
+        [2, 5, 5, 5]
+    """
+    dataset = lookup(generated)
+    if dataset.length is not None:
+        raise ValueError(f"a mixture has no end, but {generated!r} has length {dataset.length}: register it without")
+    if not isinstance(generated_fraction, float) or not 0 < generated_fraction < 1:
+        raise ValueError(f"generated_fraction must lie between 0 and 1, not be {generated_fraction!r}")
+    make = partial(_mixture, generated, real, generated_fraction, check_seed(seed))
+    if name not in DatasetCatalog:
+        _catalog(name, make, dataset.metadata)
+    elif getattr(DatasetCatalog[name], "args", None) != make.args:
+        raise ValueError(f"the name {name!r} is already registered for something else: choose another one")
+
+
+def _mixture(generated: str, real: str, fraction: float, seed: int) -> MixedStream:
+    records = get_detection_dataset_dicts([real])
+    if isinstance(records, IterableDataset):
+        raise ValueError(f"{real!r} is a stream: real data to mix in must have a length")
+    for kind in ("thing_classes", "stuff_classes"):
+        ours, theirs = (MetadataCatalog.get(name).get(kind) for name in (generated, real))
+        if ours is not None and theirs is not None and list(ours) != list(theirs):
+            raise ValueError(f"{kind} of {generated!r} are {list(ours)}, but those of {real!r} are {list(theirs)}")
+    if isinstance(records, list):
+        records = DatasetFromList(records, copy=False)  # in one block of memory that workers share
+    return MixedStream(generated, records, generated_fraction=fraction, seed=seed)
+
+
+def _catalog(name: str, make: Callable[[], Any], metadata: dict[str, Any]) -> None:
+    try:
+        MetadataCatalog.get(name).set(**metadata)
+    except AssertionError as error:
+        raise ValueError(f"MetadataCatalog already knows {name!r} differently; remove it there first") from error
+    DatasetCatalog.register(name, make)
+
+
+def _is_generated(name: str) -> bool:
+    make = DatasetCatalog[name]
+    return isinstance(make, partial) and make.func in (RecordStream, RecordList)
+
+
+def add_dsgan_config(cfg: CfgNode) -> None:
+    """Add the DSGAN node with its defaults to a config, and set INPUT.MASK_FORMAT to "bitmask".
+
+    DSGAN.DATASETS is a list of arguments of `register`, DSGAN.MIXTURES one of arguments of `register_mixture`. Masks
+    are RLE encoded, which the default mask format "polygon" cannot read.
+
+    Example:
+        >>> from detectron2.config import get_cfg
+        >>> cfg = get_cfg()
+        >>> add_dsgan_config(cfg)
+        >>> cfg.DSGAN.DATASETS
+        []
+    """
+    cfg.DSGAN = CfgNode({"DATASETS": [], "MIXTURES": []})
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Register the entries of DSGAN.DATASETS and DSGAN.MIXTURES.
+
+    Keys are the parameters of `register` and of `Recipe`, and those of `register_mixture`, in lower or upper case.
+
+    Raises:
+        ValueError: an entry that is wrong; the message names it and what is allowed.
+
+    Warns:
+        UserWarning: INPUT.RANDOM_FLIP is "horizontal" and a dataset has left and right parts.
+
+    Example:
+        >>> from detectron2.config import get_cfg
+        >>> cfg = get_cfg()
+        >>> add_dsgan_config(cfg)
+        >>> cfg.DSGAN.DATASETS = [{"name": "from_config", "checkpoint": "demo-faces", "psi": 0.9, "threshold": None}]
+        >>> register_from_config(cfg)
+        >>> "from_config" in DatasetCatalog
+        True
+    """
+    if "DSGAN" not in cfg:
+        raise ValueError("the config has no DSGAN node: call add_dsgan_config(cfg) before merging files into it")
+    recipe = [field.name for field in dataclasses.fields(Recipe)]
+    datasets = [_call(register, entry, f"DSGAN.DATASETS[{i}]", recipe) for i, entry in enumerate(cfg.DSGAN.DATASETS)]
+    for i, entry in enumerate(cfg.DSGAN.MIXTURES):
+        _call(register_mixture, entry, f"DSGAN.MIXTURES[{i}]")
+    sided = [dataset.name for dataset in datasets if dataset.schema.flip_pairs]
+    if sided and cfg.INPUT.RANDOM_FLIP == "horizontal":
+        warnings.warn(
+            f"INPUT.RANDOM_FLIP is 'horizontal' and {', '.join(sided)} has left and right parts: the stock "
+            "DatasetMapper mirrors the picture and keeps the labels, which makes them wrong. Use DSGANDatasetMapper, "
+            "which exchanges them, or set INPUT.RANDOM_FLIP: none",
+            stacklevel=2,
+        )
+
+
+def _call(function: Callable[..., Any], entry: Any, place: str, more: Collection[str] = ()) -> Any:
+    """Call a function with the entry of a config."""
+    parameters = inspect.signature(function).parameters.values()
+    allowed = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD] + sorted(more)
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{place} must be a mapping with the keys {', '.join(required)} …, not {entry!r}")
+    arguments = {str(key).lower(): value for key, value in entry.items()}
+    if unknown := sorted(set(arguments) - set(allowed)):
+        raise ValueError(f"{place} {dict(entry)} has unknown keys {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    if missing := [key for key in required if key not in arguments]:
+        raise ValueError(f"{place} {dict(entry)} lacks {', '.join(missing)}; allowed: {', '.join(allowed)}")
+    try:
+        return function(**arguments)
+    except (ValueError, CheckpointError) as error:
+        raise ValueError(f"{place} {dict(entry)}: {error}") from error

@@ -1,0 +1,58 @@
+"""Evaluators for registered datasets with a length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.utils.file_io import PathManager
+from PIL import Image
+
+
+def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
+    """A `sem_seg_loading_fn` for SemSegEvaluator, whose own fails with numpy 2: class ids [H, W], writable.
+
+    Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
+        >>> load_sem_seg(register("truth", "demo-faces", device="cpu").path(0, "mask"), dtype=int).shape
+        (64, 64)
+    """
+    with PathManager.open(file_name, "rb") as file:
+        return np.array(Image.open(file), dtype=dtype)
+
+
+def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> DatasetEvaluator:
+    """The evaluator that fits the metadata of a dataset; return it from `build_evaluator` of your trainer.
+
+    "sem_seg" is measured by SemSegEvaluator, "instances" by COCOEvaluator, "panoptic" by both of them (panoptic quality
+    needs files that a generated dataset does not have). COCO annotations are written anew, never taken from an
+    earlier run.
+
+    Args:
+        name: a registered dataset, generated or real.
+        output_dir: folder for predictions and annotations.
+        distributed: gather the results of all ranks.
+
+    Raises:
+        ValueError: there is no evaluator for such a dataset.
+
+    Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
+        >>> dataset = register("val", "demo-faces", length=2, device="cpu")
+        >>> type(build_evaluator("val", "output")).__name__
+        'SemSegEvaluator'
+    """
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    evaluators: list[DatasetEvaluator] = []
+    if kind in ("sem_seg", "coco_panoptic_seg"):
+        evaluators.append(SemSegEvaluator(name, distributed, output_dir, sem_seg_loading_fn=load_sem_seg))
+    if kind in ("coco", "coco_panoptic_seg"):
+        # Its cache goes by the name of the dataset alone: another seed or checkpoint would get the old annotations.
+        evaluators.append(COCOEvaluator(name, distributed=distributed, output_dir=output_dir, allow_cached_coco=False))
+    if not evaluators:
+        raise ValueError(
+            f"dataset {name!r} has evaluator_type {kind!r}; there are evaluators for sem_seg, coco, coco_panoptic_seg"
+        )
+    return DatasetEvaluators(evaluators) if len(evaluators) > 1 else evaluators[0]

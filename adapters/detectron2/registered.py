@@ -1,0 +1,286 @@
+"""A registered dataset: where its samples are addressed, what its classes are called, and its records."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+import torch
+from detectron2.structures import BoxMode
+from pycocotools import mask as rle
+from torch import Tensor
+
+from dsgan_datasets.adapters.detectron2.instances import find_instances, tight_boxes
+from dsgan_datasets.adapters.source import LabeledSource
+from dsgan_datasets.checks import integer
+from dsgan_datasets.device import Device
+from dsgan_datasets.latents import MAX_INDEX, check_seed
+from dsgan_datasets.samples import Sample, SampleBatch
+
+Task = Literal["sem_seg", "instances", "panoptic"]
+InstanceMode = Literal["classes", "components", "object"]
+Record = dict[str, Any]
+
+SCHEME = "dsgan://"
+
+#: What Detectron2's own training script calls the evaluators that fit.
+_EVALUATOR_TYPES = {"sem_seg": "sem_seg", "instances": "coco", "panoptic": "coco_panoptic_seg"}
+
+#: name -> dataset, in this process: what a path is resolved against.
+_REGISTERED: dict[str, RegisteredDataset] = {}
+
+
+class RegisteredDataset:
+    """Samples of a checkpoint and a seed under a name; the arguments are those of `register`.
+
+    There is one such object per name in each process. Sent to another process it becomes that process's own, so that
+    paths resolve there; the weights load there when the first sample is needed.
+
+    Attributes:
+        source: the checkpoint.
+        length: number of samples, None without end.
+        metadata: what MetadataCatalog gets.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: str | os.PathLike[str],
+        *,
+        seed: int = 0,
+        length: int | None = None,
+        task: Task = "sem_seg",
+        things: Sequence[str] | None = None,
+        instances: InstanceMode = "classes",
+        min_instance_area: int = 1,
+        device: Device = None,
+        **recipe: Any,
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name must be a word, not {name!r}")
+        _check_choice("task", task, Task)
+        _check_choice("instances", instances, InstanceMode)
+        self.name = name
+        self.source = LabeledSource(checkpoint, device=device, **recipe)
+        self.seed = check_seed(seed)
+        self.length = None if length is None else integer("length", length, 1, MAX_INDEX + 1)
+        self.task: Task = task
+        self.mode: InstanceMode = instances
+        self.min_instance_area = integer("min_instance_area", min_instance_area, 1)
+        self.schema = self.source.description.schema
+        self.height, self.width = self.source.description.image_size
+        names = self.schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
+        self.things = tuple(sorted({self.schema.index(thing) for thing in names}))
+        if task != "sem_seg" and not self.things:
+            raise ValueError(f"task {task!r} needs at least one class in `things`")
+        self.fingerprint = self.source.description.fingerprint
+        self._prefix = f"{SCHEME}{name}/{self.seed}/{self.fingerprint[:8]}"
+        self._block: dict[int, Sample] = {}
+        # By class id: category or -1, and semantic target. Kept on the device that asked last.
+        self._categories, self._targets = self._tables()
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        categories, targets = torch.full((256,), -1), torch.arange(256)
+        for category, thing in enumerate(self.things):
+            categories[thing] = 0 if self.mode == "object" else category
+        if self.task == "panoptic":
+            targets[list(self.things)] = 0
+            targets[self.stuff] = torch.arange(1, len(self.stuff) + 1)
+        return categories, targets
+
+    @property
+    def stuff(self) -> list[int]:
+        """Class ids that instances are not made of."""
+        return [i for i in range(self.schema.num_classes) if i not in self.things]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two registrations under one name must have in common."""
+        return {
+            "checkpoint": self.source.checkpoint,
+            "fingerprint": self.fingerprint,
+            "seed": self.seed,
+            "length": self.length,
+            "task": self.task,
+            "things": tuple(self.schema.classes[thing] for thing in self.things),
+            "instances": self.mode,
+            "min_instance_area": self.min_instance_area,
+            "device": None if self.source.device is None else str(self.source.device),
+        }
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Attributes for MetadataCatalog, named as in Detectron2's guide "Use Custom Datasets"."""
+        classes = list(zip(self.schema.classes, map(list, self.schema.palette), strict=True))
+        metadata: dict[str, Any] = {"ignore_label": self.schema.ignore_index}
+        metadata["evaluator_type"] = _EVALUATOR_TYPES[self.task]
+        if self.task != "instances":
+            stuff = classes
+            if self.task == "panoptic":
+                stuff = [("things", [255, 255, 255]), *(classes[i] for i in self.stuff)]
+            metadata["stuff_classes"], metadata["stuff_colors"] = map(list, zip(*stuff, strict=True))
+            metadata["stuff_dataset_id_to_contiguous_id"] = {i: i for i in range(len(stuff))}
+        if self.task != "sem_seg":
+            things = {i: classes[i] for i in self.things}
+            if self.mode == "object":
+                things = {1: ("object", classes[self.things[0]][1])}
+            metadata["thing_classes"], metadata["thing_colors"] = map(list, zip(*things.values(), strict=True))
+            metadata["thing_dataset_id_to_contiguous_id"] = {i: category for category, i in enumerate(things)}
+        return metadata
+
+    def path(self, index: int, kind: str) -> str:
+        """Address of a sample's "image" or "mask"."""
+        return f"{self._prefix}/{index}/{kind}"
+
+    def record(self, index: int) -> Record:
+        """One sample in Detectron2's dataset format; nothing is generated for it."""
+        record: Record = {
+            "file_name": self.path(index, "image"),
+            "height": self.height,
+            "width": self.width,
+            "image_id": index,
+        }
+        if self.task != "instances":
+            record["sem_seg_file_name"] = self.path(index, "mask")
+        if self.task != "sem_seg":
+            record["annotations"] = Annotations(lambda: self.annotations(index))
+        return record
+
+    def sample(self, index: int) -> Sample:
+        """A sample; generated again if it is not in the block that was generated last."""
+        block = self._block
+        if index not in block:
+            labeled, indices = self.source.labeled, range(index, index + 1)
+            if labeled.device.type == "cuda":  # computes whole batches anyway, and sets are often read in order
+                first = index - index % labeled.recipe.compute_batch
+                indices = range(first, min(first + labeled.recipe.compute_batch, self.length or MAX_INDEX + 1))
+            block = self.keep(labeled.generate(indices, seed=self.seed))
+        return block[index]
+
+    def keep(self, batch: SampleBatch) -> dict[int, Sample]:
+        """Make these the samples that need not be generated again."""
+        self._block = block = dict(zip(batch.index.tolist(), batch.rows(), strict=True))
+        return block
+
+    def sem_seg(self, mask: Tensor) -> Tensor:
+        """Semantic target [H, W] of a mask: its class ids; for a panoptic task, 0 for things and then the stuff."""
+        if self.task != "panoptic":
+            return mask
+        self._targets = self._targets.to(mask.device)
+        return self._targets[mask]
+
+    def instances(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Instances of a mask [H, W]: bool masks [I, H, W] and int64 categories [I]."""
+        self._categories = self._categories.to(mask.device)
+        components = self.mode == "components"
+        return find_instances(mask, self._categories, components=components, min_area=self.min_instance_area)
+
+    def annotations(self, index: int) -> list[dict[str, Any]]:
+        """Instances of a sample in Detectron2's dataset format: tight boxes, RLE masks."""
+        masks, categories = self.instances(self.sample(index).mask)
+        # pycocotools takes [H, W, I] in column-major order.
+        encoded = rle.encode(np.asfortranarray(masks.permute(1, 2, 0).byte().cpu().numpy()))
+        return [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "segmentation": mask, "iscrowd": 0}
+            for box, category, mask in zip(tight_boxes(masks).tolist(), categories.tolist(), encoded, strict=True)
+        ]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, ({**self.__dict__, "_block": {}},)
+
+
+def intern(dataset: RegisteredDataset) -> RegisteredDataset:
+    """The dataset of that name in this process: this one, unless an equal one is there already.
+
+    Raises:
+        ValueError: the name belongs to another dataset; the message names what differs.
+    """
+    known = _REGISTERED.setdefault(dataset.name, dataset)
+    for argument, value in dataset.identity.items():
+        if known.identity[argument] != value:
+            raise ValueError(
+                f"dataset {dataset.name!r} is already registered with {argument} {known.identity[argument]!r}, not "
+                f"{value!r}: choose another name, or take it out of DatasetCatalog and MetadataCatalog first"
+            )
+    return known
+
+
+def forget(name: str) -> None:
+    """Make a name free again."""
+    _REGISTERED.pop(name, None)
+
+
+def lookup(name: str) -> RegisteredDataset:
+    """The dataset that is registered under a name; ValueError lists the names if there is none."""
+    if name not in _REGISTERED:
+        raise ValueError(f"no generated dataset {name!r}; registered are: {', '.join(_REGISTERED) or 'none'}")
+    return _REGISTERED[name]
+
+
+def resolve(path: str) -> tuple[RegisteredDataset, int, str]:
+    """The dataset, index and kind ("image" or "mask") that a path names.
+
+    Raises:
+        FileNotFoundError: there is no such sample; the message says why.
+    """
+    parts = path.removeprefix(SCHEME).rsplit("/", 4)
+    if not path.startswith(SCHEME) or len(parts) != 5 or parts[4] not in ("image", "mask"):
+        raise FileNotFoundError(f"{path}: expected {SCHEME}NAME/SEED/FINGERPRINT/INDEX/image or …/mask")
+    name, seed, fingerprint, index, kind = parts
+    if name not in _REGISTERED:
+        raise FileNotFoundError(f"{path}: {name!r} is not registered in this process; call register({name!r}, …)")
+    dataset = _REGISTERED[name]
+    if (seed, fingerprint) != (str(dataset.seed), dataset.fingerprint[:8]):
+        raise FileNotFoundError(
+            f"{path} belongs to seed {seed} and fingerprint {fingerprint}, but {name!r} is registered with seed "
+            f"{dataset.seed} and fingerprint {dataset.fingerprint[:8]}: it is a sample of another dataset"
+        )
+    last = MAX_INDEX if dataset.length is None else dataset.length - 1
+    if not (index.isascii() and index.isdecimal() and int(index) <= last):
+        raise FileNotFoundError(f"{path}: the index must be in 0 … {last}")
+    return dataset, int(index), kind
+
+
+class Annotations(Sequence[dict[str, Any]]):
+    """A list that is made when it is first looked at; copied or pickled it is a plain list.
+
+    A stock mapper copies the record and gets the list. The fast path never looks, and nothing is encoded.
+
+    Args:
+        make: gives the list.
+    """
+
+    def __init__(self, make: Callable[[], list[dict[str, Any]]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _items(self) -> list[dict[str, Any]]:
+        return self._make()
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self._items,)
+
+
+def _received(state: dict[str, Any]) -> RegisteredDataset:
+    """This process's dataset for one that was sent here."""
+    dataset = RegisteredDataset.__new__(RegisteredDataset)
+    dataset.__dict__.update(state)
+    return intern(dataset)
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
