@@ -168,7 +168,7 @@ class DSGANSegDataset(_SegSamples, Dataset[Item]):
         >>> dataset.metainfo["classes"][:3]
         ('background', 'skin', 'neck')
         >>> dataset[7]["inputs"].shape, dataset[7]["data_samples"].img_path
-        (torch.Size([3, 64, 64]), 'dsgan://90ef1356/image/demo-faces_0_7.png')
+        (torch.Size([3, 64, 64]), 'dsgan://af4f0de0/image/demo-faces_0_7.png')
     """
 
     def __len__(self) -> int:

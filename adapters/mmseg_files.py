@@ -31,7 +31,7 @@ class SampleStore:
     Example:
         >>> store = open_store("demo-faces", device="cpu")
         >>> store.path("image", seed=0, index=7)
-        'dsgan://90ef1356/image/demo-faces_0_7.png'
+        'dsgan://af4f0de0/image/demo-faces_0_7.png'
     """
 
     def __init__(self, source: LabeledSource) -> None:
