@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, as in the children, whatever else is installed
 
 import mutators  # noqa: E402
-from conftest import small_labeled  # noqa: E402
+from conftest import small_labeled, small_stylegan1  # noqa: E402
 from labeling import cpu_name, progress, write_json  # noqa: E402
 from watched import Outcome, Watched  # noqa: E402
 
@@ -60,20 +60,22 @@ class Seed:
 
 
 def make_seeds(where: Path) -> list[Seed]:
-    """A snapshot, a classifier and a state dict in both formats of torch.save, the files of a checkpoint directory."""
+    """A file of every dialect, those of torch.save in both formats, and the files of a checkpoint directory."""
     pickles = (*mutators.PLAIN, *mutators.OPCODES)
     classifier = GOLDEN / "dgan_sg1_128_c7_ckpt" / "model_0.pth"
     seeds = [
-        Seed("x.pkl", (GOLDEN / "sg2ada_fullsnapshot16.pkl").read_bytes(), ("generator",), pickles),
-        Seed("model_0.pth", classifier.read_bytes(), ("interpreter",), pickles),
+        Seed(f"{kind}.pkl", (GOLDEN / f"{name}.pkl").read_bytes(), ("generator",), pickles)
+        for kind, name in (("stylegan2", "sg2ada_fullsnapshot16"), ("stylegan3", "sg3_r_32"))
     ]
-    content = torch.load(classifier, weights_only=True)
-    torch.save(content, where / "legacy.pth", _use_new_zipfile_serialization=False)
-    seeds.append(Seed("model_0.pth", (where / "legacy.pth").read_bytes(), ("interpreter",), pickles))
-    weights = {"g_ema": {f"conv.{i}.weight": torch.randn(8, 4, 3, 3) for i in range(20)}, "latent_avg": torch.zeros(64)}
-    for new in (True, False):
-        torch.save(weights, where / "weights.pt", _use_new_zipfile_serialization=new)
-        seeds.append(Seed("x.pt", (where / "weights.pt").read_bytes(), ("torch file",), pickles))
+    torch_files = {
+        "model_0.pth": ("interpreter", torch.load(classifier, weights_only=True)),
+        "rosinality.pt": ("generator", torch.load(GOLDEN / "ros_sg2_64.pt", weights_only=True)),
+        "stylegan1.pt": ("generator", small_stylegan1()),
+    }
+    for name, (how, content) in torch_files.items():
+        for new in (True, False):
+            torch.save(content, where / name, _use_new_zipfile_serialization=new)
+            seeds.append(Seed(name, (where / name).read_bytes(), (how,), pickles))
     folder = where / "faces"
     small_labeled().save_pretrained(folder)
     for file in ("config.json", "generator.safetensors", "interpreter.safetensors"):

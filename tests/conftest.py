@@ -37,6 +37,24 @@ def small_labeled(**recipe: object) -> LabeledGenerator:
     return LabeledGenerator(generator, ensemble, SCHEMA, Recipe(psi=0.9, **recipe))  # type: ignore[arg-type]
 
 
+def small_stylegan1() -> dict[str, torch.Tensor]:
+    """An 8-pixel StyleGAN1 in the layout that DatasetGAN reads."""
+    random = torch.Generator().manual_seed(0)
+    shapes: dict[str, tuple[int, ...]] = {"g_synthesis.torgb.weight": (3, 4, 1, 1), "g_synthesis.torgb.bias": (3,)}
+    for i in range(2):
+        shapes |= {f"g_mapping.dense{i}.weight": (16, 16), f"g_mapping.dense{i}.bias": (16,)}
+    for side, convs in ((4, ("conv",)), (8, ("conv0_up", "conv1"))):
+        block = f"g_synthesis.blocks.{side}x{side}"
+        for conv in convs:
+            shapes |= {f"{block}.{conv}.weight": (4, 4, 3, 3), f"{block}.{conv}.bias": (4,)}
+        for epilogue in ("epi1", "epi2"):
+            shapes[f"{block}.{epilogue}.top_epi.noise.weight"] = (4,)
+            shapes[f"{block}.{epilogue}.style_mod.lin.weight"] = (8, 16)
+            shapes[f"{block}.{epilogue}.style_mod.lin.bias"] = (8,)
+    shapes |= {"g_synthesis.blocks.4x4.const": (1, 4, 4, 4), "g_synthesis.blocks.4x4.bias": (4,)}
+    return {name: torch.randn(*shape, generator=random) for name, shape in shapes.items()}
+
+
 @pytest.fixture(scope="session")
 def unfiltered() -> LabeledGenerator:
     """Accepts every draw."""

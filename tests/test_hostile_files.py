@@ -17,6 +17,7 @@ import hostile
 import mutators
 import pytest
 import torch
+from conftest import GOLDEN, small_stylegan1
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from watched import Outcome, Watched
@@ -27,6 +28,15 @@ from dsgan_datasets.tools.cli import main
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the watch reads /proc")
 
 LONGEST = 10.0  # seconds
+
+#: Kind of a file -> how it is loaded, and its name.
+KINDS = {
+    **dict.fromkeys(("snapshot", "stylegan3"), ("generator", "x.pkl")),
+    **dict.fromkeys(("state dict", "rosinality", "stylegan1"), ("generator", "x.pt")),
+    "torch file": ("torch file", "x.pt"),
+    **dict.fromkeys(("classifier", "zip", "legacy"), ("interpreter", "model_0.pth")),
+}
+REAL = ["snapshot", "stylegan3", "rosinality", "stylegan1", "zip", "legacy"]
 
 Loads = Callable[..., Outcome]
 
@@ -40,11 +50,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, filtered: LabeledGenera
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Real files, by the way to load them: a snapshot, and a classifier in both formats of torch.save."""
+    """Real files, by kind: snapshots, state dicts of generators, and a classifier in both formats of torch.save."""
     classifier = hostile.CLASSIFIERS / "model_0.pth"
     legacy = tmp_path_factory.mktemp("seeds") / "legacy.pth"
     torch.save(torch.load(classifier, weights_only=True), legacy, _use_new_zipfile_serialization=False)
+    torch.save(small_stylegan1(), legacy.with_name("stylegan1.pt"), _use_new_zipfile_serialization=False)
     return {
+        "stylegan3": (GOLDEN / "sg3_r_32.pkl").read_bytes(),
+        "rosinality": (GOLDEN / "ros_sg2_64.pt").read_bytes(),
+        "stylegan1": legacy.with_name("stylegan1.pt").read_bytes(),
         "snapshot": hostile.SMALL_SNAPSHOT.read_bytes(),
         "zip": classifier.read_bytes(),
         "legacy": legacy.read_bytes(),
@@ -55,9 +69,9 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def child(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Watched]:
     here = tmp_path_factory.mktemp("watched")
     legacy = here.parent / "legacy.pt"
-    torch.save({"w": torch.zeros(3)}, legacy, _use_new_zipfile_serialization=False)
+    torch.save(small_stylegan1(), legacy, _use_new_zipfile_serialization=False)
     warm_up = [("generator", hostile.SMALL_SNAPSHOT), ("interpreter", hostile.CLASSIFIERS), ("labeled", checkpoint)]
-    watched = Watched(here, [*warm_up, ("torch file", legacy)])
+    watched = Watched(here, [*warm_up, ("torch file", legacy), ("generator", legacy)])
     yield watched
     watched.close()
     assert list(here.iterdir()) == []  # the folder that a canary would appear in
@@ -68,9 +82,7 @@ def loads(child: Watched, tmp_path: Path) -> Loads:
     """Load bytes as a file of some kind, and check that no rule was broken."""
 
     def load(kind: str, data: bytes, *, check: bool = True) -> Outcome:
-        how, file = {"snapshot": ("generator", "x.pkl"), "torch file": ("torch file", "x.pt")}.get(
-            kind, ("interpreter", "model_0.pth")
-        )
+        how, file = KINDS[kind]
         path = tmp_path / file
         path.write_bytes(data)
         outcome = child.load(how, tmp_path if how == "interpreter" else path)
@@ -90,7 +102,7 @@ def test_nothing_runs(loads: Loads, name: str) -> None:
     piece = hostile.PAYLOADS[name]
     assert refused(loads("snapshot", hostile.snapshot(piece)))
     for wrapped in (hostile.zip_file(piece), hostile.legacy_file(piece)):
-        assert refused(loads("torch file", wrapped)) and refused(loads("classifier", wrapped))
+        assert all(refused(loads(kind, wrapped)) for kind in ("torch file", "state dict", "classifier"))
     assert refused(loads("snapshot", hostile.snapshot(hostile.nested(piece))))
 
 
@@ -150,7 +162,9 @@ def test_the_watch_would_notice_time_and_memory(
 def test_bombs(loads: Loads, name: str) -> None:
     piece = hostile.BOMBS[name]()
     assert refused(loads("snapshot", hostile.snapshot(piece)))
-    assert refused(loads("classifier", hostile.zip_file(piece)))
+    assert all(refused(loads(kind, hostile.zip_file(piece))) for kind in ("classifier", "state dict"))
+        loads("state dict", hostile.zip_file(piece))
+    )
     loads("torch file", hostile.legacy_file(piece))  # some are harmless there
 
 
@@ -236,13 +250,13 @@ def test_directories(child: Watched, checkpoint: Path, tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 100, 0.5, 0.99, -1])
-@pytest.mark.parametrize("kind", ["snapshot", "zip", "legacy"])
+@pytest.mark.parametrize("kind", REAL)
 def test_truncated_files(loads: Loads, seeds: dict[str, bytes], kind: str, keep: float) -> None:
     data = seeds[kind]
     assert refused(loads(kind, data[: int(keep * len(data)) if isinstance(keep, float) else keep]))
 
 
-@pytest.mark.parametrize("kind", ["snapshot", "zip", "legacy"])
+@pytest.mark.parametrize("kind", REAL)
 def test_the_real_files_load(loads: Loads, seeds: dict[str, bytes], kind: str) -> None:
     assert loads(kind, seeds[kind]).kind == "loaded"
 
@@ -258,7 +272,7 @@ FUZZ = settings(
 
 @settings(FUZZ, max_examples=400)
 @given(
-    kind=st.sampled_from(["snapshot", "zip", "legacy"]),
+    kind=st.sampled_from(REAL),
     mutator=st.sampled_from([*mutators.PLAIN, *mutators.OPCODES]),
     seed=st.integers(0, 2**32),
 )
@@ -296,6 +310,7 @@ def test_programs_of_random_opcodes(loads: Loads, kind: str, steps: list[bytes])
     [
         ("x.pkl", hostile.snapshot(hostile.PAYLOADS["posix.system"])),
         ("x.pkl", hostile.snapshot(hostile.SNAPSHOT_BOMBS["a class name of control characters"]())),
+        ("x.pt", hostile.zip_file(hostile.PAYLOADS["posix.system"])),
         ("model_0.pth", hostile.zip_file(hostile.BOMBS["hashes of shared tuples"]())),
         ("config.json", b'{"a":' * 10**5),
     ],
@@ -304,7 +319,7 @@ def test_dsgan_info_says_it_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, data: bytes
 ) -> None:
     (tmp_path / file).write_bytes(data)
-    assert main(["info", str(tmp_path / file if file == "x.pkl" else tmp_path)]) == 1
+    assert main(["info", str(tmp_path / file if file.startswith("x.") else tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("dsgan: error: ") and err.count("\n") == 1 and err[:-1].isprintable()
 
