@@ -270,7 +270,7 @@ class DSGANConcatDataset(ConcatDataset):
         lazy_init, ignore_keys: see https://mmengine.readthedocs.io (``ignore_keys=["palette"]`` for other colours).
 
     Example:
-        >>> faces = dict(type="mmseg.DSGANSegDataset", checkpoint="demo-faces", device="cpu")
+        >>> faces = dict(type=DSGANSegDataset, checkpoint="demo-faces", device="cpu")
         >>> both = DSGANConcatDataset([dict(faces, length=30), dict(faces, length=10, seed=1)])
         >>> len(both), len(both.__getitems__([3, 35, 4]))
         (40, 3)

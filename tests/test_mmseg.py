@@ -734,8 +734,10 @@ def test_a_gpu_is_refused_in_a_worker(
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         data = DATASETS.build(build(checkpoint, device=device))
+    batches = iter(DataLoader(data, num_workers=1, collate_fn=list))
     with pytest.raises(RuntimeError, match="num_workers=0"):
-        next(iter(DataLoader(data, num_workers=1, collate_fn=list)))
+        next(batches)
+    batches._shutdown_workers()  # type: ignore[attr-defined]  # now: see _stop_generating
 
 
 def test_a_missing_framework_is_named() -> None:
