@@ -347,6 +347,7 @@ def test_paths_of_other_datasets_are_refused(register: Callable[..., RegisteredD
         assert not PathManager.exists(f"dsgan://{wrong}")
         with pytest.raises(FileNotFoundError, match=message):
             PathManager.open(f"dsgan://{wrong}", "rb")
+    assert PathManager.exists(register("faces/train").path(0, "mask"))  # a name may have slashes
     with pytest.raises(ValueError, match="can only be read"):
         PathManager.open(path, "wb")
 
