@@ -347,6 +347,7 @@ def test_paths_of_other_datasets_are_refused(register: Callable[..., RegisteredD
         assert not PathManager.exists(f"dsgan://{wrong}")
         with pytest.raises(FileNotFoundError, match=message):
             PathManager.open(f"dsgan://{wrong}", "rb")
+    assert PathManager.exists(register("faces/train").path(0, "mask"))  # a name may have slashes
     with pytest.raises(ValueError, match="can only be read"):
         PathManager.open(path, "wb")
 
@@ -963,9 +964,21 @@ def test_schema_without_sides_does_not_warn(clean: None) -> None:
 EXAMPLES = ROOT / "examples" / "detectron2"
 
 
-@pytest.mark.parametrize(("name", "metric"), [("semantic", "sem_seg"), ("instances", "segm")])
-def test_yaml_examples_run(clean: None, tmp_path: Path, name: str, metric: str) -> None:
-    options = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "OUTPUT_DIR", str(tmp_path)]
+@pytest.mark.parametrize(
+    ("name", "task", "metric"), [("semantic", "sem_seg", "sem_seg"), ("instances", "instances", "segm")]
+)
+def test_yaml_examples_run(clean: None, tmp_path: Path, name: str, task: str, metric: str) -> None:
+    adapter.register("few", "demo-faces", task=task, seed=1, length=3)
+    options = [
+        "DATASETS.TEST",
+        "('few',)",
+        "SOLVER.MAX_ITER",
+        "2",
+        "SOLVER.IMS_PER_BATCH",
+        "2",
+        "OUTPUT_DIR",
+        str(tmp_path),
+    ]
     words = ["--config-file", str(EXAMPLES / f"{name}.yaml"), *options]
     results = load(EXAMPLES / "train.py").main(defaults.default_argument_parser().parse_args(words))
     assert metric in results
@@ -983,7 +996,9 @@ def test_what_a_user_writes_is_short() -> None:
 
 @pytest.mark.slow
 def test_lazy_example_runs(clean: None, tmp_path: Path) -> None:
-    options = ["train.max_iter=1", f"train.output_dir={tmp_path}", f"dataloader.evaluator.output_dir={tmp_path}"]
+    adapter.register("few", "demo-faces", task="instances", seed=1, length=3)
+    options = ["dataloader.test.dataset.names=few", "dataloader.evaluator.name=few", "train.max_iter=1"]
+    options += [f"train.output_dir={tmp_path}", f"dataloader.evaluator.output_dir={tmp_path}"]
     words = ["--config-file", str(EXAMPLES / "lazy.py"), "dataloader.train.total_batch_size=2", *options]
     results = load(EXAMPLES / "train_lazy.py").main(defaults.default_argument_parser().parse_args(words))
     assert "segm" in results
