@@ -38,7 +38,7 @@ from mmseg.registry import DATASETS, MODELS  # noqa: E402
 from mmseg.utils import register_all_modules  # noqa: E402
 
 from dsgan_datasets.adapters.mmseg import DSGANSegDataset  # noqa: E402
-from dsgan_datasets.adapters.mmseg_resume import samples_ahead  # noqa: E402
+from dsgan_datasets.adapters.mmseg.resume import samples_ahead  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = {"type": "PackSegInputs"}

@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dsgan_datasets.adapters.detectron2.registered import Record, lookup
+from dsgan_datasets.adapters.resuming import resumed_worker
 from dsgan_datasets.checks import integer
 from dsgan_datasets.datasets import generated_ahead
 from dsgan_datasets.latents import MAX_INDEX
@@ -56,11 +57,8 @@ class RecordStream(IterableDataset[Record]):
         rank, world_size = self._rank_and_world_size()
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        # A DataLoader asks its workers in turn, a new one beginning with worker 0: that one takes the place of the
-        # worker whose turn it was.
-        place = (worker + self._batches_done) % workers
-        rounds, rest = divmod(self._batches_done, workers)
-        return place * world_size + rank, world_size * workers, (rounds + (place < rest)) * self._batch_size
+        former, batches = resumed_worker(worker, workers, self._batches_done)
+        return former * world_size + rank, world_size * workers, batches * self._batch_size
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return self._sent_by or (comm.get_rank(), comm.get_world_size())

@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from dsgan_datasets.adapters.resuming import resumed_worker
+
 
 @runtime_checkable
 class Stream(Protocol):
@@ -89,8 +91,7 @@ class _InPlace:
 def samples_ahead(batches: int, batch_size: int, worker: int, workers: int, length: int) -> int:
     """By how many samples of its rank a worker's start moves when the rank has done some batches of an epoch.
 
-    A DataLoader takes batches from its workers in turn, and worker w makes them of samples w, w + workers, … of the
-    rank. A new DataLoader begins with its worker 0, which therefore goes on as the worker whose turn it was.
+    Worker w makes its batches of samples w, w + workers, … of the rank; see `resumed_worker` for whose it goes on with.
 
     Args:
         batches: done by the rank; beyond one epoch, those of the last epoch count.
@@ -100,7 +101,5 @@ def samples_ahead(batches: int, batch_size: int, worker: int, workers: int, leng
         length: samples of the rank in an epoch.
     """
     an_epoch = sum(-(-len(range(w, length, workers)) // batch_size) for w in range(workers))
-    rounds, turn = divmod(batches % an_epoch if an_epoch else 0, workers)
-    former = (worker + turn) % workers
-    done = rounds + (former < turn)
+    former, done = resumed_worker(worker, workers, batches % an_epoch if an_epoch else 0)
     return former - worker + done * batch_size * workers

@@ -1,8 +1,4 @@
-"""MMSegmentation 1.x: generated samples as datasets that a config file names.
-
-Importing this module registers everything in MMSegmentation's registries; a config does so with
-``custom_imports = dict(imports=["dsgan_datasets.adapters.mmseg"])``. Guide: docs/mmseg.md.
-"""
+"""Generated samples as datasets of MMSegmentation: map-style, as a stream, and concatenated with real ones."""
 
 from __future__ import annotations
 
@@ -13,8 +9,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from mmcv.transforms import LoadAnnotations
+from mmengine.dataset import Compose, ConcatDataset
+from mmengine.structures import PixelData
+from mmseg.registry import DATASETS
+from mmseg.structures import SegDataSample
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from dsgan_datasets.adapters.mmseg.files import SampleStore, open_store
+from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
+from dsgan_datasets.adapters.mmseg.resume import samples_ahead
 from dsgan_datasets.checks import integer, position
 from dsgan_datasets.datasets import DSGANIterableDataset, current_rank
 from dsgan_datasets.device import Device
@@ -22,27 +26,6 @@ from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.schema import LabelSchema
-
-try:
-    from mmcv.transforms import LoadAnnotations
-    from mmengine.dataset import Compose, ConcatDataset
-    from mmengine.structures import PixelData
-    from mmseg.registry import DATASETS
-    from mmseg.structures import SegDataSample
-except ImportError as error:
-    raise ImportError(
-        f"dsgan_datasets.adapters.mmseg needs MMSegmentation 1.x ({error}). Install its maintained fork:\n"
-        '    pip install "dsgan_datasets[mmseg]"\n'
-        "    pip install --no-deps --no-build-isolation onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 "
-        "mmcv-lite==2.2.0\n"
-        "or the original: mmengine, mmcv and mmsegmentation, see https://mmsegmentation.readthedocs.io"
-    ) from error
-
-from dsgan_datasets.adapters.mmseg_files import SampleStore, open_store
-from dsgan_datasets.adapters.mmseg_flip import DSGANRandomFlip, steps_of, warn_about_flips
-from dsgan_datasets.adapters.mmseg_resume import DSGANResumeHook, samples_ahead
-
-__all__ = ["DSGANConcatDataset", "DSGANRandomFlip", "DSGANResumeHook", "DSGANSegDataset", "DSGANSegIterableDataset"]
 
 Item = dict[str, Any]
 Pipeline = Sequence[Any] | None
@@ -208,6 +191,10 @@ class DSGANSegIterableDataset(_SegSamples, IterableDataset[Item]):
         self, checkpoint: str | os.PathLike[str], *, length: int | None = None, start: int = 0, **options: Any
     ) -> None:
         super().__init__(checkpoint, length=length, **options)
+        if self.store.source.description.recipe.views > 1:
+            raise ValueError(
+                "a stream deals out single samples, which would tear view groups apart: use DSGANSegDataset"
+            )
         self.start = integer("start", start, 0, MAX_INDEX - self.length)
         # In shared memory, so that set_epoch reaches workers that live longer than an epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -1,0 +1,20 @@
+"""Generated samples in MMSegmentation 1.x: importing this registers everything that a config can name.
+
+A config does so with ``custom_imports = dict(imports=["dsgan_datasets.adapters.mmseg"])``. The guide is docs/mmseg.md.
+The flow: files (paths of samples) -> datasets -> flip, resume.
+"""
+
+try:
+    from dsgan_datasets.adapters.mmseg.datasets import DSGANConcatDataset, DSGANSegDataset, DSGANSegIterableDataset
+    from dsgan_datasets.adapters.mmseg.flip import DSGANRandomFlip
+    from dsgan_datasets.adapters.mmseg.resume import DSGANResumeHook
+except ModuleNotFoundError as error:
+    raise ImportError(
+        f"dsgan_datasets.adapters.mmseg needs MMSegmentation 1.x ({error}). Install its maintained fork:\n"
+        '    pip install "dsgan_datasets[mmseg]"\n'
+        "    pip install --no-deps --no-build-isolation onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 "
+        "mmcv-lite==2.2.0\n"
+        "or the original: mmengine, mmcv and mmsegmentation, see https://mmsegmentation.readthedocs.io"
+    ) from error
+
+__all__ = ["DSGANConcatDataset", "DSGANRandomFlip", "DSGANResumeHook", "DSGANSegDataset", "DSGANSegIterableDataset"]
