@@ -15,7 +15,7 @@ def resumed_worker(worker: int, workers: int, batches: int) -> tuple[int, int]:
         batches: that the former DataLoader has given.
 
     Example:
-        >>> resumed_worker(0, workers=2, batches=3)  # workers 0, 1 and 0 have given one each: it is the turn of worker 1
+        >>> resumed_worker(0, workers=2, batches=3)  # workers 0, 1 and 0 have given one each: now it is 1's turn
         (1, 1)
     """
     rounds, turn = divmod(batches, workers)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from labeling import cpu_name, progress, write_json
 from torch import Tensor
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
@@ -77,11 +77,44 @@ def detectron2_path(fast: bool) -> Callable[[str, str, int], Start]:
     return make
 
 
+def mmseg_path(fast: bool) -> Callable[[str, str, int], Start]:
+    """MMEngine's training loader: our stream of packed samples, or our map-style dataset under a stock pipeline."""
+
+    def make(checkpoint: str, device: str, batch: int) -> Start:
+        from mmengine.runner import Runner
+        from mmseg.utils import register_all_modules
+
+        import dsgan_datasets.adapters.mmseg  # noqa: F401
+
+        register_all_modules()
+        dataset = {"checkpoint": checkpoint, "device": device, "length": 10**5}
+        if fast:
+            dataset, sampler = {**dataset, "type": "DSGANSegIterableDataset"}, None
+        else:
+            steps = [{"type": step} for step in ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs")]
+            dataset = {**dataset, "type": "DSGANSegDataset", "pipeline": steps}
+            sampler = {"type": "InfiniteSampler", "shuffle": False}
+        config = {"batch_size": batch, "num_workers": 0, "sampler": sampler, "dataset": dataset}
+        kept = Runner.build_dataloader(config)  # its dataset lives on, so that the weights are loaded once
+
+        def start() -> Iterator[Pair]:
+            assert kept.dataset
+            for packed in Runner.build_dataloader(config):
+                for image, sample in zip(packed["inputs"], packed["data_samples"], strict=True):
+                    yield image.flip(0), sample.gt_sem_seg.data[0]  # theirs is BGR
+
+        return start
+
+    return make
+
+
 #: name -> (how to make it, least acceptable ratio to the bare stream; None where there is none)
 PATHS: dict[str, tuple[Callable[[str, str, int], Start], float | None]] = {
     BARE: (bare_stream, None),
     "detectron2 fast": (detectron2_path(fast=True), TARGET),
     "detectron2 stock": (detectron2_path(fast=False), None),
+    "mmseg fast": (mmseg_path(fast=True), TARGET),
+    "mmseg stock": (mmseg_path(fast=False), None),
 }
 
 
@@ -189,19 +222,6 @@ def table(report: Result) -> str:
     return "\n".join(lines)
 
 
-def write_json(report: Result, path: Path) -> None:
-    """Write the report under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def progress(message: str) -> None:
-    """A line on stderr."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     description = "Samples per second of the bare stream and of each framework's paths; check the samples first."
@@ -233,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "checkpoint": args.checkpoint,
         "fingerprint": labeled.fingerprint,
         "resolution": list(labeled.image_size),
-        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else cpu_name(),
         "threads": args.threads,
         "dtype": labeled.recipe.dtype,
         "torch": torch.__version__,
