@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from conftest import GOLDEN
+from golden_data import GENERATORS, generator_file
 from properties import assert_same_samples, rows_by_index
 from torch.utils.data import DataLoader
 
@@ -45,17 +46,34 @@ def test_labels_agree_with_the_cpu() -> None:
     assert (gpu.mask.cpu() != cpu.mask).double().mean() < 0.001
 
 
-def test_golden_images_without_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+def image_on(device: str, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Two images of a reference generator."""
+    generator = load_generator(generator_file(GOLDEN, name), device=device)
+    z = torch.randn(2, generator.z_dim, generator=torch.Generator().manual_seed(0))
+    c = torch.eye(generator.c_dim)[:2].to(device) if generator.c_dim else None
+    return generator.synthesis(generator.mapping(z.to(device), c), dtype=dtype)[0].cpu()
+
+
+@pytest.fixture
+def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    for name in ("sg2ada_uncond64_skip", "sg2ada_uncond32_resnet", "sg3repo_sg2_32_skip"):
-        z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-        images = []
-        for device in ("cpu", "cuda"):
-            generator = load_generator(GOLDEN / f"{name}.pkl", device=device)
-            image, _ = generator.synthesis(generator.mapping(z.to(device)))
-            images.append(image.cpu())
-        assert (images[1] - images[0]).abs().max() <= 1e-4 * images[0].abs().max()
+
+
+@pytest.mark.usefixtures("no_tf32")
+@pytest.mark.parametrize("name", GENERATORS)
+def test_golden_images_without_tf32(name: str) -> None:
+    expected, got = image_on("cpu", name), image_on("cuda", name)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_half_precision_stays_close(name: str, dtype: torch.dtype) -> None:
+    expected, got = image_on("cpu", name), image_on("cuda", name, dtype)
+    deviation = float((got - expected).norm() / expected.norm())
+    print(f"{name} {dtype}: {deviation:.2e}")  # shown by pytest -rP
+    assert deviation < (0.02 if dtype == torch.float16 else 0.15)
 
 
 def test_a_forked_worker_is_told_what_to_set(on_gpu: LabeledGenerator) -> None:
