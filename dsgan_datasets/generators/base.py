@@ -74,17 +74,46 @@ class GeneratorConfig:
         return {"architecture": self.architecture, **dataclasses.asdict(self)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class PyramidConfig(GeneratorConfig):
+    """Shape of a generator that doubles its resolution from 4×4 on, a block for each (StyleGAN1 and 2).
+
+    Args:
+        channels: resolution -> channels of its block; img_resolution is a power of two, at least 8.
+    """
+
+    #: Largest side that such networks have.
+    max_resolution: ClassVar[int]
+
+    channels: Mapping[int, int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sides = [2**k for k in range(3, self.max_resolution.bit_length())]
+        if isinstance(self.img_resolution, bool) or self.img_resolution not in sides:
+            allowed = f"a power of two from 8 to {self.max_resolution}"
+            raise ValueError(f"img_resolution must be {allowed}, not {self.img_resolution!r:.40}")
+        object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
+        if sorted(self.channels) != self.resolutions:
+            raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
+        for resolution, channels in self.channels.items():
+            integer(f"channels of resolution {resolution}", channels, 1, 8192)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Block resolutions, coarse to fine."""
+        return [2**k for k in range(2, self.img_resolution.bit_length())]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as stored in config.json."""
+        return {**super().to_dict(), "channels": {str(r): c for r, c in self.channels.items()}}
+
+
 def positive(name: str, value: object) -> float:
     """The value itself; ValueError unless it is a number above 0 (and below 1e9, where float32 ends to make sense)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
         raise ValueError(f"{name} must be a positive number, not {value!r:.40}")
     return float(value)
-
-
-def power_of_two(resolution: object, lowest: int, highest: int) -> None:
-    """ValueError unless the resolution is a power of two in that range."""
-    if isinstance(resolution, bool) or resolution not in [2**k for k in range(13) if lowest <= 2**k <= highest]:
-        raise ValueError(f"img_resolution must be a power of two from {lowest} to {highest}, not {resolution!r:.40}")
 
 
 @dataclass(frozen=True)
@@ -119,6 +148,14 @@ class Source:
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("source must hold texts only")
         return cls(**{**fields, "notes": tuple(fields["notes"])})
+
+
+class Precomputed(nn.Module):
+    """A layer that keeps what depends on its weights alone."""
+
+    def precompute(self) -> None:
+        """Compute that anew."""
+        raise NotImplementedError
 
 
 class FeatureGenerator(nn.Module, ABC):
@@ -271,7 +308,10 @@ class FeatureGenerator(nn.Module, ABC):
         return [*stored] if mode == "const" else [None] * len(stored)
 
     def freeze(self) -> FeatureGenerator:
-        """Evaluation mode, no gradients; returns the generator itself."""
+        """Evaluation mode, no gradients; call again after changing weights. Returns the generator itself."""
         self.eval()
         self.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, Precomputed):
+                module.precompute()
         return self

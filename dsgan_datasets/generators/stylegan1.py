@@ -7,16 +7,14 @@ fused up-convolution (Progressive GAN, section 4.1 and its release). The order o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, power_of_two
+from dsgan_datasets.generators.base import FeatureGenerator, PyramidConfig
 from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
 from dsgan_datasets.recipe import FeatureLayout
 
@@ -25,39 +23,23 @@ FUSED_FROM = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class StyleGAN1Config(GeneratorConfig):
+class StyleGAN1Config(PyramidConfig):
     """Shape of a StyleGAN1.
 
     Args:
-        channels: resolution -> channels of its block; img_resolution is a power of two from 8 to 1024.
         num_ws: style vectors; the published networks take 18 at every resolution, and small ones leave the last unused.
     """
 
     architecture = "stylegan1"
+    max_resolution = 1024
 
-    channels: Mapping[int, int]
     num_ws: int = 18
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
-        power_of_two(self.img_resolution, 8, 1024)
-        if sorted(self.channels) != self.resolutions:
-            raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
-        for resolution, channels in self.channels.items():
-            integer(f"channels of resolution {resolution}", channels, 1, 8192)
         integer("num_ws", self.num_ws, 2 * len(self.resolutions), 64)
         if self.c_dim:
             raise ValueError(f"c_dim must be 0, not {self.c_dim}: StyleGAN1 has no classes here")
-
-    @property
-    def resolutions(self) -> list[int]:
-        """Block resolutions, coarse to fine."""
-        return [2**k for k in range(2, self.img_resolution.bit_length())]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, as stored in config.json."""
-        return {**super().to_dict(), "channels": {str(r): c for r, c in self.channels.items()}}
 
 
 class _Conv(nn.Module):

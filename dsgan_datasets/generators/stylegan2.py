@@ -8,60 +8,42 @@ the files that people have, so that their tensors load as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, positive, power_of_two
+from dsgan_datasets.generators.base import FeatureGenerator, Precomputed, PyramidConfig, positive
 from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
 from dsgan_datasets.recipe import FeatureLayout
 
 
 @dataclass(frozen=True, kw_only=True)
-class StyleGAN2Config(GeneratorConfig):
+class StyleGAN2Config(PyramidConfig):
     """Shape of a StyleGAN2.
 
     Args:
-        channels: resolution -> channels of its block; img_resolution is a power of two from 8 to 2048.
         block: "skip" or "resnet".
         conv_clamp: limit of every convolution's output; None for no limit.
     """
 
     architecture = "stylegan2"
+    max_resolution = 2048
 
-    channels: Mapping[int, int]
     block: Literal["skip", "resnet"] = "skip"
     conv_clamp: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
-        power_of_two(self.img_resolution, 8, 2048)
-        if sorted(self.channels) != self.resolutions:
-            raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
-        for resolution, channels in self.channels.items():
-            integer(f"channels of resolution {resolution}", channels, 1, 8192)
         if self.conv_clamp is not None:
             positive("conv_clamp", self.conv_clamp)
         if self.block not in ("skip", "resnet"):
             raise ValueError(f'block must be "skip" or "resnet", not {self.block!r}')
 
-    @property
-    def resolutions(self) -> list[int]:
-        """Block resolutions, coarse to fine."""
-        return [2**k for k in range(2, self.img_resolution.bit_length())]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, as stored in config.json."""
-        return {**super().to_dict(), "channels": {str(r): c for r, c in self.channels.items()}}
-
-
-class _StyledConv(nn.Module):
+class _StyledConv(Precomputed):
     """3×3 convolution with style, noise, bias and leaky ReLU; `up` doubles the resolution."""
 
     noise_const: Tensor
@@ -79,8 +61,8 @@ class _StyledConv(nn.Module):
         self.gain = gain
         self.clamp = None if cfg.conv_clamp is None else cfg.conv_clamp * gain
 
-    def freeze(self) -> None:
-        """Compute what depends on the weights alone."""
+    def precompute(self) -> None:
+        """See `Precomputed`."""
         self.squared_weight = self.weight.square().sum((2, 3)).t().contiguous()
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
@@ -221,13 +203,6 @@ class StyleGAN2(FeatureGenerator):
         if self.features == "const+convs":
             self.feature_channels.insert(0, config.channels[4])
             self.feature_resolutions.insert(0, 4)
-
-    def freeze(self) -> FeatureGenerator:
-        """Evaluation mode, no gradients; call again after changing weights."""
-        super().freeze()
-        for layer in self.synthesis_network.layers():
-            layer.freeze()
-        return self
 
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         image, features = self.synthesis_network(ws, noise, dtype)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, positive
+from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Precomputed, positive
 from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
 from dsgan_datasets.recipe import FeatureLayout
 
@@ -175,7 +175,7 @@ class _Input(nn.Module):
         return rotation @ translation @ self.transform
 
 
-class _Layer(nn.Module):
+class _Layer(Precomputed):
     """Modulated convolution and filtered nonlinearity; the last layer only makes colours."""
 
     magnitude_ema: Tensor
@@ -195,8 +195,8 @@ class _Layer(nn.Module):
         self.up, self.down = _Resizing(), _Resizing()
         self.layer, self.size_in, self.is_torgb, self.clamp = layer, size_in, is_torgb, cfg.conv_clamp
 
-    def freeze(self) -> None:
-        """Compute what depends on the weights alone."""
+    def precompute(self) -> None:
+        """See `Precomputed`."""
         self.squared_weight = self.weight.square().sum((2, 3)).t().contiguous()
         layer, size = self.layer, self.size_in + self.layer.kernel - 1
         left, right, top, bottom = layer.padding
@@ -204,10 +204,10 @@ class _Layer(nn.Module):
             taps = torch.ones(1, device=self.weight.device) if self.up_filter is None else self.up_filter
             across = _upsampling_matrix(taps, size, layer.up, left, right)
             down = _upsampling_matrix(taps, size, layer.up, top, bottom)
-            self.up.freeze(across, down)
+            self.up.set_matrices(across, down)
         if self.down_filter is not None and self.down_filter.dim() == 1:
             sides = [size if m is None else m.shape[1] for m in (self.up.across, self.up.down)]
-            self.down.freeze(*(_downsampling_matrix(self.down_filter, side, layer.down) for side in sides))
+            self.down.set_matrices(*(_downsampling_matrix(self.down_filter, side, layer.down) for side in sides))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.affine(w)
@@ -279,13 +279,6 @@ class StyleGAN3(FeatureGenerator):
         self.feature_channels = [config.input_channels, *(layer.channels for layer in config.layers[:-1])]
         self.feature_resolutions = [config.input_sampling_rate, *(layer.sampling_rate for layer in config.layers[:-1])]
 
-    def freeze(self) -> FeatureGenerator:
-        """Evaluation mode, no gradients; call again after changing weights."""
-        super().freeze()
-        for layer in self.synthesis_network.layers():
-            layer.freeze()
-        return self
-
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         image, maps = self.synthesis_network(ws, dtype)
         return image, [_centre(f, side) for f, side in zip(maps, self.feature_resolutions, strict=True)]
@@ -315,7 +308,7 @@ class _Resizing(nn.Module):
         self.register_buffer("across", None, persistent=False)
         self.register_buffer("down", None, persistent=False)
 
-    def freeze(self, across: Tensor, down: Tensor) -> None:
+    def set_matrices(self, across: Tensor, down: Tensor) -> None:
         """Take the matrices [size, new size] for lines (along the width) and columns (along the height)."""
         self.across, self.down = across, down
         self.blocks_across, self.blocks_down = _blocks(across), _blocks(down)
