@@ -1015,6 +1015,7 @@ def test_the_guide_is_complete() -> None:
 def test_benchmark(
     clean: None, checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     benchmark = load(ROOT / "benchmarks" / "adapters.py")
     words = ["--checkpoint", checkpoint, "--samples", "16", "--runs", "1", "--threads", "1", "--device", "cpu"]
     assert benchmark.main([*words, "--out", str(tmp_path / "out.json")]) == 0
