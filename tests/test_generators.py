@@ -78,6 +78,28 @@ def test_info_names_dialect_resolution_and_layout(
     assert [text for text in expected if text not in printed] == []
 
 
+def test_the_licence_of_a_checkpoint_is_kept(tmp_path: Path) -> None:
+    assert main(["convert", "demo-faces", str(tmp_path / "out"), "--license", ""]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["license"] == config["source"]["license"] == "CC0-1.0"
+    assert config["source"]["file"] == "demo-faces/generator.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"hello", "neither of the two formats of torch.save"),
+        (b"", "neither of the two formats"),
+        (b"\x89PNG\r\n", "neither of the two formats"),
+        (ROSINALITY.read_bytes()[:300_000], "damaged or cut off"),
+    ],
+)
+def test_files_of_other_kinds(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "faces.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_generator(tmp_path / "faces.pt")
+
+
 def test_a_conversion_is_not_overwritten_by_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("mine")
@@ -142,8 +164,8 @@ def test_without_an_average_only_psi_one_works(tmp_path: Path, capsys: pytest.Ca
         (np.arange(36.0).reshape(2, 18), "same for all layers"),
         (np.zeros((512, 0)), "finite numbers"),
         (np.full(512, np.nan), "finite numbers"),
-        (np.zeros(100, np.float32), r"w_avg has shape \[100\], expected \[512\]"),
-        (np.array(["a"]), "no average latent"),
+        (np.zeros(100, np.float32), r"average w has \[100\] numbers, w has 512"),
+        (np.array(["a"]), "no .npy file of numbers|can't convert"),
     ],
 )
 def test_averages_that_are_none(tmp_path: Path, average: np.ndarray, message: str) -> None:

@@ -57,12 +57,16 @@ def read_torch_file(path: Path) -> Any:
             size = os.fstat(file.fileno()).st_size
             magic = file.read(4)
             file.seek(0)
-            content = _read_zip(file, size) if magic == b"PK\x03\x04" else read_legacy(file, size, _NAMES)
+            if magic[:1] != b"\x80" and magic != b"PK\x03\x04":
+                raise CheckpointError("neither of the two formats of torch.save")
+            content = _read_zip(file, size) if magic[:1] == b"P" else read_legacy(file, size, _NAMES)
         check_content(content, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file may raise anything at all
-        raise CheckpointError(f"{path} cannot be read as a torch file: {type(error).__name__}: {error}") from error
+        raise CheckpointError(
+            f"{path} is damaged or cut off, or no torch file: {type(error).__name__}: {error}"
+        ) from error
     return content
 
 

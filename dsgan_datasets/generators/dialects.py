@@ -329,10 +329,16 @@ def read_average(path: Path) -> Tensor:
     Raises:
         CheckpointError: no such file, or it holds something else.
     """
+    if not path.is_file():
+        raise CheckpointError(f"no file {path} with an average latent")
     try:
-        return average_w(torch.from_numpy(np.load(path, allow_pickle=False)))
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise CheckpointError(f"{path} holds no average latent: {error}") from error
+        latent = torch.from_numpy(np.load(path, allow_pickle=False))
+    except Exception as error:  # a damaged file may raise anything at all
+        raise CheckpointError(f"{path} is no .npy file of numbers, as an average latent should be") from error
+    try:
+        return average_w(latent)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def average_w(latent: Tensor) -> Tensor:

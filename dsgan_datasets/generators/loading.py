@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,7 +74,7 @@ def load_generator(
         stored = checkpoint_directory.read_config(file)
         config = parse_config(checkpoint_directory.section(stored, "generator", file), file)
         tensors = checkpoint_directory.read_tensors(file / "generator.safetensors")
-        source = read_source(stored, file)
+        source = _source_of_directory(stored, file)
     else:
         foreign = read_foreign(file)
         config, tensors, source = foreign.config, foreign.tensors, foreign.source
@@ -81,6 +82,16 @@ def load_generator(
         tensors = {**tensors, "mapping.w_avg": average_w(avg_latent)}
         config = dataclasses.replace(config, has_w_avg=True)
     return build_generator(config, tensors, features=features, device=device, source=source, path=file)
+
+
+def _source_of_directory(config: Mapping[str, Any], directory: Path) -> Source:
+    """Where the generator of a checkpoint directory came from, with the licence that the directory states."""
+    source = read_source(config, directory)
+    if source is None:
+        digest = hashlib.sha256((directory / "generator.safetensors").read_bytes()).hexdigest()
+        source = Source(f"{directory.resolve().name}/generator.safetensors", digest, "checkpoint of dsgan_datasets")
+    stated = config.get("license")
+    return dataclasses.replace(source, license=stated) if isinstance(stated, str) and stated else source
 
 
 def parse_config(fields: Mapping[str, Any], path: Path) -> GeneratorConfig:
@@ -121,6 +132,9 @@ def build_generator(
     path: object = "generator",
 ) -> FeatureGenerator:
     """A frozen generator from its shape and its tensors; `path` names them in errors."""
+    average = tensors.get("mapping.w_avg")
+    if average is not None and average.shape != (config.w_dim,):
+        raise CheckpointError(f"{path}: the average w has {list(average.shape)} numbers, w has {config.w_dim}")
     with torch.device("meta"):
         generator = _NETWORKS[type(config)](config, features)
     assign_tensors(generator, {_inside(name): tensor for name, tensor in tensors.items()}, path)
@@ -156,7 +170,7 @@ def save_generator(generator: FeatureGenerator, path: str | os.PathLike[str], *,
         64
     """
     source = generator.source
-    if source is not None and license is not None:
+    if source is not None and license:
         source = dataclasses.replace(source, license=license)
     config = {
         "license": license or (source.license if source else "unspecified"),
