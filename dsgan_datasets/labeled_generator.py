@@ -85,7 +85,8 @@ class LabeledGenerator:
         generator, interpreter, recipe = self.generator, self.interpreter, self.recipe
         if recipe.features != generator.features:
             raise ValueError(
-                f"the recipe reads features {recipe.features!r}, the generator gives {generator.features!r}"
+                f"the recipe reads features {recipe.features!r}, the generator gives {generator.features!r}: say "
+                f"Recipe(features={generator.features!r}), or load the generator with the recipe's layout"
             )
         if sum(generator.feature_channels) != interpreter.in_channels:
             raise ValueError(
@@ -296,7 +297,9 @@ class LabeledGenerator:
         if self.calibration is not None:
             measured = Acceptance(self.calibration.num_samples // self.recipe.views, self.calibration.acceptance, {})
         else:
-            drawn = self.unfiltered(_ESTIMATE_DRAWS * self.recipe.views, description="measuring the acceptance rate")
+            drawn = self.unfiltered(
+                max(_ESTIMATE_DRAWS, 32 * self.recipe.views), description="measuring the acceptance rate"
+            )
             measured = Acceptance.measure(self.recipe, self.schema, drawn)
         return measured.check().attempt_limit
 
