@@ -49,7 +49,7 @@ class LabeledGenerator:
         schema: what the class ids mean.
         recipe: everything else that decides a sample.
         calibration: what `calibrate` measured for this recipe; saves measuring the acceptance rate again.
-        license: licence of the checkpoint, passed on to what is made with it.
+        license: licence of the checkpoint, passed on to what is made with it; None is that of the generator.
 
     Raises:
         ValueError: parts do not fit together, or the filter accepts less than 2 % of the draws (the message names the
@@ -70,14 +70,14 @@ class LabeledGenerator:
         recipe: Recipe,
         *,
         calibration: Calibration | None = None,
-        license: str = "unspecified",
+        license: str | None = None,
     ) -> None:
         self.generator = generator
         self.interpreter = interpreter
         self.schema = schema
         self.recipe = recipe
         self.calibration = calibration
-        self.license = license
+        self.license = license or (generator.source.license if generator.source else "unspecified")
         self._check_parts()
         self._attempt_limit = self._find_attempt_limit()
 
@@ -437,6 +437,7 @@ def synthesize(generator: FeatureGenerator, recipe: Recipe, latents: Latents | T
     """
     if isinstance(latents, Tensor):
         latents = Latents.of(recipe, latents)
+    _check_classes(generator, latents)
     ws = _styles(generator, recipe, latents, latents.z)
     if latents.second_z is not None:
         second, layer = _styles(generator, recipe, latents, latents.second_z), recipe.mixing_layer
@@ -449,6 +450,14 @@ def synthesize(generator: FeatureGenerator, recipe: Recipe, latents: Latents | T
     if recipe.crop is not None:
         image = image[:, :, recipe.crop[0] : recipe.crop[1]]
     return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8), features
+
+
+def _check_classes(generator: FeatureGenerator, latents: Latents) -> None:
+    drawn, classes = latents.class_label, generator.c_dim
+    if (drawn is None) == bool(classes) or (drawn is not None and len(drawn) and int(drawn.max()) >= classes):
+        given = "None" if drawn is None else f"{int(drawn.max())}"
+        allowed = f"0 … {classes - 1}" if classes else "None: the generator is unconditional"
+        raise ValueError(f"the recipe's class_label is {given}, allowed is {allowed}")
 
 
 def _styles(generator: FeatureGenerator, recipe: Recipe, latents: Latents, z: Tensor) -> Tensor:

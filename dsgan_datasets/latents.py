@@ -28,7 +28,6 @@ class Quantity(IntEnum):
     NOISE = 2
     CLASS = 3
     PSI = 4
-    MIXING = 5
 
 
 class Purpose(IntEnum):

@@ -33,7 +33,8 @@ class Recipe:
         cutoff: truncate only the first `cutoff` layers; None truncates all.
         noise_mode: "const" uses the noise stored with the generator, "none" leaves it out.
         class_label: class of a conditional generator; None for an unconditional one, or with `class_weights`.
-        class_weights: one weight a class: the class is drawn anew for every index, as often as its weight says.
+        class_weights: one weight a class: the class is drawn for every index, as often as its weight says. These are
+            the classes of all draws; a filter that rejects draws of one class more often leaves fewer of it.
         mixing_layer: style mixing (StyleGAN, section 3.1): the layers on one side of this one (1 … num_ws − 1) take
             their styles from a second latent; None for none.
         second_latent: which side: "fine", this layer and those after it, or "coarse", those before it.

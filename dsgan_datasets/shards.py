@@ -12,6 +12,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -82,7 +83,7 @@ def _write_tar(path: Path, samples: Iterator[Sample], labeled: LabeledGenerator,
 def record(sample: Sample, labeled: LabeledGenerator, seed: int) -> dict[str, bytes]:
     """The files of one sample: name -> content."""
     key = f"{int(sample.index):09d}"
-    facts = {
+    facts: dict[str, Any] = {
         "index": int(sample.index),
         "seed": seed,
         "attempt": int(sample.attempt),
@@ -91,6 +92,8 @@ def record(sample: Sample, labeled: LabeledGenerator, seed: int) -> dict[str, by
         "fingerprint": labeled.fingerprint,
         "license": labeled.license,
     }
+    if "class_label" in sample:
+        facts["class_label"] = int(sample.class_label)
     return {
         f"{key}.png": png(sample.image),
         f"{key}.seg.png": png(sample.mask),

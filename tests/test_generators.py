@@ -88,9 +88,9 @@ def test_the_licence_of_a_checkpoint_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"hello", "neither of the two formats of torch.save"),
-        (b"", "neither of the two formats"),
-        (b"\x89PNG\r\n", "neither of the two formats"),
+        (b"hello", "is no generator file: expected a checkpoint directory"),
+        (b"", "is empty"),
+        (b"\x89PNG\r\n", "is no generator file"),
         (ROSINALITY.read_bytes()[:300_000], "damaged or cut off"),
     ],
 )
@@ -326,3 +326,29 @@ def test_other_precisions_stay_close(name: str, dtype: torch.dtype) -> None:
     tolerance = 1e-4 if dtype == torch.float64 else 0.1
     for a, b in zip([exact[0], *exact[1]], [other[0], *other[1]], strict=True):
         assert b.isfinite().all() and (a - b).norm() < tolerance * a.norm()
+
+
+def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
+    for name, renamed in (("ros_sg2_64.pt", "a.pkl"), ("sg3_r_32.pkl", "b.pt"), ("sg3_t_32.pkl", "c.bin")):
+        (tmp_path / renamed).symlink_to(PROBES / name)
+        assert load_generator(tmp_path / renamed, device="cpu").source.dialect
+
+
+def test_an_array_serves_as_average(tmp_path: Path) -> None:
+    generator = load_generator(sg1_file(tmp_path, None), device="cpu", avg_latent=AVERAGE)
+    assert generator.source.notes[-1] == "average w given separately"
+    assert not [note for note in generator.source.notes if "no average" in note]
+    for wrong in ("mean", AVERAGE.astype(complex), AVERAGE > 0):
+        with pytest.raises(ValueError, match="an average latent must be"):
+            load_generator(tmp_path / "faces.pt", device="cpu", avg_latent=wrong)
+
+
+def test_the_licence_reaches_the_labelled_generator(tmp_path: Path) -> None:
+    from conftest import small_labeled
+
+    parts = small_labeled()
+    save_generator(parts.generator, tmp_path / "out", license="MIT")
+    generator = load_generator(tmp_path / "out", device="cpu")
+    assert LabeledGenerator(generator, parts.interpreter, parts.schema, parts.recipe).license == "MIT"
+    with pytest.raises(ValueError, match="license must be a text, not list"):
+        save_generator(generator, tmp_path / "other", license=["MIT"])

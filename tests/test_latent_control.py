@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from dsgan_datasets import (
 )
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Latents, draw_latents, sample_latents
+from dsgan_datasets.shards import record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,6 +101,19 @@ def test_an_unconditional_sample_has_no_class(unfiltered: LabeledGenerator) -> N
 def test_classes_that_the_generator_does_not_have(recipe: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         conditional(**recipe)
+
+
+@pytest.mark.parametrize("label", [None, 3])
+def test_images_to_annotate_need_a_class_that_there_is(label: int | None) -> None:
+    generator = load_generator(GOLDEN / "sg2ada_cond32_skip.pkl", device="cpu")
+    with pytest.raises(ValueError, match=rf"class_label is {label}, allowed is 0 … 2"):
+        synthesize(generator, Recipe(class_label=label), torch.zeros(1, generator.z_dim))
+
+
+def test_shards_say_the_class(tmp_path: Path) -> None:
+    labeled = conditional(class_weights=(1, 1, 1))
+    facts = json.loads(record(labeled.generate([3]).rows().__next__(), labeled, 0)["000000003.json"])
+    assert facts["class_label"] == int(labeled.generate([3]).class_label)
 
 
 def test_classes_of_an_unconditional_generator() -> None:

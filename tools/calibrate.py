@@ -31,6 +31,8 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Calibrate and save."""
     options.check_out(args)
+    if given := {"threshold", "reject_fraction"} & dict(args.recipe).keys():
+        raise ValueError(f"--set {given.pop()}: calibrate finds the threshold itself; say --reject-fraction instead")
     labeled = calibrate(options.load(args), args.num_samples, reject_fraction=args.reject_fraction, seed=args.seed)
     labeled.save_pretrained(args.out)
     found = labeled.calibration

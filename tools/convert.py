@@ -36,6 +36,10 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load, save, print what was found."""
     options.check_out(args)
+    if (args.out / "interpreter.safetensors").exists():
+        raise ValueError(
+            f"{args.out} is a labelled checkpoint, whose interpreter would be left behind: choose another name"
+        )
     average = None if args.avg_latent is None else read_average(args.avg_latent)
     generator = load_generator(args.source, device="cpu", avg_latent=average)
     save_generator(generator, args.out, license=args.license)

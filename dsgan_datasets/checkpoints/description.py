@@ -73,6 +73,10 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
     if not path.is_dir():
         raise CheckpointError(f"{path} is a file; expected a checkpoint directory with config.json")
     config = directory.read_config(path)
+    if "generator" in config and "interpreter" not in config and "recipe" not in config:
+        raise CheckpointError(
+            f"{path} is a generator without an interpreter: it makes no labels until one is fitted to it"
+        )
     parts = {
         name: directory.section(config, name, path)
         for name in ("generator", "interpreter", "schema", "recipe", "weights")

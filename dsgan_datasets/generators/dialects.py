@@ -30,6 +30,9 @@ READABLE = (
     "(g_ema), or a StyleGAN1 .pt as DatasetGAN uses it (g_mapping, g_synthesis)"
 )
 
+#: How a file of torch.save begins that is no zip: protocol 2, and a magic number.
+_TORCH_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
+
 Tensors = dict[str, Tensor]
 
 
@@ -54,12 +57,18 @@ def read_foreign(path: Path) -> Foreign:
     Raises:
         CheckpointError: it is none of `READABLE`, is damaged, or uses a setting that is not supported.
     """
-    if path.suffix == ".pkl":
-        dialect, read = _snapshot(path)
-    elif path.suffix in (".pt", ".pth"):
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file")
+    with path.open("rb") as file:
+        start = file.read(len(_TORCH_LEGACY))
+    # By content, not by name: people rename these files.
+    if start[:4] == b"PK\x03\x04" or start == _TORCH_LEGACY:
         dialect, read = _torch_file(path)
+    elif start[:1] == b"\x80":
+        dialect, read = _snapshot(path)
     else:
-        raise CheckpointError(f"{path} is no generator file: expected {READABLE}")
+        found = "is empty" if not start else "is no generator file"
+        raise CheckpointError(f"{path} {found}: expected {READABLE}")
     try:
         config, tensors, notes = read()
     except CheckpointError as error:
@@ -341,12 +350,20 @@ def read_average(path: Path) -> Tensor:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def average_w(latent: Tensor) -> Tensor:
+def average_w(latent: Tensor | np.ndarray) -> Tensor:
     """Average w as one vector [w_dim], from [w_dim] or from equal rows [L, w_dim], as DatasetGAN stores it.
 
     Raises:
         ValueError: another shape, or rows that differ.
     """
+    try:
+        latent = torch.as_tensor(latent)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"an average latent must be a tensor or array of numbers, not {type(latent).__name__}"
+        ) from error
+    if latent.is_complex() or latent.dtype == torch.bool:
+        raise ValueError(f"an average latent must be real numbers, not {latent.dtype}")
     if latent.dim() not in (1, 2) or not latent.numel() or not bool(latent.isfinite().all()):
         raise ValueError(f"an average latent must be finite numbers [w_dim] or [L, w_dim], not {list(latent.shape)}")
     rows = latent.detach().cpu().float().reshape(-1, latent.shape[-1])

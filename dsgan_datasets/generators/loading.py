@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ def load_generator(
     *,
     device: Device = None,
     features: FeatureLayout | None = None,
-    avg_latent: Tensor | None = None,
+    avg_latent: Tensor | np.ndarray | None = None,
 ) -> FeatureGenerator:
     """Load a frozen generator. No code from the file is run.
 
@@ -81,6 +82,8 @@ def load_generator(
     if avg_latent is not None:
         tensors = {**tensors, "mapping.w_avg": average_w(avg_latent)}
         config = dataclasses.replace(config, has_w_avg=True)
+        notes = [note for note in source.notes if "average w" not in note]
+        source = dataclasses.replace(source, notes=(*notes, "average w given separately"))
     return build_generator(config, tensors, features=features, device=device, source=source, path=file)
 
 
@@ -169,6 +172,8 @@ def save_generator(generator: FeatureGenerator, path: str | os.PathLike[str], *,
         >>> load_generator(tmp / "faces", device="cpu").img_resolution
         64
     """
+    if license is not None and not isinstance(license, str):
+        raise ValueError(f"license must be a text, not {type(license).__name__}")
     source = generator.source
     if source is not None and license:
         source = dataclasses.replace(source, license=license)
