@@ -17,6 +17,7 @@ PACKAGES = [
     "dsgan_datasets.checkpoints",
     "dsgan_datasets.generators",
     "dsgan_datasets.interpreters",
+    "dsgan_datasets.shards",
     "dsgan_datasets.tools",
 ]
 
@@ -58,6 +59,7 @@ EXTRAS = {
         "yapf",
     ],
     "webdataset": ["webdataset>=0.2.86"],
+    "s3": ["s3fs>=2024.6"],
     "ray": ["ray>=2.40"],
     "hub": ["huggingface_hub>=0.25"],
     "test": [
@@ -88,6 +90,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
+        "fsspec>=2024.6",
         "safetensors>=0.4.3",
         "pillow>=10.1",
         "tqdm>=4.60",

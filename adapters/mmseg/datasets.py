@@ -20,12 +20,13 @@ from dsgan_datasets.adapters.mmseg.files import SampleStore, open_store
 from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
 from dsgan_datasets.adapters.mmseg.resume import samples_ahead
 from dsgan_datasets.checks import integer, position
-from dsgan_datasets.datasets import DSGANIterableDataset, current_rank
+from dsgan_datasets.datasets import DSGANIterableDataset
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.streaming import current_rank
 
 Item = dict[str, Any]
 Pipeline = Sequence[Any] | None

@@ -15,7 +15,7 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from dsgan_datasets.adapters.source import LabeledSource
 from dsgan_datasets.device import Device
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.shards import png
+from dsgan_datasets.shards.codec import png
 
 Kind = Literal["image", "mask"]
 
