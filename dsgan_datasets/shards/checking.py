@@ -268,6 +268,7 @@ def load_generator_of(
     )
     if loaded.weights != plan.weights:
         raise ShardError(f"{checkpoint} has other weights than the checkpoint that made {folder}")
-    calibration = describe(checkpoint, **fields).calibration if loaded.schema == plan.schema else None
+    same_rules = not plan.recipe.require or loaded.schema == plan.schema
+    calibration = describe(checkpoint, **fields).calibration if same_rules else None
     parts = (loaded.generator, loaded.interpreter, plan.schema, plan.recipe)
     return LabeledGenerator(*parts, calibration=calibration, license=plan.license)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.manifest import Plan, Shard, ShardError, environment
@@ -106,11 +104,14 @@ class _Writer:
     def __init__(self, labeled: LabeledGenerator, device: str, plan: Plan, folder: Folder, workers: int) -> None:
         labeled.generator.to(device), labeled.interpreter.to(device)
         self.labeled, self.plan, self.folder, self.workers = labeled, plan, folder, workers
-        if (here := environment(torch.device(device))) != plan.made_with:
-            raise ShardError(f"a Ray worker has {here}, the set is made with {dict(plan.made_with)}: they must agree")
 
     def write(self, number: int, recorded: Mapping[str, Shard]) -> Shard:
         """Write a shard and return what is to be known of it."""
+        # Here and not in the constructor: Ray would start an actor that fails there again and again.
+        if (here := environment(self.labeled.device)) != self.plan.made_with:
+            raise ShardError(
+                f"a Ray worker has {here}, the set is made with {dict(self.plan.made_with)}: they must agree"
+            )
         approve = recording(self.folder, recorded)
         (shard,) = write_numbers(self.labeled, self.plan, self.folder, [number], approve, workers=self.workers)
         return shard
