@@ -15,6 +15,7 @@ PACKAGES = [
     "dsgan_datasets.adapters.detectron2",
     "dsgan_datasets.adapters.mmseg",
     "dsgan_datasets.checkpoints",
+    "dsgan_datasets.export",
     "dsgan_datasets.generators",
     "dsgan_datasets.interpreters",
     "dsgan_datasets.tools",
