@@ -24,15 +24,16 @@ class MMSeg(Folder):
         held_out = "val" if "val" in self.splits else first
         names = "".join(f"        {name!r},\n" for name in schema.classes)
         colors = "".join(f"        {list(color)},\n" for color in schema.palette)
-        return f'''"""Dataset settings for MMSegmentation 1.x: name this file in the _base_ of a config, beside model and schedule.
+        return f'''"""Dataset settings for MMSegmentation 1.x.
 
+Name this file in the _base_ of a config, beside a model and a schedule.
 The model's heads need num_classes={schema.num_classes} and ignore_index={schema.ignore_index}.
 """
 
 data_root = "{{{{ fileDirname }}}}"  # the folder of this file, wherever it is moved to
 metainfo = dict(
-    classes=[
-{names}    ],
+    classes=(
+{names}    ),
     palette=[
 {colors}    ],
 )
