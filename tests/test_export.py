@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,16 @@ def test_coco_reads_the_instances(tmp_path: Path, source: Source, batch: SampleB
         assert torch.equal(rebuilt, sample.mask * kept)
         regions = connected_components(sample.mask * kept)[kept].unique()
         assert len(annotations) == (len(sample.mask[kept].unique()) if instances == "classes" else len(regions))
+
+
+def test_without_pycocotools_the_command_says_what_to_install(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    arguments = ["--format", "coco", "--num-samples", "2", "--device", "cpu"]
+    assert main(["export", checkpoint, str(tmp_path / "out"), *arguments]) == 1
+    assert "pip install 'dsgan_datasets[coco]'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.frameworks

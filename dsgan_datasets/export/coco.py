@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from dsgan_datasets.export.layouts import Options, Place, box
 from dsgan_datasets.export.source import Source
 from dsgan_datasets.polygons import encode_rle
@@ -27,6 +29,7 @@ class Coco:
         self.folder = folder
         self.source = source
         self.options = options
+        encode_rle(np.zeros((1, 1), dtype=bool))  # says at once if pycocotools is missing
         (folder / "annotations").mkdir()
         self.files = {split: _JsonFile(self._path(split)) for split in splits or [""]}
 
