@@ -18,6 +18,7 @@ PACKAGES = [
     "dsgan_datasets.export",
     "dsgan_datasets.generators",
     "dsgan_datasets.interpreters",
+    "dsgan_datasets.shards",
     "dsgan_datasets.tools",
 ]
 
@@ -60,6 +61,7 @@ EXTRAS = {
     ],
     "coco": ["pycocotools>=2.0.7"],
     "webdataset": ["webdataset>=0.2.86"],
+    "s3": ["s3fs>=2024.6"],
     "ray": ["ray>=2.40"],
     "hub": ["huggingface_hub>=0.25"],
     "test": [
@@ -90,6 +92,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
+        "fsspec>=2024.6",
         "safetensors>=0.4.3",
         "pillow>=10.1",
         "tqdm>=4.60",

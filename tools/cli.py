@@ -33,14 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without × still gets the rest of the line
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        return int(args.run(args) or 0)  # only a verb that finds fault with its input returns anything
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"dsgan: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("dsgan: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsgan_datasets.export import FORMATS, Source, export
 from dsgan_datasets.export.writing import INSTANCES
+from dsgan_datasets.shards.manifest import MANIFEST, UNFINISHED
 from dsgan_datasets.tools import options
 
 
@@ -17,10 +18,11 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "export",
         "write samples as a folder of images and masks, or as a dataset of COCO, MMSegmentation or YOLO",
         "dsgan export demo-faces faces --format folder --num-samples 1000 --palette\n"
+        "  dsgan export s3://bucket/faces-shards faces-mmseg --format mmseg\n"
         "  dsgan export demo-faces faces-coco --format coco --num-samples 1000 --split val=0.1\n"
         "  dsgan export demo-faces faces-yolo --format yolo-seg --num-samples 1000 --instance-class hair",
     )
-    options.add_checkpoint(parser, metavar="source")
+    options.add_checkpoint(parser, metavar="source", more="; or folder or URL of shards that `dsgan shards write` made")
     parser.add_argument("out", type=Path, help="folder to make; appears when it is complete")
     parser.add_argument(
         "--format",
@@ -29,8 +31,8 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         help="folder: images and masks of class ids; coco: instances as run lengths; mmseg: folders and config of "
         "MMSegmentation; yolo-seg: polygons of YOLO's instance segmentation",
     )
-    parser.add_argument("--num-samples", type=options.count, required=True, help="samples in all")
-    parser.add_argument("--start", type=int, default=0, help="index of the first sample (default: 0)")
+    parser.add_argument("--num-samples", type=options.count, help="samples in all (default: all that the shards hold)")
+    parser.add_argument("--start", type=int, help="index of the first sample (default: 0, or the first in the shards)")
     options.add_seed(parser)
     parser.add_argument(
         "--split",
@@ -66,12 +68,12 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         default=1,
         help="coco, yolo-seg: pixels; smaller instances are left out (default: 1)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, seed=None)
 
 
 def run(args: argparse.Namespace) -> None:
     """Generate or read, and write."""
-    source = Source.generated(options.load(args), args.num_samples, start=args.start, seed=args.seed)
+    source = _source(args)
     counts = export(
         source,
         args.out,
@@ -84,6 +86,23 @@ def run(args: argparse.Namespace) -> None:
     )
     parts = ", ".join(f"{count} {name}".rstrip() for name, count in counts.items())
     print(f"{source.num_samples} samples as {args.format} ({parts}): {args.out.resolve()}")
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """What SOURCE names: shards, or a checkpoint."""
+    where: str = args.checkpoint
+    path = Path(where)
+    if ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
+        generated = ("device", "psi", "recipe", "seed", "no_filter")
+        if meant := [name for name in generated if getattr(args, name) not in (None, [], False)]:
+            names = ", ".join("--" + {"recipe": "set"}.get(name, name).replace("_", "-") for name in meant)
+            raise ValueError(f"{where} holds shards, whose samples are made already: {names} must be left out")
+        return Source.read(where, args.num_samples, start=args.start)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(f"{where} holds neither a checkpoint (config.json) nor shards ({MANIFEST})")
+    if args.num_samples is None:
+        raise ValueError("a checkpoint has no end: say how many samples with --num-samples")
+    return Source.generated(options.load(args), args.num_samples, start=args.start or 0, seed=args.seed or 0)
 
 
 def split(text: str) -> tuple[str, float]:

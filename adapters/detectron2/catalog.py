@@ -205,8 +205,8 @@ def add_dsgan_config(cfg: CfgNode) -> None:
     """Add the DSGAN node with its defaults to a config, and set INPUT.MASK_FORMAT to "bitmask".
 
     DSGAN.DATASETS is a list of arguments of `register`, or of `register_shards` where an entry has ``shards`` in place
-    of ``checkpoint``; DSGAN.MIXTURES is one of arguments of `register_mixture`. Masks are RLE encoded, which the default
-    mask format "polygon" cannot read.
+    of ``checkpoint``; DSGAN.MIXTURES is one of arguments of `register_mixture`. Masks are RLE encoded, which the
+    default mask format "polygon" cannot read.
 
     Example:
         >>> from detectron2.config import get_cfg

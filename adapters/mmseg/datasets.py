@@ -20,12 +20,13 @@ from dsgan_datasets.adapters.mmseg.files import SampleStore, open_shards, open_s
 from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
 from dsgan_datasets.adapters.mmseg.resume import samples_ahead
 from dsgan_datasets.checks import integer, position
-from dsgan_datasets.datasets import DSGANIterableDataset, current_rank
+from dsgan_datasets.datasets import DSGANIterableDataset
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.streaming import current_rank
 
 Item = dict[str, Any]
 Pipeline = Sequence[Any] | None
@@ -34,7 +35,7 @@ Pipeline = Sequence[Any] | None
 class _SegSamples:
     """What all kinds of dataset share: in which form they hand out samples."""
 
-    def __init__(self, store: SampleStore, *, length: int, seed: int, pipeline: Pipeline) -> None:
+    def __init__(self, store: SampleStore[Any], *, length: int, seed: int, pipeline: Pipeline) -> None:
         self.store = store
         self.length = length
         self.seed = seed

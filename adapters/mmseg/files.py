@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 from mmengine.fileio import BaseStorageBackend, register_backend
@@ -15,12 +15,13 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 from dsgan_datasets.adapters.source import LabeledSource, SampleSource, ShardSource
 from dsgan_datasets.device import Device
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.shards import png
+from dsgan_datasets.shards.codec import png
 
 Kind = Literal["image", "mask"]
+Source = TypeVar("Source", bound=SampleSource)
 
 
-class SampleStore:
+class SampleStore(Generic[Source]):
     """Samples of one source, as batches and under ``dsgan://`` paths; get one from `open_store` or `open_shards`.
 
     The batch that was asked for last is kept, so that reading its pictures by path generates nothing again.
@@ -34,7 +35,7 @@ class SampleStore:
         'dsgan://af4f0de0/image/demo-faces_0_7.png'
     """
 
-    def __init__(self, source: SampleSource) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         # Pictures that are made of a sample get the last part of its path as their name.
         self.name = source.name
@@ -70,10 +71,10 @@ class SampleStore:
 
 
 #: Stores of this process that are in use, by what decides their samples and where they are computed.
-_STORES: WeakValueDictionary[tuple[str, str], SampleStore] = WeakValueDictionary()
+_STORES: WeakValueDictionary[tuple[str, str], SampleStore[Any]] = WeakValueDictionary()
 
 
-def _shared(source: SampleSource) -> SampleStore:
+def _shared(source: Source) -> SampleStore[Source]:
     """The store of this process that has this source or one like it; a new one if there is none."""
     key = (source.fingerprint, str(source.device))
     store = _STORES.get(key)
@@ -84,7 +85,7 @@ def _shared(source: SampleSource) -> SampleStore:
 
 def open_store(
     checkpoint: str | os.PathLike[str], device: Device = None, recipe: Mapping[str, Any] | None = None
-) -> SampleStore:
+) -> SampleStore[LabeledSource]:
     """The store of a checkpoint; all datasets of a process that use it in the same way share one, and its weights.
 
     Args:
@@ -99,7 +100,7 @@ def open_store(
     return _shared(LabeledSource(checkpoint, device=device, **(recipe or {})))
 
 
-def open_shards(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> SampleStore:
+def open_shards(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> SampleStore[ShardSource]:
     """The store of shards, which all datasets of a process share.
 
     Raises:

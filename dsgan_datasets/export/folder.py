@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from dsgan_datasets.export.layouts import Options, Place
 from dsgan_datasets.export.source import Source
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.shards import png
+from dsgan_datasets.shards.codec import png
 
 
 class Folder:

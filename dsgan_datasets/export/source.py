@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.shards import Folder, Manifest, ShardMapDataset
 
 
 @dataclass(frozen=True)
@@ -62,4 +64,44 @@ class Source:
             license=labeled.license,
             start=first,
             views=labeled.recipe.views,
+        )
+
+    @classmethod
+    def read(
+        cls, shards: str | os.PathLike[str], num_samples: int | None = None, *, start: int | None = None
+    ) -> Source:
+        """Consecutive samples of a shard set, read while they are exported.
+
+        Args:
+            shards: folder or URL that `write_shards` wrote to.
+            num_samples: None for all from `start` on.
+            start: index of the first sample; None for the first one of the set.
+
+        Raises:
+            ShardError: no finished shards, or a damaged manifest; while exporting, a damaged shard.
+            ValueError: num_samples or start out of range.
+            OSError: they cannot be read.
+
+        Example:
+            >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+            >>> _ = write_shards(labeled, tmp, range(10, 15), seed=3)
+            >>> source = Source.read(tmp, start=12)
+            >>> source.num_samples, source.seed
+            (3, 3)
+        """
+        plan = Manifest.read(Folder(shards)).plan
+        end = plan.start + plan.num_samples
+        first = plan.start if start is None else integer("start", start, plan.start, end - 1)
+        count = end - first if num_samples is None else integer("num_samples", num_samples, 1, end - first)
+        dataset = ShardMapDataset(shards)
+        return cls(
+            samples=(dataset[i - plan.start] for i in range(first, first + count)),
+            num_samples=count,
+            schema=plan.schema,
+            image_size=plan.image_size,
+            seed=plan.seed,
+            fingerprint=plan.fingerprint,
+            license=plan.license,
+            start=first,
+            views=plan.recipe.views,
         )

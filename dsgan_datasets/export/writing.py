@@ -27,7 +27,7 @@ from dsgan_datasets.export.yolo import YoloSeg
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
-from dsgan_datasets.shards import png
+from dsgan_datasets.shards.codec import pixel_counts, png
 
 #: What `export` can write.
 FORMATS: dict[str, type[Layout]] = {"folder": Folder, "coco": Coco, "mmseg": MMSeg, "yolo-seg": YoloSeg}
@@ -136,6 +136,8 @@ def _folder_written_whole(out: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(out)
     except OSError as error:
+        if error.filename is not None and not os.fspath(error.filename).startswith(os.fspath(temporary)):
+            raise  # about another file: the source cannot be read
         raise OSError(error.errno, f"{error.strerror or error}, nothing was written", os.fspath(out)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -173,13 +175,12 @@ def _write(folder: Path, layout: Layout, source: Source, counts: Mapping[str, in
 
 def _facts(sample: Sample, source: Source) -> dict[str, Any]:
     """What made a sample, as in a shard's json."""
-    pixels = sample.mask.flatten().bincount(minlength=source.schema.num_classes)[: source.schema.num_classes]
     facts: dict[str, Any] = {
         "index": int(sample.index),
         "seed": source.seed,
         "attempt": int(sample.attempt),
         "score": round(float(sample.score), 6),
-        "pixels": pixels.tolist(),
+        "pixels": pixel_counts(sample.mask, source.schema.num_classes),
         "fingerprint": source.fingerprint,
         "license": source.license,
     }
