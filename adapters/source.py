@@ -23,6 +23,9 @@ from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.shards import ShardMapDataset
 
+#: A folder or URL, or several.
+Locations = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
 
 class SampleSource(Protocol):
     """Gives the samples that are asked for by number.
@@ -173,7 +176,7 @@ class ShardSource:
 
     device: Device = None
 
-    def __init__(self, shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(self, shards: Locations) -> None:
         several = [shards] if isinstance(shards, str | os.PathLike) else shards
         self.locations = tuple(os.fspath(location) for location in several)
         self.samples = ShardMapDataset(self.locations)

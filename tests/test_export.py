@@ -15,7 +15,7 @@ import torch
 from conftest import SCHEMA, small_labeled
 from PIL import Image
 
-from dsgan_datasets import LabeledGenerator, LabelSchema, SampleBatch
+from dsgan_datasets import LabeledGenerator, LabelSchema, SampleBatch, write_shards
 from dsgan_datasets.export import FORMATS, Source, export, writing
 from dsgan_datasets.parts import connected_components
 from dsgan_datasets.polygons import polygons_to_mask
@@ -375,6 +375,61 @@ def test_wrong_arguments(tmp_path: Path, source: Source, changes: dict[str, Any]
 def test_no_samples(filtered: LabeledGenerator) -> None:
     with pytest.raises(ValueError, match="num_samples must be an integer"):
         Source.generated(filtered, 0)
+
+
+# From shards
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_shards_export_as_the_generator_does(tmp_path: Path, filtered: LabeledGenerator, format: str) -> None:
+    write_shards(filtered, tmp_path / "shards", range(START, START + COUNT), seed=SEED, samples_per_shard=3)
+    export(Source.read(tmp_path / "shards", 6, start=START + 2), tmp_path / "a", format, splits={"val": 0.3})
+    live = Source.generated(filtered, 6, start=START + 2, seed=SEED)
+    export(live, tmp_path / "b", format, splits={"val": 0.3})
+    files = {path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*")}
+    assert files == {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*")}
+    for name in files:
+        if (tmp_path / "b" / name).is_file():
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_ranges_of_shards(tmp_path: Path, filtered: LabeledGenerator) -> None:
+    write_shards(filtered, tmp_path, range(5, 8))
+    assert [int(sample.index) for sample in Source.read(tmp_path).samples] == [5, 6, 7]
+    with pytest.raises(ValueError, match="start must be an integer in 5 … 7, not 0"):
+        Source.read(tmp_path, start=0)
+    with pytest.raises(ValueError, match="num_samples must be an integer in 1 … 2, not 3"):
+        Source.read(tmp_path, 3, start=6)
+
+
+def test_damaged_shards_leave_nothing(
+    tmp_path: Path, filtered: LabeledGenerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(filtered, tmp_path / "shards", range(8), samples_per_shard=4)
+    (tmp_path / "shards" / "shard-000001.tar").unlink()
+    assert main(["export", str(tmp_path / "shards"), str(tmp_path / "out"), "--format", "folder"]) == 1
+    assert "shard-000001.tar is damaged: there is no such file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_the_command_reads_shards(
+    tmp_path: Path, filtered: LabeledGenerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(filtered, tmp_path / "shards", range(5, 9), seed=2)
+    command = ["export", str(tmp_path / "shards"), str(tmp_path / "out"), "--format", "folder"]
+    assert main([*command, "--psi", "0.5", "--seed", "2", "--set", "psi=1"]) == 1
+    assert "holds shards, whose samples are made already: --psi, --set, --seed must be left out" in (
+        capsys.readouterr().err
+    )
+    assert main(command) == 0
+    assert "4 samples as folder (4)" in capsys.readouterr().out
+    assert [path.name for path in sorted((tmp_path / "out" / "images").iterdir())] == [
+        f"{i:09d}.png" for i in range(5, 9)
+    ]
+    assert main(["export", str(tmp_path / "out"), str(tmp_path / "b"), "--format", "folder"]) == 1
+    assert "holds neither a checkpoint (config.json) nor shards (manifest.json)" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "no"), str(tmp_path / "b"), "--format", "folder", "--num-samples", "2"]) == 1
+    assert "no" in capsys.readouterr().err
 
 
 # The command

@@ -93,7 +93,7 @@ def _source(args: argparse.Namespace) -> Source:
     where: str = args.checkpoint
     path = Path(where)
     if ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
-        generated = ("device", "psi", "recipe", "seed", "no_filter")
+        generated = ("device", "psi", "recipe", "no_filter", "seed")
         if meant := [name for name in generated if getattr(args, name) not in (None, [], False)]:
             names = ", ".join("--" + {"recipe": "set"}.get(name, name).replace("_", "-") for name in meant)
             raise ValueError(f"{where} holds shards, whose samples are made already: {names} must be left out")

@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset
 
 from dsgan_datasets.adapters.detectron2.registered import InstanceMode, RegisteredDataset, Task, forget, intern, lookup
 from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordList, RecordStream
-from dsgan_datasets.adapters.source import LabeledSource, SampleSource, ShardSource
+from dsgan_datasets.adapters.source import LabeledSource, Locations, SampleSource, ShardSource
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
@@ -82,7 +82,7 @@ def register(
 
 def register_shards(
     name: str,
-    shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    shards: Locations,
     *,
     length: int | None = None,
     task: Task = "sem_seg",

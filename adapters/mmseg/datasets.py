@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from dsgan_datasets.adapters.mmseg.files import SampleStore, open_shards, open_store
 from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
 from dsgan_datasets.adapters.mmseg.resume import samples_ahead
+from dsgan_datasets.adapters.source import Locations
 from dsgan_datasets.checks import integer, position
 from dsgan_datasets.datasets import DSGANIterableDataset
 from dsgan_datasets.device import Device
@@ -46,7 +47,8 @@ class _SegSamples:
     @property
     def schema(self) -> LabelSchema:
         """What the class ids mean."""
-        return self.store.source.schema
+        schema: LabelSchema = self.store.source.schema
+        return schema
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -206,7 +208,7 @@ class DSGANShardSegDataset(_MapStyle):
 
     def __init__(
         self,
-        shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        shards: Locations,
         *,
         length: int | None = None,
         pipeline: Pipeline = None,

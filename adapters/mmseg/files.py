@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 from mmengine.fileio import BaseStorageBackend, register_backend
 
-from dsgan_datasets.adapters.source import LabeledSource, SampleSource, ShardSource
+from dsgan_datasets.adapters.source import LabeledSource, Locations, SampleSource, ShardSource
 from dsgan_datasets.device import Device
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.codec import png
@@ -100,7 +100,7 @@ def open_store(
     return _shared(LabeledSource(checkpoint, device=device, **(recipe or {})))
 
 
-def open_shards(shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> SampleStore[ShardSource]:
+def open_shards(shards: Locations) -> SampleStore[ShardSource]:
     """The store of shards, which all datasets of a process share.
 
     Raises:
