@@ -47,9 +47,12 @@ class DSGANRandomFlip(RandomFlip):
         shards: Locations | None = None,
     ) -> None:
         super().__init__(prob=prob, direction=direction)
-        if (checkpoint is None) == (shards is None):
+        if checkpoint is not None and shards is None:
+            self.schema = describe(checkpoint).schema
+        elif shards is not None and checkpoint is None:
+            self.schema = ShardSource(shards).schema
+        else:
             raise ValueError("DSGANRandomFlip needs either checkpoint or shards, whose schema says what trades places")
-        self.schema = ShardSource(shards).schema if checkpoint is None else describe(checkpoint).schema
 
     def _flip_seg_map(self, seg_map: np.ndarray, direction: str) -> np.ndarray:
         flipped = np.ascontiguousarray(super()._flip_seg_map(seg_map, direction))
