@@ -393,6 +393,14 @@ def test_shards_export_as_the_generator_does(tmp_path: Path, filtered: LabeledGe
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+def test_shards_behind_a_url(tmp_path: Path, filtered: LabeledGenerator, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shards(filtered, "memory://exported/small", range(3))
+    assert main(["export", "memory://exported/small", str(tmp_path / "out"), "--format", "folder"]) == 0
+    assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
+    assert main(["export", "memory://exported/none", str(tmp_path / "b"), "--format", "folder"]) == 1
+    assert "memory://exported/none has no manifest.json" in capsys.readouterr().err
+
+
 def test_ranges_of_shards(tmp_path: Path, filtered: LabeledGenerator) -> None:
     write_shards(filtered, tmp_path, range(5, 8))
     assert [int(sample.index) for sample in Source.read(tmp_path).samples] == [5, 6, 7]
