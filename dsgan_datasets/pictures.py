@@ -37,10 +37,10 @@ def heat_map(values: np.ndarray, highest: float) -> Image.Image:
 
 
 def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", columns: int = 3) -> Image.Image:
-    """Image, mask overlay and uncertainty map of every sample, with its score, and a legend of the classes.
+    """Image, mask overlay and, if there is one, uncertainty map of every sample, its score, a legend of the classes.
 
     Args:
-        batch: samples with the extra field "js".
+        batch: samples, with or without the extra field "js".
         schema: names and colours.
         title: first line of the sheet.
         columns: samples side by side.
@@ -49,7 +49,8 @@ def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", c
     zoom = max(1, round(_CELL / width))
     cell_w, cell_h = width * zoom, height * zoom
     columns = max(1, min(columns, batch.num_samples))
-    block_w, block_h = 3 * cell_w + 2 * _MARGIN, cell_h + _TEXT + 2 * _MARGIN
+    kinds = ["image", "mask", *(["uncertainty"] if "js" in batch else [])]
+    block_w, block_h = len(kinds) * cell_w + 2 * _MARGIN, cell_h + _TEXT + 2 * _MARGIN
     rows = -(-batch.num_samples // columns)
     sheet_w = columns * block_w + (columns + 1) * _MARGIN
     font = ImageFont.load_default(_TEXT)
@@ -57,16 +58,15 @@ def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", c
     top = _TEXT + 3 * _MARGIN
     sheet = Image.new("RGB", (sheet_w, top + rows * block_h + legend.height + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    highest = float(batch.js.max())
-    draw.text((_MARGIN, _MARGIN), f"{title}   (image | mask | uncertainty, bright = {highest:.2f} nats)", _INK, font)
+    highest = float(batch.js.max()) if "js" in batch else 0.0
+    shown = " | ".join(kinds) + (f", bright = {highest:.2f} nats" if "js" in batch else "")
+    draw.text((_MARGIN, _MARGIN), f"{title}   ({shown})", _INK, font)
     for i, sample in enumerate(batch.rows()):
         x = _MARGIN + (i % columns) * (block_w + _MARGIN)
         y = top + (i // columns) * block_h
-        pictures = (
-            Image.fromarray(sample.image.cpu().permute(1, 2, 0).numpy()),
-            overlay(sample, schema),
-            heat_map(sample.js.cpu().numpy(), highest),
-        )
+        pictures = [Image.fromarray(sample.image.cpu().permute(1, 2, 0).numpy()), overlay(sample, schema)]
+        if "js" in sample:
+            pictures.append(heat_map(sample.js.cpu().numpy(), highest))
         for k, picture in enumerate(pictures):
             sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x + k * (cell_w + 4), y))
         caption = f"index {int(sample.index)}   score {float(sample.score):.4f} nats"
