@@ -57,6 +57,7 @@ EXTRAS = {
         "termcolor",
         "yapf",
     ],
+    "coco": ["pycocotools>=2.0.7"],
     "webdataset": ["webdataset>=0.2.86"],
     "ray": ["ray>=2.40"],
     "hub": ["huggingface_hub>=0.25"],

@@ -13,11 +13,11 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 from torch import Tensor
 
-from dsgan_datasets.adapters.detectron2.instances import find_instances, tight_boxes
 from dsgan_datasets.adapters.source import LabeledSource
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
+from dsgan_datasets.parts import find_instances, tight_boxes
 from dsgan_datasets.samples import Sample, SampleBatch
 
 Task = Literal["sem_seg", "instances", "panoptic"]

@@ -1,4 +1,4 @@
-"""Mask of class ids -> instances: bit masks, categories and boxes, computed where the mask lies."""
+"""Mask of class ids -> instances of parts: bit masks, categories and boxes, computed where the mask lies."""
 
 from __future__ import annotations
 

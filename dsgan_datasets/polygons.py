@@ -1,0 +1,178 @@
+"""Bool masks <-> polygons along the pixel edges, and COCO's run lengths; both give the mask back exactly.
+
+Coordinates are those of images: x to the right, y down; pixel (row, column) is the square from (column, row) on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+#: (row, column) of a step to the east, south, west, north.
+_STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
+
+
+def mask_to_polygons(mask: Array) -> list[Array]:
+    """The outlines of a mask's 8-connected regions, one polygon each, along the edges of pixels.
+
+    Formats with polygons know no holes. A hole is joined to what lies left of it by a bridge: a horizontal line within
+    the region that is walked there and back, and so encloses nothing. Filled by pixel centres, as `polygons_to_mask`
+    does, the polygons are exactly the mask.
+
+    Args:
+        mask: bool [H, W].
+
+    Returns:
+        int64 arrays [P, 2] of (x, y), each x in 0 … W and y in 0 … H; the last point is joined to the first. Clockwise
+        as seen on the screen, ordered by the region's first pixel. Where pixels touch at a corner only, and along a
+        bridge, an outline meets itself.
+
+    Raises:
+        ValueError: not a bool array of two dimensions.
+
+    Example:
+        >>> mask_to_polygons(np.array([[True, True, True]]))
+        [array([[0, 0],
+               [3, 0],
+               [3, 1],
+               [0, 1]])]
+    """
+    if mask.dtype != bool or mask.ndim != 2:
+        raise ValueError(f"a mask is a bool array [H, W], got {mask.dtype} {list(mask.shape)}")
+    points, following = _outlines(mask)
+    points, following = _bridged(points, following)
+    return [_corners(points[cycle]) for cycle in _cycles(following)]
+
+
+def polygons_to_mask(polygons: Sequence[Array], size: tuple[int, int]) -> Array:
+    """The pixels whose centres lie inside a polygon by the even-odd rule; of several polygons, the union.
+
+    Args:
+        polygons: arrays [P, 2] of (x, y), integers or floats, from `mask_to_polygons` or anywhere; parts beyond the
+            picture are cut off.
+        size: (H, W).
+
+    Returns:
+        bool [H, W].
+
+    Example:
+        >>> polygons_to_mask([np.array([(0, 0), (2, 0), (0, 2)])], (2, 2)).astype(int)
+        array([[1, 0],
+               [0, 0]])
+    """
+    mask = np.zeros(size, dtype=bool)
+    for polygon in polygons:
+        mask |= _filled(np.asarray(polygon, dtype=np.float64), size)
+    return mask
+
+
+def encode_rle(mask: Array) -> dict[str, Any]:
+    """A mask as COCO's compressed run lengths, ready for JSON; ``pycocotools.mask.decode`` reads it.
+
+    Args:
+        mask: bool [H, W].
+
+    Returns:
+        ``{"size": [H, W], "counts": text}``.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+
+    Example:
+        >>> encode_rle(np.array([[False, True]]))
+        {'size': [1, 2], 'counts': '11'}
+    """
+    try:
+        from pycocotools import mask as rle
+    except ModuleNotFoundError as error:
+        raise ImportError("COCO run lengths need pycocotools: pip install 'dsgan_datasets[coco]'") from error
+    encoded = rle.encode(np.asfortranarray(mask, dtype=np.uint8))  # it takes columns first
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def _outlines(mask: Array) -> tuple[Array, list[int]]:
+    """Every pixel edge between inside and outside, walked with the inside to the right.
+
+    Returns:
+        Where the edges start, int64 [P, 2] of (x, y), ordered by row, then column; and which edge follows on each.
+    """
+    height, width = mask.shape
+    padded = np.pad(mask, 1)
+    neighbors = padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2]  # north, east, south, west
+    corners = (0, 0), (0, 1), (1, 1), (1, 0)  # of a pixel: where its edge towards that neighbour starts
+    leaves = np.zeros((height + 1, width + 1, 4), dtype=bool)  # whether an edge leaves a lattice point, by direction
+    for direction, (neighbor, (down, right)) in enumerate(zip(neighbors, corners, strict=True)):
+        leaves[down : down + height, right : right + width, direction] = mask & ~neighbor
+    rows, columns, directions = leaves.nonzero()
+    number = np.full(leaves.shape, -1)
+    number[leaves] = np.arange(len(rows))
+    end_rows, end_columns = (np.stack([rows, columns], 1) + _STEPS[directions]).T
+    following = np.full(len(rows), -1)
+    # Where two pixels touch at a corner, the turn to the left goes on to the other one: looked for last, it wins.
+    for turn in (1, 0, 3):  # right, straight on, left
+        candidate = number[end_rows, end_columns, (directions + turn) % 4]
+        following = np.where(candidate >= 0, candidate, following)
+    return np.stack([columns, rows], 1), following.tolist()
+
+
+def _bridged(points: Array, following: list[int]) -> tuple[Array, list[int]]:
+    """The same outlines with each hole joined to the outline that lies left of it.
+
+    Left of a hole's first point lies the region, up to the point before in the order of rows and columns. That one
+    belongs to a loop that begins earlier, the region's own in the end: so everything joins up, and nothing is crossed.
+    """
+    firsts = [cycle[0] for cycle in _cycles(following)]
+    copied = list(range(len(points)))
+    for first in firsts:
+        if points[following[first], 0] == points[first, 0]:  # the first step goes down, not east: a hole
+            # Both ends are doubled; then left -> hole's copy -> … -> hole -> left's copy -> …
+            left = first - 1
+            copied += [first, left]
+            following += [following[first], following[left]]
+            following[first], following[left] = len(copied) - 1, len(copied) - 2
+    return points[copied], following
+
+
+def _cycles(following: list[int]) -> list[list[int]]:
+    """The cycles of a permutation, each from its lowest element, ordered by that."""
+    seen = [False] * len(following)
+    cycles = []
+    for first in range(len(following)):
+        cycle, step = [], first
+        while not seen[step]:
+            seen[step] = True
+            cycle.append(step)
+            step = following[step]
+        if cycle:
+            cycles.append(cycle)
+    return cycles
+
+
+def _corners(loop: Array) -> Array:
+    """Without points that are passed straight on, or twice in a row."""
+    loop = loop[(loop != np.roll(loop, 1, axis=0)).any(1)]
+    arriving, leaving = (np.sign(step) for step in (loop - np.roll(loop, 1, axis=0), np.roll(loop, -1, axis=0) - loop))
+    turns: Array = (arriving != leaving).any(1)
+    return loop[turns]
+
+
+def _filled(polygon: Array, size: tuple[int, int]) -> Array:
+    """One polygon, even-odd: the edges that a line from the left crosses on its way to a pixel's centre are counted."""
+    height, width = size
+    (x, y), (next_x, next_y) = polygon.T, np.roll(polygon, -1, axis=0).T
+    # Rows whose centre r + 1/2 lies in [upper end, lower end): half-open, so that a corner is crossed once.
+    first, last = (
+        np.clip(np.ceil(bound - 0.5), 0, height).astype(int) for bound in (np.minimum(y, next_y), np.maximum(y, next_y))
+    )
+    counts = last - first
+    edge = np.repeat(np.arange(len(polygon)), counts)
+    rows = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + first[edge]
+    crossing = x[edge] + (rows + 0.5 - y[edge]) * (next_x - x)[edge] / (next_y - y)[edge]
+    columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)
+    crossed = np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1)).reshape(height, width + 1)
+    odd: Array = crossed.cumsum(1)[:, :width] % 2 == 1
+    return odd

@@ -1,0 +1,127 @@
+"""Masks survive the way through polygons and run lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from dsgan_datasets.parts import connected_components
+from dsgan_datasets.polygons import encode_rle, mask_to_polygons, polygons_to_mask
+
+NESTED = """
+    ###########
+    #.........#
+    #.#######.#
+    #.#.#...#.#
+    #.##.##.#.#
+    #.#######.#
+    #....#....#
+    #########.#
+    #.#.#.#..##
+    ###########"""
+
+#: The right hole begins higher up, but its bridge must end at the left hole.
+SLANTED = """
+    ################
+    ###########...##
+    ###########...##
+    ##.......##...##
+    ##.......#...###
+    ##.......#...###
+    ##.......#...###
+    ################"""
+
+
+def drawing(text: str) -> np.ndarray:
+    return np.array([[pixel == "#" for pixel in line.strip()] for line in text.strip().splitlines()])
+
+
+def blobs(seed: int, size: tuple[int, int] = (40, 56)) -> np.ndarray:
+    """Ellipses painted over each other, in and out: regions with holes in holes."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    mask = np.zeros(size, dtype=bool)
+    for inside in [True, False] * 8:
+        y, x, a, b = random.random(4) * (*size, 16, 16)
+        mask[((rows - y) / (a + 1)) ** 2 + ((columns - x) / (b + 1)) ** 2 < 1] = inside
+    return mask
+
+
+def regions(mask: np.ndarray) -> int:
+    return len(np.unique(connected_components(torch.from_numpy(mask)).numpy()[mask]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.02, 0.98), st.integers(1, 14), st.integers(1, 14))
+def test_noise_comes_back(seed: int, density: float, height: int, width: int) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    polygons = mask_to_polygons(mask)
+    assert np.array_equal(polygons_to_mask(polygons, mask.shape), mask)
+    assert len(polygons) == regions(mask)
+
+
+@pytest.mark.parametrize("mask", [*(blobs(seed) for seed in range(20)), drawing(NESTED), np.ones((3, 4), dtype=bool)])
+def test_blobs_come_back(mask: np.ndarray) -> None:
+    polygons = mask_to_polygons(mask)
+    assert np.array_equal(polygons_to_mask(polygons, mask.shape), mask)
+    assert len(polygons) == regions(mask)
+    # Rounded to the precision of a label file, the outlines enclose the same pixel centres.
+    scale = np.array(mask.shape[::-1])
+    rounded = [np.round(polygon / scale, 6) * scale for polygon in polygons]
+    assert np.array_equal(polygons_to_mask(rounded, mask.shape), mask)
+
+
+@pytest.mark.parametrize("mask", [*(blobs(seed) for seed in range(5)), drawing(NESTED), drawing(SLANTED)])
+def test_bridges_run_inside_the_region(mask: np.ndarray) -> None:
+    near = np.pad(mask, 1)  # pixels that touch the lattice point (y, x): y - 1 and y, x - 1 and x
+    near = near[:-1, :-1] | near[1:, :-1] | near[:-1, 1:] | near[1:, 1:]
+    for polygon in mask_to_polygons(mask):
+        for (x, y), (to_x, to_y) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            assert (x == to_x) != (y == to_y)  # along pixel edges, and never in place
+            left, right, top, bottom = min(x, to_x), max(x, to_x), min(y, to_y), max(y, to_y)
+            assert near[top : bottom + 1, left : right + 1].all()
+
+
+def test_outlines_are_few_points_along_the_edges() -> None:
+    mask = np.zeros((5, 6), dtype=bool)
+    mask[1:4, 2:5] = True
+    (polygon,) = mask_to_polygons(mask)
+    assert polygon.tolist() == [[2, 1], [5, 1], [5, 4], [2, 4]]
+    mask[2, 3] = False
+    (polygon,) = mask_to_polygons(mask)
+    assert len(polygon) == 10  # two squares, and the bridge's two ends a second time
+    assert mask_to_polygons(np.zeros((3, 3), dtype=bool)) == []
+
+
+def test_pixels_that_touch_at_a_corner_are_one_region() -> None:
+    assert len(mask_to_polygons(np.eye(4, dtype=bool))) == 1
+
+
+def test_fill_agrees_with_another_rasteriser_away_from_the_outline() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        polygon = random.random((7, 2)) * 60 - 6
+        picture = Image.new("L", (48 * 8, 40 * 8))  # eight times as large: its outline is thin
+        ImageDraw.Draw(picture).polygon([tuple(point * 8) for point in polygon], fill=255)
+        large = np.asarray(picture) > 0
+        centres = large[4::8, 4::8]
+        blocks = large.reshape(40, 8, 48, 8).mean((1, 3))
+        sure = (blocks == 0) | (blocks == 1)
+        assert np.array_equal(polygons_to_mask([polygon], (40, 48))[sure], centres[sure])
+
+
+def test_run_lengths_come_back() -> None:
+    rle = pytest.importorskip("pycocotools.mask")
+    for mask in (blobs(3), np.zeros((4, 5), dtype=bool), np.ones((4, 5), dtype=bool)):
+        encoded = encode_rle(mask)
+        assert isinstance(encoded["counts"], str)
+        assert np.array_equal(rle.decode(encoded).astype(bool), mask)
+
+
+def test_other_arrays_are_refused() -> None:
+    with pytest.raises(ValueError, match="bool array"):
+        mask_to_polygons(np.zeros((3, 3)))
