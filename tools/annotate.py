@@ -213,7 +213,7 @@ def _picture(found: Annotations, title: str) -> Any:
         plain = Sample(image=image, mask=torch.zeros_like(mask))
         pictures.append([overlay(plain, found.schema), overlay(Sample(image=image, mask=mask), found.schema)])
         captions.append(f"{name}   {len(mask.unique())} classes")
-    return sheet(pictures, captions, f"{title}   (image | annotation)", found.schema)
+    return sheet(pictures, captions, f"{title}   (image | annotation)", found.schema, columns=4)
 
 
 def _classes(text: str) -> LabelSchema:
