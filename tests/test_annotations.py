@@ -495,6 +495,13 @@ def test_mistakes_in_coco_files(folder: Path) -> None:
     assert "is no COCO file" in mistakes(folder)[0]
 
 
+def test_messages_are_plain_lines(folder: Path) -> None:
+    write_coco(folder)
+    change(folder / "coco.json", lambda c: c["images"][0].update(file_name="\x1b[31ma\nb.png"))
+    told = mistakes(folder)
+    assert any(r"\x1b[31ma\nb" in line for line in told) and all(line.isprintable() for line in told)
+
+
 @pytest.mark.parametrize("counts", ["é", "P", "0" * 10_000, [1, -1], [True] * 256, None, ["x"]])
 def test_damaged_run_lengths(counts: object) -> None:
     with pytest.raises(ValueError, match="run lengths"):
@@ -509,6 +516,7 @@ def test_damaged_run_lengths(counts: object) -> None:
         ("annotations.json", '{"format_version": 2}', "format_version is 2"),
         ("annotations.json", '{"format_version": 1, "images": [3]}', "damaged"),
         ("classes.json", '{"classes": 3}', "no list of classes"),
+        ("classes.json", '{"classes": [{"name": "a"}], "ignore_index": Infinity}', "no list of classes"),
         ("classes.json", None, "is missing"),
         ("latents.npy", "x", "holds no latents"),
         ("latents.npy", None, "is missing"),

@@ -193,7 +193,7 @@ def _print_table(found: Annotations) -> None:
     masks, schema = found.masks, found.schema
     ids = [*range(schema.num_classes), schema.ignore_index]
     width = max(map(len, (*schema.classes, "(ignored)")))
-    print(f"{len(masks)} images of {masks.shape[2]}×{masks.shape[1]}")
+    print(f"annotated images: {len(masks)}, {masks.shape[2]}×{masks.shape[1]}")
     print(f"{'id':>4}  {'class':<{width}}  images     pixels   share")
     for i, name in zip(ids, (*schema.classes, "(ignored)"), strict=True):
         is_class = masks == i
@@ -222,5 +222,5 @@ def _classes(text: str) -> LabelSchema:
         if text.endswith(".json"):
             return LabelSchema.from_dict(json.loads(Path(text).read_text(encoding="utf-8")))
         return LabelSchema(tuple(name.strip() for name in text.split(",")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error

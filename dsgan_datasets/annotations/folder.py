@@ -154,7 +154,7 @@ def read_classes(folder: Path) -> LabelSchema:
     """The schema in classes.json of a folder, or an AnnotationError."""
     try:
         return LabelSchema.from_dict(_object(folder, CLASSES, read_json(folder, CLASSES)))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, AnnotationError):
             raise
         hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'

@@ -90,7 +90,7 @@ def read_labelme(
         region = _region(shape, size, place, found)
         if region is not None and label in (*schema.classes, IGNORE):
             if not region.any():
-                found.warnings.append(f"{place}: covers the centre of no pixel, so it has no effect")
+                found.odd(place, "covers the centre of no pixel, so it has no effect")
             painted.append((schema.ignore_index if label == IGNORE else schema.index(label), region))
     return None if len(found.mistakes) > before else paint(painted, size)
 

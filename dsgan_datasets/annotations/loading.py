@@ -226,8 +226,11 @@ def _kind(
         raise AnnotationError(
             folder, f"there are annotations of several kinds: say which with format, one of {', '.join(there)}"
         )
-    where = ", ".join(f"{pattern} ({kind})" for kind, pattern in PLACES.items())
-    raise AnnotationError(folder, f"nothing is annotated yet: there is none of {where}")
+    raise AnnotationError(
+        folder,
+        "nothing is annotated yet: put masks/NAME.png, images/NAME.json (LabelMe) or coco.json here, or say with files "
+        "(--files) where they are",
+    )
 
 
 def _readers(

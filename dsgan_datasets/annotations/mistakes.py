@@ -40,7 +40,16 @@ class Findings:
 
     def wrong(self, where: object, what: str) -> None:
         """Note a mistake; `where` names file and shape."""
-        self.mistakes.append(f"{where}: {what}")
+        self.mistakes.append(_printable(f"{where}: {what}"))
+
+    def odd(self, where: object, what: str) -> None:
+        """Note a warning."""
+        self.warnings.append(_printable(f"{where}: {what}"))
+
+
+def _printable(text: str) -> str:
+    """One line: it may quote a file, which may hold line breaks or the control sequences of a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def listed(names: Sequence[object], most: int = 8) -> str:
