@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, SCHEMA, small_labeled
+from conftest import GOLDEN, SCHEMA, small_labeled, small_stylegan1
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator, save_generator
@@ -27,6 +27,7 @@ from dsgan_datasets.annotations.shapes import mask_to_shapes, paint, simplified
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
 from dsgan_datasets.polygons import encode_rle, polygons_to_mask
+from dsgan_datasets.tools.cli import main
 
 GENERATOR = GOLDEN / "sg2ada_fullsnapshot16.pkl"
 SIZE = (16, 16)
@@ -378,6 +379,12 @@ def test_a_generator_that_is_not_the_one_exported_from(folder: Path, tmp_path: P
     assert load_annotations(folder, tmp_path / "converted", device="cpu").generator is not None
 
 
+def test_a_generator_with_other_features(folder: Path) -> None:
+    write_masks(folder)
+    (told,) = mistakes(folder, load_generator(GENERATOR, device="cpu", features="const+convs"))
+    assert "gives features 'const+convs', the recipe reads 'convs'" in told
+
+
 def test_changed_latents(folder: Path) -> None:
     write_masks(folder)
     np.save(folder / "latents.npy", np.load(folder / "latents.npy")[::-1].copy())
@@ -560,8 +567,6 @@ def published(folder: Path, masks: Array, latents: Array) -> None:
 
 
 def stylegan1(folder: Path) -> Path:
-    from conftest import small_stylegan1
-
     path = folder / "g.for_g_all.pt"
     torch.save(small_stylegan1(), path)
     return path
@@ -685,3 +690,52 @@ def test_demo_faces_through_labelme_and_coco(tmp_path: Path) -> None:
     # Done in another tool, the drafts beside the images are not in the way.
     (folder / "cvat" / "coco_import.json").rename(folder / "coco.json")
     assert not any("drafts" in warning for warning in load_annotations(folder).warnings)
+
+
+# The command
+
+
+def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a"
+    export = ["annotate", "export", str(GENERATOR), str(out), "--num", "3", "--candidates", "8", "--device", "cpu"]
+    assert main(export) == 1 and "--classes" in capsys.readouterr().err
+    assert main([*export, "--classes", "background,left,right,hat", "--psi", "0.5", "--set", "noise_mode=none"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 images, 16×16, psi 0.5" in printed and str(out / "README.txt") in printed
+    assert main(["annotate", "check", str(out)]) == 1
+    assert "nothing is annotated yet" in capsys.readouterr().err
+    masks = write_masks(out)
+    picture = tmp_path / "new" / "seen.png"
+    assert main(["annotate", "check", str(out), "--generator", str(GENERATOR), "--out", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    for i, name in enumerate(SCHEMA.classes):
+        assert [str(i), name, "3", str((masks == i).sum())] in [line.split()[:4] for line in printed.splitlines()]
+    assert "no mistakes" in printed
+    with Image.open(picture) as image:
+        assert image.width > 600
+    found = load_annotations(out, GENERATOR, device="cpu")
+    assert found.recipe.psi == 0.5 and found.recipe.noise_mode == "none"
+    (out / "masks" / f"{names(out)[0]}.png").unlink()
+    assert main(["annotate", "check", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert "1 mistake in" in told and f"{names(out)[0]}: has no annotation" in told
+    assert main(["annotate", "check", str(out), "--allow-missing"]) == 0 and (out / "check.png").is_file()
+
+
+def test_a_second_round_from_the_command_line(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    options = ["--interpreter", "demo-faces", "--select", "informative", "--num", "2", "--candidates", "4"]
+    assert main(["annotate", "export", "demo-faces", str(out), *options, "--start", "256", "--device", "cpu"]) == 0
+    stored = json.loads((out / "annotations.json").read_text())
+    assert all(256 <= image["index"] < 260 for image in stored["images"])
+    assert stored["recipe"]["psi"] == 0.7 and stored["recipe"]["threshold"] is None
+
+
+def test_published_annotations_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = np.zeros((2, 16, 16), dtype=np.int64)
+    masks[:, 3:9, 4:12] = 1
+    published(tmp_path / "p", masks, np.random.RandomState(0).randn(2, 16))
+    command = ["annotate", "check", str(tmp_path / "p"), "--generator", str(stylegan1(tmp_path)), "--device", "cpu"]
+    assert main(command) == 1 and "--classes" in capsys.readouterr().err
+    assert main([*command, "--classes", "background,part"]) == 0
+    assert "part" in capsys.readouterr().out and (tmp_path / "p" / "check.png").is_file()

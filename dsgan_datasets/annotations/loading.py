@@ -199,6 +199,11 @@ def _exported(
                 f"is not the one these images were exported from ({exported.generator!r}, fingerprint "
                 f"{exported.fingerprint[:8]}…): give that one, its file or its converted directory",
             )
+        if generator.features != exported.recipe.features:
+            found.wrong(
+                f"generator {name!r}",
+                f"gives features {generator.features!r}, the recipe reads {exported.recipe.features!r}: load it so",
+            )
     images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
     kind, files = _kind(folder, exported, asked, files)
     readers = _readers(folder, exported, kind, files, found)

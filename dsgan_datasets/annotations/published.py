@@ -19,7 +19,6 @@ from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, liste
 from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.dialects import read_average
-from dsgan_datasets.generators.stylegan1 import StyleGAN1
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
 
@@ -63,7 +62,7 @@ def average_in(folder: Path) -> Tensor | None:
 
 def published_recipe(generator: FeatureGenerator | None, size: tuple[int, int]) -> Recipe:
     """Psi 0.7 on the first 8 layers (7 of 256-pixel models), the features and, as size, that of the masks."""
-    features = "datasetgan" if generator is None or isinstance(generator, StyleGAN1) else generator.layouts[0]
+    features = "datasetgan" if generator is None else generator.features
     cutoff = 7 if generator is not None and generator.img_resolution == 256 else 8
     return Recipe(psi=0.7, cutoff=cutoff, features=features, size=size)
 
