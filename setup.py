@@ -14,6 +14,7 @@ PACKAGES = [
     "dsgan_datasets.adapters",
     "dsgan_datasets.adapters.detectron2",
     "dsgan_datasets.adapters.mmseg",
+    "dsgan_datasets.annotations",
     "dsgan_datasets.checkpoints",
     "dsgan_datasets.export",
     "dsgan_datasets.generators",

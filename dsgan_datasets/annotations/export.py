@@ -1,0 +1,232 @@
+"""Generator -> a folder of images to annotate, with projects for annotation tools."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dsgan_datasets.annotations.folder import (
+    Array,
+    Exported,
+    ExportedImage,
+    generator_fingerprint,
+    hash_pixels,
+    write_bytes,
+)
+from dsgan_datasets.annotations.png import encode_png
+from dsgan_datasets.annotations.projects import write_drafts, write_projects, write_readme
+from dsgan_datasets.annotations.selection import diverse, pooled_features
+from dsgan_datasets.checks import integer
+from dsgan_datasets.files import written_whole
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
+from dsgan_datasets.latents import Purpose, sample_latents
+from dsgan_datasets.pictures import overlay, sheet
+from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.samples import Sample
+from dsgan_datasets.schema import LabelSchema
+
+Selection = Literal["random", "diverse", "informative"]
+
+
+class _Looked(NamedTuple):
+    """What was seen of a block of draws: images uint8 [N, 3, H, W], pooled features [N, C], and drafts, if any."""
+
+    images: Tensor
+    points: Tensor
+    masks: Tensor | None
+    scores: Tensor | None
+
+
+@torch.no_grad()
+def export_annotations(
+    generator: FeatureGenerator,
+    schema: LabelSchema,
+    out: str | os.PathLike[str],
+    *,
+    num: int = 16,
+    select: Selection = "diverse",
+    candidates: int = 256,
+    start: int = 0,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    interpreter: LabeledGenerator | None = None,
+    name: str = "generator",
+) -> Exported:
+    """Write a folder of generated images for a person to annotate.
+
+    The draws are of a family of their own: no sample of any dataset is among them.
+
+    Args:
+        generator: makes the images.
+        schema: the classes to annotate.
+        out: folder to write; new, or empty.
+        num: images to annotate.
+        select: "random" takes the first draws as they come; "diverse" takes draws unlike each other (k-centre over
+            pooled features); "informative" those that `interpreter` is unsure about, and unlike each other.
+        candidates: draws to choose from.
+        start: index of the first of them; a second round begins where the first ended.
+        seed: of the draws, 0 … 2^64-1.
+        recipe: psi, size, crop, … of the images, and the features that an interpreter will be fitted on; its filter
+            does not count here. None is the default recipe.
+        interpreter: a first labelled checkpoint of this generator; it drafts annotations, to be corrected rather than
+            drawn. Its classes must be among those of the schema.
+        name: what to call the generator, so that a person finds it again.
+
+    Returns:
+        what was written, see `load_annotations` for the way back.
+
+    Raises:
+        ValueError: the folder is not empty, the recipe draws more than z, the interpreter is one of another generator,
+            or arguments out of range.
+
+    Example:
+        >>> generator = load_generator("demo-faces", device="cpu")
+        >>> schema = LabelSchema(("background", "face"))
+        >>> exported = export_annotations(generator, schema, tmp / "to-annotate", num=2, candidates=8)
+        >>> sorted(path.name for path in (tmp / "to-annotate").glob("*.json"))
+        ['annotations.json', 'classes.json']
+    """
+    out = Path(out)
+    recipe = recipe or Recipe(features=generator.features)
+    # Filters belong to an interpreter and its class ids: the one to be fitted has neither yet.
+    recipe = dataclasses.replace(recipe, threshold=None, require=(), min_area=1)
+    _check(generator, schema, out, recipe, interpreter, num, select, candidates)
+    indices = range(start, start + (num if select == "random" else candidates))
+    latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
+    rows = _chosen(generator, recipe, interpreter, latents, num, select)
+    latents = latents[rows]
+    looked = _look(generator, recipe, interpreter, latents, "drawing")
+    images = looked.images.permute(0, 2, 3, 1).contiguous().numpy()
+    masks = None if looked.masks is None else _translated(looked.masks, interpreter, schema)
+    stems = [f"{indices[row]:09d}" for row in rows]
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    for stem, image in zip(stems, images, strict=True):
+        write_bytes(out / "images" / f"{stem}.png", encode_png(image))
+    schema = dataclasses.replace(schema, class_map=None)  # what a person annotates are these classes, not finer ones
+    write_projects(out, schema)
+    drafts = [None] * num if masks is None else write_drafts(out, stems, masks, schema)
+    scores = [None] * num if looked.scores is None else looked.scores.tolist()
+    size = recipe.image_size(generator.img_resolution)
+    write_readme(out, schema, size, name, drafted=masks is not None)
+    exported = Exported(
+        generator=name,
+        fingerprint=generator_fingerprint(generator),
+        recipe=recipe,
+        seed=seed,
+        size=size,
+        schema=schema,
+        images=tuple(
+            ExportedImage(int(stem), f"images/{stem}.png", hash_pixels(image), score, draft)
+            for stem, image, score, draft in zip(stems, images, scores, drafts, strict=True)
+        ),
+        latents=latents,
+    )
+    _write_sheet(out / "contact_sheet.png", exported, looked.images, masks, select)
+    exported.write(out)
+    return exported
+
+
+def _check(
+    generator: FeatureGenerator,
+    schema: LabelSchema,
+    out: Path,
+    recipe: Recipe,
+    interpreter: LabeledGenerator | None,
+    num: int,
+    select: Selection,
+    candidates: int,
+) -> None:
+    integer("num", num, 1)
+    if select not in get_args(Selection):
+        raise ValueError(f"select must be one of {', '.join(get_args(Selection))}, not {select!r}")
+    if select != "random":
+        integer("candidates", candidates, num)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty, perhaps with annotations: choose another folder")
+    if schema.num_classes < 2:
+        raise ValueError(f"there is nothing to annotate with one class only ({schema.classes[0]}): name the parts too")
+    if interpreter is None:
+        if select == "informative":
+            raise ValueError("select informative needs an interpreter (--interpreter), to know what it is unsure about")
+        return
+    if generator_fingerprint(interpreter.generator) != generator_fingerprint(generator):
+        raise ValueError("the interpreter was fitted to another generator: its uncertainty and its drafts mean nothing")
+    if interpreter.recipe.features != recipe.features or generator.features != recipe.features:
+        raise ValueError(
+            f"the interpreter reads features {interpreter.recipe.features!r}, the recipe says {recipe.features!r}: "
+            "use the same"
+        )
+    if unknown := [c for c in interpreter.schema.classes if c not in schema.classes]:
+        raise ValueError(
+            f"the interpreter's class {', '.join(unknown)} is not among the classes to annotate "
+            f"({', '.join(schema.classes)}): add it, or export without interpreter"
+        )
+
+
+def _chosen(
+    generator: FeatureGenerator,
+    recipe: Recipe,
+    interpreter: LabeledGenerator | None,
+    latents: Tensor,
+    num: int,
+    select: Selection,
+) -> list[int]:
+    """Rows of the draws to annotate."""
+    if select == "random":
+        return list(range(num))
+    labeled = interpreter if select == "informative" else None
+    looked = _look(generator, recipe, labeled, latents, "looking at candidates")
+    return diverse(looked.points, num, looked.scores)
+
+
+def _look(
+    generator: FeatureGenerator, recipe: Recipe, labeled: LabeledGenerator | None, latents: Tensor, doing: str
+) -> _Looked:
+    """Images, pooled features and, of an interpreter, masks and scores of draws, on the CPU."""
+    frame = recipe.frame_size(generator.img_resolution)
+    images, points, masks, scores = [], [], [], []
+    for block in tqdm(latents.split(recipe.compute_batch), doing, unit="batch", delay=2, leave=False):
+        image, features = synthesize(generator, recipe, block)
+        images.append(image.cpu())
+        points.append(pooled_features(features))
+        if labeled is not None:
+            labels = labeled.interpreter.label(features, frame, rows=recipe.crop)
+            masks.append(labels.mask.cpu())
+            scores.append(labels.score.cpu())
+    return _Looked(
+        torch.cat(images),
+        torch.cat(points),
+        torch.cat(masks) if masks else None,
+        torch.cat(scores) if scores else None,
+    )
+
+
+def _translated(masks: Tensor, labeled: LabeledGenerator | None, schema: LabelSchema) -> Array:
+    """Ids of an interpreter's classes -> ids of the same names in the schema."""
+    assert labeled is not None
+    names = labeled.schema.classes
+    fine = labeled.schema.class_map or range(len(names))
+    translated: Array = torch.tensor([schema.index(names[i]) for i in fine])[masks].numpy()
+    return translated
+
+
+def _write_sheet(path: Path, exported: Exported, images: Tensor, masks: Array | None, select: str) -> None:
+    """A picture of what is to be annotated, with the drafts if there are some."""
+    pictures, captions = [], []
+    for i, image in enumerate(exported.images):
+        sample = Sample(image=images[i], mask=torch.zeros(exported.size, dtype=torch.int64))
+        cells = [overlay(sample, exported.schema)]
+        if masks is not None:
+            cells.append(overlay(Sample(image=images[i], mask=torch.from_numpy(masks[i])), exported.schema))
+        pictures.append(cells)
+        captions.append(image.name if image.score is None else f"{image.name}   score {image.score:.4f} nats")
+    title = f"{exported.generator} · {len(pictures)} images to annotate, {select} · seed {exported.seed}"
+    with written_whole(path) as file:
+        sheet(pictures, captions, title, exported.schema, columns=4).save(file, format="PNG")

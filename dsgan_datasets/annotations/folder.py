@@ -1,0 +1,216 @@
+"""The folder that an annotator works in: the exported images and what identifies them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsgan_datasets.annotations.mistakes import AnnotationError
+from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
+from dsgan_datasets.files import written_whole
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.generators.loading import generator_tensors
+from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.schema import LabelSchema
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FORMAT_VERSION = 1
+MANIFEST, CLASSES, LATENTS = "annotations.json", "classes.json", "latents.npy"
+_LARGEST_MANIFEST = 64 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class ExportedImage:
+    """One image to annotate.
+
+    Attributes:
+        index: number of its draw.
+        file: path within the folder.
+        sha256: of its pixels, see `hash_pixels`.
+        score: uncertainty of the interpreter that drafted its annotation, nats; None without one.
+        draft: SHA-256 of the LabelMe file that was drafted for it, None without one.
+    """
+
+    index: int
+    file: str
+    sha256: str
+    score: float | None = None
+    draft: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its annotation is called: the file's name without ending."""
+        return Path(self.file).stem
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported, and from what; annotations.json, classes.json and latents.npy hold it.
+
+    Attributes:
+        generator: name under which the generator was loaded.
+        fingerprint: of that generator, see `generator_fingerprint`.
+        recipe: how the images were made.
+        seed: of their draws.
+        size: (H, W) of images and masks.
+        schema: classes to annotate.
+        images: in the order of `latents`.
+        latents: z of each image, float32 [A, z_dim].
+    """
+
+    generator: str
+    fingerprint: str
+    recipe: Recipe
+    seed: int
+    size: tuple[int, int]
+    schema: LabelSchema
+    images: tuple[ExportedImage, ...]
+    latents: Tensor
+
+    def write(self, folder: Path) -> None:
+        """Write the three files, annotations.json last."""
+        latents = io.BytesIO()
+        np.save(latents, self.latents.numpy(), allow_pickle=False)
+        write_bytes(folder / LATENTS, latents.getvalue())
+        write_json(folder / CLASSES, self.schema.to_dict())
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "generator": {"name": self.generator, "fingerprint": self.fingerprint},
+            "recipe": self.recipe.to_dict(),
+            "seed": self.seed,
+            "size": list(self.size),
+            "latents_sha256": hashlib.sha256(latents.getvalue()).hexdigest(),
+            "images": [{k: v for k, v in asdict(image).items() if v is not None} for image in self.images],
+        }
+        write_json(folder / MANIFEST, manifest)
+
+    @classmethod
+    def read(cls, folder: Path) -> Exported:
+        """Inverse of `write`.
+
+        Raises:
+            AnnotationError: a file is missing, damaged, or does not belong to the others.
+        """
+        stored = _object(folder, MANIFEST, read_json(folder, MANIFEST))
+        if (version := stored.get("format_version")) != FORMAT_VERSION:
+            raise AnnotationError(
+                folder,
+                f"{MANIFEST}: format_version is {version!r:.40}, this version of dsgan_datasets reads "
+                f"{FORMAT_VERSION}: import with the version that exported",
+            )
+        schema = read_classes(folder)
+        try:
+            images = tuple(ExportedImage(**entry) for entry in stored["images"])
+            latents, digest = _read_latents(folder), stored["latents_sha256"]
+            found = cls(
+                generator=str(stored["generator"]["name"]),
+                fingerprint=str(stored["generator"]["fingerprint"]),
+                recipe=Recipe.from_dict(stored["recipe"]),
+                seed=int(stored["seed"]),
+                size=_size(stored["size"]),
+                schema=schema,
+                images=images,
+                latents=latents[0],
+            )
+            names = [image.name for image in images]
+            outside = [
+                image.file for image in images if not (folder / image.file).resolve().is_relative_to(folder.resolve())
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if isinstance(error, AnnotationError):
+                raise
+            raise AnnotationError(
+                folder, f"{MANIFEST} is damaged ({error!r:.200}): restore it from the export"
+            ) from error
+        if outside or len(set(names)) != len(names) or not names:
+            raise AnnotationError(folder, f"{MANIFEST} is damaged: it names no image, one twice or one elsewhere")
+        if latents[1] != digest or len(found.latents) != len(images):
+            raise AnnotationError(
+                folder, f"{LATENTS} is not the one that was exported: restore it, the masks are of no use without"
+            )
+        return found
+
+
+def generator_fingerprint(generator: FeatureGenerator) -> str:
+    """SHA-256 (hex) of a generator's weights and shape, the same from whatever file it was read."""
+    return fingerprint(digest_tensors(generator_tensors(generator)), generator.config)
+
+
+def hash_pixels(image: Array) -> str:
+    """SHA-256 (hex) of uint8 RGB pixels [H, W, 3], row by row: the same however a file compresses them."""
+    return hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
+
+
+def read_classes(folder: Path) -> LabelSchema:
+    """The schema in classes.json of a folder, or an AnnotationError."""
+    try:
+        return LabelSchema.from_dict(_object(folder, CLASSES, read_json(folder, CLASSES)))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, AnnotationError):
+            raise
+        hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'
+        raise AnnotationError(folder, f"{CLASSES} is no list of classes ({error!r:.200}): {hint}") from error
+
+
+def read_json(folder: Path, name: str) -> Any:
+    """Content of a JSON file in a folder, or an AnnotationError."""
+    path = folder / name
+    if not path.is_file():
+        raise AnnotationError(folder, f"{name} is missing: it is written by `dsgan annotate export`")
+    if path.stat().st_size > _LARGEST_MANIFEST:
+        raise AnnotationError(folder, f"{name} has {path.stat().st_size} bytes, at most {_LARGEST_MANIFEST} are read")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(folder, f"{name} is no valid JSON: {error}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON; the file appears whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    with written_whole(path) as file:
+        file.write(content)
+
+
+def _object(folder: Path, name: str, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise AnnotationError(folder, f"{name} holds a {type(content).__name__}, expected an object {{…}}")
+    return content
+
+
+def _size(value: Any) -> tuple[int, int]:
+    height, width = (int(side) for side in value)
+    return height, width
+
+
+def _read_latents(folder: Path) -> tuple[Tensor, str]:
+    """Latents and the SHA-256 of their file."""
+    path = folder / LATENTS
+    if not path.is_file():
+        raise AnnotationError(folder, f"{LATENTS} is missing: restore it, the masks are of no use without")
+    content = path.read_bytes()
+    return load_latents(folder, LATENTS, content), hashlib.sha256(content).hexdigest()
+
+
+def load_latents(folder: Path, name: str, content: bytes) -> Tensor:
+    """Latents [A, z_dim] as float32 from the bytes of an .npy file, or an AnnotationError."""
+    try:
+        latents = np.load(io.BytesIO(content), allow_pickle=False)
+        if latents.ndim != 2 or latents.dtype.kind != "f" or not np.isfinite(latents).all():
+            raise ValueError(f"it holds {latents.dtype} {list(latents.shape)}, expected finite floats [A, z_dim]")
+    except Exception as error:  # a damaged file may raise anything at all
+        raise AnnotationError(folder, f"{name} holds no latents: {error!r:.200}") from error
+    return torch.from_numpy(latents.astype(np.float32))

@@ -1,0 +1,64 @@
+"""What is wrong with a folder of annotations: everything at once, so that one round of corrections is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+#: A message that lists more of them helps nobody.
+_LONGEST_LIST = 40
+
+
+class AnnotationError(ValueError):
+    """Annotations cannot be used as they are.
+
+    Attributes:
+        mistakes: one sentence each: file, what is wrong with it, and the way out.
+    """
+
+    def __init__(self, folder: Path, *mistakes: str) -> None:
+        self.mistakes = mistakes
+        lines = [f"  {mistake}" for mistake in self.mistakes[:_LONGEST_LIST]]
+        if (more := len(self.mistakes) - _LONGEST_LIST) > 0:
+            lines.append(f"  … and {more} more")
+        count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+        super().__init__("\n".join([f"{count} in {folder}:", *lines]))
+
+
+@dataclass
+class Findings:
+    """What was noticed while reading; mistakes stop the import in the end, warnings are shown.
+
+    Attributes:
+        mistakes: see `AnnotationError`.
+        warnings: one sentence each.
+    """
+
+    mistakes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def wrong(self, where: object, what: str) -> None:
+        """Note a mistake; `where` names file and shape."""
+        self.mistakes.append(_printable(f"{where}: {what}"))
+
+    def odd(self, where: object, what: str) -> None:
+        """Note a warning."""
+        self.warnings.append(_printable(f"{where}: {what}"))
+
+
+def _printable(text: str) -> str:
+    """One line: it may quote a file, which may hold line breaks or the control sequences of a terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def listed(names: Sequence[object], most: int = 8) -> str:
+    """The names with commas, shortened if there are many.
+
+    Example:
+        >>> listed(["a", "b", "c"], most=2)
+        'a, b, … (3 in all)'
+    """
+    if len(names) <= most:
+        return ", ".join(map(str, names))
+    return f"{', '.join(map(str, names[:most]))}, … ({len(names)} in all)"

@@ -1,0 +1,149 @@
+"""PNG masks <-> class ids: palette or grey pictures of ids, or RGB in exactly the colours of the classes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dsgan_datasets.annotations.folder import Array
+from dsgan_datasets.annotations.mistakes import Findings, listed
+from dsgan_datasets.schema import Color, LabelSchema
+
+#: What ignored pixels look like, unless a class has that colour.
+IGNORED_COLOR = (255, 255, 255)
+_ID_MODES = ("P", "L", "1")
+
+
+def read_picture(path: Path, where: str, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
+    """Class ids int64 [H, W] of a mask picture, or None with the reason among the mistakes.
+
+    In a palette or grey picture the numbers are the class ids (255, or the schema's `ignore_index`, is ignored). In an
+    RGB picture every colour must be exactly that of a class, and white is ignored unless a class is white.
+
+    Args:
+        path: the file.
+        where: what to call it in messages.
+        schema: classes and their colours.
+        size: (H, W) that it must have.
+        found: takes up mistakes.
+    """
+    try:
+        with Image.open(path) as picture:
+            if (picture.height, picture.width) != size:
+                found.wrong(where, wrong_size((picture.height, picture.width), size))
+                return None
+            picture.load()
+    except Exception as error:  # a damaged file may raise anything at all
+        found.wrong(where, f"is no picture that can be read ({error!r:.120}): save it as PNG again")
+        return None
+    if picture.mode in _ID_MODES:
+        return _from_ids(picture, where, schema, found)
+    if picture.mode in ("RGB", "RGBA"):
+        return _from_colors(np.asarray(picture), where, schema, found)
+    found.wrong(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, grey or RGB PNG")
+    return None
+
+
+def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
+    """A PNG of uint8 RGB pixels [H, W, 3], or of class ids [H, W] with their colours as its palette."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
+    if palette:
+        colors = [*palette, *[IGNORED_COLOR] * (256 - len(palette))]
+        picture.putpalette([value for color in colors for value in color])
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
+
+
+def wrong_size(got: tuple[int, int], expected: tuple[int, int]) -> str:
+    """What to say of a size; both are (H, W) and shown as width × height."""
+    return (
+        f"is {got[1]}×{got[0]} pixels, its image is {expected[1]}×{expected[0]}: annotate the exported image, "
+        "and do not scale or crop the mask"
+    )
+
+
+def _from_ids(picture: Image.Image, where: str, schema: LabelSchema, found: Findings) -> Array | None:
+    ids = np.asarray(picture).astype(np.int64)
+    present = np.unique(ids)
+    colors = None
+    if picture.mode == "P":
+        colors = np.array(picture.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
+        if message := _reordered(present, colors, schema):
+            found.wrong(where, message)
+            return None
+    unknown = [int(i) for i in present if i >= schema.num_classes and i != schema.ignore_index]
+    if not unknown:
+        return ids
+    counts = listed([f"{i} ({int((ids == i).sum())} px)" for i in unknown])
+    message = f"holds unknown class {counts}; the classes are 0-{schema.num_classes - 1} ({listed(schema.classes)})"
+    grey = {_luminance(color): name for color, name in zip(schema.palette, schema.classes, strict=True)}
+    if picture.mode == "L" and all(any(abs(int(i) - g) <= 1 for g in (*grey, 255)) for i in present):
+        message += (
+            ". These are the brightnesses of the classes' colours: a colour mask was converted to grey. Save it as RGB "
+            "or as a palette PNG instead"
+        )
+    else:
+        message += f": repaint these pixels, or add the class to classes.json; {schema.ignore_index} is ignored"
+    found.wrong(where, message)
+    return None
+
+
+def _reordered(present: Array, colors: Array, schema: LabelSchema) -> str | None:
+    """What to say if a palette shows, for the ids in use, the classes' colours in another order; else None."""
+    if len(set(schema.palette)) < schema.num_classes or (len(present) and present.max() >= len(colors)):
+        return None
+    shown = [tuple(map(int, colors[i])) for i in present if i != schema.ignore_index]
+    ids = [int(i) for i in present if i != schema.ignore_index]
+    if not all(color in schema.palette for color in shown):
+        return None  # a palette of its own: the ids count
+    classes = [schema.palette.index(color) for color in shown]
+    if classes == ids:
+        return None
+    wrong = next((i, c) for i, c in zip(ids, classes, strict=True) if i != c)
+    return (
+        f"its palette was reordered: id {wrong[0]} is shown in the colour of class {wrong[1]} "
+        f"({schema.classes[wrong[1]]}), so ids and colours disagree. Save it as RGB: then the colours count"
+    )
+
+
+def _from_colors(pixels: Array, where: str, schema: LabelSchema, found: Findings) -> Array | None:
+    if pixels.shape[2] == 4 and (pixels[..., 3] != 255).any():
+        found.wrong(where, "has transparent pixels: fill them with a class, or save it without an alpha channel")
+        return None
+    if len(set(schema.palette)) < schema.num_classes:
+        found.wrong(where, "is RGB, but two classes have the same colour: save class ids as a palette or grey PNG")
+        return None
+    codes = pixels[..., :3].astype(np.int64) @ (65536, 256, 1)
+    known = {_code(color): i for i, color in enumerate(schema.palette)}
+    known.setdefault(_code(IGNORED_COLOR), schema.ignore_index)
+    values, place, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    strange = [(int(n), int(value)) for value, n in zip(values, counts, strict=True) if int(value) not in known]
+    if strange:
+        strange.sort(reverse=True)
+        examples = listed([f"#{value:06x} ({n} px)" for n, value in strange], 4)
+        found.wrong(
+            where,
+            f"is RGB with colours of no class: {examples}. Paint with the exact colours of classes.json, without "
+            "soft edges or JPEG, or save class ids as a palette or grey PNG",
+        )
+        return None
+    ids = np.array([known[int(value)] for value in values], dtype=np.int64)
+    result: Array = ids[place.reshape(codes.shape)]
+    return result
+
+
+def _code(color: Any) -> int:
+    red, green, blue = color
+    return int(red) << 16 | int(green) << 8 | int(blue)
+
+
+def _luminance(color: tuple[int, int, int]) -> int:
+    """Grey value of a colour, ITU-R BT.601, as picture editors and Pillow convert."""
+    red, green, blue = color
+    return round(0.299 * red + 0.587 * green + 0.114 * blue)

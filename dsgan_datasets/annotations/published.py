@@ -1,0 +1,112 @@
+"""The layout in which DatasetGAN's annotations were published: numpy files in one folder.
+
+image_mask0.npy image_mask1.npy …   class ids [H, W]
+latent_stylegan1.npy                z of each image, [A, 512]
+avg_latent_stylegan1.npy            average w, equal rows [18, 512]; may lie elsewhere
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsgan_datasets.annotations.folder import Array, load_latents
+from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
+from dsgan_datasets.annotations.png import wrong_size
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.generators.dialects import read_average
+from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.schema import LabelSchema
+
+_MASK = re.compile(r"image_mask(\d+)\.npy")
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder has this layout."""
+    return any(folder.glob("image_mask*.npy"))
+
+
+def mask_files(folder: Path) -> dict[int, Path]:
+    """Number -> file of each mask."""
+    named = ((_MASK.fullmatch(path.name), path) for path in folder.glob("image_mask*.npy"))
+    return {int(match[1]): path for match, path in sorted(named, key=lambda pair: pair[1].name) if match}
+
+
+def read_latents(folder: Path) -> Tensor:
+    """z of each image, float32 [A, z_dim].
+
+    Raises:
+        AnnotationError: there is no such file, several, or one that holds no z.
+    """
+    files = sorted(folder.glob("latent*.npy"))
+    if len(files) != 1:
+        raise AnnotationError(
+            folder, f"expected one file latent*.npy, found {listed([f.name for f in files]) or 'none'}: put it there"
+        )
+    return load_latents(folder, files[0].name, files[0].read_bytes())
+
+
+def average_in(folder: Path) -> Tensor | None:
+    """Average w [w_dim] of the folder; None if it has none.
+
+    Raises:
+        CheckpointError: a file of that name that holds something else.
+    """
+    files = sorted(folder.glob("avg_latent*.npy"))
+    return read_average(files[0]) if files else None
+
+
+def published_recipe(generator: FeatureGenerator | None, size: tuple[int, int]) -> Recipe:
+    """Psi 0.7 on the first 8 layers (7 of 256-pixel models), the features and, as size, that of the masks."""
+    features = "datasetgan" if generator is None else generator.features
+    cutoff = 7 if generator is not None and generator.img_resolution == 256 else 8
+    return Recipe(psi=0.7, cutoff=cutoff, features=features, size=size)
+
+
+def check_average(generator: FeatureGenerator, average: Tensor | None, folder: Path, found: Findings) -> None:
+    """A generator truncates towards the average that the images were made with."""
+    if average is None or generator.mean_w is None:
+        return  # without one, truncation itself says so
+    mean = generator.mean_w.cpu()
+    if mean.shape != average.shape or not torch.allclose(mean, average.to(mean), rtol=1e-4, atol=1e-5):
+        found.wrong(
+            "avg_latent",
+            f"the generator has another average w than the one in {folder}: load it with that one "
+            "(avg_latent=…, `dsgan convert --avg-latent`)",
+        )
+
+
+def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
+    """Class ids int64 [H, W] of an .npy file, or None with the reason among the mistakes."""
+    mask = load_mask(path)
+    if mask is None:
+        found.wrong(where, "is no .npy file of class ids [H, W]: pickled objects are not read; save integers")
+        return None
+    if mask.shape != size:
+        found.wrong(where, wrong_size((mask.shape[0], mask.shape[1]), size))
+        return None
+    ids = np.unique(mask)
+    unknown = [int(i) for i in ids if not 0 <= i < schema.num_classes and i != schema.ignore_index]
+    if unknown:
+        found.wrong(
+            where,
+            f"holds unknown class {listed(unknown)}; the classes are 0-{schema.num_classes - 1}: name it there",
+        )
+        return None
+    return mask
+
+
+def load_mask(path: Path) -> Array | None:
+    """int64 [H, W] of an .npy file; None if it holds something else."""
+    try:
+        mask = np.load(path, allow_pickle=False).squeeze()
+    except Exception:  # a damaged file may raise anything at all
+        return None
+    if mask.ndim != 2 or mask.dtype.kind not in "uif" or (mask != np.round(mask)).any():
+        return None
+    ids: Array = mask.astype(np.int64)
+    return ids

@@ -1,0 +1,102 @@
+"""Masks of all classes <-> a list of polygons, painted one over the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dsgan_datasets.annotations.folder import Array
+from dsgan_datasets.parts import connected_components
+from dsgan_datasets.polygons import mask_to_polygons
+
+
+def mask_to_shapes(mask: Array, tolerance: float = 0.0) -> list[tuple[int, Array]]:
+    """Polygons that give the mask when they are painted in order over a picture of class 0.
+
+    What lies inside something else comes after it, so that no polygon needs a hole: an eye is painted over the face.
+
+    Args:
+        mask: class ids [H, W].
+        tolerance: pixels; an outline may lie so far from the edges of its pixels, which saves points that a person
+            would have to move. 0 keeps every pixel.
+
+    Returns:
+        (class id, float64 [P, 2] of (x, y)), larger ones first.
+
+    Example:
+        >>> [(i, len(polygon)) for i, polygon in mask_to_shapes(np.array([[1, 1, 1], [1, 2, 1], [1, 1, 1]]))]
+        [(1, 4), (2, 4)]
+    """
+    labels = connected_components(torch.from_numpy(mask.astype(np.int64))).numpy()
+    shapes: list[tuple[int, int, Array]] = []
+    for first in np.unique(labels):
+        region = labels == first
+        rows, columns = region.any(1).nonzero()[0], region.any(0).nonzero()[0]
+        top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+        category = int(mask.flat[first])
+        if category == 0 and _at_edge(region):
+            continue  # what nobody paints is class 0 anyway
+        filled = _without_holes(region[top:bottom, left:right])
+        for polygon in mask_to_polygons(filled):
+            outline = simplified(polygon.astype(np.float64), tolerance)
+            shapes.append((int(filled.sum()), category, outline + np.array((left, top))))
+    shapes.sort(key=lambda shape: -shape[0])
+    return [(category, outline) for _, category, outline in shapes]
+
+
+def _at_edge(region: Array) -> bool:
+    return bool(region[0].any() or region[-1].any() or region[:, 0].any() or region[:, -1].any())
+
+
+def _without_holes(region: Array) -> Array:
+    """The region and all that it surrounds."""
+    labels = connected_components(torch.from_numpy(np.pad(region, 1).astype(np.int64))).numpy()
+    filled: Array = (labels != 0)[1:-1, 1:-1]  # the outside is the region of the first pixel
+    return filled
+
+
+def simplified(polygon: Array, tolerance: float) -> Array:
+    """A closed polygon with fewer corners, nowhere farther than `tolerance` from the ones left out (Douglas and
+    Peucker, "Algorithms for the reduction of the number of points…", 1973), from two far corners on.
+
+    Args:
+        polygon: [P, 2].
+        tolerance: in the polygon's unit; 0 returns it as it is.
+    """
+    if tolerance <= 0 or len(polygon) <= 4:
+        return polygon
+    far = int(np.square(polygon - polygon[0]).sum(1).argmax())
+    closed = np.concatenate([polygon, polygon[:1]])
+    kept = np.zeros(len(closed), dtype=bool)
+    kept[[0, far, -1]] = True
+    spans = [(0, far), (far, len(polygon))]
+    while spans:
+        a, b = spans.pop()
+        if b - a < 2:
+            continue
+        distance = _distances(closed[a + 1 : b], closed[a], closed[b])
+        worst = int(distance.argmax())
+        if distance[worst] > tolerance:
+            kept[a + 1 + worst] = True
+            spans += [(a, a + 1 + worst), (a + 1 + worst, b)]
+    result = closed[:-1][kept[:-1]]
+    return result if len(result) >= 3 else polygon
+
+
+def _distances(points: Array, a: Array, b: Array) -> Array:
+    """Of points to the line segment from a to b."""
+    along = b - a
+    length = float(along @ along)
+    t = np.clip((points - a) @ along / length, 0, 1) if length else np.zeros(len(points))
+    nearest: Array = np.linalg.norm(points - (a + t[:, None] * along), axis=1)
+    return nearest
+
+
+def paint(shapes: Sequence[tuple[int, Array]], size: tuple[int, int]) -> Array:
+    """Class ids int64 [H, W] of (class id, bool [H, W]) shapes, later ones over earlier ones, class 0 below all."""
+    mask = np.zeros(size, dtype=np.int64)
+    for category, region in shapes:
+        mask[region] = category
+    return mask
