@@ -336,9 +336,10 @@ def test_plans_survive_their_json(filtered: LabeledGenerator) -> None:
 def test_the_command_writes_resumes_and_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["shards", "write", "demo-faces", str(tmp_path), "--num-samples", "4", "--samples-per-shard", "2"]
     assert main([*command, "--shard-range", "0:1", "--device", "cpu"]) == 0
-    assert "still missing" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 samples in 1 shards" in printed and "still missing" in printed
     assert main([*command, "--device", "cpu"]) == 0
-    assert "2 shards" in capsys.readouterr().out
+    assert "4 samples in 2 shards" in capsys.readouterr().out
     assert main([*command, "--device", "cpu", "--seed", "1"]) == 1
     assert "seed is 1, there 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):

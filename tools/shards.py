@@ -90,7 +90,8 @@ def run_write(args: argparse.Namespace) -> None:
     )
     folder = Folder(args.out)
     megabytes = sum(folder.size(path.rsplit("/", 1)[1]) or 0 for path in paths) / 1e6
-    print(f"{len(paths)} shards ({megabytes:.1f} MB): {folder}")
+    first, end = (n * args.samples_per_shard for n in args.shard_range or (0, args.num_samples))
+    print(f"{min(end, args.num_samples) - first} samples in {len(paths)} shards ({megabytes:.1f} MB): {folder}")
     if MANIFEST not in folder.names():
         print("shards of other ranges are still missing; whoever writes the last one finishes the set")
 

@@ -1,0 +1,199 @@
+"""Writing shards against the bare stream, reading them, and the memory that writing takes.
+
+A StyleGAN2 of the published small width and an ensemble of ten, both with random weights, write shards and stream the same
+samples in turns; before anything is timed, what was written is read back and compared. Pictures of random weights are
+noise, which is the hardest case for PNG: real images are encoded faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from labeling import cpu_name, progress, write_json
+
+from adapters import CONFIDENCE, BenchmarkError, median_interval
+from dsgan_datasets import (
+    LabeledGenerator,
+    LabelSchema,
+    PixelEnsemble,
+    Recipe,
+    ShardDataset,
+    ShardMapDataset,
+    verify_shards,
+    write_shards,
+)
+from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
+
+EXAMPLE = "example: python benchmarks/shards.py --runs 7 --memory --out benchmarks/results/shards.json"
+MIN_RUNS = 7
+TARGET = 0.9  # writing / bare stream, at the lower end of the interval
+MEMBERS, CLASSES = 10, 12
+#: Samples of one timing, by side: some seconds each on two cores.
+SAMPLES = {64: 64, 128: 24, 256: 8}
+MEMORY_SAMPLES = (1_000, 20_000)
+
+Result = dict[str, Any]
+
+
+def random_labeled(side: int, device: str) -> LabeledGenerator:
+    """StyleGAN2 of the width published for 256² ("paper256"), ten classifiers of the published size, random weights."""
+    random = torch.Generator().manual_seed(0)
+    channels = {r: min(16384 // r, 512) for r in (4, 8, 16, 32, 64, 128, 256) if r <= side}
+    config = StyleGAN2Config(z_dim=512, w_dim=512, img_resolution=side, channels=channels)
+    generator = StyleGAN2(config)
+    with torch.no_grad():
+        for tensor in (*generator.parameters(), *generator.buffers()):
+            tensor.copy_(torch.randn(tensor.shape, generator=random))
+    generator = generator.to(device).eval()
+    for module in generator.modules():
+        if hasattr(module, "precompute"):
+            module.precompute()
+    shapes = {
+        "w1": (sum(generator.feature_channels), MEMBERS, 128),
+        "b1": (MEMBERS, 128),
+        "w2": (MEMBERS, 128, 32),
+        "b2": (MEMBERS, 32),
+        "w3": (MEMBERS, 32, CLASSES),
+        "b3": (MEMBERS, CLASSES),
+    }
+    weights = {name: torch.randn(shape, generator=random) / shape[0] ** 0.5 for name, shape in shapes.items()}
+    ensemble = PixelEnsemble(weights).to(device)
+    schema = LabelSchema(tuple(f"part {i}" for i in range(CLASSES)))
+    return LabeledGenerator(generator, ensemble, schema, Recipe(psi=1, threshold=None, reject_fraction=0.0))
+
+
+def check(labeled: LabeledGenerator, folder: Path, samples: int) -> None:
+    """What is read is what is generated, and the set is whole."""
+    live = list(labeled.stream(range(samples)))
+    for name, read in (("stream", ShardDataset(folder)), ("map", ShardMapDataset(folder))):
+        for a, b in zip(read, live, strict=True):  # type: ignore[call-overload]
+            if not (torch.equal(a.image, b.image.cpu()) and torch.equal(a.mask, b.mask.cpu())):
+                raise BenchmarkError(f"the {name} of shards gives another sample {int(b.index)} than the generator")
+    if problems := verify_shards(folder):
+        raise BenchmarkError(f"verify found {problems}")
+
+
+def run_side(side: int, runs: int, device: str) -> Result:
+    """Time one resolution."""
+    labeled, samples = random_labeled(side, device), SAMPLES[side]
+    seconds: dict[str, list[float]] = {"bare stream": [], "writing": [], "reading": []}
+    with tempfile.TemporaryDirectory(prefix="dsgan-shards-") as scratch:
+        folders = iter(Path(scratch) / str(i) for i in range(runs + 1))
+
+        def stream() -> None:
+            for sample in labeled.stream(range(samples)):
+                sample.mask.sum().item()  # a consumer that looks at each sample
+
+        def write(folder: Path) -> None:
+            write_shards(labeled, folder, range(samples), samples_per_shard=-(-samples // 2))
+
+        first = next(folders)
+        write(first)
+        check(labeled, first, samples)
+        for i in range(runs):
+            folder = next(folders)
+            pair: list[tuple[str, Callable[[], object]]] = [
+                ("bare stream", stream),
+                ("writing", lambda folder=folder: write(folder)),  # type: ignore[misc]
+            ]
+            for name, action in pair if i % 2 else pair[::-1]:
+                seconds[name].append(timed(action, device))
+            seconds["reading"].append(timed(lambda: list(ShardDataset(first)), "cpu"))
+            progress(f"{side}²: pair {i + 1} of {runs}")
+        megabytes = sum(path.stat().st_size for path in first.iterdir()) / 1e6
+    ratios = [bare / written for bare, written in zip(seconds["bare stream"], seconds["writing"], strict=True)]
+    low, high = median_interval(ratios)
+    per_second = {name: round(samples / statistics.median(values), 2) for name, values in seconds.items()}
+    return {
+        "samples": samples,
+        "megabytes": round(megabytes, 2),
+        "samples_per_second": per_second,
+        "seconds": {name: [round(value, 4) for value in values] for name, values in seconds.items()},
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_interval": [round(low, 4), round(high, 4)],
+    }
+
+
+def timed(action: Callable[[], object], device: str) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    action()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def peak_of_writing(samples: int) -> int:
+    """Peak resident memory of a fresh process that writes so many samples of demo-faces, MB."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_write_and_measure, (samples,))
+
+
+def _write_and_measure(samples: int) -> int:
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    with tempfile.TemporaryDirectory(prefix="dsgan-memory-") as scratch:
+        write_shards(labeled, scratch, range(samples), samples_per_shard=500)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main() -> int:
+    """Check, time, report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sides", type=int, nargs="+", choices=SAMPLES, default=[128, 256], help="(default: 128 256)")
+    parser.add_argument("--runs", type=int, default=MIN_RUNS, help=f"interleaved pairs (default: {MIN_RUNS})")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--memory", action="store_true", help=f"also peak memory of {MEMORY_SAMPLES} samples")
+    parser.add_argument("--check", action="store_true", help=f"exit with 1 where the lower end lies below {TARGET}")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    args = parser.parse_args()
+    report: Result = {
+        "benchmark": "shards",
+        "device": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": "float32",
+        "runs": args.runs,
+        "sides": {},
+    }
+    try:
+        for side in args.sides:
+            report["sides"][str(side)] = run_side(side, args.runs, args.device)
+    except BenchmarkError as error:
+        print(f"benchmark failed: {error}", file=sys.stderr)
+        return 1
+    if args.memory:
+        report["peak_megabytes"] = {str(n): peak_of_writing(n) for n in MEMORY_SAMPLES}
+    print(
+        f"{'side':>5} {'bare':>8} {'writing':>8} {'reading':>8}  samples/s   writing / bare ({CONFIDENCE:.0%} interval)"
+    )
+    for side, result in report["sides"].items():
+        rates, (low, high) = result["samples_per_second"], result["ratio_interval"]
+        print(
+            f"{side:>5} {rates['bare stream']:8.2f} {rates['writing']:8.2f} {rates['reading']:8.1f}"
+            f"              {result['ratio']:.3f} ({low:.3f} … {high:.3f})"
+        )
+    for samples, megabytes in report.get("peak_megabytes", {}).items():
+        print(f"{samples:>7} samples: peak memory {megabytes} MB")
+    if args.out is not None:
+        write_json(report, args.out)
+    missed = [side for side, result in report["sides"].items() if result["ratio_interval"][0] < TARGET]
+    if missed:
+        print(f"below {TARGET} at {', '.join(missed)}", file=sys.stderr)
+    return 1 if missed and args.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
