@@ -1,8 +1,8 @@
 """Writing shards against the bare stream, reading them, and the memory that writing takes.
 
-A StyleGAN2 of the published small width and an ensemble of ten, both with random weights, write shards and stream the same
-samples in turns; before anything is timed, what was written is read back and compared. Pictures of random weights are
-noise, which is the hardest case for PNG: real images are encoded faster.
+A StyleGAN2 of the published small width and an ensemble of ten, both with random weights, write shards and stream the
+same samples in turns; before anything is timed, what was written is read back and compared. Pictures of random weights
+are noise, which is the hardest case for PNG: real images are encoded faster.
 """
 
 from __future__ import annotations
