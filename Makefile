@@ -74,6 +74,6 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
-	$(INSTALL) -e ".[test,webdataset,hub,detectron2,mmseg]"
+	$(INSTALL) -e ".[test,webdataset,s3,ray,hub,detectron2,mmseg]"
 	.ci/install_frameworks.sh $(VENV)/bin/python
 	@touch $@

@@ -14,6 +14,7 @@ from dsgan_datasets.latents import sample_latents
 from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.training import Annotated, fit_interpreter
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
@@ -32,6 +33,9 @@ __all__ = [
     "Recipe",
     "Sample",
     "SampleBatch",
+    "ShardDataset",
+    "ShardError",
+    "ShardMapDataset",
     "calibrate",
     "describe",
     "fit_interpreter",
@@ -41,6 +45,8 @@ __all__ = [
     "load_interpreter",
     "sample_latents",
     "save_generator",
+    "verify_shards",
+    "write_shards",
 ]
 
 __version__ = "0.1.0"

@@ -7,29 +7,26 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from dsgan_datasets.checks import integer, position
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
-
-Transforms = Callable[..., Any]
-Uneven = Literal["drop", "pad", "keep"]
+from dsgan_datasets.streaming import ResumableStream, Transforms, Uneven, transformed
 
 #: Batches that the generating thread may be ahead of the consumer.
 _AHEAD = 2
 
 
-class DSGANIterableDataset(IterableDataset[Sample]):
+class DSGANIterableDataset(ResumableStream):
     """A stream of labelled samples, generated ahead of the consumer on a thread.
 
     Index i belongs to consumer (i − start) mod (world size · workers); consumer c is worker c // world size of rank
@@ -76,16 +73,10 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         uneven: Uneven = "keep",
         repeat: bool = False,
     ) -> None:
-        if uneven not in ("drop", "pad", "keep"):
-            raise ValueError(f'uneven must be "drop", "pad" or "keep", not {uneven!r}')
+        super().__init__(rank=rank, world_size=world_size, transforms=transforms, uneven=uneven)
         _check_labeled(labeled)
         start = integer("start", start, 0, MAX_INDEX)
         length = None if length is None else integer("length", length, 1, MAX_INDEX - start + 1)
-        if (rank is None) != (world_size is None):
-            raise ValueError("give both rank and world_size, or neither")
-        if world_size is not None:
-            world_size = integer("world_size", world_size, 1)
-            rank = integer("rank", rank, 0, world_size - 1)
         views = labeled.recipe.views
         if start % views or (length or 0) % views:
             raise ValueError(f"start {start} and length {length} must be multiples of the recipe's views, {views}")
@@ -94,24 +85,14 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         self.start = start
         self.length = length
         self.batch_size = integer("batch_size", batch_size, 1)
-        self.rank = rank
-        self.world_size = world_size
-        self.transforms = transforms
-        self.uneven: Uneven = uneven
         self.repeat = repeat
-        # In shared memory, so that set_epoch reaches workers that live longer than an epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._running_epoch = 0
-        self._running = False
-        self._consumed = 0  # of the epoch that runs, or ran last
-        self._resume_at: int | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         """Samples of this consumer, one by one."""
         for batch in self._remaining():
             for sample in batch.rows():
                 self._consumed += 1
-                yield sample if self.transforms is None else _transformed(sample, self.transforms)
+                yield sample if self.transforms is None else transformed(sample, self.transforms)
 
     def batches(self) -> Iterator[SampleBatch]:
         """Whole batches of `batch_size` samples (the last may be shorter), as they were generated.
@@ -130,12 +111,8 @@ class DSGANIterableDataset(IterableDataset[Sample]):
     def _remaining(self) -> Iterator[SampleBatch]:
         """What this consumer has not yet handed out of its epoch."""
         refuse_cuda_in_worker(self.labeled.device)
-        self._consumed, self._resume_at = self._resume_at or 0, None
-        self._running_epoch, self._running = int(self._epoch), True
-        try:
-            yield from generated_ahead(self.labeled, self._indices(self._consumed), self.seed, self.batch_size)
-        finally:  # at the end, and where the consumer leaves early
-            self._running = False
+        with self._resumed() as consumed:
+            yield from generated_ahead(self.labeled, self._indices(consumed), self.seed, self.batch_size)
 
     def _indices(self, consumed: int) -> Iterator[int]:
         """Indices of this consumer in this epoch, without the first `consumed` ones."""
@@ -152,34 +129,9 @@ class DSGANIterableDataset(IterableDataset[Sample]):
         return (first + position % length for position in islice(positions, within, None))
 
     def _even_groups(self) -> int:
-        """View groups of the epoch after dropping or padding, so that all ranks get the same number of samples."""
+        """View groups of the epoch after dropping or padding."""
         assert self.length is not None
-        groups, (_, world_size) = self.length // self.labeled.recipe.views, self._rank_and_world_size()
-        if self.uneven == "keep":
-            return groups
-        if self.uneven == "drop":
-            return groups - groups % world_size
-        return groups + -groups % world_size
-
-    def _consumer(self) -> tuple[int, int]:
-        """(number of this consumer, number of consumers)."""
-        rank, world_size = self._rank_and_world_size()
-        worker = get_worker_info()
-        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        # Rank fastest: which indices a rank sees does not depend on how many workers it has.
-        return number * world_size + rank, world_size * workers
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self.rank is not None and self.world_size is not None:
-            return self.rank, self.world_size
-        return current_rank() or (0, 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A spawned worker has no process group: it is told the rank of the process that sent it here."""
-        state = self.__dict__.copy()
-        if current_rank() is not None:
-            state["rank"], state["world_size"] = self._rank_and_world_size()
-        return state
+        return self._evened(self.length // self.labeled.recipe.views)
 
     def __len__(self) -> int:
         """Samples that this rank sees in an epoch; TypeError for a stream without end."""
@@ -193,33 +145,7 @@ class DSGANIterableDataset(IterableDataset[Sample]):
 
         Without a length there is one endless epoch and nothing changes.
         """
-        self._epoch.fill_(integer("epoch", epoch, 0, MAX_INDEX))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where this consumer is: samples handed out (not those generated ahead), and what they belong to."""
-        epoch = int(self._epoch)
-        if self._resume_at is not None:
-            consumed = self._resume_at
-        elif self._running:
-            epoch, consumed = self._running_epoch, self._consumed
-        else:  # between two epochs: set_epoch may already have named the next one
-            consumed = self._consumed if epoch == self._running_epoch else 0
-        return {**self._identity(), "epoch": epoch, "consumed": consumed}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, when iteration starts next.
-
-        Raises:
-            ValueError: the state belongs to another stream, or is none; the message names the field.
-        """
-        if not isinstance(state, dict):
-            raise ValueError(f"cannot resume: expected the dict of state_dict(), got {type(state).__name__}")
-        for name, here in self._identity().items():
-            if state.get(name) != here:
-                raise ValueError(f"cannot resume: {name} is {here!r} here, but {state.get(name)!r} in the saved state")
-        epoch = integer("epoch in the saved state", state.get("epoch"), 0, MAX_INDEX)
-        self._resume_at = integer("consumed in the saved state", state.get("consumed"), 0, MAX_INDEX)
-        self._epoch.fill_(epoch)
+        super().set_epoch(epoch)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -274,7 +200,7 @@ class DSGANDataset(Dataset[Sample]):
         """Several samples, generated together."""
         refuse_cuda_in_worker(self.labeled.device)
         samples = self.labeled.generate([position(i, self.length) for i in indices], seed=self.seed).rows()
-        return [s if self.transforms is None else _transformed(s, self.transforms) for s in samples]
+        return [s if self.transforms is None else transformed(s, self.transforms) for s in samples]
 
 
 def generated_ahead(
@@ -321,25 +247,6 @@ def _hand_over(batch: SampleBatch, done: torch.cuda.Event) -> None:
             consumer = torch.cuda.current_stream(tensor.device)
             consumer.wait_event(done)
             tensor.record_stream(consumer)
-
-
-def _transformed(sample: Sample, transforms: Transforms) -> Sample:
-    from torchvision import tv_tensors
-
-    result = transforms(tv_tensors.Image(sample.image), tv_tensors.Mask(sample.mask))
-    if not isinstance(result, tuple | list) or [isinstance(part, torch.Tensor) for part in result] != [True, True]:
-        raise ValueError(
-            f"transforms must take (image, mask) and return two tensors (image, mask); "
-            f"got {type(result).__name__}: {result!r:.80}"
-        )
-    return Sample({**sample, "image": result[0], "mask": result[1]})
-
-
-def current_rank() -> tuple[int, int] | None:
-    """(rank, world size) of this process; None if torch.distributed is not initialised in it."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return None
 
 
 def _check_labeled(labeled: LabeledGenerator) -> None:

@@ -149,7 +149,7 @@ class LabeledGenerator:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides a sample beside seed and index: equal prints, equal samples."""
         return fingerprint(
-            self._weights,
+            self.weights,
             self.generator.config,
             self.interpreter.config,
             self.schema.class_map,
@@ -162,8 +162,8 @@ class LabeledGenerator:
         return {"generator": generator_tensors(self.generator), "interpreter": self.interpreter.state_dict()}
 
     @cached_property
-    def _weights(self) -> dict[str, str]:
-        """File stem -> SHA-256 of its tensors."""
+    def weights(self) -> dict[str, str]:
+        """SHA-256 (hex) of the tensors of "generator" and "interpreter"."""
         return {stem: digest_tensors(tensors) for stem, tensors in self._tensors.items()}
 
     def generate(
@@ -195,18 +195,27 @@ class LabeledGenerator:
         samples = list(self._stream(draws, seed, filtered=attempts is None, extras=extras))
         return SampleBatch.stack(samples) if samples else self._empty(extras)
 
-    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
+    def stream(
+        self,
+        indices: Iterable[int],
+        *,
+        seed: int = 0,
+        attempts: Iterable[int] | None = None,
+        extras: Collection[str] = (),
+    ) -> Iterator[Sample]:
         """The samples of some indices one by one, in order; the samples are those of `generate`.
 
-        Indices are taken from the iterable a little ahead of the samples: the places of rejected draws are filled with
-        draws of later indices, so that no part of a compute batch is wasted.
+        Indices (and attempts, one an index, if draws are to be replayed) are taken from the iterable a little ahead of
+        the samples: the places of rejected draws are filled with draws of later indices, so that no part of a compute
+        batch is wasted.
 
         Example:
             >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
             >>> next(labeled.stream(itertools.count())).index
             tensor(0)
         """
-        return self._stream(((i, 0) for i in indices), seed, filtered=True, extras=extras)
+        draws = ((i, 0) for i in indices) if attempts is None else zip(indices, attempts, strict=True)
+        return self._stream(draws, seed, filtered=attempts is None, extras=extras)
 
     @torch.no_grad()
     def _stream(
@@ -375,7 +384,7 @@ class LabeledGenerator:
             raise ValueError(f"card must be the text of the model card, got {type(card).__name__}")
         config = {
             "fingerprint": self.fingerprint,
-            "weights": self._weights,
+            "weights": self.weights,
             "license": self.license,
             "generator": self.generator.config,
             "source": self.generator.source.to_dict() if self.generator.source else None,

@@ -39,26 +39,29 @@ def heat_map(values: np.ndarray, highest: float) -> Image.Image:
 
 
 def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", columns: int = 3) -> Image.Image:
-    """Image, mask overlay and uncertainty map of every sample, with its score, and a legend of the classes.
+    """Image, mask overlay and, if there is one, uncertainty map of every sample, its score, a legend of the classes.
 
     Args:
-        batch: samples with the extra field "js".
+        batch: samples, with or without the extra field "js".
         schema: names and colours.
         title: first line of the sheet.
         columns: samples side by side.
     """
-    highest = float(batch.js.max())
+    with_js = "js" in batch
+    highest = float(batch.js.max()) if with_js else 0.0
     pictures, captions = [], []
     for sample in batch.rows():
         image = Image.fromarray(sample.image.cpu().permute(1, 2, 0).numpy())
-        pictures.append([image, overlay(sample, schema), heat_map(sample.js.cpu().numpy(), highest)])
+        uncertainty = [heat_map(sample.js.cpu().numpy(), highest)] if with_js else []
+        pictures.append([image, overlay(sample, schema), *uncertainty])
         caption = f"index {int(sample.index)}   score {float(sample.score):.4f} nats"
         if "class_label" in sample:
             caption += f"   class {int(sample.class_label)}"
         if int(sample.attempt):
             caption += f"   after {int(sample.attempt)} rejected"
         captions.append(caption)
-    title = f"{title}   (image | mask | uncertainty, bright = {highest:.2f} nats)"
+    shown = f"image | mask | uncertainty, bright = {highest:.2f} nats" if with_js else "image | mask"
+    title = f"{title}   ({shown})"
     return sheet(pictures, captions, title, schema, columns=columns)
 
 

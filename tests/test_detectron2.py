@@ -26,7 +26,7 @@ from test_examples import ROOT, load
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, Sample, load_generator
+from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, Sample, ShardError, load_generator, write_shards
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.usefixtures("one_thread")]
 
@@ -923,6 +923,91 @@ def test_finite_sets_train_and_mix_with_lists(
     cfg = config(tmp_path, train="set", SOLVER__MAX_ITER=3)
     _, seen = train(StockTrainer, cfg)
     assert sorted(itertools.chain(*seen))[:6] == [0, 0, 1, 1, 2, 2]  # stock sampler: two shuffled epochs of six
+
+
+# From shards
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Faces, whose indices are not their places."""
+    path = tmp_path_factory.mktemp("shards") / "faces"
+    faces = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    write_shards(faces, path, range(100, 124), seed=4, samples_per_shard=10)
+    return str(path)
+
+
+@pytest.mark.parametrize("trainer", [StockTrainer, FastTrainer])
+@pytest.mark.parametrize("task", ARCHITECTURES)
+def test_training_from_shards_by_config(
+    clean: None, tmp_path: Path, tars: str, trainer: type[DefaultTrainer], task: str, generated: list[int]
+) -> None:
+    (tmp_path / "faces.yaml").write_text(
+        f"""
+DSGAN: {{DATASETS: [{{name: faces, SHARDS: {tars}, task: {task}, things: [skin, neck, hair]}}]}}
+DATASETS: {{TRAIN: [faces]}}
+"""
+    )
+    cfg = config(tmp_path, ARCHITECTURES[task])
+    cfg.merge_from_file(tmp_path / "faces.yaml")
+    adapter.register_from_config(cfg)
+    classes = len(MetadataCatalog.get("faces").get("stuff_classes", ()))
+    cfg.merge_from_list(["SOLVER.MAX_ITER", 14, "SOLVER.BASE_LR", 0.05, "INPUT.MIN_SIZE_TRAIN", (64,)])
+    cfg.merge_from_list(["MODEL.SEM_SEG_HEAD.NUM_CLASSES", classes, "SEED", 1])
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8, 32]]
+    losses, seen = train(trainer, cfg)
+    assert mean(losses[-3:]) < 0.85 * mean(losses[:3])
+    assert sorted(itertools.chain(*seen[:6])) == list(range(24))  # the stock sampler's first epoch
+    assert not generated
+
+
+@pytest.mark.parametrize("task", ["sem_seg", "instances"])
+def test_shards_give_what_the_checkpoint_gave(clean: None, tmp_path: Path, tars: str, task: str) -> None:
+    things = ["skin", "hair"]
+    adapter.register_shards("read", tars, task=task, things=things, length=3)
+    adapter.register("made", "demo-faces", task=task, things=things, seed=4, device="cpu")
+    assert MetadataCatalog.get("read").as_dict().keys() == MetadataCatalog.get("made").as_dict().keys()
+    read, made = DatasetCatalog.get("read"), registry.lookup("made")
+    assert [record["image_id"] for record in read] == [0, 1, 2]
+    cfg = config(tmp_path, ARCHITECTURES[task], INPUT__MIN_SIZE_TRAIN=(64,))
+    for mapper in (DatasetMapper(cfg, True), adapter.DSGANDatasetMapper(cfg, True)):
+        for place, record in enumerate(read):
+            ours, theirs = mapper(copy.deepcopy(record)), mapper(made.record(100 + place))
+            assert torch.equal(ours["image"], theirs["image"])
+            if task == "sem_seg":
+                assert torch.equal(ours["sem_seg"], theirs["sem_seg"])
+            else:
+                assert torch.equal(ours["instances"].gt_masks.tensor, theirs["instances"].gt_masks.tensor)
+                assert torch.equal(ours["instances"].gt_boxes.tensor, theirs["instances"].gt_boxes.tensor)
+
+
+def test_workers_read_shards(clean: None, tmp_path: Path, tars: str) -> None:
+    adapter.register_shards("faces", tars)
+    cfg = config(tmp_path, train="faces", SOLVER__MAX_ITER=6, DATALOADER__NUM_WORKERS=2)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 12
+    _, seen = train(StockTrainer, cfg)
+    assert sorted(itertools.chain(*seen)) == list(range(24))
+
+
+def test_shards_that_are_refused(clean: None, checkpoint: str, tars: str, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"nowhere has no manifest.json"):
+        adapter.register_shards("faces", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="length must be an integer in 1 … 24, not 25"):
+        adapter.register_shards("faces", tars, length=25)
+    adapter.register_shards("faces", tars)
+    adapter.register_shards("faces", tars)
+    with pytest.raises(ValueError, match="already registered with checkpoint None"):
+        adapter.register("faces", checkpoint, device="cpu")
+    with pytest.raises(ValueError, match="already registered with length 24, not 5"):
+        adapter.register_shards("faces", tars, length=5)
+    with pytest.raises(ValueError, match="is read from shards, which are no stream"):
+        adapter.RecordStream("faces")
+    with pytest.raises(ValueError, match="name both datasets in DATASETS.TRAIN"):
+        adapter.register_mixture("mixed", "faces", "photos")
+    cfg = config(tmp_path)
+    cfg.DSGAN.DATASETS = [{"name": "other", "shards": tars, "psi": 0.5}]
+    with pytest.raises(ValueError, match=r"DSGAN.DATASETS\[0\].*unknown keys psi; allowed: name, shards, length, task"):
+        adapter.register_from_config(cfg)
 
 
 # Pictures and imports

@@ -24,7 +24,7 @@ from dsgan_datasets import (
 )
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Latents, draw_latents, sample_latents
-from dsgan_datasets.shards import record
+from dsgan_datasets.shards.codec import Encoding, record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,7 +112,7 @@ def test_images_to_annotate_need_a_class_that_there_is(label: int | None) -> Non
 
 def test_shards_say_the_class(tmp_path: Path) -> None:
     labeled = conditional(class_weights=(1, 1, 1))
-    facts = json.loads(record(labeled.generate([3]).rows().__next__(), labeled, 0)["000000003.json"])
+    facts = json.loads(record(next(labeled.generate([3]).rows()), Encoding(), 4, {})["000000003.json"])
     assert facts["class_label"] == int(labeled.generate([3]).class_label)
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from dsgan_datasets import CheckpointError, LabeledGenerator, SampleBatch
+from dsgan_datasets import CheckpointError, LabeledGenerator, SampleBatch, ShardError, write_shards
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.usefixtures("one_thread")]
 pytest.importorskip("mmseg")
@@ -253,7 +253,7 @@ def test_pictures_are_read_by_path(checkpoint: str, unfiltered: LabeledGenerator
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("dsgan://00000000/image/small_0_1.png", "no dataset of this process.*build the DSGANSegDataset"),
+        ("dsgan://00000000/image/small_0_1.png", "no dataset of this process.*build the dataset"),
         ("dsgan://af4f0de0/depth/small_0_1.png", "names no sample; expected dsgan://FINGERPRINT8/image"),
         ("dsgan://small", "names no sample"),
     ],
@@ -725,6 +725,96 @@ def test_requests_that_are_refused(checkpoint: str) -> None:
         fileio.get_text(DSGANSegDataset(checkpoint, length=1, device="cpu")[0]["data_samples"].img_path)
 
 
+# From shards
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Faces, whose indices are not their places."""
+    path = tmp_path_factory.mktemp("shards") / "faces"
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    write_shards(labeled, path, range(100, 124), seed=4, samples_per_shard=10)
+    return str(path)
+
+
+def shards(path: str, **changes: Any) -> dict[str, Any]:
+    return {"type": "DSGANShardSegDataset", "shards": path, **changes}
+
+
+def test_shards_give_what_the_checkpoint_gave(tars: str, drawn: list[list[int]]) -> None:
+    data, live = DATASETS.build(shards(tars)), DATASETS.build(dataset("demo-faces", seed=4))
+    assert len(data) == 24 and data.metainfo == live.metainfo
+    items = data.__getitems__([23, 0, -4])
+    assert not drawn
+    generated = LabeledGenerator.from_pretrained("demo-faces", device="cpu").generate([123, 100, 120], seed=4)
+    for item, sample in zip(items, generated.rows(), strict=True):
+        assert torch.equal(item["inputs"], bgr(sample))
+        assert torch.equal(item["data_samples"].gt_sem_seg.data[0], sample.mask)
+        picture = Image.open(io.BytesIO(fileio.get(item["data_samples"].img_path)))
+        assert torch.equal(torch.from_numpy(np.array(picture)).permute(2, 0, 1), sample.image)
+    assert items[0]["data_samples"].img_path.endswith("/image/faces_0_23.png")
+    assert items[0]["data_samples"].img_path != live[23]["data_samples"].img_path
+
+
+@pytest.mark.parametrize("pipeline", [None, [*LOADING, *STOCK_PIPELINE]])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_model_learns_from_shards(tmp_path: Path, tars: str, pipeline: Any, workers: int) -> None:
+    data = loader(shards(tars, pipeline=pipeline), batch_size=4, num_workers=workers)
+    seen = run(tmp_path, data, iters=20, model=model(12, 48 if pipeline else 64))
+    assert len(set(seen.paths[:24])) == 24 == len(set(seen.paths))
+    assert np.mean(seen.losses[-5:]) < 0.75 * np.mean(seen.losses[:3])
+
+
+def test_validation_on_shards(tmp_path: Path, tars: str) -> None:
+    finite = {"sampler": {"type": "DefaultSampler", "shuffle": False}, "batch_size": 2}
+    seen = run(
+        tmp_path,
+        loader(shards(tars), batch_size=4),
+        iters=2,
+        model=model(12, 64),
+        loop={"val_interval": 2},
+        val_dataloader=loader(shards(tars, length=5), **finite),
+        val_cfg={},
+        val_evaluator={"type": "IoUMetric", "iou_metrics": ["mIoU"]},
+    )
+    assert sorted(map(index_of, seen.predictions)) == list(range(5)) and "mIoU" in seen.metrics
+
+
+def test_shards_travel_to_spawned_workers(tars: str) -> None:
+    data = DATASETS.build(shards(tars))
+    batches = DataLoader(data, batch_size=4, num_workers=1, collate_fn=list, multiprocessing_context="spawn")
+    assert torch.equal(next(iter(batches))[3]["inputs"], data[3]["inputs"])
+
+
+def test_flips_of_shards(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    """The schema in the manifest says which parts trade places."""
+    write_shards(unfiltered, tmp_path / "sided", range(2))
+    location = str(tmp_path / "sided")
+    with pytest.warns(UserWarning, match="left/right on the wrong side"):
+        DATASETS.build(shards(location, pipeline=[{"type": "RandomFlip", "prob": 0.5}]))
+    flip = {"type": "DSGANRandomFlip", "shards": location, "prob": 1.0}
+    item = DATASETS.build(shards(location, pipeline=[flip]))[1]
+    mask = unfiltered.generate([1]).mask[0]
+    assert np.array_equal(item["gt_seg_map"], SCHEMA.swap_sides(mask.flip(1)).numpy())
+    with pytest.raises(ValueError, match="either checkpoint or shards"):
+        DATASETS.build(shards(location, pipeline=[{"type": "DSGANRandomFlip"}]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"length": 25}, ValueError, "length must be an integer in 1 … 24, not 25"),
+        ({"psi": 0.5, "seed": 1}, ValueError, "knows no psi, seed: it takes shards, length, pipeline"),
+        ({"shards": "nowhere"}, ShardError, "nowhere has no manifest.json"),
+    ],
+)
+def test_shard_configs_that_are_refused(
+    tars: str, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        DATASETS.build(shards(tars, **changes))
+
+
 @pytest.mark.parametrize("build", [dataset, stream])
 @pytest.mark.parametrize("device", [None, "cuda:0"])
 def test_a_gpu_is_refused_in_a_worker(
@@ -782,6 +872,7 @@ def test_snippets_of_the_guide(tmp_path: Path, snippet: str, monkeypatch: pytest
     (tmp_path / "data" / "my_faces" / "images" / "1.png").rename(tmp_path / "data" / "my_faces" / "images" / "1.jpg")
     (tmp_path / "small_unet.py").write_text((EXAMPLE / "small_unet.py").read_text())
     (tmp_path / "config.py").write_text(SNIPPETS[0] + snippet)
+    write_shards(LabeledGenerator.from_pretrained("demo-faces", device="cpu"), tmp_path / "faces", range(2))
     monkeypatch.chdir(tmp_path)
     config = Config.fromfile("config.py")
     data = Runner.build_dataloader(config.train_dataloader, seed=0).dataset

@@ -7,9 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 
-from dsgan_datasets.tools import annotate, calibrate, convert, info, preview, shards
+from dsgan_datasets.tools import annotate, calibrate, convert, export, info, preview, shards
 
-VERBS = (preview, info, convert, annotate, calibrate, shards)
+VERBS = (preview, info, convert, annotate, calibrate, shards, export)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,14 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without × still gets the rest of the line
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
-    except (ValueError, OSError, RuntimeError) as error:
+        return int(args.run(args) or 0)  # only a verb that finds fault with its input returns anything
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"dsgan: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("dsgan: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

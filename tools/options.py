@@ -24,9 +24,12 @@ def add_verb(verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, exa
     )
 
 
-def add_checkpoint(parser: argparse.ArgumentParser, *, filtered: bool = True) -> None:
-    """The checkpoint, its device, and what may be changed in its recipe."""
-    parser.add_argument("checkpoint", help='checkpoint directory, built-in name such as "demo-faces", or hf://org/name')
+def add_checkpoint(
+    parser: argparse.ArgumentParser, *, filtered: bool = True, metavar: str = "checkpoint", more: str = ""
+) -> None:
+    """The checkpoint, its device, and what may be changed in its recipe; `more` is what it may be instead."""
+    what = f'checkpoint directory, built-in name such as "demo-faces", or hf://org/name{more}'
+    parser.add_argument("checkpoint", metavar=metavar, help=what)
     add_recipe(parser, psi="truncation psi (default: the checkpoint's)")
     parser.set_defaults(no_filter=False)
     if filtered:

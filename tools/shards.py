@@ -1,34 +1,113 @@
-"""`dsgan shards`: samples as WebDataset tars."""
+"""`dsgan shards`: samples as WebDataset tars, written, verified and repaired."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
 
-from dsgan_datasets.shards import write_shards
+from dsgan_datasets.shards import Encoding, Folder, load_generator_of, repair_shards, verify_shards, write_shards
+from dsgan_datasets.shards.manifest import MANIFEST
 from dsgan_datasets.tools import options
+
+_WRITE = """dsgan shards write demo-faces faces --num-samples 5000 --samples-per-shard 1000
+  dsgan shards write my-faces s3://bucket/faces --num-samples 1000000 --image-format jpg --engine ray
+  dsgan shards write my-faces /nfs/faces --num-samples 1000000 \\
+      --shard-range $((SLURM_ARRAY_TASK_ID * 10)):$((SLURM_ARRAY_TASK_ID * 10 + 10))
+
+Interrupted? Run the same command again: it goes on where it was, and ends with the same bytes."""
+_VERIFY = """dsgan shards verify faces
+  dsgan shards verify faces --repair                # made by a built-in checkpoint
+  dsgan shards verify s3://bucket/faces --repair my-faces
+
+The exit status is 0 if every byte is as it was written, 1 if not."""
+#: `--repair` without a checkpoint.
+_BUILT_IN = ""
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    example = "dsgan shards write demo-faces faces --num-samples 5000 --samples-per-shard 1000"
-    parser = options.add_verb(verbs, "shards", "write samples as WebDataset tar shards", example)
+    parser = options.add_verb(verbs, "shards", "write samples as WebDataset tar shards, verify and repair them", _WRITE)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    write = options.add_verb(actions, "write", "write tar shards of consecutive indices", example)
+    _add_write(options.add_verb(actions, "write", "write tar shards of consecutive indices, or go on writing", _WRITE))
+    verify = options.add_verb(actions, "verify", "find damaged, missing and foreign shards, and mend them", _VERIFY)
+    verify.add_argument("out", help="folder or URL of the shards")
+    verify.add_argument(
+        "--repair",
+        metavar="CHECKPOINT",
+        nargs="?",
+        const=_BUILT_IN,
+        help="make damaged and missing shards again; without CHECKPOINT a built-in one with the recorded weights",
+    )
+    verify.add_argument(
+        "--strict", action="store_true", help="repair: take nothing but the recorded bytes, from whatever machine"
+    )
+    verify.add_argument("--device", help="repair: cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    verify.set_defaults(run=run_verify)
+
+
+def _add_write(write: argparse.ArgumentParser) -> None:
     options.add_checkpoint(write)
-    write.add_argument("out", type=Path, help="folder to write the shards to")
+    write.add_argument("out", help="folder or URL (s3://…, gs://…, whatever fsspec knows) to write the shards to")
     options.add_seed(write)
     write.add_argument("--num-samples", type=options.count, required=True, help="samples in all")
     write.add_argument("--samples-per-shard", type=options.count, default=1000, help="(default: 1000)")
     write.add_argument("--start", type=int, default=0, help="index of the first sample (default: 0)")
-    write.set_defaults(run=run)
+    write.add_argument("--shard-range", type=_shard_range, metavar="A:B", help="write only shards A … B-1 of them")
+    what = write.add_argument_group("what a record holds beside mask and facts")
+    what.add_argument("--image-format", choices=("png", "jpg"), default="png", help="(default: png, lossless)")
+    what.add_argument("--quality", type=options.count, default=95, help="of JPEG, 1 … 100 (default: 95)")
+    what.add_argument("--uncertainty", action="store_true", help="also the per-pixel uncertainty, 16-bit PNG")
+    what.add_argument("--latent", action="store_true", help="also z, as .npy")
+    what.add_argument("--parts", action="store_true", help="also box, area and COCO run-length code of every class")
+    how = write.add_argument_group("how it is written; none of this changes a byte")
+    how.add_argument("--workers", type=options.count, help="threads that encode (default: one a core, up to 16)")
+    how.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: local, in this process)")
+    how.add_argument("--cpus-per-generator", type=options.count, help="engine ray: cores of each (default: 1)")
+    write.set_defaults(run=run_write)
 
 
-def run(args: argparse.Namespace) -> None:
+def _shard_range(text: str) -> tuple[int, int]:
+    """First and end of A:B."""
+    first, separator, end = text.partition(":")
+    if not separator or not first.isdecimal() or not end.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B, two shard numbers")
+    return int(first), int(end)
+
+
+def run_write(args: argparse.Namespace) -> None:
     """Generate and write."""
-    indices = range(args.start, args.start + args.num_samples)
     paths = write_shards(
-        options.load(args), args.out, indices, seed=args.seed, samples_per_shard=args.samples_per_shard
+        options.load(args),
+        args.out,
+        range(args.start, args.start + args.num_samples),
+        seed=args.seed,
+        samples_per_shard=args.samples_per_shard,
+        encoding=Encoding(args.image_format, args.quality, args.uncertainty, args.latent, args.parts),
+        shard_range=args.shard_range,
+        workers=args.workers,
+        engine=args.engine,
+        cpus_per_generator=args.cpus_per_generator,
     )
-    megabytes = sum(path.stat().st_size for path in paths) / 1e6
-    print(f"{len(indices)} samples in {len(paths)} shards ({megabytes:.1f} MB): {args.out.resolve()}")
+    folder = Folder(args.out)
+    megabytes = sum(folder.size(path.rsplit("/", 1)[1]) or 0 for path in paths) / 1e6
+    print(f"{len(paths)} shards ({megabytes:.1f} MB): {folder}")
+    if MANIFEST not in folder.names():
+        print("shards of other ranges are still missing; whoever writes the last one finishes the set")
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Verify, and repair if asked to."""
+    if args.strict and args.repair is None:
+        raise ValueError("--strict says how to repair: give --repair too")
+    problems = verify_shards(args.out)
+    for problem in problems:
+        print(problem)
+    if problems and args.repair is not None:
+        labeled = load_generator_of(args.out, args.repair or None, device=args.device)
+        problems = repair_shards(args.out, labeled, strict=args.strict)
+        print(f"repaired; {len(problems)} files that are not of this set were left alone" if problems else "repaired")
+    elif problems:
+        print(f"{len(problems)} problems; --repair makes shards again", file=sys.stderr)
+    else:
+        print(f"all shards are as they were written: {Folder(args.out)}")
+    return 1 if problems else 0

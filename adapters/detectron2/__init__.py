@@ -9,6 +9,7 @@ try:
         register,
         register_from_config,
         register_mixture,
+        register_shards,
     )
     from dsgan_datasets.adapters.detectron2.evaluation import build_evaluator, load_sem_seg
     from dsgan_datasets.adapters.detectron2.mapper import DSGANDatasetMapper
@@ -36,4 +37,5 @@ __all__ = [
     "register",
     "register_from_config",
     "register_mixture",
+    "register_shards",
 ]

@@ -16,7 +16,9 @@ from torch.utils.data import IterableDataset
 
 from dsgan_datasets.adapters.detectron2.registered import InstanceMode, RegisteredDataset, Task, forget, intern, lookup
 from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordList, RecordStream
+from dsgan_datasets.adapters.source import LabeledSource, Locations, SampleSource, ShardSource
 from dsgan_datasets.checkpoints import CheckpointError
+from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import check_seed
 from dsgan_datasets.recipe import Recipe
@@ -66,22 +68,73 @@ def register(
         >>> MetadataCatalog.get("faces").stuff_classes[:3]
         ['background', 'skin', 'neck']
     """
-    if name not in DatasetCatalog:
-        forget(name)
-    dataset = RegisteredDataset(
+    return _register(
         name,
-        checkpoint,
+        LabeledSource(checkpoint, device=device, **recipe),
         seed=seed,
         length=length,
         task=task,
         things=things,
         instances=instances,
         min_instance_area=min_instance_area,
-        device=device,
-        **recipe,
     )
+
+
+def register_shards(
+    name: str,
+    shards: Locations,
+    *,
+    length: int | None = None,
+    task: Task = "sem_seg",
+    things: Sequence[str] | None = None,
+    instances: InstanceMode = "classes",
+    min_instance_area: int = 1,
+) -> RegisteredDataset:
+    """Put samples in tar shards into DatasetCatalog and their classes into MetadataCatalog.
+
+    A map-style dataset, for training and for evaluation: Detectron2's samplers shuffle it and share it among ranks.
+    Only the manifest is read until a sample is asked for.
+
+    Args:
+        name: what stands in DATASETS.TRAIN or DATASETS.TEST.
+        shards: a folder or URL of shards that `dsgan shards write` made, or several. Records are numbered by their
+            place in them.
+        length: number of samples, the first ones; None for all.
+        task, things, instances, min_instance_area: see `register`.
+
+    Returns:
+        The dataset: its records and the addresses of its samples.
+
+    Raises:
+        ShardError: no shards, or a damaged manifest.
+        OSError: they cannot be read.
+        ValueError: an argument out of range, or a name that is taken by another dataset.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> _ = write_shards(labeled, tmp / "faces", range(3))
+        >>> dataset = register_shards("tars", tmp / "faces")
+        >>> len(DatasetCatalog.get("tars"))
+        3
+    """
+    source = ShardSource(shards)
+    return _register(
+        name,
+        source,
+        length=len(source) if length is None else integer("length", length, 1, len(source)),
+        task=task,
+        things=things,
+        instances=instances,
+        min_instance_area=min_instance_area,
+    )
+
+
+def _register(name: str, source: SampleSource, **arguments: Any) -> RegisteredDataset:
     if name not in DatasetCatalog:
-        _catalog(name, partial(RecordStream if length is None else RecordList, name), dataset.metadata)
+        forget(name)
+    dataset = RegisteredDataset(name, source, **arguments)
+    if name not in DatasetCatalog:
+        _catalog(name, partial(RecordStream if dataset.length is None else RecordList, name), dataset.metadata)
     elif not _is_generated(name):
         raise ValueError(f"the name {name!r} is taken by another dataset in DatasetCatalog: choose another one")
     return intern(dataset)
@@ -109,7 +162,10 @@ def register_mixture(name: str, generated: str, real: str, *, generated_fraction
     """
     dataset = lookup(generated)
     if dataset.length is not None:
-        raise ValueError(f"a mixture has no end, but {generated!r} has length {dataset.length}: register it without")
+        raise ValueError(
+            f"a mixture has no end, but {generated!r} has length {dataset.length}: register a "
+            "checkpoint without a length, or name both datasets in DATASETS.TRAIN"
+        )
     if not isinstance(generated_fraction, float) or not 0 < generated_fraction < 1:
         raise ValueError(f"generated_fraction must lie between 0 and 1, not be {generated_fraction!r}")
     make = partial(_mixture, generated, real, generated_fraction, check_seed(seed))
@@ -148,8 +204,9 @@ def _is_generated(name: str) -> bool:
 def add_dsgan_config(cfg: CfgNode) -> None:
     """Add the DSGAN node with its defaults to a config, and set INPUT.MASK_FORMAT to "bitmask".
 
-    DSGAN.DATASETS is a list of arguments of `register`, DSGAN.MIXTURES one of arguments of `register_mixture`. Masks
-    are RLE encoded, which the default mask format "polygon" cannot read.
+    DSGAN.DATASETS is a list of arguments of `register`, or of `register_shards` where an entry has ``shards`` in place
+    of ``checkpoint``; DSGAN.MIXTURES is one of arguments of `register_mixture`. Masks are RLE encoded, which the
+    default mask format "polygon" cannot read.
 
     Example:
         >>> from detectron2.config import get_cfg
@@ -165,7 +222,8 @@ def add_dsgan_config(cfg: CfgNode) -> None:
 def register_from_config(cfg: CfgNode) -> None:
     """Register the entries of DSGAN.DATASETS and DSGAN.MIXTURES.
 
-    Keys are the parameters of `register` and of `Recipe`, and those of `register_mixture`, in lower or upper case.
+    Keys are the parameters of `register` and of `Recipe`, those of `register_shards` where there is ``shards``, and
+    those of `register_mixture`, in lower or upper case.
 
     Raises:
         ValueError: an entry that is wrong; the message names it and what is allowed.
@@ -185,7 +243,12 @@ def register_from_config(cfg: CfgNode) -> None:
     if "DSGAN" not in cfg:
         raise ValueError("the config has no DSGAN node: call add_dsgan_config(cfg) before merging files into it")
     recipe = [field.name for field in dataclasses.fields(Recipe)]
-    datasets = [_call(register, entry, f"DSGAN.DATASETS[{i}]", recipe) for i, entry in enumerate(cfg.DSGAN.DATASETS)]
+    datasets = [
+        _call(register_shards, entry, f"DSGAN.DATASETS[{i}]")
+        if _names_shards(entry)
+        else _call(register, entry, f"DSGAN.DATASETS[{i}]", recipe)
+        for i, entry in enumerate(cfg.DSGAN.DATASETS)
+    ]
     for i, entry in enumerate(cfg.DSGAN.MIXTURES):
         _call(register_mixture, entry, f"DSGAN.MIXTURES[{i}]")
     sided = [dataset.name for dataset in datasets if dataset.schema.flip_pairs]
@@ -196,6 +259,10 @@ def register_from_config(cfg: CfgNode) -> None:
             "which exchanges them, or set INPUT.RANDOM_FLIP: none",
             stacklevel=2,
         )
+
+
+def _names_shards(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and any(str(key).lower() == "shards" for key in entry)
 
 
 def _call(function: Callable[..., Any], entry: Any, place: str, more: Collection[str] = ()) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, get_args, overload
@@ -13,9 +12,8 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 from torch import Tensor
 
-from dsgan_datasets.adapters.source import LabeledSource
+from dsgan_datasets.adapters.source import SampleSource
 from dsgan_datasets.checks import integer
-from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.parts import find_instances, tight_boxes
 from dsgan_datasets.samples import Sample, SampleBatch
@@ -34,13 +32,13 @@ _REGISTERED: dict[str, RegisteredDataset] = {}
 
 
 class RegisteredDataset:
-    """Samples of a checkpoint and a seed under a name; the arguments are those of `register`.
+    """Samples of a source and a seed under a name; the other arguments are those of `register`.
 
     There is one such object per name in each process. Sent to another process it becomes that process's own, so that
     paths resolve there; the weights load there when the first sample is needed.
 
     Attributes:
-        source: the checkpoint.
+        source: the checkpoint, or the shards.
         length: number of samples, None without end.
         metadata: what MetadataCatalog gets.
     """
@@ -48,7 +46,7 @@ class RegisteredDataset:
     def __init__(
         self,
         name: str,
-        checkpoint: str | os.PathLike[str],
+        source: SampleSource,
         *,
         seed: int = 0,
         length: int | None = None,
@@ -56,27 +54,25 @@ class RegisteredDataset:
         things: Sequence[str] | None = None,
         instances: InstanceMode = "classes",
         min_instance_area: int = 1,
-        device: Device = None,
-        **recipe: Any,
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a word, not {name!r}")
         _check_choice("task", task, Task)
         _check_choice("instances", instances, InstanceMode)
         self.name = name
-        self.source = LabeledSource(checkpoint, device=device, **recipe)
+        self.source = source
         self.seed = check_seed(seed)
         self.length = None if length is None else integer("length", length, 1, MAX_INDEX + 1)
         self.task: Task = task
         self.mode: InstanceMode = instances
         self.min_instance_area = integer("min_instance_area", min_instance_area, 1)
-        self.schema = self.source.description.schema
-        self.height, self.width = self.source.description.image_size
+        self.schema = source.schema
+        self.height, self.width = source.image_size
         names = self.schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
         self.things = tuple(sorted({self.schema.index(thing) for thing in names}))
         if task != "sem_seg" and not self.things:
             raise ValueError(f"task {task!r} needs at least one class in `things`")
-        self.fingerprint = self.source.description.fingerprint
+        self.fingerprint = source.fingerprint
         self._prefix = f"{SCHEME}{name}/{self.seed}/{self.fingerprint[:8]}"
         self._block: dict[int, Sample] = {}
         # By class id: category or -1, and semantic target. Kept on the device that asked last.
@@ -100,7 +96,7 @@ class RegisteredDataset:
     def identity(self) -> dict[str, Any]:
         """What two registrations under one name must have in common."""
         return {
-            "checkpoint": self.source.checkpoint,
+            **self.source.identity,
             "fingerprint": self.fingerprint,
             "seed": self.seed,
             "length": self.length,
@@ -108,7 +104,6 @@ class RegisteredDataset:
             "things": tuple(self.schema.classes[thing] for thing in self.things),
             "instances": self.mode,
             "min_instance_area": self.min_instance_area,
-            "device": None if self.source.device is None else str(self.source.device),
         }
 
     @property
@@ -150,14 +145,10 @@ class RegisteredDataset:
         return record
 
     def sample(self, index: int) -> Sample:
-        """A sample; generated again if it is not in the block that was generated last."""
+        """A sample; made or read again if it is not in the block that was last."""
         block = self._block
         if index not in block:
-            labeled, indices = self.source.labeled, range(index, index + 1)
-            if labeled.device.type == "cuda":  # computes whole batches anyway, and sets are often read in order
-                first = index - index % labeled.recipe.compute_batch
-                indices = range(first, min(first + labeled.recipe.compute_batch, self.length or MAX_INDEX + 1))
-            block = self.keep(labeled.generate(indices, seed=self.seed))
+            block = self.keep(self.source.batch(self.source.together(index, self.length), self.seed))
         return block[index]
 
     def keep(self, batch: SampleBatch) -> dict[int, Sample]:
@@ -200,9 +191,9 @@ def intern(dataset: RegisteredDataset) -> RegisteredDataset:
     """
     known = _REGISTERED.setdefault(dataset.name, dataset)
     for argument, value in dataset.identity.items():
-        if known.identity[argument] != value:
+        if (before := known.identity.get(argument)) != value:
             raise ValueError(
-                f"dataset {dataset.name!r} is already registered with {argument} {known.identity[argument]!r}, not "
+                f"dataset {dataset.name!r} is already registered with {argument} {before!r}, not "
                 f"{value!r}: choose another name, or take it out of DatasetCatalog and MetadataCatalog first"
             )
     return known

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dsgan_datasets.adapters.detectron2.registered import Record, lookup
 from dsgan_datasets.adapters.resuming import resumed_worker
+from dsgan_datasets.adapters.source import LabeledSource
 from dsgan_datasets.checks import integer
 from dsgan_datasets.datasets import generated_ahead
 from dsgan_datasets.latents import MAX_INDEX
@@ -38,6 +39,9 @@ class RecordStream(IterableDataset[Record]):
 
     def __init__(self, dataset: str, *, length: int | None = None) -> None:
         self.registered = lookup(dataset)
+        if not isinstance(self.registered.source, LabeledSource):
+            raise ValueError(f"dataset {dataset!r} is read from shards, which are no stream: use RecordList")
+        self._source = self.registered.source
         self.length = None if length is None else integer("length", length, 1, MAX_INDEX + 1)
         self._sent_by: tuple[int, int] | None = None
         self._batches_done = 0
@@ -67,7 +71,7 @@ class RecordStream(IterableDataset[Record]):
         dataset = self.registered
         _, world_size = self._rank_and_world_size()
         end = MAX_INDEX + 1 if self.length is None else self.length - self.length % world_size
-        labeled = dataset.source.labeled
+        labeled = self._source.labeled
         indices = range(consumer, end, consumers)[done:]
         for batch in generated_ahead(labeled, indices, dataset.seed, labeled.recipe.compute_batch):
             for index in dataset.keep(batch):

@@ -5,7 +5,12 @@ The flow: files (paths of samples) -> datasets -> flip, resume.
 """
 
 try:
-    from dsgan_datasets.adapters.mmseg.datasets import DSGANConcatDataset, DSGANSegDataset, DSGANSegIterableDataset
+    from dsgan_datasets.adapters.mmseg.datasets import (
+        DSGANConcatDataset,
+        DSGANSegDataset,
+        DSGANSegIterableDataset,
+        DSGANShardSegDataset,
+    )
     from dsgan_datasets.adapters.mmseg.flip import DSGANRandomFlip
     from dsgan_datasets.adapters.mmseg.resume import DSGANResumeHook
 except ModuleNotFoundError as error:
@@ -17,4 +22,11 @@ except ModuleNotFoundError as error:
         "or the original: mmengine, mmcv and mmsegmentation, see https://mmsegmentation.readthedocs.io"
     ) from error
 
-__all__ = ["DSGANConcatDataset", "DSGANRandomFlip", "DSGANResumeHook", "DSGANSegDataset", "DSGANSegIterableDataset"]
+__all__ = [
+    "DSGANConcatDataset",
+    "DSGANRandomFlip",
+    "DSGANResumeHook",
+    "DSGANSegDataset",
+    "DSGANSegIterableDataset",
+    "DSGANShardSegDataset",
+]

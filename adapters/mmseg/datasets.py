@@ -16,43 +16,30 @@ from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from dsgan_datasets.adapters.mmseg.files import SampleStore, open_store
+from dsgan_datasets.adapters.mmseg.files import SampleStore, open_shards, open_store
 from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
 from dsgan_datasets.adapters.mmseg.resume import samples_ahead
+from dsgan_datasets.adapters.source import Locations
 from dsgan_datasets.checks import integer, position
-from dsgan_datasets.datasets import DSGANIterableDataset, current_rank
+from dsgan_datasets.datasets import DSGANIterableDataset
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.streaming import current_rank
 
 Item = dict[str, Any]
 Pipeline = Sequence[Any] | None
 
 
 class _SegSamples:
-    """What both kinds of dataset share: which samples they have, and in which form they hand them out."""
+    """What all kinds of dataset share: in which form they hand out samples."""
 
-    def __init__(
-        self,
-        checkpoint: str | os.PathLike[str],
-        *,
-        length: int | None = None,
-        seed: int = 0,
-        pipeline: Pipeline = None,
-        device: Device = None,
-        **recipe: Any,
-    ) -> None:
-        _check_names(type(self).__name__, recipe)
-        if length is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a length: the number of samples in the dataset. Any number will do, as "
-                "samples are made when they are asked for; for training, iterations * batch size is never seen twice"
-            )
-        self.length = integer("length", length, 1, MAX_INDEX)
-        self.seed = check_seed(seed)
-        self.store: SampleStore = open_store(checkpoint, device, recipe)
+    def __init__(self, store: SampleStore[Any], *, length: int, seed: int, pipeline: Pipeline) -> None:
+        self.store = store
+        self.length = length
+        self.seed = seed
         self.pipeline = None if pipeline is None else Compose(pipeline)
         self._loads_annotations = any(isinstance(step, LoadAnnotations) for step in steps_of(self.pipeline))
         warn_about_flips(self.pipeline, self.schema)
@@ -60,7 +47,8 @@ class _SegSamples:
     @property
     def schema(self) -> LabelSchema:
         """What the class ids mean."""
-        return self.store.source.description.schema
+        schema: LabelSchema = self.store.source.schema
+        return schema
 
     @property
     def metainfo(self) -> dict[str, Any]:
@@ -122,8 +110,46 @@ class _SegSamples:
         }
 
 
+class _Generated(_SegSamples):
+    """Which samples a checkpoint gives; the arguments are those of `DSGANSegDataset`."""
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        *,
+        length: int | None = None,
+        seed: int = 0,
+        pipeline: Pipeline = None,
+        device: Device = None,
+        **recipe: Any,
+    ) -> None:
+        _check_names(type(self).__name__, recipe)
+        if length is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a length: the number of samples in the dataset. Any number will do, as "
+                "samples are made when they are asked for; for training, iterations * batch size is never seen twice"
+            )
+        length, seed = integer("length", length, 1, MAX_INDEX), check_seed(seed)
+        super().__init__(open_store(checkpoint, device, recipe), length=length, seed=seed, pipeline=pipeline)
+
+
+class _MapStyle(_SegSamples, Dataset[Item]):
+    """Access by number, batch by batch."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Item:
+        """One sample; negative indices count from the end."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Several samples, generated together; a stock DataLoader asks for whole batches."""
+        return self._items(self.store.generate([position(i, self.length) for i in indices], self.seed))
+
+
 @DATASETS.register_module()
-class DSGANSegDataset(_SegSamples, Dataset[Item]):
+class DSGANSegDataset(_Generated, _MapStyle):
     """Generated samples as an MMSegmentation dataset; whole batches are generated together.
 
     Building it reads only the checkpoint's config.json. Weights load in the process that first needs a sample, and all
@@ -154,20 +180,53 @@ class DSGANSegDataset(_SegSamples, Dataset[Item]):
         (torch.Size([3, 64, 64]), 'dsgan://af4f0de0/image/demo-faces_0_7.png')
     """
 
-    def __len__(self) -> int:
-        return self.length
 
-    def __getitem__(self, index: int) -> Item:
-        """One sample; negative indices count from the end."""
-        return self.__getitems__([index])[0]
+@DATASETS.register_module()
+class DSGANShardSegDataset(_MapStyle):
+    """Samples in tar shards as an MMSegmentation dataset, with random access; nothing is generated.
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Several samples, generated together; a stock DataLoader asks for whole batches."""
-        return self._items(self.store.generate([position(i, self.length) for i in indices], self.seed))
+    Building it reads only the manifest. Samples are read on the CPU: DataLoader workers do their work.
+
+    Args:
+        shards: a folder or URL of shards that `dsgan shards write` made, or several.
+        length: number of samples, the first ones; None for all.
+        pipeline: see `DSGANSegDataset`.
+
+    Raises:
+        ShardError: no shards, or damaged ones (those that a sample lies in when it is read).
+        OSError: they cannot be read.
+        ValueError: an argument that is unknown or out of range.
+        IndexError: when asked for a sample at or beyond the length.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> _ = write_shards(labeled, tmp / "faces", range(6))
+        >>> dataset = DSGANShardSegDataset(tmp / "faces")
+        >>> len(dataset), dataset[5]["inputs"].shape
+        (6, torch.Size([3, 64, 64]))
+    """
+
+    def __init__(
+        self,
+        shards: Locations,
+        *,
+        length: int | None = None,
+        pipeline: Pipeline = None,
+        **unknown: Any,
+    ) -> None:
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} knows no {', '.join(unknown)}: it takes shards, length, pipeline. What else "
+                "decides samples was decided when the shards were written"
+            )
+        store = open_shards(shards)
+        samples = len(store.source)
+        length = samples if length is None else integer("length", length, 1, samples)
+        super().__init__(store, length=length, seed=0, pipeline=pipeline)
 
 
 @DATASETS.register_module()
-class DSGANSegIterableDataset(_SegSamples, IterableDataset[Item]):
+class DSGANSegIterableDataset(_Generated, IterableDataset[Item]):
     """Generated samples as a stream, made ahead on a thread; ranks and workers share it without gap or overlap.
 
     The fastest way on a GPU. In a config: ``sampler=None`` beside it, and `DSGANResumeHook` among the hooks.

@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 from mmengine.fileio import BaseStorageBackend, register_backend
 
-from dsgan_datasets.adapters.source import LabeledSource
+from dsgan_datasets.adapters.source import LabeledSource, Locations, SampleSource, ShardSource
 from dsgan_datasets.device import Device
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.shards import png
+from dsgan_datasets.shards.codec import png
 
 Kind = Literal["image", "mask"]
+Source = TypeVar("Source", bound=SampleSource)
 
 
-class SampleStore:
-    """Samples of one checkpoint and recipe, as batches and under ``dsgan://`` paths; get one from `open_store`.
+class SampleStore(Generic[Source]):
+    """Samples of one source, as batches and under ``dsgan://`` paths; get one from `open_store` or `open_shards`.
 
-    The batch that was generated last is kept, so that reading its pictures by path generates nothing again.
+    The batch that was asked for last is kept, so that reading its pictures by path generates nothing again.
 
     Args:
-        source: makes the samples.
+        source: gives the samples.
 
     Example:
         >>> store = open_store("demo-faces", device="cpu")
@@ -34,19 +35,19 @@ class SampleStore:
         'dsgan://af4f0de0/image/demo-faces_0_7.png'
     """
 
-    def __init__(self, source: LabeledSource) -> None:
+    def __init__(self, source: Source) -> None:
         self.source = source
         # Pictures that are made of a sample get the last part of its path as their name.
-        self.name = os.path.basename(os.path.abspath(source.checkpoint))
+        self.name = source.name
         self._recent: dict[tuple[int, int], Sample] = {}
 
     def generate(self, indices: Sequence[int], seed: int) -> SampleBatch:
-        """The samples of some indices, generated together.
+        """The samples of some indices, generated together or read.
 
         Raises:
             RuntimeError: in a DataLoader worker, if the device is a GPU.
         """
-        batch = self.source.labeled.generate(indices, seed=seed)
+        batch = self.source.batch(indices, seed)
         self.remember(batch, seed)
         return batch
 
@@ -62,20 +63,29 @@ class SampleStore:
 
     def path(self, kind: Kind, seed: int, index: int) -> str:
         """Under which `DSGANBackend` finds the image or the mask of a sample."""
-        return f"dsgan://{self.source.description.fingerprint[:8]}/{kind}/{self.name}_{seed}_{index}.png"
+        return f"dsgan://{self.source.fingerprint[:8]}/{kind}/{self.name}_{seed}_{index}.png"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Whoever is sent this opens it for itself: no weights travel."""
-        return open_store, (self.source.checkpoint, self.source.device, self.source.overrides)
+        return _shared, (self.source,)
 
 
 #: Stores of this process that are in use, by what decides their samples and where they are computed.
-_STORES: WeakValueDictionary[tuple[str, str], SampleStore] = WeakValueDictionary()
+_STORES: WeakValueDictionary[tuple[str, str], SampleStore[Any]] = WeakValueDictionary()
+
+
+def _shared(source: Source) -> SampleStore[Source]:
+    """The store of this process that has this source or one like it; a new one if there is none."""
+    key = (source.fingerprint, str(source.device))
+    store = _STORES.get(key)
+    if store is None:
+        store = _STORES[key] = SampleStore(source)
+    return store
 
 
 def open_store(
     checkpoint: str | os.PathLike[str], device: Device = None, recipe: Mapping[str, Any] | None = None
-) -> SampleStore:
+) -> SampleStore[LabeledSource]:
     """The store of a checkpoint; all datasets of a process that use it in the same way share one, and its weights.
 
     Args:
@@ -87,12 +97,16 @@ def open_store(
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
         ValueError: an override that is unknown or out of range.
     """
-    source = LabeledSource(checkpoint, device=device, **(recipe or {}))
-    key = (source.description.fingerprint, str(device))
-    store = _STORES.get(key)
-    if store is None:
-        store = _STORES[key] = SampleStore(source)
-    return store
+    return _shared(LabeledSource(checkpoint, device=device, **(recipe or {})))
+
+
+def open_shards(shards: Locations) -> SampleStore[ShardSource]:
+    """The store of shards, which all datasets of a process share.
+
+    Raises:
+        ShardError, OSError: see `ShardSource`.
+    """
+    return _shared(ShardSource(shards))
 
 
 @register_backend("dsgan", prefixes="dsgan", force=True)
@@ -116,8 +130,8 @@ class DSGANBackend(BaseStorageBackend):
         stores = [store for (known, _), store in _STORES.items() if known.startswith(fingerprint)]
         if not stores:
             raise FileNotFoundError(
-                f"{filepath}: no dataset of this process has a checkpoint and recipe with fingerprint {fingerprint}…; "
-                "build the DSGANSegDataset that the path came from, with the same recipe, and keep it"
+                f"{filepath}: no dataset of this process has a checkpoint and recipe, or shards, with fingerprint "
+                f"{fingerprint}…; build the dataset that the path came from, with the same recipe, and keep it"
             )
         return png(stores[0].sample(index, seed)[kind])
 

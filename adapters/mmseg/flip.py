@@ -12,6 +12,7 @@ import torch
 from mmcv.transforms import RandomFlip
 from mmseg.registry import TRANSFORMS
 
+from dsgan_datasets.adapters.source import Locations, ShardSource
 from dsgan_datasets.checkpoints.description import describe
 from dsgan_datasets.schema import LabelSchema
 
@@ -24,9 +25,12 @@ class DSGANRandomFlip(RandomFlip):
         checkpoint: whose classes the masks have (real ones too); its schema says which trade places.
         prob: probability of a flip, or a list of one for each direction.
         direction: "horizontal", "vertical" or "diagonal" (half a turn, which mirrors nothing), or a list.
+        shards: instead of a checkpoint, shards that one has made.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
+        ShardError, OSError: see `DSGANShardSegDataset`.
+        ValueError: not one of checkpoint and shards.
 
     Example:
         >>> flip = DSGANRandomFlip("demo-faces", prob=1.0)  # in a config: dict(type="DSGANRandomFlip", …)
@@ -36,12 +40,19 @@ class DSGANRandomFlip(RandomFlip):
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None = None,
         prob: float | list[float] = 0.5,
         direction: str | list[str] = "horizontal",
+        *,
+        shards: Locations | None = None,
     ) -> None:
         super().__init__(prob=prob, direction=direction)
-        self.schema = describe(checkpoint).schema
+        if checkpoint is not None and shards is None:
+            self.schema = describe(checkpoint).schema
+        elif shards is not None and checkpoint is None:
+            self.schema = ShardSource(shards).schema
+        else:
+            raise ValueError("DSGANRandomFlip needs either checkpoint or shards, whose schema says what trades places")
 
     def _flip_seg_map(self, seg_map: np.ndarray, direction: str) -> np.ndarray:
         flipped = np.ascontiguousarray(super()._flip_seg_map(seg_map, direction))
@@ -71,7 +82,7 @@ def warn_about_flips(pipeline: Any, schema: LabelSchema) -> None:
             names = ", ".join(f"{schema.classes[a]}/{schema.classes[b]}" for a, b in pairs)
             warnings.warn(
                 f"RandomFlip mirrors the image, but leaves the labels of {names} on the wrong side. Use "
-                f"dict(type='DSGANRandomFlip', checkpoint=…, prob=0.5) instead, or give RandomFlip "
+                f"dict(type='DSGANRandomFlip', checkpoint=…, prob=0.5) (or shards=…) instead, or give RandomFlip "
                 f"swap_seg_labels={[tuple(pair) for pair in schema.flip_pairs]}",
                 stacklevel=4,
             )

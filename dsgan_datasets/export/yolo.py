@@ -1,0 +1,65 @@
+"""Format "yolo-seg": the folders, polygon files and data.yaml of YOLO's instance segmentation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dsgan_datasets.export.layouts import Options, Place, category_names
+from dsgan_datasets.export.source import Source
+from dsgan_datasets.polygons import Array, mask_to_polygons
+from dsgan_datasets.samples import Sample
+
+
+class YoloSeg:
+    """``images/{train,val}/*.png``, ``labels/{train,val}/*.txt`` and ``data.yaml``; see `Layout`.
+
+    A line is one connected region: ``class x1 y1 x2 y2 …``, coordinates as shares of width and height. Class numbers
+    count the classes that instances are made of, from 0.
+
+    Source: https://docs.ultralytics.com/datasets/segment/
+    """
+
+    default_splits: ClassVar[Mapping[str, float]] = {"val": 0.1}
+
+    def __init__(self, folder: Path, source: Source, options: Options, splits: Mapping[str, int]) -> None:
+        self.folder = folder
+        self.source = source
+        self.options = options
+        self.splits = splits
+
+    def image_path(self, place: Place) -> str:
+        """Where the image goes."""
+        return place.path("images", "png")
+
+    def annotate(self, sample: Sample, place: Place) -> tuple[dict[str, bytes], Any]:
+        """The polygons; an empty file if there are none."""
+        lines = [
+            f"{self.options.things.index(thing)} {_shares(polygon, self.source.image_size)}\n"
+            for thing, mask in self.options.instances(sample, components=True)
+            for polygon in mask_to_polygons(mask)
+        ]
+        return {place.path("labels", "txt"): "".join(lines).encode("ascii")}, None
+
+    def note(self, sample: Sample, place: Place, told: Any) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Write data.yaml."""
+        folders = {split: f"images/{split}" for split in self.splits} or {"train": "images"}
+        folders.setdefault("val", folders["train"])  # the key is required
+        names = dict(enumerate(category_names(self.options, self.source)))
+        lines = [f"{split}: {path}\n" for split, path in folders.items()]
+        # JSON strings are YAML strings too.
+        lines += ["names:\n", *(f"  {i}: {json.dumps(name, ensure_ascii=False)}\n" for i, name in names.items())]
+        (self.folder / "data.yaml").write_text(
+            "# Without `path`, the folders are looked for beside this file.\n" + "".join(lines), encoding="utf-8"
+        )
+
+
+def _shares(polygon: Array, size: tuple[int, int]) -> str:
+    """Points as shares of width and height; six digits place them to 1/200 of a pixel in pictures of up to 10,000."""
+    height, width = size
+    return " ".join(f"{x / width:.6g} {y / height:.6g}" for x, y in polygon.tolist())

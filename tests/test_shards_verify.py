@@ -1,0 +1,232 @@
+"""Every kind of damage is found, named and mended."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEMA, small_ensemble, small_labeled
+from test_shards import content
+
+from dsgan_datasets import LabeledGenerator, ShardError, verify_shards, write_shards
+from dsgan_datasets.shards import Encoding, Folder, Manifest, load_generator_of, repair_shards
+from dsgan_datasets.tools.cli import main
+
+FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, filtered: LabeledGenerator) -> Path:
+    write_shards(filtered, tmp_path, range(7), samples_per_shard=3, encoding=Encoding(latent=True))
+    return tmp_path
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / FIRST).read_bytes()
+    (folder / FIRST).write_bytes(data[:5000])
+
+
+def flip_a_bit(folder: Path) -> None:
+    data = bytearray((folder / FIRST).read_bytes())
+    data[600] ^= 1
+    (folder / FIRST).write_bytes(data)
+
+
+def flip_a_bit_of_a_header(folder: Path) -> None:
+    data = bytearray((folder / FIRST).read_bytes())
+    data[Manifest.read(Folder(folder)).shards[0].offsets[1] + 3] ^= 1
+    (folder / FIRST).write_bytes(data)
+
+
+def empty(folder: Path) -> None:
+    (folder / FIRST).write_bytes(b"")
+
+
+def swap(folder: Path) -> None:
+    data = (folder / FIRST).read_bytes()
+    (folder / FIRST).write_bytes((folder / SECOND).read_bytes())
+    (folder / SECOND).write_bytes(data)
+
+
+def interleave(folder: Path) -> None:
+    """The records of two shards in turn, as two writers to one file would leave them."""
+    members = []
+    for name in (FIRST, SECOND):
+        with tarfile.open(folder / name) as tar:
+            members.append([(m, tar.extractfile(m).read()) for m in tar])  # type: ignore[union-attr]
+    with tarfile.open(folder / FIRST, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for pair in zip(*members, strict=True):
+            for member, data in pair:
+                tar.addfile(member, io.BytesIO(data))
+
+
+def reorder(folder: Path) -> None:
+    with tarfile.open(folder / FIRST) as tar:
+        members = [(m, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
+    with tarfile.open(folder / FIRST, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, data in [*members[4:8], *members[:4], *members[8:]]:
+            tar.addfile(member, io.BytesIO(data))
+
+
+def lose(folder: Path) -> None:
+    (folder / FIRST).unlink()
+
+
+def duplicate(folder: Path) -> None:
+    shutil.copy(folder / FIRST, folder / "shard-000000 (copy).tar")
+
+
+def lose_the_index(folder: Path) -> None:
+    (folder / "wids.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "kinds"),
+    [
+        (truncate, {FIRST: "truncated"}),
+        (empty, {FIRST: "truncated"}),
+        (flip_a_bit, {FIRST: "changed"}),
+        (flip_a_bit_of_a_header, {FIRST: "changed"}),
+        (swap, {FIRST: "swapped", SECOND: "swapped"}),
+        (interleave, {FIRST: "interleaved"}),
+        (reorder, {FIRST: "interleaved"}),
+        (lose, {FIRST: "missing"}),
+        (duplicate, {"shard-000000 (copy).tar": "duplicate"}),
+        (lose_the_index, {"wids.json": "index"}),
+    ],
+)
+def test_damage_is_named_and_mended(
+    folder: Path, filtered: LabeledGenerator, damage: Callable[[Path], None], kinds: dict[str, str]
+) -> None:
+    reference = content(folder)
+    assert verify_shards(folder) == []
+    damage(folder)
+    assert {problem.name: problem.kind for problem in verify_shards(folder)} == kinds
+    assert repair_shards(folder, filtered, strict=True) == []
+    assert content(folder) == reference
+
+
+def test_foreign_tars_are_named_and_left_alone(folder: Path, filtered: LabeledGenerator) -> None:
+    (folder / "holiday.tar").write_bytes(b"my pictures")
+    (problem,) = verify_shards(folder)
+    assert (problem.name, problem.kind) == ("holiday.tar", "foreign")
+    assert repair_shards(folder, filtered) == [problem]
+    assert (folder / "holiday.tar").read_bytes() == b"my pictures"
+
+
+@pytest.mark.parametrize("change", [lambda t: t.replace('"seed": 0', '"seed": 1'), lambda t: t[:-40], lambda t: "[]"])
+def test_a_changed_manifest_is_noticed(folder: Path, change: Callable[[str], str]) -> None:
+    (folder / "manifest.json").write_text(change((folder / "manifest.json").read_text()))
+    with pytest.raises(ShardError, match=r"manifest\.json (was changed|is damaged)"):
+        verify_shards(folder)
+
+
+def test_no_set_at_all(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ShardError, match=r"has no manifest\.json"):
+            verify_shards(place)
+
+
+def test_an_unfinished_set_is_named_and_finished(tmp_path: Path, filtered: LabeledGenerator) -> None:
+    write_shards(filtered, tmp_path / "whole", range(7), samples_per_shard=3)
+    folder = tmp_path / "part"
+    write_shards(filtered, folder, range(7), samples_per_shard=3, shard_range=(1, 2))
+    assert [(p.name, p.kind) for p in verify_shards(folder)] == [
+        ("shard-000000.tar", "unfinished"),
+        ("shard-000002.tar", "unfinished"),
+    ]
+    assert repair_shards(folder, filtered) == []
+    assert content(folder) == content(tmp_path / "whole")
+
+
+# On another machine
+
+
+def elsewhere(labeled: LabeledGenerator, shift: float) -> LabeledGenerator:
+    """The same generator on a machine whose arithmetic differs: its interpreter gives slightly other numbers."""
+    moved = small_ensemble(sum(labeled.generator.feature_channels))
+    with torch.no_grad():
+        moved.b3 += shift * torch.randn(moved.b3.shape, generator=torch.Generator().manual_seed(1))
+    other = LabeledGenerator(
+        labeled.generator, moved, SCHEMA, labeled.recipe, calibration=labeled.calibration, license=labeled.license
+    )
+    other.__dict__["fingerprint"], other.__dict__["weights"] = labeled.fingerprint, labeled.weights
+    return other
+
+
+def test_close_labels_are_taken_with_their_origin(
+    folder: Path, filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Manifest.read(Folder(folder))
+    lose(folder)
+    monkeypatch.setattr(np, "__version__", "9.9")
+    other = elsewhere(filtered, 1e-4)
+    with pytest.raises(ShardError, match="which strict refuses"):
+        repair_shards(folder, other, strict=True)
+    assert not (folder / FIRST).exists()
+    assert repair_shards(folder, other) == []
+    after = Manifest.read(Folder(folder))
+    assert verify_shards(folder) == []
+    first, *others = after.shards
+    assert first.origin is not None and first.origin["numpy"] == "9.9"
+    assert first.sha256 != before.shards[0].sha256
+    assert first.attempts == before.shards[0].attempts  # replayed, not filtered anew
+    assert others == list(before.shards[1:]) and after.plan == before.plan
+
+
+def test_other_labels_are_refused(folder: Path, filtered: LabeledGenerator) -> None:
+    reference = content(folder)
+    flip_a_bit(folder)
+    damaged = content(folder)
+    with pytest.raises(ShardError, match="pixels have another class.*was left as it is"):
+        repair_shards(folder, elsewhere(filtered, 1.0))
+    assert content(folder) == damaged
+    repair_shards(folder, filtered)
+    assert content(folder) == reference
+
+
+def test_another_checkpoint_is_refused(folder: Path) -> None:
+    lose(folder)
+    with pytest.raises(ShardError, match="give the checkpoint that made it"):
+        repair_shards(folder, small_labeled())
+
+
+# The command
+
+
+def test_the_command_finds_the_checkpoint_and_mends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = tmp_path / "faces"
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    merged = labeled.schema.merge({"head": ["skin", "nose"]})
+    parts = (labeled.generator, labeled.interpreter, merged)
+    coarse = LabeledGenerator(*parts, labeled.recipe, calibration=labeled.calibration, license=labeled.license)
+    write_shards(coarse, shards, range(4), samples_per_shard=2)
+    reference = content(shards)
+    assert main(["shards", "verify", str(shards)]) == 0
+    assert "as they were written" in capsys.readouterr().out
+    lose(shards)
+    assert main(["shards", "verify", str(shards)]) == 1
+    captured = capsys.readouterr()
+    assert "shard-000000.tar: missing" in captured.out and "--repair" in captured.err
+    assert main(["shards", "verify", str(shards), "--repair", "--strict", "--device", "cpu"]) == 0
+    assert content(shards) == reference
+    assert main(["shards", "verify", str(shards), "--strict"]) == 1
+    assert "give --repair too" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_not_built_in_must_be_named(
+    folder: Path, filtered: LabeledGenerator, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with pytest.raises(ShardError, match="no built-in checkpoint made"):
+        load_generator_of(folder)
+    saved = tmp_path_factory.mktemp("saved")
+    filtered.save_pretrained(saved)
+    assert load_generator_of(folder, saved, device="cpu").fingerprint == filtered.fingerprint
+    with pytest.raises(ShardError, match="has other weights"):
+        load_generator_of(folder, "demo-faces", device="cpu")

@@ -1,0 +1,126 @@
+"""`dsgan export`: samples as datasets of files, for those who use neither stream nor shards."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsgan_datasets.export import FORMATS, Source, export
+from dsgan_datasets.export.writing import INSTANCES
+from dsgan_datasets.shards.manifest import MANIFEST, UNFINISHED
+from dsgan_datasets.tools import options
+
+
+def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = options.add_verb(
+        verbs,
+        "export",
+        "write samples as a folder of images and masks, or as a dataset of COCO, MMSegmentation or YOLO",
+        "dsgan export demo-faces faces --format folder --num-samples 1000 --palette\n"
+        "  dsgan export s3://bucket/faces-shards faces-mmseg --format mmseg\n"
+        "  dsgan export demo-faces faces-coco --format coco --num-samples 1000 --split val=0.1\n"
+        "  dsgan export demo-faces faces-yolo --format yolo-seg --num-samples 1000 --instance-class hair",
+    )
+    options.add_checkpoint(parser, metavar="source", more="; or folder or URL of shards that `dsgan shards write` made")
+    parser.add_argument("out", type=Path, help="folder to make; appears when it is complete")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=tuple(FORMATS),
+        help="folder: images and masks of class ids; coco: instances as run lengths; mmseg: folders and config of "
+        "MMSegmentation; yolo-seg: polygons of YOLO's instance segmentation",
+    )
+    parser.add_argument("--num-samples", type=options.count, help="samples in all (default: all that the shards hold)")
+    parser.add_argument("--start", type=int, help="index of the first sample (default: 0, or the first in the shards)")
+    options.add_seed(parser)
+    parser.add_argument(
+        "--split",
+        metavar="NAME=SHARE",
+        type=split,
+        action="append",
+        help="keep the last samples for another split: --split val=0.1 --split test=0.1; the rest is train. "
+        '"none" for no splits (default: val=0.1 for mmseg and yolo-seg, else none)',
+    )
+    parser.add_argument(
+        "--palette",
+        action="store_true",
+        help="write masks in colours too, into masks_color/: to look at, not to train on. The masks of folder and "
+        "mmseg are 8-bit greyscale, pixel = class id, in any case",
+    )
+    parser.add_argument(
+        "--instance-class",
+        dest="things",
+        metavar="CLASS",
+        action="append",
+        help="coco, yolo-seg: make instances of this class only; may be repeated (default: all but class 0)",
+    )
+    parser.add_argument(
+        "--instances",
+        choices=INSTANCES,
+        default="classes",
+        help="coco: one instance a class, or one a connected region of a class, as always in yolo-seg "
+        "(default: classes)",
+    )
+    parser.add_argument(
+        "--min-instance-area",
+        type=options.count,
+        default=1,
+        help="coco, yolo-seg: pixels; smaller instances are left out (default: 1)",
+    )
+    parser.set_defaults(run=run, seed=None)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Generate or read, and write."""
+    source = _source(args)
+    counts = export(
+        source,
+        args.out,
+        args.format,
+        splits=splits(args.split),
+        palette=args.palette,
+        things=args.things,
+        instances=args.instances,
+        min_instance_area=args.min_instance_area,
+    )
+    parts = ", ".join(f"{count} {name}".rstrip() for name, count in counts.items())
+    print(f"{source.num_samples} samples as {args.format} ({parts}): {args.out.resolve()}")
+
+
+def _source(args: argparse.Namespace) -> Source:
+    """What SOURCE names: shards, or a checkpoint."""
+    where: str = args.checkpoint
+    path = Path(where)
+    if ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
+        generated = ("device", "psi", "recipe", "no_filter", "seed")
+        if meant := [name for name in generated if getattr(args, name) not in (None, [], False)]:
+            names = ", ".join("--" + {"recipe": "set"}.get(name, name).replace("_", "-") for name in meant)
+            raise ValueError(f"{where} holds shards, whose samples are made already: {names} must be left out")
+        return Source.read(where, args.num_samples, start=args.start)
+    if path.is_dir() and not (path / "config.json").exists():
+        raise ValueError(f"{where} holds neither a checkpoint (config.json) nor shards ({MANIFEST})")
+    if args.num_samples is None:
+        raise ValueError("a checkpoint has no end: say how many samples with --num-samples")
+    return Source.generated(options.load(args), args.num_samples, start=args.start or 0, seed=args.seed or 0)
+
+
+def split(text: str) -> tuple[str, float]:
+    """Name and share of NAME=SHARE; "none" is a name without a share."""
+    name, _, share = text.partition("=")
+    if text == "none":
+        return text, 0.0
+    try:
+        return name, float(share)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SHARE, such as val=0.1, or none") from None
+
+
+def splits(given: list[tuple[str, float]] | None) -> dict[str, float] | None:
+    """What --split says in all; None if it was not given."""
+    if given is None:
+        return None
+    named = dict(given)
+    if len(named) != len(given) or ("none" in named and len(named) > 1):
+        raise ValueError("--split: each name once, and none stands alone")
+    return {} if "none" in named else named
