@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -45,38 +47,61 @@ def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", c
         title: first line of the sheet.
         columns: samples side by side.
     """
-    height, width = batch.mask.shape[1:]
-    zoom = max(1, round(_CELL / width))
-    cell_w, cell_h = width * zoom, height * zoom
-    columns = max(1, min(columns, batch.num_samples))
-    block_w, block_h = 3 * cell_w + 2 * _MARGIN, cell_h + _TEXT + 2 * _MARGIN
-    rows = -(-batch.num_samples // columns)
-    sheet_w = columns * block_w + (columns + 1) * _MARGIN
-    font = ImageFont.load_default(_TEXT)
-    legend = _legend(schema, sheet_w - 2 * _MARGIN, font)
-    top = _TEXT + 3 * _MARGIN
-    sheet = Image.new("RGB", (sheet_w, top + rows * block_h + legend.height + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(sheet)
     highest = float(batch.js.max())
-    draw.text((_MARGIN, _MARGIN), f"{title}   (image | mask | uncertainty, bright = {highest:.2f} nats)", _INK, font)
-    for i, sample in enumerate(batch.rows()):
-        x = _MARGIN + (i % columns) * (block_w + _MARGIN)
-        y = top + (i // columns) * block_h
-        pictures = (
-            Image.fromarray(sample.image.cpu().permute(1, 2, 0).numpy()),
-            overlay(sample, schema),
-            heat_map(sample.js.cpu().numpy(), highest),
-        )
-        for k, picture in enumerate(pictures):
-            sheet.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x + k * (cell_w + 4), y))
+    pictures, captions = [], []
+    for sample in batch.rows():
+        image = Image.fromarray(sample.image.cpu().permute(1, 2, 0).numpy())
+        pictures.append([image, overlay(sample, schema), heat_map(sample.js.cpu().numpy(), highest)])
         caption = f"index {int(sample.index)}   score {float(sample.score):.4f} nats"
         if "class_label" in sample:
             caption += f"   class {int(sample.class_label)}"
         if int(sample.attempt):
             caption += f"   after {int(sample.attempt)} rejected"
+        captions.append(caption)
+    title = f"{title}   (image | mask | uncertainty, bright = {highest:.2f} nats)"
+    return sheet(pictures, captions, title, schema, columns=columns)
+
+
+def sheet(
+    pictures: Sequence[Sequence[Image.Image]],
+    captions: Sequence[str],
+    title: str,
+    schema: LabelSchema | None = None,
+    *,
+    columns: int = 3,
+) -> Image.Image:
+    """Groups of pictures side by side, each with a line of text below, and a legend of the classes.
+
+    Args:
+        pictures: groups of equally many pictures of one size; they are enlarged, pixel by pixel.
+        captions: one a group.
+        title: first line of the sheet.
+        schema: classes of the legend; None for none.
+        columns: groups side by side.
+    """
+    width, height = pictures[0][0].size
+    zoom = max(1, round(_CELL / width))
+    cell_w, cell_h = width * zoom, height * zoom
+    columns = max(1, min(columns, len(pictures)))
+    block_w, block_h = len(pictures[0]) * (cell_w + 4) + _MARGIN - 4, cell_h + _TEXT + 2 * _MARGIN
+    rows = -(-len(pictures) // columns)
+    font = ImageFont.load_default(_TEXT)
+    sheet_w = max(columns * block_w + (columns + 1) * _MARGIN, int(font.getlength(title)) + 2 * _MARGIN)
+    legend = None if schema is None else _legend(schema, sheet_w - 2 * _MARGIN, font)
+    top = _TEXT + 3 * _MARGIN
+    sheet_h = top + rows * block_h + (0 if legend is None else legend.height) + _MARGIN
+    result = Image.new("RGB", (sheet_w, sheet_h), _PAPER)
+    draw = ImageDraw.Draw(result)
+    draw.text((_MARGIN, _MARGIN), title, _INK, font)
+    for i, (group, caption) in enumerate(zip(pictures, captions, strict=True)):
+        x = _MARGIN + (i % columns) * (block_w + _MARGIN)
+        y = top + (i // columns) * block_h
+        for k, picture in enumerate(group):
+            result.paste(picture.resize((cell_w, cell_h), Image.Resampling.NEAREST), (x + k * (cell_w + 4), y))
         draw.text((x, y + cell_h + 3), caption, _INK, font)
-    sheet.paste(legend, (_MARGIN, top + rows * block_h))
-    return sheet
+    if legend is not None:
+        result.paste(legend, (_MARGIN, top + rows * block_h))
+    return result
 
 
 def _legend(schema: LabelSchema, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:

@@ -7,9 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 
-from dsgan_datasets.tools import calibrate, convert, info, preview, shards
+from dsgan_datasets.tools import annotate, calibrate, convert, info, preview, shards
 
-VERBS = (preview, info, convert, calibrate, shards)
+VERBS = (preview, info, convert, annotate, calibrate, shards)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -27,8 +27,16 @@ def add_verb(verbs: Verbs[argparse.ArgumentParser], name: str, summary: str, exa
 def add_checkpoint(parser: argparse.ArgumentParser, *, filtered: bool = True) -> None:
     """The checkpoint, its device, and what may be changed in its recipe."""
     parser.add_argument("checkpoint", help='checkpoint directory, built-in name such as "demo-faces", or hf://org/name')
+    add_recipe(parser, psi="truncation psi (default: the checkpoint's)")
+    parser.set_defaults(no_filter=False)
+    if filtered:
+        parser.add_argument("--no-filter", action="store_true", help="accept every draw, uncertain ones too")
+
+
+def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
+    """The device, and fields of the recipe to change; `psi` is the help of that one. See `recipe_changes`."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument("--psi", type=float, help="truncation psi (default: the checkpoint's)")
+    parser.add_argument("--psi", type=float, help=psi)
     parser.add_argument(
         "--set",
         dest="recipe",
@@ -38,9 +46,12 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, filtered: bool = True) ->
         default=[],
         help="change any other field of the recipe, the value as JSON: --set mixing_layer=4 --set psi=[0.5,0.9]",
     )
-    parser.set_defaults(no_filter=False)
-    if filtered:
-        parser.add_argument("--no-filter", action="store_true", help="accept every draw, uncertain ones too")
+
+
+def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the recipe that the options change."""
+    changes = dict(args.recipe)
+    return changes if args.psi is None else {**changes, "psi": args.psi}
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +81,7 @@ def print_rows(rows: Mapping[str, str]) -> None:
 
 def load(args: argparse.Namespace, **overrides: Any) -> LabeledGenerator:
     """The checkpoint that the options name."""
-    overrides = {**dict(args.recipe), **overrides}
-    if args.psi is not None:
-        overrides["psi"] = args.psi
+    overrides = {**recipe_changes(args), **overrides}
     if args.no_filter:
         overrides["threshold"] = None
     return LabeledGenerator.from_pretrained(args.checkpoint, device=args.device, **overrides)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets.annotations.folder import (
-    MANIFEST,
     Array,
     Exported,
     ExportedImage,
@@ -25,25 +19,28 @@ from dsgan_datasets.annotations.folder import (
     hash_pixels,
     write_bytes,
 )
+from dsgan_datasets.annotations.png import encode_png
+from dsgan_datasets.annotations.projects import write_drafts, write_projects, write_readme
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.checks import integer
+from dsgan_datasets.files import written_whole
 from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
+from dsgan_datasets.pictures import overlay, sheet
 from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.samples import Sample
 from dsgan_datasets.schema import LabelSchema
 
 Selection = Literal["random", "diverse", "informative"]
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Draws to choose from: indices int64 [N], latents [N, z_dim], pooled features [N, C], scores [N] if known."""
+class _Looked(NamedTuple):
+    """What was seen of a block of draws: images uint8 [N, 3, H, W], pooled features [N, C], and drafts, if any."""
 
-    indices: Tensor
-    latents: Tensor
+    images: Tensor
     points: Tensor
+    masks: Tensor | None
     scores: Tensor | None
 
 
@@ -59,7 +56,7 @@ def export_annotations(
     start: int = 0,
     seed: int = 0,
     recipe: Recipe | None = None,
-    interpreter: PixelEnsemble | None = None,
+    interpreter: LabeledGenerator | None = None,
     name: str = "generator",
 ) -> Exported:
     """Write a folder of generated images for a person to annotate.
@@ -69,7 +66,7 @@ def export_annotations(
     Args:
         generator: makes the images.
         schema: the classes to annotate.
-        out: folder to write; made if needed, and empty.
+        out: folder to write; new, or empty.
         num: images to annotate.
         select: "random" takes the first draws as they come; "diverse" takes draws unlike each other (k-centre over
             pooled features); "informative" those that `interpreter` is unsure about, and unlike each other.
@@ -78,111 +75,159 @@ def export_annotations(
         seed: of the draws, 0 … 2^64-1.
         recipe: psi, size, crop, … of the images, and the features that an interpreter will be fitted on; its filter
             does not count here. None is the default recipe.
-        interpreter: drafts annotations, to be corrected rather than drawn.
+        interpreter: a first labelled checkpoint of this generator; it drafts annotations, to be corrected rather than
+            drawn. Its classes must be among those of the schema.
         name: what to call the generator, so that a person finds it again.
 
     Returns:
         what was written, see `load_annotations` for the way back.
 
     Raises:
-        ValueError: the folder holds an export already, the recipe draws more than z, or arguments out of range.
+        ValueError: the folder is not empty, the recipe draws more than z, the interpreter is one of another generator,
+            or arguments out of range.
 
     Example:
         >>> generator = load_generator("demo-faces", device="cpu")
         >>> schema = LabelSchema(("background", "face"))
         >>> exported = export_annotations(generator, schema, tmp / "to-annotate", num=2, candidates=8)
-        >>> exported.images[0].file
-        'images/000000003.png'
+        >>> sorted(path.name for path in (tmp / "to-annotate").glob("*.json"))
+        ['annotations.json', 'classes.json']
     """
     out = Path(out)
-    integer("num", num, 1)
-    if select not in get_args(Selection):
-        raise ValueError(f"select must be one of {', '.join(get_args(Selection))}, not {select!r}")
-    if select == "informative" and interpreter is None:
-        raise ValueError("select 'informative' needs an interpreter that says what it is unsure about")
-    candidates = num if select == "random" else integer("candidates", candidates, num)
-    if (out / MANIFEST).exists():
-        raise ValueError(f"{out} holds an export already, perhaps with annotations: choose another folder")
     recipe = recipe or Recipe(features=generator.features)
-    # Filters belong to an interpreter, and its class ids: the one to be fitted has neither yet.
-    recipe = dataclasses.replace(recipe, threshold=None, require=(), min_area=1, views=1)
-    drawn = _draw(generator, recipe, interpreter, range(start, start + candidates), seed, wanted=select != "random")
-    rows = list(range(num))
-    if select != "random":
-        rows = diverse(drawn.points, num, drawn.scores if select == "informative" else None)
-    latents = drawn.latents[rows]
-    images, _, scores = _images(generator, recipe, interpreter, latents)
-    named = [f"{int(i):09d}" for i in drawn.indices[rows]]
+    # Filters belong to an interpreter and its class ids: the one to be fitted has neither yet.
+    recipe = dataclasses.replace(recipe, threshold=None, require=(), min_area=1)
+    _check(generator, schema, out, recipe, interpreter, num, select, candidates)
+    indices = range(start, start + (num if select == "random" else candidates))
+    latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
+    rows = _chosen(generator, recipe, interpreter, latents, num, select)
+    latents = latents[rows]
+    looked = _look(generator, recipe, interpreter, latents, "drawing")
+    images = looked.images.permute(0, 2, 3, 1).contiguous().numpy()
+    masks = None if looked.masks is None else _translated(looked.masks, interpreter, schema)
+    stems = [f"{indices[row]:09d}" for row in rows]
     (out / "images").mkdir(parents=True, exist_ok=True)
-    entries = []
-    for i, stem in enumerate(named):
-        file = f"images/{stem}.png"
-        write_bytes(out / file, png(images[i]))
-        entries.append(ExportedImage(int(stem), file, hash_pixels(images[i]), scores[i] if scores else None))
+    for stem, image in zip(stems, images, strict=True):
+        write_bytes(out / "images" / f"{stem}.png", encode_png(image))
+    schema = dataclasses.replace(schema, class_map=None)  # what a person annotates are these classes, not finer ones
+    write_projects(out, schema)
+    drafts = [None] * num if masks is None else write_drafts(out, stems, masks, schema)
+    scores = [None] * num if looked.scores is None else looked.scores.tolist()
     size = recipe.image_size(generator.img_resolution)
-    exported = Exported(name, generator_fingerprint(generator), recipe, seed, size, schema, tuple(entries), latents)
+    write_readme(out, schema, size, name, drafted=masks is not None)
+    exported = Exported(
+        generator=name,
+        fingerprint=generator_fingerprint(generator),
+        recipe=recipe,
+        seed=seed,
+        size=size,
+        schema=schema,
+        images=tuple(
+            ExportedImage(int(stem), f"images/{stem}.png", hash_pixels(image), score, draft)
+            for stem, image, score, draft in zip(stems, images, scores, drafts, strict=True)
+        ),
+        latents=latents,
+    )
+    _write_sheet(out / "contact_sheet.png", exported, looked.images, masks, select)
     exported.write(out)
     return exported
 
 
-def _draw(
+def _check(
+    generator: FeatureGenerator,
+    schema: LabelSchema,
+    out: Path,
+    recipe: Recipe,
+    interpreter: LabeledGenerator | None,
+    num: int,
+    select: Selection,
+    candidates: int,
+) -> None:
+    integer("num", num, 1)
+    if select not in get_args(Selection):
+        raise ValueError(f"select must be one of {', '.join(get_args(Selection))}, not {select!r}")
+    if select != "random":
+        integer("candidates", candidates, num)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} exists and is not empty, perhaps with annotations: choose another folder")
+    if schema.num_classes < 2:
+        raise ValueError(f"there is nothing to annotate with one class only ({schema.classes[0]}): name the parts too")
+    if interpreter is None:
+        if select == "informative":
+            raise ValueError("select informative needs an interpreter (--interpreter), to know what it is unsure about")
+        return
+    if generator_fingerprint(interpreter.generator) != generator_fingerprint(generator):
+        raise ValueError("the interpreter was fitted to another generator: its uncertainty and its drafts mean nothing")
+    if interpreter.recipe.features != recipe.features or generator.features != recipe.features:
+        raise ValueError(
+            f"the interpreter reads features {interpreter.recipe.features!r}, the recipe says {recipe.features!r}: "
+            "use the same"
+        )
+    if unknown := [c for c in interpreter.schema.classes if c not in schema.classes]:
+        raise ValueError(
+            f"the interpreter's class {', '.join(unknown)} is not among the classes to annotate "
+            f"({', '.join(schema.classes)}): add it, or export without interpreter"
+        )
+
+
+def _chosen(
     generator: FeatureGenerator,
     recipe: Recipe,
-    interpreter: PixelEnsemble | None,
-    indices: Sequence[int],
-    seed: int,
-    *,
-    wanted: bool,
-) -> _Candidates:
-    latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
-    points, scores = [], []
-    blocks = latents.split(recipe.compute_batch) if wanted else ()
-    for block in tqdm(blocks, "looking at candidates", unit="batch", delay=2, leave=False):
-        _, features = synthesize(generator, recipe, block)
+    interpreter: LabeledGenerator | None,
+    latents: Tensor,
+    num: int,
+    select: Selection,
+) -> list[int]:
+    """Rows of the draws to annotate."""
+    if select == "random":
+        return list(range(num))
+    labeled = interpreter if select == "informative" else None
+    looked = _look(generator, recipe, labeled, latents, "looking at candidates")
+    return diverse(looked.points, num, looked.scores)
+
+
+def _look(
+    generator: FeatureGenerator, recipe: Recipe, labeled: LabeledGenerator | None, latents: Tensor, doing: str
+) -> _Looked:
+    """Images, pooled features and, of an interpreter, masks and scores of draws, on the CPU."""
+    frame = recipe.frame_size(generator.img_resolution)
+    images, points, masks, scores = [], [], [], []
+    for block in tqdm(latents.split(recipe.compute_batch), doing, unit="batch", delay=2, leave=False):
+        image, features = synthesize(generator, recipe, block)
+        images.append(image.cpu())
         points.append(pooled_features(features))
-        if interpreter is not None:
-            scores.append(_label(generator, recipe, interpreter, features)[1])
-    return _Candidates(
-        torch.tensor(list(indices)),
-        latents,
-        torch.cat(points) if points else torch.empty(len(latents), 0),
+        if labeled is not None:
+            labels = labeled.interpreter.label(features, frame, rows=recipe.crop)
+            masks.append(labels.mask.cpu())
+            scores.append(labels.score.cpu())
+    return _Looked(
+        torch.cat(images),
+        torch.cat(points),
+        torch.cat(masks) if masks else None,
         torch.cat(scores) if scores else None,
     )
 
 
-def _label(
-    generator: FeatureGenerator, recipe: Recipe, interpreter: PixelEnsemble, features: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Masks and scores of features, on the CPU."""
-    labels = interpreter.label(features, recipe.frame_size(generator.img_resolution), rows=recipe.crop)
-    return labels.mask.cpu(), labels.score.cpu()
+def _translated(masks: Tensor, labeled: LabeledGenerator | None, schema: LabelSchema) -> Array:
+    """Ids of an interpreter's classes -> ids of the same names in the schema."""
+    assert labeled is not None
+    names = labeled.schema.classes
+    fine = labeled.schema.class_map or range(len(names))
+    translated: Array = torch.tensor([schema.index(names[i]) for i in fine])[masks].numpy()
+    return translated
 
 
-def _images(
-    generator: FeatureGenerator, recipe: Recipe, interpreter: PixelEnsemble | None, latents: Tensor
-) -> tuple[Array, Array | None, list[float]]:
-    """uint8 RGB images [A, H, W, 3], and the interpreter's masks [A, H, W] and scores."""
-    images, masks, scores = [], [], []
-    for block in latents.split(recipe.compute_batch):
-        image, features = synthesize(generator, recipe, block)
-        images.append(image.cpu())
-        if interpreter is not None:
-            mask, score = _label(generator, recipe, interpreter, features)
-            masks.append(mask)
-            scores += score.tolist()
-    return (
-        torch.cat(images).permute(0, 2, 3, 1).contiguous().numpy(),
-        torch.cat(masks).numpy() if masks else None,
-        scores,
-    )
-
-
-def png(pixels: Array, palette: Sequence[tuple[int, int, int]] | None = None) -> bytes:
-    """A PNG of uint8 pixels [H, W, 3], or of class ids [H, W] with their colours as its palette."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
-    if palette is not None:
-        colors = [*palette, *[(128, 128, 128)] * (256 - len(palette))]
-        picture.putpalette([value for color in colors for value in color])
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()
+def _write_sheet(path: Path, exported: Exported, images: Tensor, masks: Array | None, select: str) -> None:
+    """A picture of what is to be annotated, with the drafts if there are some."""
+    pictures, captions = [], []
+    for i, image in enumerate(exported.images):
+        sample = Sample(image=images[i], mask=torch.zeros(exported.size, dtype=torch.int64))
+        cells = [overlay(sample, exported.schema)]
+        if masks is not None:
+            cells.append(overlay(Sample(image=images[i], mask=torch.from_numpy(masks[i])), exported.schema))
+        pictures.append(cells)
+        captions.append(image.name if image.score is None else f"{image.name}   score {image.score:.4f} nats")
+    title = f"{exported.generator} · {len(pictures)} images to annotate, {select} · seed {exported.seed}"
+    with written_whole(path) as file:
+        columns = 4 if masks is None else 3
+        sheet(pictures, captions, title, exported.schema, columns=columns).save(file, format="PNG")

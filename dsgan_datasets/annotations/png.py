@@ -1,7 +1,9 @@
-"""PNG masks -> class ids: palette or grey pictures of ids, or RGB in exactly the colours of the classes."""
+"""PNG masks <-> class ids: palette or grey pictures of ids, or RGB in exactly the colours of the classes."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from PIL import Image
 
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.schema import Color, LabelSchema
 
 #: What ignored pixels look like, unless a class has that colour.
 IGNORED_COLOR = (255, 255, 255)
@@ -45,6 +47,17 @@ def read_picture(path: Path, where: str, schema: LabelSchema, size: tuple[int, i
         return _from_colors(np.asarray(picture), where, schema, found)
     found.wrong(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, grey or RGB PNG")
     return None
+
+
+def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
+    """A PNG of uint8 RGB pixels [H, W, 3], or of class ids [H, W] with their colours as its palette."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
+    if palette:
+        colors = [*palette, *[IGNORED_COLOR] * (256 - len(palette))]
+        picture.putpalette([value for color in colors for value in color])
+    file = io.BytesIO()
+    picture.save(file, format="PNG")
+    return file.getvalue()
 
 
 def wrong_size(got: tuple[int, int], expected: tuple[int, int]) -> str:

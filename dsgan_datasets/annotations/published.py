@@ -95,7 +95,7 @@ def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int]
     if unknown:
         found.wrong(
             where,
-            f"holds unknown class {listed(unknown)}; the classes are 0-{schema.num_classes - 1}: add them to the classes",
+            f"holds unknown class {listed(unknown)}; the classes are 0-{schema.num_classes - 1}: name it there",
         )
         return None
     return mask

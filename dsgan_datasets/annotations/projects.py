@@ -1,0 +1,88 @@
+"""What annotation tools need to begin: labels, drafts to correct, and instructions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dsgan_datasets.annotations.coco import coco_file
+from dsgan_datasets.annotations.folder import Array, write_bytes, write_json
+from dsgan_datasets.annotations.labelme import IGNORE, labelme_file
+from dsgan_datasets.annotations.png import encode_png
+from dsgan_datasets.annotations.shapes import mask_to_shapes
+from dsgan_datasets.schema import LabelSchema
+
+
+def write_projects(folder: Path, schema: LabelSchema) -> None:
+    """labels.txt for LabelMe and cvat/labels.json for CVAT's label constructor."""
+    write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in (*schema.classes, IGNORE)).encode())
+    labels = [
+        {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color), "attributes": []}
+        for name, color in zip((*schema.classes, IGNORE), (*schema.palette, (255, 255, 255)), strict=True)
+    ]
+    (folder / "cvat").mkdir(exist_ok=True)
+    write_json(folder / "cvat" / "labels.json", labels)
+
+
+def write_drafts(folder: Path, names: Sequence[str], masks: Array, schema: LabelSchema) -> list[str]:
+    """An interpreter's masks [A, H, W] for LabelMe, CVAT and painting programs; SHA-256 of each LabelMe file.
+
+    Outlines are simplified by half a pixel, and more from 256 pixels on: fewer points to move by hand.
+    """
+    size = (masks.shape[1], masks.shape[2])
+    shapes = [mask_to_shapes(mask, tolerance=max(0.5, max(size) / 512)) for mask in masks]
+    (folder / "drafts").mkdir(exist_ok=True)
+    hashes = []
+    for name, outlines, mask in zip(names, shapes, masks, strict=True):
+        file = labelme_file(f"{name}.png", size, [(schema.classes[i], polygon) for i, polygon in outlines])
+        content = (json.dumps(file, indent=2, ensure_ascii=False) + "\n").encode()
+        write_bytes(folder / "images" / f"{name}.json", content)
+        write_bytes(folder / "drafts" / f"{name}.png", encode_png(mask, schema.palette))
+        hashes.append(hashlib.sha256(content).hexdigest())
+    named = [(f"{name}.png", outlines) for name, outlines in zip(names, shapes, strict=True)]
+    write_json(folder / "cvat" / "coco_import.json", coco_file(named, size, schema))
+    return hashes
+
+
+def write_readme(folder: Path, schema: LabelSchema, size: tuple[int, int], generator: str, *, drafted: bool) -> None:
+    """README.txt: what an annotator does next."""
+    start = "Correct the drafts that an interpreter made" if drafted else "Draw the parts"
+    classes = "\n".join(f"    {i:3d}  {name}" for i, name in enumerate(schema.classes))
+    upload = "\n   then Actions > Upload annotations > COCO 1.0: cvat/coco_import.json" if drafted else ""
+    paint = "copy the folder drafts to masks and correct it" if drafted else "write one"
+    text = f"""Images to annotate: images/*.png ({size[1]}x{size[0]} pixels; all of them: contact_sheet.png)
+
+{start}, in ONE of three ways. What no shape covers is "{schema.classes[0]}"; where shapes overlap, the later one
+counts, so draw the large parts first. "{IGNORE}" marks what you cannot tell.
+
+1. LabelMe   pip install labelme
+             labelme images --labels labels.txt --validatelabel exact
+   Save each image: its .json then lies beside it.
+
+2. CVAT      New task > Labels > Raw: paste cvat/labels.json; upload images/*.png{upload}
+   When done: Export task dataset > COCO 1.0; put its instances_default.json here as coco.json.
+
+3. Any painting program: {paint}, masks/NAME.png for images/NAME.png, of the same size,
+   as palette or grey PNG of class ids, or RGB in exactly the colours of classes.json (white is ignored).
+
+Classes (names and colours: classes.json):
+{classes}
+
+Then see what was understood, as often as you like:
+
+    dsgan annotate check {_quoted(folder)} --generator {_quoted(generator)}
+
+and, when it finds no mistake, fit:
+
+    dsgan fit {_quoted(generator)} {_quoted(folder)} OUT
+
+Keep annotations.json, latents.npy and the images as they are: they tie your work to the generator.
+"""
+    write_bytes(folder / "README.txt", text.encode())
+
+
+def _quoted(name: object) -> str:
+    text = str(name)
+    return f'"{text}"' if any(c.isspace() for c in text) else text
