@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,7 @@ def fit_interpreter(
     class_balance: float = 0.5,
     standardize: bool = True,
     anneal: bool = True,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     seed: int = 0,
 ) -> PixelEnsemble:
     """Train an ensemble of pixel classifiers (DatasetGAN, section 3.1 and appendix).
@@ -95,7 +97,9 @@ def fit_interpreter(
             they come (as published), 1 draws every class equally often. Small parts need some of it.
         standardize: bring every feature to mean 0 and variance 1 first; it folds into the first layer afterwards.
         anneal: let the learning rate fall to 0 along a cosine; if not, it is constant.
-        seed: of initial weights and of all draws; the same seed gives the same interpreter.
+        dtype: in which the first layer is multiplied while training, "float32" or "bfloat16" (weights and all sums are
+            float32); None takes bfloat16 where the hardware has it.
+        seed: of initial weights and of all draws; the same seed gives the same interpreter on the same machine.
 
     Returns:
         the interpreter, on the generator's device, with the recipe's vote and top_fraction.
@@ -108,7 +112,17 @@ def fit_interpreter(
     """
     recipe = recipe or Recipe(features=generator.features)
     settings = Settings(
-        members, hidden, pixels_per_image, steps, batch_pixels, learning_rate, class_balance, standardize, anneal, seed
+        members=members,
+        hidden=hidden,
+        pixels_per_image=pixels_per_image,
+        steps=steps,
+        batch_pixels=batch_pixels,
+        learning_rate=learning_rate,
+        class_balance=class_balance,
+        standardize=standardize,
+        anneal=anneal,
+        dtype=dtype,
+        seed=seed,
     )
     random = torch.Generator().manual_seed(seed)
     pixels = LabelledPixels.gather(generator, annotated, schema, recipe, pixels_per_image, random)
@@ -132,6 +146,7 @@ class Settings:
     class_balance: float = 0.5
     standardize: bool = True
     anneal: bool = True
+    dtype: Literal["float32", "bfloat16"] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,6 +155,8 @@ class Settings:
         integer("batch_pixels", self.batch_pixels, 2)  # batch normalisation needs two
         if self.hidden is not None and (len(self.hidden) != 2 or min(self.hidden) < 1):
             raise ValueError(f"hidden must be the widths of two layers, not {self.hidden}")
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or None, not {self.dtype!r}")
         if not 0 <= self.class_balance <= 1 or not self.learning_rate > 0:
             raise ValueError(
                 f"class_balance {self.class_balance} must lie in 0 … 1 and learning_rate {self.learning_rate} above 0"
@@ -212,10 +229,13 @@ def train_ensemble(
         description: of the progress bar.
     """
     rows = torch.arange(len(pixels.labels)) if rows is None else rows
+    if not len(rows):
+        raise ValueError("every pixel of these images is ignored: there is nothing to learn from")
     channels, k = pixels.features.shape[1], pixels.num_classes
     mean, std = _moments(pixels.features, rows) if settings.standardize else (None, None)
     hidden = settings.hidden or ((128, 32) if k < 32 else (256, 128))
-    network = _Members(settings.members, (channels, *hidden, k), random).to(pixels.features.device)
+    device = pixels.features.device
+    network = _Members(settings.members, (channels, *hidden, k), random, _product_dtype(device, settings)).to(device)
     draw = _BalancedDraws(pixels.labels, rows, settings.class_balance, random)
     _train(network, pixels, draw, mean, std, settings, description)
     weights = stack_members(network.state_dicts())
@@ -224,7 +244,18 @@ def train_ensemble(
         weights["w1"] = weights["w1"] / std[:, None, None]
         weights["b1"] = weights["b1"] - torch.tensordot(mean, weights["w1"], dims=1)
     ensemble = PixelEnsemble(weights, vote=recipe.vote, top_fraction=recipe.top_fraction)
-    return ensemble.to(pixels.features.device)
+    return ensemble.to(device)
+
+
+def _product_dtype(device: torch.device, settings: Settings) -> torch.dtype:
+    """The precision asked for, or bfloat16 where the hardware multiplies in it."""
+    if settings.dtype is not None:
+        return torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def check_annotated(generator: FeatureGenerator, annotated: Annotated, schema: LabelSchema, recipe: Recipe) -> None:
@@ -293,26 +324,37 @@ def gather_features(maps: Sequence[Tensor], rows: Tensor, columns: Tensor, size:
 
 
 class _Members(nn.Module):
-    """M classifiers Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear as batched matrices [M, …]."""
+    """M classifiers Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear as batched matrices [M, …].
 
-    def __init__(self, members: int, widths: Sequence[int], random: torch.Generator) -> None:
+    Args:
+        members: M.
+        widths: of input, hidden layers and output.
+        random: of the initial weights.
+        dtype: in which the first layer, nearly all of the work, is multiplied.
+    """
+
+    def __init__(
+        self, members: int, widths: Sequence[int], random: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.members = members
+        self.members, self.dtype = members, dtype
         self.weights, self.biases, self.norms = nn.ParameterList(), nn.ParameterList(), nn.ModuleList()
         for n_in, n_out in pairwise(widths):
             bound = n_in**-0.5  # PyTorch's default for linear layers
             self.weights.append((torch.rand(members, n_in, n_out, generator=random) * 2 - 1) * bound)
             self.biases.append((torch.rand(members, 1, n_out, generator=random) * 2 - 1) * bound)
         for width in widths[1:-1]:
-            self.norms.append(nn.BatchNorm1d(members * width, eps=BATCH_NORM_EPS))
+            self.norms.append(_MemberNorm(members, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, P, C] -> logits [M, P, K]."""
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
+            if i == 0 and self.dtype != torch.float32:
+                x = torch.bmm(x.to(self.dtype), weight.to(self.dtype)).float() + bias
+            else:
+                x = torch.baddbmm(bias, x, weight)
             if i < len(self.norms):
-                stacked = x.relu().transpose(0, 1).flatten(1)  # [P, M·h]: each member's units have their own statistics
-                x = self.norms[i](stacked).unflatten(1, (self.members, -1)).transpose(0, 1)
+                x = self.norms[i](x.relu())
         return x
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
@@ -324,9 +366,36 @@ class _Members(nn.Module):
                 member[f"layers.{3 * i}.bias"] = bias[m, 0].detach()
         for i, norm in enumerate(self.norms):
             for name in ("weight", "bias", "running_mean", "running_var"):
-                for member, values in zip(members, getattr(norm, name).detach().chunk(self.members), strict=True):
-                    member[f"layers.{3 * i + 2}.{name}"] = values
+                for member, values in zip(members, getattr(norm, name).detach(), strict=True):
+                    member[f"layers.{3 * i + 2}.{name}"] = values[0]
         return members
+
+
+class _MemberNorm(nn.Module):
+    """Batch normalisation of every unit of every member, [M, P, h] -> [M, P, h]; statistics are those of training.
+
+    Written out, as PyTorch's takes [P, M·h]: the transposes cost more than the rest of the small layers.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, members: int, width: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(members, 1, width))
+        self.bias = nn.Parameter(torch.zeros(members, 1, width))
+        self.register_buffer("running_mean", torch.zeros(members, 1, width))
+        self.register_buffer("running_var", torch.ones(members, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        centred = x - mean
+        var = centred.square().mean(1, keepdim=True)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (x.shape[1] / (x.shape[1] - 1)), self.momentum)
+        return centred * (self.weight * (var + BATCH_NORM_EPS).rsqrt()) + self.bias
 
 
 class _BalancedDraws:
@@ -356,7 +425,7 @@ def _train(
     description: str,
 ) -> None:
     network.train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     with torch.enable_grad():
         for _ in tqdm(range(settings.steps), description, unit="step", delay=2, leave=False):
