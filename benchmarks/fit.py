@@ -1,9 +1,9 @@
 """Fitting an interpreter at the size of the published models: seconds and memory, on the CPU or on a GPU.
 
 Sixteen images of 512² pixels from a StyleGAN1 with random weights, 5,056 feature channels, ten members, 20 classes. A
-class is a range of values of a feature in the middle of the network, so that there is something to learn; an interpreter
-that has not learned it fails the run. The work is done in a process of its own, and the memory is all that this process
-holds: libraries, weights, features.
+class is a range of values of a feature in the middle of the network, so that there is something to learn; an
+interpreter that has not learned it fails the run. The work is done in a process of its own, and the memory is all that
+this process holds: libraries, weights, features.
 """
 
 from __future__ import annotations

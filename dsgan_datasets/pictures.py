@@ -111,14 +111,20 @@ _KEPT, _DROPPED, _GRID = (58, 110, 165), (214, 106, 78), (222, 222, 222)
 
 
 def histogram(
-    scores: np.ndarray, *, threshold: float | None = None, title: str = "", size: tuple[int, int] = (720, 360)
+    scores: np.ndarray,
+    *,
+    threshold: float | None = None,
+    title: str = "",
+    of: str = "draws",
+    size: tuple[int, int] = (720, 360),
 ) -> Image.Image:
-    """How the scores of draws are distributed, and which of them the filter drops.
+    """How scores are distributed, and which of them the filter drops.
 
     Args:
         scores: [N], nats.
         threshold: highest accepted score; None if there is no filter.
         title: first line.
+        of: "draws" that the filter has not seen, or "samples" that it has accepted.
         size: (width, height), pixels.
     """
     width, height = size
@@ -150,14 +156,16 @@ def histogram(
                 draw.rectangle((x_of(start), y_of(count), x_of(end) - 1, bottom), colour)
     draw.line((left, bottom, right, bottom), _INK)
     draw.text((left, 10), title, _INK, font)
-    if threshold is not None:
+    if threshold is not None and threshold <= highest:
         draw.line((x_of(threshold), top - 8, x_of(threshold), bottom), _INK, 2)
         dropped = float((scores > threshold).mean())
         line = f"threshold {threshold:.4g} nats: {dropped:.1%} of {len(scores)} draws are more uncertain and dropped"
+        if of != "draws":
+            line = f"{len(scores)} {of}, all at most {threshold:.4g} nats, the threshold"
     else:
-        line = f"{len(scores)} draws, no filter"
+        line = f"{len(scores)} {of}, {'no filter' if threshold is None else f'threshold {threshold:.4g} nats'}"
     draw.text((left, 32), line, _INK, font)
-    draw.text(((left + right) / 2, height - 8), "score of a draw (nats); height: number of draws", _INK, font, "ms")
+    draw.text(((left + right) / 2, height - 8), f"score (nats); height: number of {of}", _INK, font, "ms")
     return picture
 
 

@@ -28,7 +28,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
-def add_filter_options(parser: argparse.ArgumentParser) -> None:
+def add_filter_options(parser: argparse._ActionsContainer) -> None:
     """How many draws to look at, and what to drop."""
     parser.add_argument("--num-samples", type=options.count, default=1000, help="draws to look at (default: 1000)")
     parser.add_argument(

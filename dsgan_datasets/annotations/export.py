@@ -229,5 +229,4 @@ def _write_sheet(path: Path, exported: Exported, images: Tensor, masks: Array | 
         captions.append(image.name if image.score is None else f"{image.name}   score {image.score:.4f} nats")
     title = f"{exported.generator} · {len(pictures)} images to annotate, {select} · seed {exported.seed}"
     with written_whole(path) as file:
-        columns = 4 if masks is None else 3
-        sheet(pictures, captions, title, exported.schema, columns=columns).save(file, format="PNG")
+        sheet(pictures, captions, title, exported.schema, columns=4).save(file, format="PNG")

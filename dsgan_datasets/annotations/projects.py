@@ -49,13 +49,15 @@ def write_drafts(folder: Path, names: Sequence[str], masks: Array, schema: Label
 def write_readme(folder: Path, schema: LabelSchema, size: tuple[int, int], generator: str, *, drafted: bool) -> None:
     """README.txt: what an annotator does next."""
     start = "Correct the drafts that an interpreter made" if drafted else "Draw the parts"
+    generator = f'"{generator}"' if any(c.isspace() for c in generator) else generator
     classes = "\n".join(f"    {i:3d}  {name}" for i, name in enumerate(schema.classes))
     upload = "\n   then Actions > Upload annotations > COCO 1.0: cvat/coco_import.json" if drafted else ""
-    paint = "copy the folder drafts to masks and correct it" if drafted else "write one"
+    paint = "copy the folder drafts to masks and correct it" if drafted else "make a folder masks"
     text = f"""Images to annotate: images/*.png ({size[1]}x{size[0]} pixels; all of them: contact_sheet.png)
 
-{start}, in ONE of three ways. What no shape covers is "{schema.classes[0]}"; where shapes overlap, the later one
-counts, so draw the large parts first. "{IGNORE}" marks what you cannot tell.
+{start}, in ONE of three ways.
+What no shape covers is "{schema.classes[0]}". Where shapes overlap, the later one counts: draw large parts first.
+"{IGNORE}" marks what you cannot tell.
 
 1. LabelMe   pip install labelme
              labelme images --labels labels.txt --validatelabel exact
@@ -64,25 +66,21 @@ counts, so draw the large parts first. "{IGNORE}" marks what you cannot tell.
 2. CVAT      New task > Labels > Raw: paste cvat/labels.json; upload images/*.png{upload}
    When done: Export task dataset > COCO 1.0; put its instances_default.json here as coco.json.
 
-3. Any painting program: {paint}, masks/NAME.png for images/NAME.png, of the same size,
-   as palette or grey PNG of class ids, or RGB in exactly the colours of classes.json (white is ignored).
+3. Any painting program: {paint}.
+   masks/NAME.png belongs to images/NAME.png and has its size: a palette or grey PNG of class ids, or RGB in
+   exactly the colours of classes.json (white is ignored).
 
 Classes (names and colours: classes.json):
 {classes}
 
-Then see what was understood, as often as you like:
+Then, in this folder, see what was understood, as often as you like:
 
-    dsgan annotate check {_quoted(folder)} --generator {_quoted(generator)}
+    dsgan annotate check .
 
-and, when it finds no mistake, fit:
+and, when it finds no mistake, fit an interpreter where the generator is:
 
-    dsgan fit {_quoted(generator)} {_quoted(folder)} OUT
+    dsgan fit {generator} {folder} OUT
 
 Keep annotations.json, latents.npy and the images as they are: they tie your work to the generator.
 """
     write_bytes(folder / "README.txt", text.encode())
-
-
-def _quoted(name: object) -> str:
-    text = str(name)
-    return f'"{text}"' if any(c.isspace() for c in text) else text

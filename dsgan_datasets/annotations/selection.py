@@ -30,8 +30,8 @@ def diverse(points: Tensor, count: int, weights: Tensor | None = None) -> list[i
         ValueError: fewer rows than asked for.
 
     Example:
-        >>> diverse(torch.tensor([[0.0], [0.1], [9.0], [5.0]]), 2)
-        [2, 3]
+        >>> diverse(torch.tensor([[4.0], [0.1], [9.0], [5.0]]), 2)
+        [1, 3]
     """
     if not 1 <= count <= len(points):
         raise ValueError(f"cannot choose {count} of {len(points)} candidates")

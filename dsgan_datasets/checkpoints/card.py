@@ -80,11 +80,11 @@ def _filtering(config: Mapping[str, Any]) -> str:
         ignored = f" Pixels more uncertain than {level:.4g} nats are {config['schema']['ignore_index']} (ignored)."
     if calibration is None:
         return "Not calibrated." + ignored
-    drawn = f"{calibration['num_samples']} draws"
+    share = f"{calibration['acceptance']:.1%} {'of the view groups ' if recipe['views'] > 1 else ''}pass all rules"
     return (
         f"The most uncertain {calibration['reject_fraction']:.0%} are dropped: score above "
-        f"{calibration['threshold']:.5g} ± {calibration['standard_error']:.2g} nats ({drawn}; "
-        f"{calibration['acceptance']:.1%} {'of the view groups ' if recipe['views'] > 1 else ''}pass all rules).{ignored}"
+        f"{calibration['threshold']:.5g} ± {calibration['standard_error']:.2g} nats ({calibration['num_samples']} draws; "
+        f"{share}).{ignored}"
     )
 
 

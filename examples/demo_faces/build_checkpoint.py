@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, calibrate, fit_interpreter
+from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.evaluation import evaluate
 from dsgan_datasets.generators.loading import build_generator
 from dsgan_datasets.generators.stylegan2 import StyleGAN2
@@ -67,21 +68,12 @@ def check_against_training(generator: StyleGAN2, folder: Path) -> None:
 
 
 def diverse_indices(generator: StyleGAN2, count: int, candidates: int) -> list[int]:
-    """Indices of samples unlike each other: k-centre, greedily, over the mean of every feature channel.
-
-    Sixteen random faces of this domain rarely hold a beard; a person would not annotate sixteen look-alikes either.
+    """Indices of samples unlike each other: sixteen random faces of this domain rarely hold a beard, and a person would
+    not annotate sixteen look-alikes either.
     """
     latents = sample_latents(range(candidates), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
-    pooled = []
-    for block in latents.split(32):
-        _, features = synthesize(generator, RECIPE, block)
-        pooled.append(torch.cat([f.mean((2, 3)) for f in features], dim=1))
-    points = torch.cat(pooled)
-    points = (points - points.mean(0)) / points.std(0)
-    chosen = [int(points.square().sum(1).argmin())]  # start with the most ordinary one
-    while len(chosen) < count:
-        chosen.append(int(torch.cdist(points, points[chosen]).min(1).values.argmax()))
-    return sorted(chosen)
+    pooled = [pooled_features(synthesize(generator, RECIPE, block)[1]) for block in latents.split(32)]
+    return diverse(torch.cat(pooled), count)
 
 
 def annotate(generator: StyleGAN2, annotator: Annotator, indices: Sequence[int]) -> Annotated:
