@@ -11,6 +11,7 @@ from PIL import Image
 from dsgan_datasets.annotations import Annotations, load_annotations
 from dsgan_datasets.calibration import calibrate_with_scores
 from dsgan_datasets.checkpoints.card import FitReport, model_card
+from dsgan_datasets.checks import integer
 from dsgan_datasets.evaluation import Quality, cross_validate
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import LabeledGenerator
@@ -88,12 +89,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--set {given.pop()}: fit finds the threshold itself; say --reject-fraction instead")
     if args.folds < 0 or args.folds == 1:
         raise ValueError(f"--folds {args.folds} must be 2 or more, or 0 for no held-out check")
+    settings = _settings(args)
+    Recipe(reject_fraction=args.reject_fraction)  # says now what would be found out after the training
+    integer("num_samples", args.num_samples, 20)
     found = load_annotations(args.annotations, args.generator, **annotate.reading(args))
     for warning in found.warnings:
         print(f"warning: {warning}")
     generator, recipe = found.generator, _recipe(found, args)
     assert generator is not None  # as one was named
-    settings = _settings(args)
     quality = _check(generator, found, settings, args.folds)
     # The images are those of the annotations' recipe, whatever samples shall be like.
     trained = dataclasses.replace(found.recipe, vote=recipe.vote, top_fraction=recipe.top_fraction)

@@ -83,8 +83,8 @@ def _filtering(config: Mapping[str, Any]) -> str:
     share = f"{calibration['acceptance']:.1%} {'of the view groups ' if recipe['views'] > 1 else ''}pass all rules"
     return (
         f"The most uncertain {calibration['reject_fraction']:.0%} are dropped: score above "
-        f"{calibration['threshold']:.5g} ± {calibration['standard_error']:.2g} nats ({calibration['num_samples']} draws; "
-        f"{share}).{ignored}"
+        f"{calibration['threshold']:.5g} ± {calibration['standard_error']:.2g} nats "
+        f"({calibration['num_samples']} draws; {share}).{ignored}"
     )
 
 
