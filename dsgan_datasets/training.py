@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS, stack_members
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.parallel import side_by_side
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
 
@@ -234,11 +235,21 @@ def train_ensemble(
     channels, k = pixels.features.shape[1], pixels.num_classes
     mean, std = _moments(pixels.features, rows) if settings.standardize else (None, None)
     hidden = settings.hidden or ((128, 32) if k < 32 else (256, 128))
-    device = pixels.features.device
-    network = _Members(settings.members, (channels, *hidden, k), random, _product_dtype(device, settings)).to(device)
+    device, widths = pixels.features.device, (channels, *hidden, k)
+    # On the CPU each member is trained on a thread of its own: threads that share one small product mostly wait for
+    # each other. A GPU takes all members at once.
+    together = 1 if device.type == "cpu" else settings.members
+    dtype = _product_dtype(device, settings)
+    networks = [_Members(together, widths, random, dtype).to(device) for _ in range(settings.members // together)]
     draw = _BalancedDraws(pixels.labels, rows, settings.class_balance, random)
-    _train(network, pixels, draw, mean, std, settings, description)
-    weights = stack_members(network.state_dicts())
+    draws = [draw(settings.steps, together, settings.batch_pixels) for _ in networks]
+    with tqdm(total=settings.steps * len(networks), desc=description, unit="step", delay=2, leave=False) as progress:
+
+        def work(number: int) -> None:
+            _train(networks[number], pixels, draws[number], mean, std, settings, progress)
+
+        side_by_side(work, range(len(networks)), device)
+    weights = stack_members([state for network in networks for state in network.state_dicts()])
     if mean is not None and std is not None:
         # The first layer sees (f − mean) / std: f · (W / std) + (b − mean · W / std).
         weights["w1"] = weights["w1"] / std[:, None, None]
@@ -418,18 +429,19 @@ class _BalancedDraws:
 def _train(
     network: _Members,
     pixels: LabelledPixels,
-    draw: _BalancedDraws,
+    draws: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
     settings: Settings,
-    description: str,
+    progress: tqdm[NoReturn],
 ) -> None:
+    """Train in place on the drawn pixels, int64 [steps, M, P] on the CPU."""
     network.train()
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     with torch.enable_grad():
-        for _ in tqdm(range(settings.steps), description, unit="step", delay=2, leave=False):
-            drawn = draw(network.members, settings.batch_pixels).to(pixels.features.device)
+        for drawn in draws:
+            drawn = drawn.to(pixels.features.device)
             x = pixels.features[drawn]
             if mean is not None and std is not None:
                 x.sub_(mean).div_(std)
@@ -439,4 +451,5 @@ def _train(
             optimizer.step()
             if settings.anneal:
                 schedule.step()
+            progress.update()
     network.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -180,7 +181,7 @@ def test_bfloat16_learns_as_float32_does(unfiltered: LabeledGenerator) -> None:
         accuracy[dtype] = evaluate(unfiltered.generator, ensemble, held_out, recipe=RECIPE).pixel_accuracy
     majority = held_out.masks.flatten().bincount().max().item() / held_out.masks.numel()
     assert accuracy["bfloat16"] == pytest.approx(accuracy["float32"], abs=0.03)
-    assert accuracy["float32"] > majority + 0.2
+    assert accuracy["float32"] > majority + 0.15
 
 
 def test_normalisation_is_that_of_pytorch() -> None:
@@ -190,3 +191,14 @@ def test_normalisation_is_that_of_pytorch() -> None:
     assert torch.allclose(ours(x), expected, atol=1e-5)
     assert torch.allclose(ours.running_mean.flatten(), theirs.running_mean, atol=1e-6)  # type: ignore[arg-type]
     assert torch.allclose(ours.running_var.flatten(), theirs.running_var, atol=1e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_nothing(unfiltered: LabeledGenerator, dtype: str, one_thread: None) -> None:
+    def fit(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        data = annotated(unfiltered, range(2))
+        settings: dict[str, Any] = {"members": 3, "steps": 5, "dtype": dtype}
+        return fit_interpreter(unfiltered.generator, data, SCHEMA, recipe=RECIPE, **settings).w1
+
+    assert torch.equal(fit(1), fit(2)) and torch.equal(fit(1), fit(3))
