@@ -13,6 +13,7 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.parallel import side_by_side
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.training import Annotated, LabelledPixels, Settings, train_ensemble
@@ -82,13 +83,19 @@ def evaluate(
         description: of the progress bar.
     """
     k = interpreter.num_classes
-    confusion = torch.zeros(k, k, dtype=torch.int64)
-    pairs = zip(annotated.latents, annotated.masks, strict=True)
-    for z, truth in tqdm(pairs, description, unit="image", total=len(annotated.masks), delay=2, leave=False):
-        _, features = synthesize(generator, recipe, z[None])
-        mask = interpreter.label(features, recipe.frame_size(generator.img_resolution), rows=recipe.crop).mask[0]
-        confusion += count_pairs(truth.to(mask.device), mask, k, ignore_index)
-    return Quality(confusion)
+    frame = recipe.frame_size(generator.img_resolution)
+    with tqdm(total=len(annotated.masks), desc=description, unit="image", delay=2, leave=False) as progress:
+
+        def compare(pair: tuple[Tensor, Tensor]) -> Tensor:
+            z, truth = pair
+            _, features = synthesize(generator, recipe, z[None])
+            mask = interpreter.label(features, frame, rows=recipe.crop).mask[0]
+            progress.update()
+            return count_pairs(truth.to(mask.device), mask, k, ignore_index)
+
+        pairs = zip(annotated.latents, annotated.masks, strict=True)
+        counted = side_by_side(compare, pairs, generator.device)
+    return Quality(torch.stack(counted).sum(0))
 
 
 def cross_validate(

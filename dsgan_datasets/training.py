@@ -201,10 +201,15 @@ class LabelledPixels:
         # Filled image by image: gathered pieces and their concatenation would take the memory twice.
         features = torch.empty(int(counts.sum()), sum(generator.feature_channels), device=generator.device)
         slots = features.split(counts.tolist())
-        triples = zip(slots, annotated.latents, chosen, strict=True)
-        for slot, z, places in tqdm(triples, "reading features", unit="image", total=len(slots), delay=2, leave=False):
-            _, maps = synthesize(generator, dataclasses.replace(recipe, dtype="float32"), z[None])
-            slot.copy_(gather_features(maps, places // width + top, places % width, frame))
+        with tqdm(total=len(slots), desc="reading features", unit="image", delay=2, leave=False) as progress:
+
+            def read(number: int) -> None:
+                z, places = annotated.latents[number], chosen[number]
+                _, maps = synthesize(generator, dataclasses.replace(recipe, dtype="float32"), z[None])
+                slots[number].copy_(gather_features(maps, places // width + top, places % width, frame))
+                progress.update()
+
+            side_by_side(read, range(len(slots)), generator.device)
         labels = [mask.flatten()[places] for mask, places in zip(annotated.masks, chosen, strict=True)]
         image = torch.repeat_interleave(torch.arange(len(counts)), counts)
         return cls(features, torch.cat(labels).to(generator.device), image, num_classes)
