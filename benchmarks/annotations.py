@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import cpu_name, write_json
 
 from dsgan_datasets import Annotated, LabeledGenerator, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.evaluation import evaluate
@@ -94,22 +94,6 @@ def table(report: Result) -> str:
         f"{'mean':>12}" + "".join(f"{v['mean_iou']:>16.3f} ± {v['std_over_choices']:.3f}" for v in variants.values())
     )
     return "\n".join(lines)
-
-
-def cpu_name() -> str:
-    """Name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def write_json(content: Result, path: Path) -> None:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

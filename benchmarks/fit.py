@@ -12,18 +12,16 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
+from measuring import PeakMemory, cpu_name, write_json
 
 from dsgan_datasets import Annotated, LabelSchema, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.evaluation import cross_validate, evaluate
@@ -70,33 +68,13 @@ def annotate(generator: FeatureGenerator, recipe: Recipe, images: int, first: in
     return Annotated(latents, torch.stack(masks))
 
 
-class PeakMemory:
-    """Largest resident memory of this process while it is entered, sampled every five milliseconds."""
-
-    def __enter__(self) -> PeakMemory:
-        self._process, self._stop, self.peak = psutil.Process(), threading.Event(), 0
-        self._thread = threading.Thread(target=self._sample)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while True:
-            self.peak = max(self.peak, self._process.memory_info().rss)
-            if self._stop.wait(0.005):
-                return
-
-
 def measure(side: int, steps: int, folds: int, threads: int, device: str) -> Result:
     """Fit and cross-validate once, as `dsgan fit` does."""
     torch.set_num_threads(threads)
     schema = LabelSchema(tuple(f"class {i}" for i in range(CLASSES)))
     recipe = Recipe(features="datasetgan", psi=0.7)
     settings = Settings(members=MEMBERS, steps=steps)
-    with PeakMemory() as memory:
+    with PeakMemory(0.005) as memory:
         generator = random_generator(side, device)
         annotated = annotate(generator, recipe, IMAGES)
         seconds = {}
@@ -125,14 +103,6 @@ def measure(side: int, steps: int, folds: int, threads: int, device: str) -> Res
         "peak_rss_gb": round(memory.peak / 1e9, 2),
         "peak_rss_limit_gb": GB_LIMIT,
     }
-
-
-def cpu_name() -> str:
-    """Name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -168,10 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in missed:
         print(f"target missed: {message}", file=sys.stderr)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        temporary.replace(args.out)
+        write_json(report, args.out)
     return 1 if missed and args.check else 0
 
 

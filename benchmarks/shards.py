@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -19,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labeling import cpu_name, progress, write_json
+from measuring import CONFIDENCE, BenchmarkError, PeakMemory, cpu_name, median_interval, progress, write_json
 
-from adapters import CONFIDENCE, BenchmarkError, median_interval
 from dsgan_datasets import (
     LabeledGenerator,
     LabelSchema,
@@ -142,9 +140,9 @@ def peak_of_writing(samples: int) -> int:
 
 def _write_and_measure(samples: int) -> int:
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-    with tempfile.TemporaryDirectory(prefix="dsgan-memory-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="dsgan-memory-") as scratch, PeakMemory() as memory:
         write_shards(labeled, scratch, range(samples), samples_per_shard=500)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return memory.peak // 2**20
 
 
 def main() -> int:
