@@ -32,7 +32,9 @@ from dsgan_datasets import (
 )
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 
-EXAMPLE = "example: python benchmarks/shards.py --runs 7 --memory --out benchmarks/results/shards.json"
+EXAMPLE = """examples:
+  python benchmarks/shards.py --runs 15 --check --out benchmarks/results/shards.json
+  python benchmarks/shards.py --sides --memory --out benchmarks/results/shards-memory.json"""
 MIN_RUNS = 7
 TARGET = 0.9  # writing / bare stream, at the lower end of the interval
 MEMBERS, CLASSES = 10, 12
@@ -150,7 +152,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sides", type=int, nargs="+", choices=SAMPLES, default=[128, 256], help="(default: 128 256)")
+    parser.add_argument(
+        "--sides",
+        type=int,
+        nargs="*",
+        choices=SAMPLES,
+        default=[128, 256],
+        help="(default: 128 256); none, for the memory alone",
+    )
     parser.add_argument("--runs", type=int, default=MIN_RUNS, help=f"interleaved pairs (default: {MIN_RUNS})")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     parser.add_argument("--memory", action="store_true", help=f"also peak memory of {MEMORY_SAMPLES} samples")
