@@ -40,7 +40,7 @@ def augment(images: Tensor, masks: Tensor, strength: str, schema: LabelSchema) -
     for _ in range(s.patches):
         x = _cover(x)
     x = x + torch.randn_like(x) * _uniform(x, 0, s.noise)
-    return x.clamp(0, 1) * 2 - 1, masks
+    return (x.clamp(0, 1) * 2 - 1).contiguous(memory_format=torch.channels_last), masks
 
 
 def network_input(images: Tensor) -> Tensor:

@@ -52,11 +52,11 @@ def level(features: list[Tensor], side: int) -> Tensor:
 
 
 @torch.no_grad()
-def fit_clusters(labeled: LabeledGenerator, annotated: Annotated, samples: int = SAMPLES) -> Clusters:
+def fit_clusters(labeled: LabeledGenerator, annotated: Annotated) -> Clusters:
     """Cluster every level from 16 rows on, name the clusters, keep the level that fits the annotated images best."""
     generator, recipe = labeled.generator, labeled.recipe
     random = torch.Generator().manual_seed(0)
-    latents = sample_latents(range(samples), generator.z_dim, seed=0, purpose=Purpose.CALIBRATION)
+    latents = sample_latents(range(SAMPLES), generator.z_dim, seed=0, purpose=Purpose.CALIBRATION)
     points: dict[int, list[Tensor]] = {}
     for part in latents.split(recipe.compute_batch):
         _, features = synthesize(generator, recipe, part)

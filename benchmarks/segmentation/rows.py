@@ -33,6 +33,7 @@ from .students import Batch, Objective, Supervised
 ANNOTATED, MORE_ANNOTATED = 16, 30
 CANDIDATES = 256  # draws that the annotated ones are chosen from, as for the shipped checkpoint
 IGNORED_SHARE = 0.1  # of the pixels, in the ablation "ignore"
+LEVEL_DRAWS = 256  # that the level above which pixels are ignored is measured on
 RING = 2048  # generated samples held for further use, see `reused`
 Samples = Iterator[tuple[Tensor, Tensor]]
 Batches = Callable[["Sources", int], Iterator[Batch]]
@@ -139,7 +140,7 @@ class Sources:
     @cached_property
     def ignore_level(self) -> float:
         """Nats that 90 % of the pixels do not exceed."""
-        js = torch.cat([fields["js"].flatten().cpu() for fields in self.unfiltered.unfiltered(256)])
+        js = torch.cat([fields["js"].flatten().cpu() for fields in self.unfiltered.unfiltered(LEVEL_DRAWS)])
         return js.kthvalue(round((1 - IGNORED_SHARE) * len(js))).values.item()
 
 
