@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dsgan_datasets.files import remove_leftovers, written_whole
 
-LEARNING_RATES = (1e-3, 4e-3)
+LEARNING_RATES = (2e-3, 6e-3)
 EXAMPLES = 6  # test images whose predictions are kept for the picture
 Cell = dict[str, Any]
 
@@ -241,9 +241,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
     add.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
     add.add_argument("--width", type=int, default=16, help="channels of the U-Net's first level (default: 16)")
-    add.add_argument("--steps", type=int, default=1000, help="of the longer training (default: 1000)")
-    add.add_argument("--batch-size", type=int, default=16, help="(default: 16)")
-    add.add_argument("--uses", type=int, default=4, help="steps that see a generated sample, on average (default: 4)")
+    add.add_argument("--steps", type=int, default=2000, help="of the longer training (default: 2000)")
+    add.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
+    add.add_argument("--uses", type=int, default=2, help="steps that see a generated sample, on average (default: 2)")
     add.add_argument("--device", default="cpu", help="(default: cpu)")
     add.add_argument("--threads", type=int, help="of torch (default: its own)")
     add.add_argument("--minutes", type=float, help="start no further cell after so many minutes (default: no limit)")

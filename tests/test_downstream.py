@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import GOLDEN, small_ensemble
 from PIL import Image
+
+from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
@@ -74,6 +77,18 @@ def annotator(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
+@pytest.fixture(scope="module")
+def checkpoint(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 16-pixel generator whose frames are enlarged to 64, with the classes of the demo."""
+    generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
+    ensemble = small_ensemble(sum(generator.feature_channels), classes=12)
+    schema = LabelSchema(sys.modules["annotator"].CLASSES)
+    labeled = LabeledGenerator(generator, ensemble, schema, Recipe(psi=0.9, size=(64, 64)))
+    path = tmp_path_factory.mktemp("checkpoint")
+    calibrate(labeled, 20, reject_fraction=0.2).save_pretrained(path)
+    return path
+
+
 @pytest.fixture
 def small(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that takes long, made small."""
@@ -87,8 +102,8 @@ def small(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def sources(segmentation: Any, domain: Path, annotator: Path, small: None) -> Any:
-    return segmentation.rows.Sources(domain, "demo-faces", annotator, size=64, batch_size=4, uses=2)
+def sources(segmentation: Any, domain: Path, checkpoint: Path, annotator: Path, small: None) -> Any:
+    return segmentation.rows.Sources(domain, str(checkpoint), annotator, size=64, batch_size=4, uses=2)
 
 
 def run(downstream: Any, domain: Path, out: Path, *words: str) -> int:
@@ -121,8 +136,6 @@ def test_the_loss_does_not_see_ignored_pixels(segmentation: Any) -> None:
 
 @pytest.mark.parametrize("strength", ["weak", "strong"])
 def test_image_and_mask_move_together(segmentation: Any, strength: str) -> None:
-    from dsgan_datasets import LabelSchema
-
     masks = torch.zeros(32, 64, 64, dtype=torch.uint8)
     masks[:, 8:40, 4:30] = 1
     images = (masks[:, None] * 200).expand(-1, 3, -1, -1)
@@ -163,8 +176,6 @@ def test_k_means_finds_clouds_and_names_them(segmentation: Any) -> None:
 def test_renders_have_the_checkpoints_classes(segmentation: Any, sources: Any, domain: Path) -> None:
     assert sources.training.images.shape == (TRAIN - VALIDATION, 3, 64, 64) and sources.validation.count == VALIDATION
     assert sources.training.masks.max() == 11  # 14 rendered classes, merged to 12
-    from dsgan_datasets import LabelSchema
-
     fine = segmentation.data.read_renders([domain / "test-0000.tar"], LabelSchema(NAMES), 128)
     merged = segmentation.data.read_renders([domain / "test-0000.tar"], sources.schema, 128)
     assert torch.equal(torch.from_numpy(segmentation.data.MERGE)[fine.masks.long()], merged.masks)
@@ -267,7 +278,8 @@ def check_table(downstream: Any, cells: Path, scratch: Path) -> None:
     means = [100 * json.loads((cells / f"full.seed-{s}.json").read_text())["iou"][""]["mean"] for s in (0, 1)]
     mean, deviation = sum(means) / 2, abs(means[0] - means[1]) / 2**0.5
     assert f"| 2 | **{mean:.1f} ± {deviation:.1f}** |" in text
-    assert Image.open(image).width > 4 * 64
+    with Image.open(image) as picture:
+        assert picture.width > 4 * 64
     page.write_text("no marks")
     assert downstream.main(["table", "--json", str(result), "--docs", str(page)]) == 1
 
