@@ -31,6 +31,9 @@ from torch import Tensor
 from dsgan_datasets.files import remove_leftovers, written_whole
 
 LEARNING_RATES = (2e-3, 6e-3)
+ANNOTATOR = (
+    "weights of examples/demo_faces/train_annotator.py, or a folder that `dsgan annotate export` made, annotated"
+)
 EXAMPLES = 6  # test images whose predictions are kept for the picture
 Cell = dict[str, Any]
 
@@ -235,7 +238,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add.add_argument("--domain", type=Path, required=True, metavar="DIR", help="train-*.tar, test-*.tar, classes.json")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept")
     add.add_argument("--checkpoint", default="demo-faces", help="labelled generator (default: demo-faces)")
-    add.add_argument("--annotator", type=Path, metavar="FILE", help="written by examples/demo_faces/train_annotator.py")
+    add.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
     add.add_argument("--rows", nargs="+", choices=[*ROWS, "all"], default=SMALL, help=f"(default: {' '.join(SMALL)})")
     add.add_argument("--seeds", type=int, default=3, help="(default: 3)")
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")

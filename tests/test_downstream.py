@@ -18,6 +18,7 @@ from conftest import GOLDEN, small_ensemble
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
+from dsgan_datasets.annotations import export_annotations
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = (
@@ -218,6 +219,19 @@ def test_every_row_trains(segmentation: Any, sources: Any) -> None:
         assert len(losses) == 12 and sum(losses[-3:]) < 0.97 * sum(losses[:3]), (name, losses)
         for predictor in objective.predictors(network).values():
             assert students.predict(predictor, image, "cpu").shape == (4, 64, 64)
+
+
+def test_a_person_may_annotate(segmentation: Any, sources: Any, tmp_path: Path) -> None:
+    labeled = sources.labeled
+    export_annotations(labeled.generator, labeled.schema, tmp_path, num=3, candidates=8, recipe=labeled.recipe)
+    (tmp_path / "masks").mkdir(exist_ok=True)
+    drawn = np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) // 6
+    for image in (tmp_path / "images").glob("*.png"):
+        Image.fromarray(drawn).save(tmp_path / "masks" / image.name)
+    sources.annotator = tmp_path
+    assert torch.equal(sources.annotated(2).masks, torch.from_numpy(drawn).long().expand(2, -1, -1))
+    with pytest.raises(ValueError, match="holds 3 annotated images, not 16"):
+        _ = sources.annotated_images
 
 
 def test_deeplab_is_a_student(segmentation: Any) -> None:

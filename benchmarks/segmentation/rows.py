@@ -21,6 +21,7 @@ from dsgan_datasets import (
     fit_interpreter,
     sample_latents,
 )
+from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose
@@ -45,7 +46,8 @@ class Sources:
     Args:
         domain: folder of renders with train-*.tar, test-*.tar and classes.json.
         checkpoint: of the labelled generator.
-        annotator: weights of the stand-in for the person who annotates generated images; None where no row needs it.
+        annotator: weights of the stand-in for the person who annotates generated images, or a folder that a person has
+            annotated (`dsgan annotate`); None where no row needs it.
         size: of the students' images.
         device: of generator and batches.
         batch_size: images a step; the rows with unlabelled images take as many of these beside.
@@ -95,12 +97,19 @@ class Sources:
         return Labelled(*resized(images, annotated.masks.to(self.device), self.size))
 
     def annotated(self, count: int) -> Annotated:
-        """Generated images that are unlike each other, with the masks that the stand-in gives them."""
+        """The first images of an annotated folder; or images unlike each other, with the masks of the stand-in."""
         from annotator import load_annotator  # on the path since `data`
 
-        if self.annotator is None:
-            raise ValueError("this row trains on annotated samples: --annotator names the stand-in that annotates them")
+        assert self.annotator is not None
         generator, recipe = self.labeled.generator, self.labeled.recipe
+        if self.annotator.is_dir():
+            held = load_annotations(self.annotator, generator)
+            if held.schema.classes != self.schema.classes:
+                theirs, ours = (", ".join(schema.classes) for schema in (held.schema, self.schema))
+                raise ValueError(f"{self.annotator} has the classes {theirs}; the checkpoint has {ours}")
+            if len(held.annotated.masks) < count:
+                raise ValueError(f"{self.annotator} holds {len(held.annotated.masks)} annotated images, not {count}")
+            return Annotated(held.annotated.latents[:count], held.annotated.masks[:count])
         annotator = load_annotator(self.annotator)
         latents = sample_latents(range(CANDIDATES), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
         pooled = [pooled_features(synthesize(generator, recipe, part)[1]) for part in latents.split(32)]
