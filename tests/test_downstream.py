@@ -261,9 +261,9 @@ def test_cells_resume_and_the_test_set_waits(
     rows = ("--rows", "few-real", "full")
     assert run(downstream, domain, out, *rows, "--minutes", "0") == 0 and events == []
     assert run(downstream, domain, out, *rows) == 0
-    assert events.count("train") == 2 * (4 + 2)
+    assert events.count("train") == 2 * (5 + 2)
     assert [e for e in events if e != "train"] == ["train-0000.tar", "test-0000.tar"]  # each is read once
-    assert events[: events.index("test-0000.tar")].count("train") == 2 * 4 + 1  # all searches, and the first seed
+    assert events[: events.index("test-0000.tar")].count("train") == 2 * 5 + 1  # all searches, and the first seed
 
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert not [path for path in before if path.name.endswith(".tmp")]
@@ -277,7 +277,7 @@ def test_cells_resume_and_the_test_set_waits(
     assert run(downstream, domain, out, *rows) == 0 and events == []
     assert run(downstream, domain, out, *rows, "--size", "128") == 1 and events == []  # other cells live here
 
-    best = max(range(4), key=lambda i: json.loads((out / f"full.search-{i}.json").read_text())["iou"][""]["mean"])
+    best = max(range(5), key=lambda i: json.loads((out / f"full.search-{i}.json").read_text())["iou"][""]["mean"])
     assert json.loads((out / f"full.search-{best}.json").read_text())["settings"] == cell["settings"]
     check_table(downstream, out, tmp_path)
 

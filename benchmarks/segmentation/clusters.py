@@ -20,7 +20,7 @@ from dsgan_datasets.latents import Purpose
 from .data import IGNORE
 from .students import class_iou
 
-CLUSTERS_PER_CLASS = 4
+CLUSTERS_PER_CLASS = 20
 SAMPLES, PIXELS = 256, 128  # images that are clustered, pixels of each
 
 
