@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import functools
 import importlib
 import io
@@ -123,6 +124,11 @@ def test_iou_is_the_hand_computed_one(segmentation: Any) -> None:
     iou = segmentation.students.class_iou(predicted, truth, 4)
     assert iou[:2].tolist() == [6 / 9, 2 / 5] and iou[2:].isnan().all()
     assert iou.nanmean().item() == pytest.approx((6 / 9 + 2 / 5) / 2)
+
+
+def test_docstring_examples(segmentation: Any) -> None:
+    results = [doctest.testmod(getattr(segmentation, name)) for name in ("students", "semi")]
+    assert all(r.attempted and not r.failed for r in results), results
 
 
 def test_the_loss_does_not_see_ignored_pixels(segmentation: Any) -> None:

@@ -195,4 +195,4 @@ def class_iou(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
 def evaluate(predictor: Predictor, data: Labelled, num_classes: int, device: str) -> tuple[Tensor, Tensor]:
     """IoU of each class, and the predicted masks."""
     masks = predict(predictor, data.images, device)
-    return class_iou(masks, data.masks, num_classes), masks
+    return class_iou(masks, data.masks.cpu(), num_classes), masks

@@ -48,8 +48,8 @@ def markdown(report: Report) -> str:
             cells = [f"**{_spread([m['mean'] for m in measured])}**"]
             cells += [_spread([m["classes"][i] for m in measured]) for i in range(len(classes))]
             lines.append(f"| {title} | {len(measured)} | " + " | ".join(cells) + " |")
-    lines += ["", "; ".join(missed_floors(report)) or "Sanity floors that these rows allow to check: met.", ""]
-    chosen = (f"{name}: {_settings(row['settings'])}" for name, row in report["rows"].items())
+    lines += ["", "; ".join(missed_floors(report)) or "No sanity floor was missed.", ""]
+    chosen = (f"`{name}` {_settings(row['settings'])}" for name, row in report["rows"].items())
     return "\n".join([*lines, "Chosen on validation: " + "; ".join(chosen) + "."])
 
 
@@ -96,7 +96,7 @@ def picture(cells: Path, report: Report) -> Image.Image:
             sample = Sample(image=pixels, mask=torch.from_numpy(masks[i]).long())
             pictures.append([overlay(sample, schema, opacity=0.8)])
             captions.append(name)
-    title = f"Test renders at {report['size']}², student {report['student']}"
+    title = f"Test renders of {report['size']} pixels, student {report['student']}"
     return sheet(pictures, captions, title, schema, columns=len(columns) + 1)
 
 
@@ -114,7 +114,7 @@ def _sizes(report: Report) -> str:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    return f"{settings['learning_rate']:g}, {settings['steps']:,} steps, {settings['augmentation']} augmentation"
+    return f"rate {settings['learning_rate']:g}, {settings['steps']:,} steps, {settings['augmentation']} augmentation"
 
 
 def _spread(values: list[float | None]) -> str:
