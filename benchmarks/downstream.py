@@ -251,7 +251,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--steps", type=int, default=2000, help="of a training; half as many are tried too (default: 2000)"
     )
     add.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
-    add.add_argument("--uses", type=int, default=2, help="steps that see a generated sample, on average (default: 2)")
+    add.add_argument("--uses", type=int, default=4, help="steps that see a generated sample, on average (default: 4)")
     add.add_argument("--device", default="cpu", help="(default: cpu)")
     add.add_argument("--threads", type=int, help="of torch (default: its own)")
     add.add_argument("--minutes", type=float, help="start no further cell after so many minutes (default: no limit)")
