@@ -5,7 +5,8 @@ predictions on unlabelled images the student may learn from. MLMT: a mean teache
 holds; classes that it does not see are taken out of the student's output.
 
 Changed for this benchmark: everything is trained from scratch (the paper starts from pretrained networks), so networks
-are small and the two unsupervised losses grow over the first fifth of the steps.
+are small, and the two unsupervised losses wait until the student knows something: its first predictions hold only the
+large classes, and would teach it that there are no others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FEATURE_MATCHING, SELF_TRAINING = 0.1, 1.0  # weights of the losses, as publishe
 TAU = 0.2  # probability below which a class is taken out
 EMA, CONSISTENCY = 0.99, 1.0
 LEARNING_RATE = 1e-4  # of discriminator (as published) and, times ten, of the classifier
-RAMP = 0.2  # share of the steps
+START, RAMP = 0.3, 0.2  # shares of the steps: when the unsupervised losses begin, and how long they grow
 
 
 def _strided(n_in: int, widths: tuple[int, ...], dropout: float) -> nn.Sequential:
@@ -66,7 +67,7 @@ class S4GANWithMLMT:
 
     def __init__(self, num_classes: int, steps: int, device: str) -> None:
         self.num_classes = num_classes
-        self.ramp_steps = max(1, round(RAMP * steps))
+        self.steps = steps
         self.step = 0
         self.discriminator = Discriminator(num_classes).to(device)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), LEARNING_RATE, (0.5, 0.99))
@@ -90,7 +91,7 @@ class S4GANWithMLMT:
         targets = self_training_targets(unlabelled, score.sigmoid(), GAMMA)
         self_training = F.cross_entropy(unlabelled, targets, ignore_index=IGNORE, reduction="sum") / targets.numel()
         self.step += 1
-        ramp = min(1.0, self.step / self.ramp_steps)
+        ramp = min(1.0, max(0.0, (self.step / self.steps - START) / RAMP))
         unsupervised = FEATURE_MATCHING * matching + SELF_TRAINING * self_training
         return segmentation_loss(labelled, batch.mask) + ramp * unsupervised
 
