@@ -1,0 +1,284 @@
+"""Does training on generated labels help? Students from scratch, trained on different data, measured on real masks.
+
+The test set is the 1,000 test renders of the demo's domain, validation the last 240 training renders. For every row
+two learning rates and two augmentations are tried with one seed and judged on validation, then the best pair with half
+the steps. What was best is trained with every seed and measured on the test set, which is not read before all searches
+are done. Every trained student is a cell, written when it is finished and skipped when the command runs again.
+
+    python benchmarks/downstream.py run --domain DIR --annotator annotator.safetensors --out CELLS
+    python benchmarks/downstream.py table --cells CELLS
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import cpu_name, progress
+from segmentation.augment import STRENGTHS
+from segmentation.rows import ROWS, SMALL, Sources
+from segmentation.students import STUDENTS, Settings, build_student, evaluate, train
+from segmentation.table import collect, fill, markdown, missed_floors, picture
+from torch import Tensor
+
+from dsgan_datasets.files import remove_leftovers, written_whole
+
+LEARNING_RATES = (2e-3, 6e-3)
+ANNOTATOR = (
+    "weights of examples/demo_faces/train_annotator.py, or a folder that `dsgan annotate export` made, annotated"
+)
+EXAMPLES = 6  # test images whose predictions are kept for the picture
+Cell = dict[str, Any]
+
+
+class OutOfTime(Exception):
+    """The minutes asked for are over."""
+
+
+class Cells:
+    """A folder of finished cells of one configuration.
+
+    Raises:
+        ValueError: the folder holds cells of another configuration.
+    """
+
+    def __init__(self, folder: Path, configuration: Cell, minutes: float | None = None) -> None:
+        self.folder = folder
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        folder.mkdir(parents=True, exist_ok=True)
+        held = self.read("configuration")
+        if held is None:
+            self.write("configuration", configuration)
+        elif held != json.loads(json.dumps(configuration)):
+            changed = [key for key in configuration if held.get(key) != json.loads(json.dumps(configuration[key]))]
+            raise ValueError(f"{folder} holds cells with another {', '.join(changed)}: choose another --out")
+
+    def read(self, name: str) -> Cell | None:
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write(self, name: str, cell: Cell) -> None:
+        path = self.folder / f"{name}.json"
+        remove_leftovers(path)
+        with written_whole(path) as file:
+            file.write((json.dumps(cell, indent=1) + "\n").encode())
+
+    def write_arrays(self, name: str, **arrays: Tensor) -> None:
+        """One array as .npy (named "masks"), several as .npz."""
+        held = {key: value.cpu().numpy() for key, value in arrays.items()}
+        with written_whole(self.folder / name) as file:
+            np.save(file, held["masks"]) if name.endswith(".npy") else np.savez_compressed(file, **held)
+
+    def check_time(self) -> None:
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise OutOfTime
+
+
+def search(cells: Cells, row: str, sources: Sources, student: str, width: int, steps: int) -> Settings:
+    """The settings with the best mean IoU on validation; the test set must not have been read.
+
+    Every pair of learning rate and augmentation is tried, then the best pair with half the steps.
+    """
+    scores: dict[Settings, float] = {}
+
+    def attempt(settings: Settings) -> None:
+        name = f"{row}.search-{len(scores)}"
+        cell = cells.read(name)
+        if cell is None:
+            cells.check_time()
+            assert "test" not in vars(sources), "the test set was read before the search was done"
+            cell, _ = run_cell(row, sources, settings, student, width, seed=0, on="validation")
+            cells.write(name, cell)
+            progress(_line(name, cell))
+        scores[settings] = cell["iou"][""]["mean"]
+
+    for rate, strength in itertools.product(LEARNING_RATES, STRENGTHS):
+        attempt(Settings(rate, steps, strength))
+    attempt(dataclasses.replace(max(scores, key=scores.__getitem__), steps=steps // 2))
+    return max(scores, key=scores.__getitem__)
+
+
+def final(cells: Cells, row: str, sources: Sources, settings: Settings, student: str, width: int, seed: int) -> None:
+    """One seed of a row, measured on the test set."""
+    name = f"{row}.seed-{seed}"
+    if cells.read(name) is not None:
+        return
+    cells.check_time()
+    cell, masks = run_cell(row, sources, settings, student, width, seed=seed, on="test")
+    shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
+    cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
+    cells.write_arrays(f"{name}.npy", masks=masks[shown])
+    cells.write(name, cell)  # last: with it the cell is finished
+    progress(_line(name, cell))
+
+
+def run_cell(
+    row: str, sources: Sources, settings: Settings, student: str, width: int, *, seed: int, on: str
+) -> tuple[Cell, Tensor]:
+    """Train a student and measure it on "validation" or "test"; the cell, and the predicted masks."""
+    started = time.perf_counter()
+    torch.manual_seed(seed)
+    k = sources.schema.num_classes
+    network = build_student(student, k, width).to(sources.device)
+    objective = ROWS[row].objective(k, settings.steps, sources.device)
+    batches = ROWS[row].batches(sources, seed)
+    losses = train(network, batches, settings, sources.schema, objective, f"{row}, seed {seed}")
+    batches.close()  # type: ignore[attr-defined]  # ends the generating thread
+    trained = time.perf_counter() - started
+    data = sources.test if on == "test" else sources.validation
+    measured, masks = {}, None
+    for variant, predictor in objective.predictors(network).items():
+        iou, predicted = evaluate(predictor, data, k, sources.device)
+        masks = predicted if masks is None else masks
+        values = [None if value != value else round(value, 5) for value in iou.tolist()]
+        measured[variant] = {"mean": round(iou.nanmean().item(), 5), "classes": values}
+    cell = {
+        "row": row,
+        "seed": seed,
+        "on": on,
+        "settings": dataclasses.asdict(settings),
+        "iou": measured,
+        "last_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
+        "seconds": round(trained, 1),
+    }
+    assert masks is not None
+    return cell, masks
+
+
+def run(args: argparse.Namespace) -> int:
+    """All searches, then all seeds."""
+    if missing := [row for row in args.rows if ROWS[row].annotator and args.annotator is None]:
+        raise ValueError(f"the rows {', '.join(missing)} need --annotator; others do not: {', '.join(_free_rows())}")
+    if args.batch_size % args.uses:
+        raise ValueError(f"--batch-size {args.batch_size} must be a multiple of --uses {args.uses}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    sources = Sources(
+        args.domain,
+        args.checkpoint,
+        args.annotator,
+        size=args.size,
+        device=args.device,
+        batch_size=args.batch_size,
+        uses=args.uses,
+    )
+    configuration = {
+        "benchmark": "downstream",
+        "checkpoint": Path(args.checkpoint).name,
+        "fingerprint": sources.labeled.fingerprint,
+        "schema": sources.schema.to_dict(),
+        **{key: getattr(args, key) for key in ("size", "student", "width", "steps", "batch_size", "uses")},
+        "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
+        "torch": torch.__version__,
+    }
+    cells = Cells(args.out, configuration, args.minutes)
+    try:
+        chosen = {row: search(cells, row, sources, args.student, args.width, args.steps) for row in args.rows}
+        for seed in range(args.seeds):
+            for row in args.rows:
+                final(cells, row, sources, chosen[row], args.student, args.width, seed)
+    except OutOfTime:
+        progress(f"stopped after {args.minutes:g} minutes; run the same command again to go on")
+        return 0
+    progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
+    return 0
+
+
+def table(args: argparse.Namespace) -> int:
+    """JSON, Markdown and picture of what is finished."""
+    if args.cells is not None:
+        report = collect(args.cells)
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(args.json) as file:
+            file.write((json.dumps(report, indent=1) + "\n").encode())
+        if args.picture is not None:
+            with written_whole(args.picture) as file:
+                picture(args.cells, report).save(file, "PNG", optimize=True)
+    report = json.loads(args.json.read_text())
+    text = markdown(report)
+    print(text)
+    if args.docs is not None:
+        fill(args.docs, args.json.name, text)
+    return 1 if missed_floors(report) else 0
+
+
+def _line(name: str, cell: Cell) -> str:
+    s = cell["settings"]
+    means = ", ".join(f"{variant or 'mean IoU'} {iou['mean']:.3f}" for variant, iou in cell["iou"].items())
+    chosen = f"rate {s['learning_rate']:g}, {s['steps']} steps, {s['augmentation']}"
+    return f"{name}: {means} on {cell['on']} ({chosen}; {cell['seconds']:.0f} s)"
+
+
+def _free_rows() -> list[str]:
+    return [name for name, row in ROWS.items() if not row.annotator]
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    examples = """examples:
+  the small configuration, an hour a night:
+    python benchmarks/downstream.py run --domain DIR --annotator annotator.safetensors --out cells --minutes 60
+  one row with another checkpoint:
+    python benchmarks/downstream.py run --domain DIR --checkpoint my-faces --rows ours --out cells-mine
+  everything, on a GPU:
+    python benchmarks/downstream.py run --domain DIR --annotator annotator.safetensors --rows all --size 128 \\
+        --student deeplabv3 --steps 20000 --uses 1 --device cuda --out cells-gpu"""
+    add = verbs.add_parser(
+        "run", help="train and measure", description=run.__doc__, epilog=examples, formatter_class=raw
+    )
+    add.add_argument("--domain", type=Path, required=True, metavar="DIR", help="train-*.tar, test-*.tar, classes.json")
+    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept")
+    add.add_argument("--checkpoint", default="demo-faces", help="labelled generator (default: demo-faces)")
+    add.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
+    add.add_argument("--rows", nargs="+", choices=[*ROWS, "all"], default=SMALL, help=f"(default: {' '.join(SMALL)})")
+    add.add_argument("--seeds", type=int, default=3, help="(default: 3)")
+    add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
+    add.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
+    add.add_argument("--width", type=int, default=16, help="channels of the U-Net's first level (default: 16)")
+    add.add_argument(
+        "--steps", type=int, default=2000, help="of a training; half as many are tried too (default: 2000)"
+    )
+    add.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
+    add.add_argument("--uses", type=int, default=4, help="steps that see a generated sample, on average (default: 4)")
+    add.add_argument("--device", default="cpu", help="(default: cpu)")
+    add.add_argument("--threads", type=int, help="of torch (default: its own)")
+    add.add_argument("--minutes", type=float, help="start no further cell after so many minutes (default: no limit)")
+    show = verbs.add_parser("table", help="JSON, Markdown and picture", description=table.__doc__, formatter_class=raw)
+    show.epilog = """examples:
+  python benchmarks/downstream.py table --cells cells --json benchmarks/results/downstream.json \\
+      --docs docs/downstream.md --picture docs/images/downstream.png
+  python benchmarks/downstream.py table --docs docs/downstream.md     # from the committed JSON"""
+    show.add_argument("--cells", type=Path, metavar="DIR", help="folder of `run`; left out, the JSON is shown as it is")
+    results = Path(__file__).resolve().parent / "results" / "downstream.json"
+    show.add_argument("--json", type=Path, default=results, help="(default: benchmarks/results/downstream.json)")
+    show.add_argument("--docs", type=Path, metavar="FILE", help="page whose table is replaced")
+    show.add_argument("--picture", type=Path, metavar="FILE", help="PNG of predictions; needs --cells")
+    args = parser.parse_args(arguments)
+    if args.verb == "run" and "all" in args.rows:
+        args.rows = list(ROWS)
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    try:
+        return run(args) if args.verb == "run" else table(args)
+    except (OSError, ValueError) as error:
+        print(f"downstream: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""The rows of the table: each is what a student trains on, as batches without end, and what it minimises."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsgan_datasets import (
+    Annotated,
+    DSGANIterableDataset,
+    LabeledGenerator,
+    PixelEnsemble,
+    calibrate,
+    fit_interpreter,
+    sample_latents,
+)
+from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets.annotations.selection import diverse, pooled_features
+from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.latents import Purpose
+
+from .clusters import Clusters, clustered_samples, fit_clusters
+from .data import IGNORE, VALIDATION, Labelled, read_renders
+from .semi import S4GANWithMLMT
+from .students import Batch, Objective, Supervised
+
+ANNOTATED, MORE_ANNOTATED = 16, 30
+CANDIDATES = 256  # draws that the annotated ones are chosen from, as for the shipped checkpoint
+IGNORED_SHARE = 0.1  # of the pixels, in the ablation "ignore"
+LEVEL_DRAWS = 256  # that the level above which pixels are ignored is measured on
+RING = 2048  # generated samples held for further use, see `reused`
+Samples = Iterator[tuple[Tensor, Tensor]]
+Batches = Callable[["Sources", int], Iterator[Batch]]
+
+
+class Sources:
+    """All data of a run, each read or made when first asked for.
+
+    Args:
+        domain: folder of renders with train-*.tar, test-*.tar and classes.json.
+        checkpoint: of the labelled generator.
+        annotator: weights of the stand-in for the person who annotates generated images, or a folder that a person has
+            annotated (`dsgan annotate`); None where no row needs it.
+        size: of the students' images.
+        device: of generator and batches.
+        batch_size: images a step; the rows with unlabelled images take as many of these beside.
+        uses: steps that see a generated sample, on average.
+    """
+
+    def __init__(
+        self,
+        domain: Path,
+        checkpoint: str,
+        annotator: Path | None,
+        *,
+        size: int,
+        device: str = "cpu",
+        batch_size: int = 16,
+        uses: int = 1,
+    ) -> None:
+        self.domain, self.checkpoint, self.annotator = domain, checkpoint, annotator
+        self.size, self.device, self.batch_size, self.uses = size, device, batch_size, uses
+        self.labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
+        self.schema = self.labeled.schema
+
+    @cached_property
+    def _train_shards(self) -> Labelled:
+        return read_renders(sorted(self.domain.glob("train-*.tar")), self.schema, self.size).to(self.device)
+
+    @property
+    def training(self) -> Labelled:
+        """Renders to train on: all but the last `VALIDATION`."""
+        return self._train_shards[:-VALIDATION]
+
+    @property
+    def validation(self) -> Labelled:
+        """The last training renders: they choose the settings of every row."""
+        return self._train_shards[-VALIDATION:]
+
+    @cached_property
+    def test(self) -> Labelled:
+        """The test renders. Nothing but the final measurement of a row may ask for them."""
+        return read_renders(sorted(self.domain.glob("test-*.tar")), self.schema, self.size)
+
+    @cached_property
+    def annotated_images(self) -> Labelled:
+        """The 16 annotated samples as training data."""
+        annotated = self.annotated(ANNOTATED)
+        images, _ = synthesize(self.labeled.generator, self.labeled.recipe, annotated.latents)
+        return Labelled(*resized(images, annotated.masks.to(self.device), self.size))
+
+    def annotated(self, count: int) -> Annotated:
+        """The first images of an annotated folder; or images unlike each other, with the masks of the stand-in."""
+        from annotator import load_annotator  # on the path since `data`
+
+        assert self.annotator is not None
+        generator, recipe = self.labeled.generator, self.labeled.recipe
+        if self.annotator.is_dir():
+            held = load_annotations(self.annotator, generator)
+            if held.schema.classes != self.schema.classes:
+                theirs, ours = (", ".join(schema.classes) for schema in (held.schema, self.schema))
+                raise ValueError(f"{self.annotator} has the classes {theirs}; the checkpoint has {ours}")
+            if len(held.annotated.masks) < count:
+                raise ValueError(f"{self.annotator} holds {len(held.annotated.masks)} annotated images, not {count}")
+            return Annotated(held.annotated.latents[:count], held.annotated.masks[:count])
+        annotator = load_annotator(self.annotator)
+        latents = sample_latents(range(CANDIDATES), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
+        pooled = [pooled_features(synthesize(generator, recipe, part)[1]) for part in latents.split(32)]
+        chosen = latents[diverse(torch.cat(pooled), count)]
+        images, _ = synthesize(generator, recipe, chosen)
+        return Annotated(chosen, annotator.annotate(images.cpu()))
+
+    @cached_property
+    def clusters(self) -> Clusters:
+        """Named after the 16 annotated samples."""
+        return fit_clusters(self.labeled, self.annotated(ANNOTATED))
+
+    @cached_property
+    def unfiltered(self) -> LabeledGenerator:
+        """The checkpoint without its filter."""
+        return LabeledGenerator.from_pretrained(
+            self.checkpoint, device=self.device, threshold=None, reject_fraction=0.0
+        )
+
+    @cached_property
+    def one_member(self) -> LabeledGenerator:
+        """The first pixel classifier alone; one member is never uncertain, so there is no filter."""
+        every = self.labeled.interpreter
+        weights = {name: w[:, :1] if name == "w1" else w[:1] for name, w in every.state_dict().items()}
+        single = PixelEnsemble(weights, vote=every.vote, top_fraction=every.top_fraction).to(self.device)
+        labeled = self.unfiltered
+        return LabeledGenerator(labeled.generator, single, labeled.schema, labeled.recipe)
+
+    @cached_property
+    def more_annotations(self) -> LabeledGenerator:
+        """An interpreter of 30 annotated samples, filtered like the checkpoint."""
+        labeled, annotated = self.labeled, self.annotated(MORE_ANNOTATED)
+        fitted = fit_interpreter(labeled.generator, annotated, self.schema, recipe=labeled.recipe)
+        unfiltered = LabeledGenerator(labeled.generator, fitted, self.schema, self.unfiltered.recipe)
+        return calibrate(unfiltered, reject_fraction=labeled.recipe.reject_fraction)
+
+    @cached_property
+    def ignore_level(self) -> float:
+        """Nats that 90 % of the pixels do not exceed."""
+        js = torch.cat([fields["js"].flatten().cpu() for fields in self.unfiltered.unfiltered(LEVEL_DRAWS)])
+        return js.kthvalue(round((1 - IGNORED_SHARE) * len(js))).values.item()
+
+
+def resized(images: Tensor, masks: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Generated samples at the students' size: bilinear images, nearest masks."""
+    if images.shape[2:] == (size, size):
+        return images, masks
+    smooth = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    coarse = F.interpolate(masks[:, None].float(), size=(size, size), mode="nearest-exact")
+    return smooth.round().clamp(0, 255).to(torch.uint8), coarse[:, 0].long()
+
+
+def drawn(data: Labelled, batch_size: int, seed: int) -> Samples:
+    """Random batches without end, each image as often as any other."""
+    random = torch.Generator().manual_seed(seed)
+    order = iter(())
+    while True:
+        rows: list[int] = []
+        while len(rows) < batch_size:
+            if (row := next(order, None)) is None:
+                order = iter(torch.randperm(data.count, generator=random).tolist())
+            else:
+                rows.append(row)
+        yield data.images[rows], data.masks[rows]
+
+
+def reused(samples: Samples, batch_size: int, uses: int, seed: int) -> Samples:
+    """Batches in which each generated sample is seen `uses` times on average.
+
+    Where a sample takes longer to make than to learn from, a stream that shows each sample once would keep the student
+    waiting: a ring holds the newest samples, and batches are drawn from it.
+
+    Args:
+        samples: batches of `batch_size` // `uses` images.
+    """
+    if uses == 1:
+        yield from samples
+        return
+    random = torch.Generator().manual_seed(seed)
+    ring: list[tuple[Tensor, Tensor]] = []
+    for place in itertools.count():
+        for image, mask in zip(*next(samples), strict=True):
+            ring.append((image, mask))
+        del ring[:-RING]
+        if place < uses:  # a first stock
+            continue
+        rows = torch.randint(len(ring), (batch_size,), generator=random).tolist()
+        images, masks = zip(*(ring[row] for row in rows), strict=True)
+        yield torch.stack(images), torch.stack(masks)
+
+
+def _labelled(data: Callable[[Sources], Labelled]) -> Batches:
+    def batches(sources: Sources, seed: int) -> Iterator[Batch]:
+        return (Batch(*pair) for pair in drawn(data(sources), sources.batch_size, seed))
+
+    return batches
+
+
+def _with_unlabelled(data: Callable[[Sources], Labelled]) -> Batches:
+    def batches(sources: Sources, seed: int) -> Iterator[Batch]:
+        unlabelled = drawn(sources.training, sources.batch_size, seed + 1)
+        labelled = drawn(data(sources), sources.batch_size, seed)
+        return (Batch(*pair, images) for pair, (images, _) in zip(labelled, unlabelled, strict=True))
+
+    return batches
+
+
+def _generated(make: Callable[[Sources, int, int], Samples]) -> Batches:
+    """`make`: sources, seed, batch size -> generated batches."""
+
+    def batches(sources: Sources, seed: int) -> Iterator[Batch]:
+        fresh = max(1, sources.batch_size // sources.uses)
+        for image, mask in reused(make(sources, seed, fresh), sources.batch_size, sources.uses, seed):
+            mask = torch.where(mask == sources.schema.ignore_index, IGNORE, mask)
+            yield Batch(*resized(image, mask, sources.size))
+
+    return batches
+
+
+def _stream(labeled: Callable[[Sources], LabeledGenerator]) -> Batches:
+    def make(sources: Sources, seed: int, fresh: int) -> Samples:
+        dataset = DSGANIterableDataset(labeled(sources), seed=seed, batch_size=fresh)
+        return ((batch.image, batch.mask) for batch in dataset.batches())
+
+    return _generated(make)
+
+
+def _ignoring(sources: Sources, seed: int, fresh: int) -> Samples:
+    """Nothing is dropped but the most uncertain pixels."""
+    samples = sources.unfiltered.stream(itertools.count(), seed=seed, extras=("js",))
+    while True:
+        batch = list(itertools.islice(samples, fresh))
+        masks = [torch.where(s.js > sources.ignore_level, sources.schema.ignore_index, s.mask) for s in batch]
+        yield torch.stack([s.image for s in batch]), torch.stack(masks)
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        title: what the table says.
+        batches: sources, seed -> what the student sees.
+        objective: (classes, steps, device) -> what it minimises.
+        annotator: whether annotated samples have to be made.
+    """
+
+    title: str
+    batches: Batches
+    objective: Callable[[int, int, str], Objective] = Supervised
+    annotator: bool = False
+
+
+ROWS = {
+    "few": Row("few labels: 16 annotated samples", _labelled(lambda s: s.annotated_images), annotator=True),
+    "few-real": Row("few labels: 16 renders with exact masks", _labelled(lambda s: s.training[:ANNOTATED])),
+    "semi": Row(
+        "semi-supervised (s4GAN + MLMT): 16 annotated samples, 10,000 unlabelled renders",
+        _with_unlabelled(lambda s: s.annotated_images),
+        S4GANWithMLMT,
+        annotator=True,
+    ),
+    "semi-real": Row(
+        "semi-supervised (s4GAN + MLMT): 16 renders with exact masks, 10,000 unlabelled renders",
+        _with_unlabelled(lambda s: s.training[:ANNOTATED]),
+        S4GANWithMLMT,
+    ),
+    "clusters": Row(
+        "unsupervised: k-means of generator features, clusters named after 16 annotated samples",
+        _generated(lambda s, seed, fresh: clustered_samples(s.labeled, s.clusters, seed, fresh)),
+        annotator=True,
+    ),
+    "ours": Row("ours: stream of generated samples, 16 annotations, filter on", _stream(lambda s: s.labeled)),
+    "no-filter": Row("ours, filter off", _stream(lambda s: s.unfiltered)),
+    "ignore": Row("ours, uncertain pixels ignored instead of samples dropped", _generated(_ignoring)),
+    "one-member": Row("ours, 1 pixel classifier (no filter)", _stream(lambda s: s.one_member)),
+    "annotations-30": Row("ours, 30 annotations", _stream(lambda s: s.more_annotations), annotator=True),
+    "full-1000": Row("full supervision: 1,000 renders with exact masks", _labelled(lambda s: s.training[:1000])),
+    "full": Row("full supervision: 10,000 renders with exact masks", _labelled(lambda s: s.training)),
+}
+#: The small configuration, for two CPU cores.
+SMALL = ("few", "semi", "clusters", "ours", "full")

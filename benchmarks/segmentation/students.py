@@ -1,0 +1,198 @@
+"""Students, how they are trained - the same for every row - and how they are measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice, pairwise
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dsgan_datasets import LabelSchema
+
+from .augment import augment, network_input
+from .data import IGNORE, Labelled
+
+STUDENTS = ("unet", "deeplabv3")
+Predictor = Callable[[Tensor], Tensor]
+
+
+class UNet(nn.Module):
+    """U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) of four levels, with group normalisation.
+
+    Args:
+        num_classes: K.
+        width: channels at full resolution, a multiple of 4; they double at every halving.
+
+    Example:
+        >>> UNet(12, 8)(torch.zeros(2, 3, 64, 64)).shape
+        torch.Size([2, 12, 64, 64])
+    """
+
+    def __init__(self, num_classes: int, width: int = 16) -> None:
+        super().__init__()
+        widths = [width * 2**i for i in range(4)]
+        self.down = nn.ModuleList(_block(a, b, 2) for a, b in pairwise([3, *widths]))
+        self.up = nn.ModuleList(_block(a + b, a, 1) for a, b in pairwise(widths))
+        self.head = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [N, 3, H, W] in [-1, 1] -> logits [N, K, H, W]; H and W are multiples of 8."""
+        skips: list[Tensor] = []
+        for block in self.down:
+            x = block(F.max_pool2d(x, 2) if skips else x)
+            skips.append(x)
+        for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
+            x = block(torch.cat([skip, F.interpolate(x, scale_factor=2.0, mode="nearest")], 1))
+        return self.head(x)
+
+
+def _block(n_in: int, n_out: int, convolutions: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n in (n_in, n_out)[:convolutions]:
+        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), nn.GroupNorm(4, n_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class DeepLab(nn.Module):
+    """torchvision's DeepLabv3 with a ResNet-50, from scratch."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        from torchvision.models.segmentation import deeplabv3_resnet50
+
+        self.network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [N, 3, H, W] in [-1, 1] -> logits [N, K, H, W]; N at least 2 in training."""
+        return self.network(x)["out"]
+
+
+def build_student(name: str, num_classes: int, width: int) -> nn.Module:
+    """A student with fresh weights; `width` is the U-Net's."""
+    return UNet(num_classes, width) if name == "unet" else DeepLab(num_classes)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the search chooses."""
+
+    learning_rate: float
+    steps: int
+    augmentation: str  # "weak" or "strong"
+
+
+class Batch(NamedTuple):
+    """Labelled images, and unlabelled ones for the rows that use them."""
+
+    image: Tensor
+    mask: Tensor
+    unlabelled: Tensor | None = None
+
+
+class Objective(Protocol):
+    """What a step minimises; it may train networks of its own beside the student."""
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor: ...
+
+    def predictors(self, student: nn.Module) -> dict[str, Predictor]:
+        """Ways to label images: the first is the row's, the others are reported beside it."""
+        ...
+
+
+class Supervised:
+    """Cross-entropy and Dice on labelled images."""
+
+    def __init__(self, num_classes: int, steps: int, device: str) -> None:
+        pass
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        return segmentation_loss(student(batch.image), batch.mask)
+
+    def predictors(self, student: nn.Module) -> dict[str, Predictor]:
+        return {"": student}
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy plus soft Dice loss over the classes of the batch (Milletari et al. 2016), which keeps small parts.
+
+    Pixels of `IGNORE` count in neither.
+    """
+    counted = masks != IGNORE
+    truth = F.one_hot(masks * counted, logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
+    p = logits.softmax(1) * counted[:, None]
+    area = truth.sum((0, 2, 3))
+    dice = 2 * (p * truth).sum((0, 2, 3)) / (p.sum((0, 2, 3)) + area).clamp_min(1)
+    entropy = F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum") / counted.sum().clamp_min(1)
+    return entropy + (1 - dice)[area > 0].sum() / (area > 0).sum().clamp_min(1)
+
+
+def train(
+    student: nn.Module,
+    batches: Iterator[Batch],
+    settings: Settings,
+    schema: LabelSchema,
+    objective: Objective,
+    name: str = "training",
+) -> list[float]:
+    """Train in place with AdamW; the loss of every step."""
+    optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_up_and_cosine, steps=settings.steps))
+    student.train().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+    losses = []
+    bar = tqdm(islice(batches, settings.steps), name, settings.steps, unit="step", delay=2, leave=False)
+    for image, mask, unlabelled in bar:
+        image, mask = augment(image, mask, settings.augmentation, schema)
+        if unlabelled is not None:
+            unlabelled, _ = augment(unlabelled, torch.zeros_like(unlabelled[:, 0]), settings.augmentation, schema)
+        loss = objective(student, Batch(image, mask, unlabelled))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+    student.eval()
+    return losses
+
+
+def warm_up_and_cosine(step: int, steps: int) -> float:
+    """Factor of the learning rate: up over the first tenth of the steps, then down to 0 on a cosine."""
+    warm = max(1, steps // 10)
+    return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, steps - warm)))
+
+
+@torch.no_grad()
+def predict(predictor: Predictor, images: Tensor, device: str, batch_size: int = 50) -> Tensor:
+    """Masks uint8 [N, H, W] of images, on the CPU."""
+    parts = (predictor(network_input(part.to(device))).argmax(1) for part in images.split(batch_size))
+    return torch.cat([part.to("cpu", torch.uint8) for part in parts])
+
+
+def class_iou(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """IoU of each class over all images: sum of intersections / sum of unions, float64 [K].
+
+    Pooling over the images asks for no convention about a class that is absent from one of them. NaN for a class that
+    occurs in no prediction and no truth at all; means leave it out.
+
+    Example:
+        >>> class_iou(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
+        tensor([0.5000, 0.5000,    nan], dtype=torch.float64)
+    """
+    counted = truth != IGNORE
+    pairs = truth[counted].long() * num_classes + predicted[counted].long()
+    confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
+    both = confusion.diagonal()
+    return both / (confusion.sum(0) + confusion.sum(1) - both)
+
+
+def evaluate(predictor: Predictor, data: Labelled, num_classes: int, device: str) -> tuple[Tensor, Tensor]:
+    """IoU of each class, and the predicted masks."""
+    masks = predict(predictor, data.images, device)
+    return class_iou(masks, data.masks.cpu(), num_classes), masks

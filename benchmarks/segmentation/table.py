@@ -1,0 +1,125 @@
+"""Finished cells -> one report, its Markdown table, and a picture of predictions."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dsgan_datasets import LabelSchema, Sample
+from dsgan_datasets.pictures import overlay, sheet
+
+from .rows import ROWS
+
+Report = dict[str, Any]
+FULL_FLOOR = 0.8  # mean IoU of full supervision at 128 pixels
+
+
+def collect(cells: Path) -> Report:
+    """The report of a folder of cells.
+
+    Raises:
+        ValueError: the folder holds no finished cell.
+    """
+    rows: dict[str, Any] = {}
+    for name, row in ROWS.items():
+        finals = [json.loads(path.read_text()) for path in sorted(cells.glob(f"{name}.seed-*.json"))]
+        if finals:
+            rows[name] = {"title": row.title, "settings": finals[0]["settings"], "seeds": finals}
+    if not rows:
+        raise ValueError(f"{cells} holds no finished cell (ROW.seed-N.json): run the benchmark first")
+    return {**json.loads((cells / "configuration.json").read_text()), "rows": rows}
+
+
+def markdown(report: Report) -> str:
+    """The table: mean IoU and IoU of each class in %, mean ± standard deviation over the seeds."""
+    classes = [entry["name"] for entry in report["schema"]["classes"]]
+    lines = [_sizes(report), "", "| trained on | seeds | mean IoU | " + " | ".join(classes) + " |"]
+    lines.append("|---|" + "---|" * (len(classes) + 2))
+    for row in report["rows"].values():
+        for variant in row["seeds"][0]["iou"]:
+            title = row["title"] + (f"; {variant}" if variant else "")
+            measured = [cell["iou"][variant] for cell in row["seeds"]]
+            cells = [f"**{_spread([m['mean'] for m in measured])}**"]
+            cells += [_spread([m["classes"][i] for m in measured]) for i in range(len(classes))]
+            lines.append(f"| {title} | {len(measured)} | " + " | ".join(cells) + " |")
+    lines += ["", "; ".join(missed_floors(report)) or "No sanity floor was missed.", ""]
+    chosen = (f"`{name}` {_settings(row['settings'])}" for name, row in report["rows"].items())
+    return "\n".join([*lines, "Chosen on validation: " + "; ".join(chosen) + "."])
+
+
+def missed_floors(report: Report) -> list[str]:
+    """What says that an implementation, not a method, is at fault."""
+    mean = {name: statistics.mean(_means(row)) for name, row in report["rows"].items()}
+    missed = []
+    if report["size"] == 128 and mean.get("full", 1) < FULL_FLOOR:
+        missed.append(f"floor missed: full supervision reaches {mean['full']:.3f}, expected {FULL_FLOOR}")
+    for semi, few in (("semi", "few"), ("semi-real", "few-real")):
+        if semi in mean and few in mean and mean[semi] < mean[few]:
+            missed.append(f"floor missed: {semi} ({mean[semi]:.3f}) lies below {few} ({mean[few]:.3f})")
+    return missed
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of a table on a page of the documentation.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
+    begin, end = f"<!-- table {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} lacks the lines {begin.strip()} and {end}: the table goes between them")
+    page.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
+
+
+def picture(cells: Path, report: Report) -> Image.Image:
+    """Some test images: image, truth, and what the first seed of every row predicts."""
+    schema = LabelSchema.from_dict(report["schema"])
+    with np.load(cells / "examples.npz", allow_pickle=False) as held:
+        images, truth = held["images"], held["masks"]
+    columns = {"truth": truth}
+    for name, row in report["rows"].items():
+        columns[name] = np.load(cells / f"{name}.seed-{row['seeds'][0]['seed']}.npy", allow_pickle=False)
+    pictures, captions = [], []
+    for i, image in enumerate(images):
+        pixels = torch.from_numpy(image)
+        pictures.append([Image.fromarray(image.transpose(1, 2, 0))])
+        captions.append("image")
+        for name, masks in columns.items():
+            sample = Sample(image=pixels, mask=torch.from_numpy(masks[i]).long())
+            pictures.append([overlay(sample, schema, opacity=0.8)])
+            captions.append(name)
+    title = f"Test renders of {report['size']} pixels, student {report['student']}"
+    return sheet(pictures, captions, title, schema, columns=len(columns) + 1)
+
+
+def _means(row: dict[str, Any]) -> list[float]:
+    return [cell["iou"][""]["mean"] for cell in row["seeds"]]
+
+
+def _sizes(report: Report) -> str:
+    return (
+        f"{report['size']}² pixels, student {report['student']}"
+        + (f" (width {report['width']})" if report["student"] == "unet" else "")
+        + f", at most {report['steps']:,} steps of {report['batch_size']} images, checkpoint {report['checkpoint']} "
+        f"({report['fingerprint'][:8]}), {report['hardware']}; IoU in %, mean ± standard deviation over the seeds."
+    )
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return f"rate {settings['learning_rate']:g}, {settings['steps']:,} steps, {settings['augmentation']} augmentation"
+
+
+def _spread(values: list[float | None]) -> str:
+    """In %; a dash for a class that neither truth nor predictions hold."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{statistics.mean(known):.1f}" + (f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else "")

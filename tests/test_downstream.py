@@ -1,0 +1,330 @@
+"""The downstream benchmark, on a domain of coloured rectangles: its measures, its rows, and what it may read when."""
+
+from __future__ import annotations
+
+import doctest
+import functools
+import importlib
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, small_ensemble
+from PIL import Image
+
+from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
+from dsgan_datasets.annotations import export_annotations
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = (
+    "background", "skin", "neck", "ear", "nose", "brow", "eye_white", "iris", "upper_lip", "lower_lip", "mouth", "hair",
+    "beard", "clothes",
+)  # fmt: skip
+TRAIN, VALIDATION, TEST = 24, 4, 5
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def downstream() -> Any:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("downstream")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def segmentation(downstream: Any) -> Any:
+    names = ("data", "students", "rows", "semi", "clusters", "table", "augment")
+    return type("Modules", (), {name: sys.modules[f"segmentation.{name}"] for name in names})
+
+
+@pytest.fixture(scope="module")
+def domain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of renders: rectangles whose colour is their class."""
+    folder = tmp_path_factory.mktemp("domain")
+    (folder / "classes.json").write_text(json.dumps({"classes": [{"id": i, "name": n} for i, n in enumerate(NAMES)]}))
+    random = np.random.default_rng(0)
+    for shard, count in (("train-0000.tar", TRAIN), ("test-0000.tar", TEST)):
+        with tarfile.open(folder / shard, "w") as tar:
+            for i in range(count):
+                mask = np.zeros((128, 128), np.uint8)
+                for c in range(1, 14):
+                    top, left = random.integers(0, 96, 2)
+                    mask[top : top + 32, left : left + 32] = c
+                image = np.stack([mask * 19, 255 - mask * 9, mask * 7], 2)
+                for kind, array, form in (("jpg", image, "JPEG"), ("seg.png", mask, "PNG")):
+                    data = io.BytesIO()
+                    Image.fromarray(array).save(data, form)
+                    member = tarfile.TarInfo(f"{i:06d}.{kind}")
+                    member.size = len(data.getvalue())
+                    tar.addfile(member, io.BytesIO(data.getvalue()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def annotator(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An annotator that has learned nothing: its masks are a function of the image all the same."""
+    module = sys.modules["annotator"]
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("annotator") / "annotator.safetensors"
+    module.save_annotator(module.Annotator((4, 8)), path, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 16-pixel generator whose frames are enlarged to 64, with the classes of the demo."""
+    generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
+    ensemble = small_ensemble(sum(generator.feature_channels), classes=12)
+    schema = LabelSchema(sys.modules["annotator"].CLASSES)
+    labeled = LabeledGenerator(generator, ensemble, schema, Recipe(psi=0.9, size=(64, 64)))
+    path = tmp_path_factory.mktemp("checkpoint")
+    calibrate(labeled, 20, reject_fraction=0.2).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def small(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that takes long, made small."""
+    rows = segmentation.rows
+    monkeypatch.setattr(rows, "VALIDATION", VALIDATION)
+    monkeypatch.setattr(rows, "CANDIDATES", 40)
+    monkeypatch.setattr(rows, "LEVEL_DRAWS", 8)
+    monkeypatch.setattr(segmentation.clusters, "SAMPLES", 8)
+    monkeypatch.setattr(rows, "fit_interpreter", functools.partial(rows.fit_interpreter, steps=5, pixels_per_image=50))
+    monkeypatch.setattr(rows, "calibrate", functools.partial(rows.calibrate, num_samples=20))
+
+
+@pytest.fixture
+def sources(segmentation: Any, domain: Path, checkpoint: Path, annotator: Path, small: None) -> Any:
+    return segmentation.rows.Sources(domain, str(checkpoint), annotator, size=64, batch_size=4, uses=2)
+
+
+def run(downstream: Any, domain: Path, out: Path, *words: str) -> int:
+    command = ["run", "--domain", str(domain), "--out", str(out), "--width", "4", "--batch-size", "4", "--steps", "4"]
+    status: int = downstream.main([*command, "--seeds", "2", "--uses", "2", *words])
+    return status
+
+
+# ------------------------------------------------------------------------------------------------------- measures
+
+
+def test_iou_is_the_hand_computed_one(segmentation: Any) -> None:
+    truth = torch.tensor([[[0, 0, 1], [1, 1, 255]], [[0, 0, 0], [0, 0, 0]]])
+    predicted = torch.tensor([[[0, 1, 1], [1, 0, 2]], [[0, 0, 0], [0, 0, 1]]])
+    # pixels: 0->0 six, 0->1 two, 1->1 two, 1->0 one; the last of the first image is ignored, so nobody sees class 2
+    iou = segmentation.students.class_iou(predicted, truth, 4)
+    assert iou[:2].tolist() == [6 / 9, 2 / 5] and iou[2:].isnan().all()
+    assert iou.nanmean().item() == pytest.approx((6 / 9 + 2 / 5) / 2)
+
+
+def test_docstring_examples(segmentation: Any) -> None:
+    results = [doctest.testmod(getattr(segmentation, name)) for name in ("students", "semi")]
+    assert all(r.attempted and not r.failed for r in results), results
+
+
+def test_the_loss_does_not_see_ignored_pixels(segmentation: Any) -> None:
+    logits, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+    masks[:, :4] = segmentation.data.IGNORE
+    changed = logits.clone()
+    changed[:, :, :4] += torch.randn(2, 3, 4, 8)
+    loss = segmentation.students.segmentation_loss
+    assert torch.equal(loss(logits, masks), loss(changed, masks))
+    assert loss(logits, torch.full_like(masks, segmentation.data.IGNORE)).item() == 0
+
+
+@pytest.mark.parametrize("strength", ["weak", "strong"])
+def test_image_and_mask_move_together(segmentation: Any, strength: str) -> None:
+    masks = torch.zeros(32, 64, 64, dtype=torch.uint8)
+    masks[:, 8:40, 4:30] = 1
+    images = (masks[:, None] * 200).expand(-1, 3, -1, -1)
+    x, moved = segmentation.augment.augment(images, masks, strength, LabelSchema(("none", "thing")))
+    assert (moved != masks).any(0).any() and x.abs().max() <= 1
+    grey, thing = x.mean(1), moved == 1
+    inside = (grey * thing).sum((1, 2)) / thing.sum((1, 2))
+    outside = (grey * ~thing).sum((1, 2)) / (~thing).sum((1, 2))
+    assert (inside > outside + 0.3).all()
+
+
+def test_self_training_honours_gamma(segmentation: Any) -> None:
+    semi = segmentation.semi
+    logits, scores = torch.randn(4, 3, 5, 5), torch.tensor([0.2, 0.59, 0.6, 0.95])
+    targets = semi.self_training_targets(logits, scores, 0.6)
+    assert (targets[:2] == segmentation.data.IGNORE).all()
+    assert torch.equal(targets[2:], logits[2:].argmax(1))
+
+
+def test_mlmt_takes_absent_classes_out_but_never_the_background(segmentation: Any) -> None:
+    logits = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1)
+    label = lambda *present: segmentation.semi.deactivate(logits, torch.tensor([present]), 0.2).argmax(1).item()  # noqa: E731
+    assert (label(0.9, 0.9, 0.9), label(0.9, 0.9, 0.1), label(0.0, 0.1, 0.1)) == (2, 1, 0)
+
+
+def test_k_means_finds_clouds_and_names_them(segmentation: Any) -> None:
+    random = torch.Generator().manual_seed(0)
+    owner = torch.arange(300) % 3
+    points = torch.eye(3)[owner] * 10 + torch.randn(300, 3, generator=random)
+    centers = segmentation.clusters.k_means(points, 3, random)
+    found = segmentation.clusters.assign(points, centers)
+    truth = owner + 1
+    truth[:50] = segmentation.data.IGNORE
+    classes = segmentation.clusters.majority_class(found, truth, 3, 4)
+    assert torch.equal(classes[found], owner + 1)
+
+
+def test_renders_have_the_checkpoints_classes(segmentation: Any, sources: Any, domain: Path) -> None:
+    assert sources.training.images.shape == (TRAIN - VALIDATION, 3, 64, 64) and sources.validation.count == VALIDATION
+    assert sources.training.masks.max() == 11  # 14 rendered classes, merged to 12
+    fine = segmentation.data.read_renders([domain / "test-0000.tar"], LabelSchema(NAMES), 128)
+    merged = segmentation.data.read_renders([domain / "test-0000.tar"], sources.schema, 128)
+    assert torch.equal(torch.from_numpy(segmentation.data.MERGE)[fine.masks.long()], merged.masks)
+    with pytest.raises(ValueError, match="background, skin"):
+        segmentation.data.read_renders([domain / "test-0000.tar"], LabelSchema(("cat", "dog")), 128)
+
+
+def test_reused_samples_come_from_the_ring(segmentation: Any) -> None:
+    made: list[int] = []
+
+    def samples() -> Any:
+        while True:
+            made.append(len(made))
+            yield torch.full((2, 3, 1, 1), made[-1]), torch.full((2, 1, 1), made[-1])
+
+    batches = segmentation.rows.reused(samples(), batch_size=8, uses=4, seed=0)
+    for _ in range(20):
+        image, mask = next(batches)
+        assert image.shape == (8, 3, 1, 1) and torch.equal(image[:, 0], mask)
+    assert len(made) == 20 + 4  # two new samples a step, after a first stock
+
+
+# ----------------------------------------------------------------------------------------------------------- rows
+
+
+def test_every_row_trains(segmentation: Any, sources: Any) -> None:
+    """Right shapes, right number of unlabelled images, and a loss that falls."""
+    students, k = segmentation.students, sources.schema.num_classes
+    for name, row in segmentation.rows.ROWS.items():
+        torch.manual_seed(0)
+        batches = row.batches(sources, 0)
+        image, mask, unlabelled = next(batches)
+        assert image.shape == (4, 3, 64, 64) and image.dtype == torch.uint8 and mask.shape == (4, 64, 64), name
+        assert (unlabelled is None) == ("semi" not in name) and (mask[mask != 255] < k).all(), name
+        assert unlabelled is None or unlabelled.shape == image.shape
+        assert (mask == 255).any() == (name == "ignore"), name
+        network, objective = students.UNet(k, 4), row.objective(k, 12, "cpu")
+        losses = students.train(network, batches, students.Settings(1e-2, 12, "weak"), sources.schema, objective)
+        batches.close()
+        assert len(losses) == 12 and sum(losses[-3:]) < 0.97 * sum(losses[:3]), (name, losses)
+        for predictor in objective.predictors(network).values():
+            assert students.predict(predictor, image, "cpu").shape == (4, 64, 64)
+
+
+def test_a_person_may_annotate(segmentation: Any, sources: Any, tmp_path: Path) -> None:
+    labeled = sources.labeled
+    export_annotations(labeled.generator, labeled.schema, tmp_path, num=3, candidates=8, recipe=labeled.recipe)
+    (tmp_path / "masks").mkdir(exist_ok=True)
+    drawn = np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) // 6
+    for image in (tmp_path / "images").glob("*.png"):
+        Image.fromarray(drawn).save(tmp_path / "masks" / image.name)
+    sources.annotator = tmp_path
+    assert torch.equal(sources.annotated(2).masks, torch.from_numpy(drawn).long().expand(2, -1, -1))
+    with pytest.raises(ValueError, match="holds 3 annotated images, not 16"):
+        _ = sources.annotated_images
+
+
+def test_deeplab_is_a_student(segmentation: Any) -> None:
+    student = segmentation.students.build_student("deeplabv3", 12, 16).eval()
+    assert student(torch.zeros(1, 3, 64, 64)).shape == (1, 12, 64, 64)
+
+
+# ---------------------------------------------------------------------------------------------------------- cells
+
+
+def test_cells_resume_and_the_test_set_waits(
+    downstream: Any, segmentation: Any, domain: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, events = tmp_path / "cells", []
+    train, read = downstream.train, segmentation.rows.read_renders
+
+    def counting(*args: Any) -> Any:
+        events.append("train")
+        return train(*args)
+
+    def reading(shards: list[Path], *args: Any) -> Any:
+        events.append(shards[0].name)
+        return read(shards, *args)
+
+    monkeypatch.setattr(downstream, "train", counting)
+    monkeypatch.setattr(segmentation.rows, "read_renders", reading)
+    rows = ("--rows", "few-real", "full")
+    assert run(downstream, domain, out, *rows, "--minutes", "0") == 0 and events == []
+    assert run(downstream, domain, out, *rows) == 0
+    assert events.count("train") == 2 * (5 + 2)
+    assert [e for e in events if e != "train"] == ["train-0000.tar", "test-0000.tar"]  # each is read once
+    assert events[: events.index("test-0000.tar")].count("train") == 2 * 5 + 1  # all searches, and the first seed
+
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert not [path for path in before if path.name.endswith(".tmp")]
+    (out / "full.seed-1.json").unlink()
+    events.clear()
+    assert run(downstream, domain, out, *rows) == 0 and events.count("train") == 1
+    cell, again = json.loads(before[out / "full.seed-1.json"]), json.loads((out / "full.seed-1.json").read_text())
+    assert cell["iou"] == again["iou"]  # equal seeds, equal students
+
+    events.clear()
+    assert run(downstream, domain, out, *rows) == 0 and events == []
+    assert run(downstream, domain, out, *rows, "--size", "128") == 1 and events == []  # other cells live here
+
+    best = max(range(5), key=lambda i: json.loads((out / f"full.search-{i}.json").read_text())["iou"][""]["mean"])
+    assert json.loads((out / f"full.search-{best}.json").read_text())["settings"] == cell["settings"]
+    check_table(downstream, out, tmp_path)
+
+
+def check_table(downstream: Any, cells: Path, scratch: Path) -> None:
+    page, result, image = scratch / "page.md", scratch / "downstream.json", scratch / "picture.png"
+    page.write_text("before\n<!-- table downstream.json -->\nold\n<!-- end of downstream.json -->\nafter\n")
+    words = ["table", "--cells", str(cells), "--json", str(result), "--docs", str(page), "--picture", str(image)]
+    assert downstream.main(words) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    means = [100 * json.loads((cells / f"full.seed-{s}.json").read_text())["iou"][""]["mean"] for s in (0, 1)]
+    mean, deviation = sum(means) / 2, abs(means[0] - means[1]) / 2**0.5
+    assert f"| 2 | **{mean:.1f} ± {deviation:.1f}** |" in text
+    with Image.open(image) as picture:
+        assert picture.width > 4 * 64
+    page.write_text("no marks")
+    assert downstream.main(["table", "--json", str(result), "--docs", str(page)]) == 1
+
+
+def test_the_search_refuses_a_test_set_in_memory(downstream: Any, sources: Any, tmp_path: Path) -> None:
+    assert sources.test.count == TEST
+    with pytest.raises(AssertionError, match="test set"):
+        downstream.search(downstream.Cells(tmp_path, {}), "full", sources, "unet", 4, 4)
+
+
+def test_floors(segmentation: Any) -> None:
+    def report(size: int, **means: float) -> dict[str, Any]:
+        return {"size": size, "rows": {n: {"seeds": [{"iou": {"": {"mean": m}}}]} for n, m in means.items()}}
+
+    missed = segmentation.table.missed_floors
+    assert missed(report(64, full=0.7, few=0.3, semi=0.4)) == []
+    assert len(missed(report(128, full=0.7, few=0.3, semi=0.2))) == 2
+
+
+def test_mistakes_are_lines_not_tracebacks(
+    downstream: Any, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(downstream, domain, tmp_path, "--rows", "few") == 1
+    assert run(downstream, tmp_path / "nowhere", tmp_path / "cells", "--rows", "full") == 1
+    assert run(downstream, domain, tmp_path, "--rows", "full", "--uses", "3") == 1
+    errors = capsys.readouterr().err
+    assert errors.count("downstream: ") == 3 and "Traceback" not in errors
+    assert "--annotator" in errors and "--domain" in errors and "--uses" in errors
