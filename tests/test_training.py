@@ -155,7 +155,7 @@ def test_standardising_folds_into_the_first_layer(unfiltered: LabeledGenerator) 
     assert torch.allclose(mean, pixels.features.mean(0), atol=1e-5)
     assert torch.allclose(std, pixels.features.std(0, correction=0), rtol=1e-4)
     shifted = dataclasses.replace(pixels, features=(pixels.features - mean) / std)
-    settings = Settings(members=2, steps=30, dtype="float32")
+    settings = Settings(members=2, steps=30, dtype="float32", standardize=True)
     plain = train_ensemble(pixels, RECIPE, settings, torch.Generator().manual_seed(3))
     by_hand = train_ensemble(
         shifted, RECIPE, dataclasses.replace(settings, standardize=False), torch.Generator().manual_seed(3)
