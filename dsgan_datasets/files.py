@@ -24,6 +24,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
         _flush_folder(path.parent)
+    except FileNotFoundError as error:
+        problem = "the folder is not there, or something removed the file while it was written (another process?)"
+        raise FileNotFoundError(error.errno, problem, os.fspath(path)) from error
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}, nothing was written", os.fspath(path)) from error
     finally:

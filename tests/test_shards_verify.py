@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import torch
 from conftest import SCHEMA, small_ensemble, small_labeled
 from test_shards import content
 
-from dsgan_datasets import LabeledGenerator, ShardError, verify_shards, write_shards
+from dsgan_datasets import LabeledGenerator, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.shards import Encoding, Folder, Manifest, load_generator_of, repair_shards
 from dsgan_datasets.tools.cli import main
 
@@ -209,7 +211,7 @@ def test_the_command_finds_the_checkpoint_and_mends(tmp_path: Path, capsys: pyte
     write_shards(coarse, shards, range(4), samples_per_shard=2)
     reference = content(shards)
     assert main(["shards", "verify", str(shards)]) == 0
-    assert "as they were written" in capsys.readouterr().out
+    assert "as the manifest says" in capsys.readouterr().out
     lose(shards)
     assert main(["shards", "verify", str(shards)]) == 1
     captured = capsys.readouterr()
@@ -230,3 +232,127 @@ def test_a_checkpoint_that_is_not_built_in_must_be_named(
     assert load_generator_of(folder, saved, device="cpu").fingerprint == filtered.fingerprint
     with pytest.raises(ShardError, match="has other weights"):
         load_generator_of(folder, "demo-faces", device="cpu")
+
+
+def forge(folder: Path, **changes: object) -> None:
+    """Change the manifest as somebody would who knows how its digest is made; `shard__x` is x of the second shard."""
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["digest"]
+    for name, value in changes.items():
+        target = data["shards"][1] if name.startswith("shard__") else data
+        target[name.removeprefix("shard__")] = value
+    data["digest"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shard__name": "../elsewhere/shard-000001.tar"},
+        {"shard__name": "/etc/passwd"},
+        {"shard__name": 5},
+        {"shard__offsets": [0, 20480, 5, 30720]},
+        {"shard__offsets": [float("nan")] * 4},
+        {"shard__offsets": [0, 1, 2, 10**18]},
+        {"shard__bytes": -1},
+        {"shard__count": 2},
+        {"shard__sha256": "x"},
+        {"shard__score": "high"},
+        {"shard__pixels": "a"},
+        {"shard__pixels": [1]},
+        {"shard__attempts": {"3": 10**40}},
+        {"shard__more": 1},
+        {"shards": "none"},
+        {"shards": []},
+        {"fingerprint": None},
+        {"license": 5},
+        {"weights": None},
+        {"made_with": 3},
+        {"image_size": [10**9, 10**9]},
+        {"num_samples": 10**30},
+        {"start": 2**63 - 1},
+        {"schema": []},
+        {"recipe": {"psi": "x"}},
+        {"encoding": {"image_format": "gif"}},
+    ],
+)
+def test_a_forged_manifest_is_refused(
+    folder: Path, changes: dict[str, object], capfd: pytest.CaptureFixture[str]
+) -> None:
+    forge(folder)
+    assert verify_shards(folder) == []  # a forger who changes nothing is let through
+    forge(folder, **changes)
+    for read in (verify_shards, ShardMapDataset):
+        with pytest.raises(ShardError, match=r"manifest\.json is damaged \(.*get the original again"):
+            read(folder)
+    assert main(["export", str(folder), str(folder / "out"), "--format", "folder"]) == 1
+    assert main(["shards", "verify", str(folder)]) == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_lost_manifest_is_made_again(folder: Path, filtered: LabeledGenerator) -> None:
+    reference = content(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ShardError, match="running the same command again makes the manifest again"):
+        verify_shards(folder)
+    again = {"samples_per_shard": 3, "encoding": Encoding(latent=True)}
+    with pytest.raises(ShardError, match=r"already holds shard-000000\.tar.*which these arguments do not make"):
+        write_shards(filtered, folder, range(7), seed=1, **again)  # type: ignore[arg-type]
+    flip_a_bit(folder)
+    changed = content(folder)
+    with pytest.raises(ShardError, match=r"shard-000000\.tar is there already, with other bytes"):
+        write_shards(filtered, folder, range(7), **again)  # type: ignore[arg-type]
+    assert (folder / FIRST).read_bytes() == changed[FIRST]  # perhaps it is somebody's
+    (folder / FIRST).unlink()
+    write_shards(filtered, folder, range(7), **again)  # type: ignore[arg-type]
+    assert content(folder) == reference
+
+
+def test_writing_again_restores_the_index(folder: Path, filtered: LabeledGenerator) -> None:
+    reference = content(folder)
+    lose_the_index(folder)
+    write_shards(filtered, folder, range(7), samples_per_shard=3, encoding=Encoding(latent=True))
+    assert content(folder) == reference
+
+
+def test_what_the_command_says_of_repairs(
+    folder: Path,
+    filtered: LabeledGenerator,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = tmp_path_factory.mktemp("checkpoint") / "c"
+    filtered.save_pretrained(checkpoint)
+    duplicate(folder)
+    lose(folder)
+    (folder / "holiday.tar").write_bytes(b"my pictures")
+    words = ["shards", "verify", str(folder)]
+    assert main(words) == 1
+    assert "removes copies" in capsys.readouterr().err
+    assert main([*words, "--repair", str(checkpoint)]) == 1  # the stranger is left
+    out, err = capsys.readouterr()
+    assert "shard-000000 (copy).tar: removed" in out and f"{FIRST}: made again" in out and "move them elsewhere" in err
+    assert main(words) == 1
+    assert "--repair" not in capsys.readouterr().err
+
+
+def test_places_that_are_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("x")
+    assert main(["shards", "verify", str(tmp_path / "file")]) == 1
+    assert "is a file: name the folder" in capsys.readouterr().err
+    assert main(["shards", "verify", ""]) == 1
+    assert "is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--num-samples", str(10**23), "--shard-range", "0:1"],
+        ["--num-samples", "3", "--start", str(2**63 - 1)],
+        ["--num-samples", "3", "--quality", "50"],
+    ],
+)
+def test_counts_beyond_all_bounds(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", "write", "demo-faces", str(tmp_path / "out"), "--device", "cpu", *words]) == 1
+    assert capsys.readouterr().err.startswith("dsgan: error: ") and not (tmp_path / "out").exists()

@@ -36,7 +36,8 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         metavar="CHECKPOINT",
         nargs="?",
         const=_BUILT_IN,
-        help="make damaged and missing shards again; without CHECKPOINT a built-in one with the recorded weights",
+        help="make damaged and missing shards again, remove copies under other names; without CHECKPOINT it is the "
+        "built-in one with the recorded weights",
     )
     verify.add_argument(
         "--strict", action="store_true", help="repair: take nothing but the recorded bytes, from whatever machine"
@@ -52,10 +53,11 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     write.add_argument("--num-samples", type=options.count, required=True, help="samples in all")
     write.add_argument("--samples-per-shard", type=options.count, default=1000, help="(default: 1000)")
     write.add_argument("--start", type=int, default=0, help="index of the first sample (default: 0)")
-    write.add_argument("--shard-range", type=_shard_range, metavar="A:B", help="write only shards A … B-1 of them")
+    ranges = "write only shards A … B-1 of them; B may lie beyond the last"
+    write.add_argument("--shard-range", type=_shard_range, metavar="A:B", help=ranges)
     what = write.add_argument_group("what a record holds beside mask and facts")
     what.add_argument("--image-format", choices=("png", "jpg"), default="png", help="(default: png, lossless)")
-    what.add_argument("--quality", type=options.count, default=95, help="of JPEG, 1 … 100 (default: 95)")
+    what.add_argument("--quality", type=options.count, help="of JPEG, 1 … 100 (default: 95)")
     what.add_argument("--uncertainty", action="store_true", help="also the per-pixel uncertainty, 16-bit PNG")
     what.add_argument("--latent", action="store_true", help="also z, as .npy")
     what.add_argument("--parts", action="store_true", help="also box, area and COCO run-length code of every class")
@@ -76,13 +78,15 @@ def _shard_range(text: str) -> tuple[int, int]:
 
 def run_write(args: argparse.Namespace) -> None:
     """Generate and write."""
+    if args.quality is not None and args.image_format != "jpg":
+        raise ValueError("--quality is that of JPEG: say --image-format jpg too, or leave it out; PNG is lossless")
     paths = write_shards(
         options.load(args),
         args.out,
         range(args.start, args.start + args.num_samples),
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
-        encoding=Encoding(args.image_format, args.quality, args.uncertainty, args.latent, args.parts),
+        encoding=Encoding(args.image_format, args.quality or 95, args.uncertainty, args.latent, args.parts),
         shard_range=args.shard_range,
         workers=args.workers,
         engine=args.engine,
@@ -103,12 +107,18 @@ def run_verify(args: argparse.Namespace) -> int:
     problems = verify_shards(args.out)
     for problem in problems:
         print(problem)
-    if problems and args.repair is not None:
+    strangers = [problem for problem in problems if problem.kind == "foreign"]
+    if len(strangers) < len(problems) and args.repair is not None:
         labeled = load_generator_of(args.out, args.repair or None, device=args.device)
-        problems = repair_shards(args.out, labeled, strict=args.strict)
-        print(f"repaired; {len(problems)} files that are not of this set were left alone" if problems else "repaired")
-    elif problems:
-        print(f"{len(problems)} problems; --repair makes shards again", file=sys.stderr)
-    else:
-        print(f"all shards are as they were written: {Folder(args.out)}")
+        strangers = repair_shards(args.out, labeled, strict=args.strict)
+        for problem in problems:
+            if problem.kind != "foreign":
+                print(f"{problem.name}: {'removed' if problem.kind == 'duplicate' else 'made again'}")
+        problems = strangers
+    elif len(strangers) < len(problems):
+        print("--repair makes damaged and missing shards again, and removes copies", file=sys.stderr)
+    if strangers:
+        print(f"{len(strangers)} tars are not of this set: move them elsewhere", file=sys.stderr)
+    if not problems:
+        print(f"all shards are as the manifest says: {Folder(args.out)}")
     return 1 if problems else 0

@@ -36,6 +36,8 @@ class Folder:
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
+        if not os.fspath(location).strip():
+            raise ValueError("the path of the folder of shards is empty")
         self.location = os.fspath(location).rstrip("/") or "/"
         if self.location.startswith("pipe:"):
             raise ValueError(f"{self.location!r}: shards are never read through a command; give a path or a URL")
@@ -48,6 +50,8 @@ class Folder:
             raise ValueError(f"cannot reach {self.location}: {error}") from error
         if isinstance(self._files, LocalFileSystem):
             self.location = self._path  # absolute: processes elsewhere have another working directory
+            if Path(self._path).is_file():
+                raise ValueError(f"{self.location} is a file: name the folder that the shards are in")
         self._process = os.getpid()
 
     @property

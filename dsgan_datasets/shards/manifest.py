@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -30,6 +33,8 @@ WIDS_INDEX = "wids.json"
 #: While a set is being written: the plan, and an entry for each finished shard.
 UNFINISHED = ".unfinished"
 _FORMAT = {"format": "dsgan-shards", "version": 1}
+#: Bounds of what a manifest may claim: pixels of a side, draws of an index.
+_LONGEST_SIDE, _MOST_ATTEMPTS = 65_536, 2**32
 
 
 class ShardError(ValueError):
@@ -72,7 +77,16 @@ class Plan:
         check_seed(self.seed)
         for name, lowest in (("start", 0), ("num_samples", 1), ("samples_per_shard", 1)):
             object.__setattr__(self, name, integer(name, getattr(self, name), lowest, MAX_INDEX))
-        object.__setattr__(self, "image_size", (int(self.image_size[0]), int(self.image_size[1])))
+        if (last := self.start + self.num_samples - 1) > MAX_INDEX:
+            raise ValueError(f"the last sample would have the index {last}, the largest one is {MAX_INDEX}")
+        height, width = (integer("image_size", side, 1, _LONGEST_SIDE) for side in self.image_size)
+        object.__setattr__(self, "image_size", (height, width))
+        for name in ("fingerprint", "license"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a text, not {getattr(self, name)!r}")
+        for name in ("weights", "made_with"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} must be an object, not {getattr(self, name)!r}")
 
     @classmethod
     def of(
@@ -80,7 +94,7 @@ class Plan:
     ) -> Plan:
         """The plan to write these samples, here and with these versions."""
         if not isinstance(indices, range) or indices.step != 1 or not indices or indices.start < 0:
-            raise ValueError(f"indices must be a range of step 1 with something in it, from 0 on; not {indices}")
+            raise ValueError(f"indices must be a range of step 1 that begins at 0 or above and is not empty: {indices}")
         return cls(
             fingerprint=labeled.fingerprint,
             weights=labeled.weights,
@@ -90,7 +104,7 @@ class Plan:
             image_size=labeled.image_size,
             seed=seed,
             start=indices.start,
-            num_samples=len(indices),
+            num_samples=indices.stop - indices.start,  # which may be too many for len()
             samples_per_shard=samples_per_shard,
             encoding=encoding,
             made_with=environment(labeled.device),
@@ -109,6 +123,23 @@ class Plan:
         """Indices of the samples in a shard."""
         first = self.start + number * self.samples_per_shard
         return range(first, min(first + self.samples_per_shard, self.start + self.num_samples))
+
+    def check(self, number: int, shard: Shard) -> None:
+        """ValueError if that cannot be the record of this shard: readers go where it says."""
+        indices, offsets, ends = self.indices(number), shard.offsets, (0, shard.bytes)
+        facts = (shard.name, shard.first, shard.last, shard.count)
+        expected = (self.name(number), indices[0], indices[-1], len(indices))
+        rising = [integer("offset", offset, *ends) for offset in offsets] == sorted(set(offsets))
+        if facts != expected:
+            raise ValueError(f"shard {number} must be {expected} (name, first, last, count), not {facts}")
+        if len(offsets) != len(indices) + 1 or offsets[0] != 0 or not rising:
+            raise ValueError(f"{shard.name}: its {len(offsets)} offsets do not rise from 0 to the end of the file")
+        if len(shard.pixels) != self.schema.num_classes:
+            raise ValueError(
+                f"{shard.name}: pixels of {len(shard.pixels)} classes, there are {self.schema.num_classes}"
+            )
+        if not all(i in indices and 0 <= attempt < _MOST_ATTEMPTS for i, attempt in shard.attempts.items()):
+            raise ValueError(f"{shard.name}: attempts of samples that are not in it, or too many of them")
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -196,12 +227,13 @@ class Shard:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Shard:
         """Inverse of `to_dict`."""
-        attempts = {int(i): int(a) for i, a in data["attempts"].items()}
-        plain = {**data, "attempts": attempts, "offsets": tuple(data["offsets"]), "pixels": tuple(data["pixels"])}
-        shard = cls(**plain)
-        if len(shard.offsets) != shard.count + 1 or shard.last - shard.first + 1 != shard.count:
-            raise ValueError(f"{shard.name}: {shard.count} samples, but {len(shard.offsets)} offsets")
-        return shard
+        attempts = {int(i): integer("attempt", a, 0) for i, a in data["attempts"].items()}
+        pixels = tuple(integer("pixels", n, 0) for n in data["pixels"])
+        plain = {**data, "attempts": attempts, "offsets": tuple(data["offsets"]), "pixels": pixels}
+        plain |= {name: integer(name, data[name], 0) for name in ("first", "last", "count", "bytes")}
+        if not re.fullmatch("[0-9a-f]{64}", data["sha256"]) or not math.isfinite(data["score"]):
+            raise ValueError(f"sha256 {data['sha256']!r} or score {data['score']!r} of {data['name']!r} is none")
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -242,18 +274,18 @@ class Manifest:
         if {name: data.get(name) for name in _FORMAT} != _FORMAT:
             raise ShardError(
                 f"{where} is no manifest of version {_FORMAT['version']} of the {_FORMAT['format']} format "
-                f"(format {data.get('format')!r}, version {data.get('version')!r})"
+                f"(format {data.get('format')!r}, version {data.get('version')!r}): {_WAY_BACK}"
             )
         digest = data.pop("digest", None)
         if digest != _digest(data):
-            raise ShardError(
-                f"{where} was changed since it was written: get the original again, or remove it and all shards and "
-                "write them anew"
-            )
-        try:
-            return cls(Plan.from_dict(data), tuple(map(Shard.from_dict, data["shards"])))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ShardError(f"{where} is damaged: {error!r}") from error
+            raise ShardError(f"{where} was changed since it was written: {_WAY_BACK}")
+        with _damage_of(where):
+            plan, shards = Plan.from_dict(data), tuple(map(Shard.from_dict, data["shards"]))
+            if len(shards) != plan.num_shards:
+                raise ValueError(f"it lists {len(shards)} shards of {plan.num_shards}")
+            for number, shard in enumerate(shards):
+                plan.check(number, shard)
+            return cls(plan, shards)
 
     @classmethod
     def read(cls, folder: Folder) -> Manifest:
@@ -266,7 +298,7 @@ class Manifest:
         try:
             content = folder.read(MANIFEST)
         except FileNotFoundError:
-            hint = "it is no folder of shards that `dsgan shards write` made"
+            hint = "was it made by `dsgan shards write`? If so, running the same command again makes the manifest again"
             if "plan.json" in folder.names(UNFINISHED):
                 hint = "its writing was not finished: run the same `dsgan shards write` command again"
             raise ShardError(f"{folder} has no {MANIFEST}: {hint}") from None
@@ -298,10 +330,8 @@ class Progress:
         except FileNotFoundError:
             return None
         where = self.folder.at(f"{UNFINISHED}/plan.json")
-        try:
+        with _damage_of(where):
             return Plan.from_dict(parse_json(content, where))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ShardError(f"{where} is damaged: {error!r}") from error
 
     def write_plan(self, plan: Plan) -> None:
         """Begin a set."""
@@ -315,13 +345,14 @@ class Progress:
         """What is recorded of finished shards, by name."""
         names = set(self.folder.names(UNFINISHED))
         found = {}
-        for name in map(plan.name, range(plan.num_shards)):
+        for number, name in enumerate(map(plan.name, range(plan.num_shards))):
             if f"{name}.json" in names:
                 where = f"{UNFINISHED}/{name}.json"
-                try:
-                    found[name] = Shard.from_dict(parse_json(self.folder.read(where), where))
-                except (FileNotFoundError, KeyError, TypeError, ValueError, AttributeError):
-                    continue  # as good as none: the shard is made again
+                # A damaged entry is as good as none: the shard is made again.
+                with suppress(FileNotFoundError, ShardError), _damage_of(where):
+                    shard = Shard.from_dict(parse_json(self.folder.read(where), where))
+                    plan.check(number, shard)
+                    found[name] = shard
         return found
 
     def clear(self) -> None:
@@ -334,10 +365,29 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ShardError(f"{where} is damaged: {error}") from error
+        raise ShardError(f"{where} is damaged ({error}): {_WAY_BACK}") from error
     if not isinstance(data, dict):
-        raise ShardError(f"{where} is damaged: it holds {type(data).__name__}, not an object")
+        raise ShardError(f"{where} is damaged (it holds {type(data).__name__}, not an object): {_WAY_BACK}")
     return data
+
+
+#: What helps with any damage of a manifest or a plan.
+_WAY_BACK = "get the original again, or remove it and run the same `dsgan shards write` command, which makes it again"
+
+
+@contextmanager
+def _damage_of(where: str) -> Iterator[None]:
+    """Whatever wrong content does to the code that reads it is a ShardError."""
+    try:
+        yield
+    except ShardError:
+        raise
+    except KeyError as error:
+        raise ShardError(f"{where} is damaged ({error.args[0]!r} is missing): {_WAY_BACK}") from error
+    except (TypeError, AttributeError) as error:
+        raise ShardError(f"{where} is damaged (a value has the wrong type): {_WAY_BACK}") from error
+    except (ValueError, OverflowError) as error:
+        raise ShardError(f"{where} is damaged ({error}): {_WAY_BACK}") from error
 
 
 def _digest(data: Mapping[str, Any]) -> str:

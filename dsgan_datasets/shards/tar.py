@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
+import json
 import tarfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.manifest import Shard
+
+#: How far a tar that may be anybody's is read: files, and bytes of a description.
+_FILES_OF_A_RECORD, _LONGEST_DESCRIPTION = 8, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,21 @@ def read_record(folder: Folder, shard: Shard, number: int) -> dict[str, bytes]:
     except tarfile.TarError as error:
         raise ValueError(f"no record {key} at bytes {start} … {end}: {error}") from error
     return files
+
+
+def first_description(folder: Folder, name: str) -> dict[str, Any]:
+    """What the first record of a tar says of itself (its .json); empty if there is none, or the tar is damaged."""
+    with (
+        suppress(tarfile.TarError, OSError, EOFError, ValueError),
+        folder.open(name) as file,
+        tarfile.open(fileobj=file, mode="r|") as tar,
+    ):
+        for entry in itertools.islice(tar, _FILES_OF_A_RECORD):
+            content = tar.extractfile(entry) if entry.name.endswith(".json") else None
+            if content is not None:
+                found = json.loads(content.read(_LONGEST_DESCRIPTION))
+                return found if isinstance(found, dict) else {}
+    return {}
 
 
 def sha256(folder: Folder, name: str) -> str:

@@ -17,7 +17,7 @@ from dsgan_datasets.samples import Sample
 from dsgan_datasets.shards.codec import Encoding, pixel_counts, record
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, Plan, Progress, Shard, ShardError, numbers_of
-from dsgan_datasets.shards.tar import sha256, write_tar
+from dsgan_datasets.shards.tar import first_description, sha256, write_tar
 
 Engine = Literal["local", "ray"]
 Approve = Callable[[Shard], None]
@@ -107,10 +107,10 @@ def agree(folder: Folder, plan: Plan) -> dict[str, Shard]:
         _check_same(folder, plan, manifest.plan)
         return manifest.by_name
     if (begun := progress.read_plan()) is None:
-        if tars := [name for name in names if name.endswith(".tar")]:
+        if foreign := [name for name in names if name.endswith(".tar") and not _may_be_of(folder, name, plan)]:
             raise ShardError(
-                f"{folder} already holds {', '.join(tars[:3])}{' …' * (len(tars) > 3)}, which no manifest describes: "
-                "choose another folder, or remove them"
+                f"{folder} already holds {', '.join(foreign[:3])}{' …' * (len(foreign) > 3)}, which no manifest "
+                "describes and which these arguments do not make: choose another folder, or remove them"
             )
         progress.write_plan(plan)
         begun = progress.read_plan()  # another process may have begun at the same moment: the last one wins
@@ -118,6 +118,11 @@ def agree(folder: Folder, plan: Plan) -> dict[str, Shard]:
             raise OSError(f"{folder}: what was written a moment ago is not there; is something else removing files?")
     _check_same(folder, plan, begun)
     return progress.entries(plan)
+
+
+def _may_be_of(folder: Folder, name: str, plan: Plan) -> bool:
+    """Whether a tar that no manifest describes any more says of itself that it is of this plan."""
+    return plan.facts.items() <= first_description(folder, name).items()
 
 
 def _check_same(folder: Folder, plan: Plan, there: Plan) -> None:
@@ -153,6 +158,11 @@ def recording(folder: Folder, recorded: Mapping[str, Shard]) -> Approve:
     def approve(shard: Shard) -> None:
         before = recorded.get(shard.name)
         if before is None:
+            if folder.size(shard.name) is not None and sha256(folder, shard.name) != shard.sha256:
+                raise ShardError(
+                    f"{folder.at(shard.name)} is there already, with other bytes and no manifest that describes it: "
+                    "choose another folder, or remove it"
+                )
             progress.add(shard)
         elif before.sha256 != shard.sha256:
             raise ShardError(
@@ -293,7 +303,10 @@ def finish(folder: Folder, plan: Plan) -> bool:
     """Write the manifest if every shard is there; False if some are still missing."""
     progress = Progress(folder)
     names = folder.names()
-    if MANIFEST not in names:
+    if MANIFEST in names:
+        if WIDS_INDEX not in names:
+            folder.write(WIDS_INDEX, Manifest.read(folder).wids_index())
+    else:
         entries = progress.entries(plan)
         shards = tuple(entries[name] for name in map(plan.name, range(plan.num_shards)) if name in entries)
         if len(shards) < plan.num_shards or not {shard.name for shard in shards} <= set(names):
