@@ -25,10 +25,12 @@ from dsgan_datasets.interpreters.projection import SMALLEST_SIDE, Projection, Ti
 if TYPE_CHECKING:
     from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 
-#: Sources of a tile, at most: more of them do not fit into a multiprocessor.
-_MAX_SOURCES = 256
+#: Sources of a tile, and outputs of a member's first layer, at most: more of them do not fit into the registers.
+#: IEEE float32 products do not run on tensor cores; Triton unrolls them, so that they fit only while small.
+_MAX_SOURCES = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
+_MAX_HIDDEN = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 #: Channels of the maps as large as the frame that are multiplied at a time.
-_CHANNELS = 64
+_CHANNELS = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 16}
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -103,9 +105,7 @@ def _tail(  # type: ignore[no-untyped-def]
             pixels = tl.load(
                 fine + place[:, None] * C + channel[None, :], mask=inside[:, None] & is_channel[None, :], other=0.0
             )
-            kernel = tl.load(
-                w1 + (m * C + channel)[:, None] * H1 + first[None, :], mask=is_channel[:, None], other=0.0
-            )
+            kernel = tl.load(w1 + (m * C + channel)[:, None] * H1 + first[None, :], mask=is_channel[:, None], other=0.0)
             hidden = tl.dot(pixels, kernel, hidden, input_precision="ieee")
         rectified = tl.maximum(hidden, 0.0).to(dtype)
 
@@ -132,13 +132,15 @@ def _tail(  # type: ignore[no-untyped-def]
 
 
 def default_tile(hidden: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(rows, columns) of a tile: as many pixels as accumulators of this width fit into the registers.
-
-    IEEE float32 products do not run on tensor cores; Triton unrolls them, so they get small tiles.
-    """
+    """(rows, columns) of a tile: as many pixels as accumulators of this width fit into the registers."""
     if dtype == torch.float32:
         return 4, 8
     return (8, 16) if hidden <= 128 else (8, 8)
+
+
+def _has_large_blocks(device: torch.device) -> bool:
+    """Whether a block may use the shared memory of a data-centre GPU (A100, H100 and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0), (10, 3))
 
 
 class FusedTail:
@@ -153,7 +155,7 @@ class FusedTail:
         tile: (rows, columns) of a tile, powers of two, at least 16 pixels; None takes what suits shapes and dtype.
 
     Raises:
-        ValueError: a tile would need more sources than fit, or there are more classes than a byte counts.
+        ValueError: the shapes do not fit into a multiprocessor, or there are more classes than a byte counts.
     """
 
     def __init__(
@@ -170,10 +172,10 @@ class FusedTail:
         self.projection = projection = Projection(ensemble, shapes, size, rows, dtype)
         h1, h2, k = projection.hidden, padded_side(ensemble.w2.shape[2]), padded_side(ensemble.num_classes)
         self.tiling = tiling = Tiling.of(projection.levels, size, rows, tile or default_tile(h1, dtype))
-        if tiling.num_sources > _MAX_SOURCES:
+        if tiling.num_sources > _MAX_SOURCES[dtype] or h1 > _MAX_HIDDEN[dtype]:
             raise ValueError(
-                f"a tile of {tiling.tile} pixels reads {tiling.num_sources} pixels of the maps {projection.levels}, "
-                f"the fused tail takes up to {_MAX_SOURCES}"
+                f"in {dtype} the fused tail takes up to {_MAX_HIDDEN[dtype]} outputs of a first layer and "
+                f"{_MAX_SOURCES[dtype]} pixels of the coarse maps a tile; here are {h1} and {tiling.num_sources}"
             )
         self.sources = padded_side(tiling.num_sources) if tiling.num_sources else 0
         self.mean_vote = ensemble.vote == "mean"
@@ -192,15 +194,16 @@ class FusedTail:
             "MEMBERS": projection.members,
             "S": self.sources,
             "C": channels,
-            "BLOCK_C": min(_CHANNELS, padded_side(max(channels, SMALLEST_SIDE))),
+            "BLOCK_C": min(_CHANNELS[dtype], padded_side(max(channels, SMALLEST_SIDE))),
             "H1": h1,
             "H2": h2,
             "K": k,
             "TILE_ROWS": tiling.tile[0],
             "TILE_COLUMNS": tiling.tile[1],
             "MEAN_VOTE": self.mean_vote,
-            "num_warps": 8 if tiling.tile[0] * tiling.tile[1] >= 128 or h1 > 128 else 4,
-            "num_stages": 1 if dtype == torch.float32 else 2,
+            "num_warps": 8,
+            # Loads ahead of the products, where shared memory has room for them.
+            "num_stages": 2 if dtype != torch.float32 and h1 <= 128 and _has_large_blocks(ensemble.w1.device) else 1,
         }
 
     def _tables(self, device: torch.device) -> list[Tensor]:
