@@ -74,6 +74,8 @@ def _tried_kernel(
     try:
         kernel = FusedTail(ensemble, [f.shape[1:] for f in features], size, rows, features[0].dtype)
         kernel.label(features)  # compiles it
+        if ensemble.w1.is_cuda:  # its tables are there from now on, whatever stream comes to read them
+            torch.cuda.current_stream(ensemble.w1.device).synchronize()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler or a driver may raise: there is a second way

@@ -127,8 +127,8 @@ class Projected:
     """What the tiles of some images are computed from.
 
     Attributes:
-        coarse: the coarse maps' share of the first layer, one map after the other, [images · Σ h·w, M·h1]; a pixel is in
-            row `images · area of the maps before + image · area of its map + pixel`.
+        coarse: the coarse maps' share of the first layer, one map after the other, [images · Σ h·w, M·h1]; a pixel is
+            in row `images · area of the maps before + image · area of its map + pixel`.
         fine: pixels as large as the frame's, channels last, [images, kept rows, W, C].
     """
 
