@@ -1,9 +1,9 @@
 """Operations and bytes of a labelled sample, and the time below which no machine can make it.
 
-Counted, not measured: multiply-adds of the generator, of the projection and of the tail, and the bytes that have to pass
-the memory if everything pointwise is fused and every map is written once and read once. The floor of a part is the
-larger of operations / peak and bytes / bandwidth. Shapes: StyleGAN2 as published (up to 512 channels, 32768 / side, and
-half of that below 512²), labels at the generator's resolution by ten classifiers.
+Counted, not measured: multiply-adds of the generator, of the projection and of the tail, and the bytes that have to
+pass the memory if everything pointwise is fused and every map is written once and read once. The floor of a part is
+the larger of operations / peak and bytes / bandwidth. Shapes: StyleGAN2 as published (up to 512 channels, 32768 / side,
+and half of that below 512²), labels at the generator's resolution by ten classifiers.
 
 `python benchmarks/arithmetic.py` prints the tables of docs/performance.md; the ceilings of the processor are measured
 on the spot by torch.mm and by a copy.
