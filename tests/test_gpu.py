@@ -35,6 +35,13 @@ def test_bits_do_not_depend_on_company(on_gpu: LabeledGenerator) -> None:
         assert_same_samples(on_gpu.generate(some).rows(), [together[i] for i in some])
 
 
+def test_every_index_is_an_accepted_sample(on_gpu: LabeledGenerator) -> None:
+    batch = on_gpu.generate(range(100))
+    assert batch.index.tolist() == list(range(100)) and (batch.score <= 0.08).all()
+    assert batch.attempt.max() > 0, "some draws were rejected, or this shows nothing"
+    assert_same_samples(on_gpu.generate(range(100), attempts=batch.attempt).rows(), batch.rows())
+
+
 def test_samples_stay_on_the_device_and_arrive_whole(on_gpu: LabeledGenerator) -> None:
     """The consumer works on its own stream right away: without the hand-over it would see unfinished images."""
     expected = rows_by_index(on_gpu.generate(range(64)))
