@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labeling import cpu_name, progress, write_json
+from measuring import BenchmarkError, cpu_name, median_interval, progress, write_json
 from torch import Tensor
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
 
 MIN_RUNS = 7
 TARGET = 0.9  # fast path / bare stream, at the lower end of the interval
-CONFIDENCE = 0.95
 BARE = "bare stream"
 
 EXAMPLE = "example: python benchmarks/adapters.py --samples 400 --runs 11 --out benchmarks/results/adapters.json"
@@ -35,10 +34,6 @@ Result = dict[str, Any]
 Pair = tuple[Tensor, Tensor]
 #: Starts a path over and gives its samples one by one.
 Start = Callable[[], Iterator[Pair]]
-
-
-class BenchmarkError(Exception):
-    """The benchmark does not measure what it says it measures."""
 
 
 # The paths
@@ -161,20 +156,6 @@ def _seconds(start: Start, samples: int, device: str) -> float:
     elapsed = time.perf_counter() - before
     stream.close()  # type: ignore[attr-defined]  # waits for what is generated ahead
     return elapsed
-
-
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Order statistics that hold the median of a population with at least that probability, whatever its shape.
-
-    The k-th smallest of n lies above the median with probability P(B < k), B binomial (n, 1/2).
-    Source: Conover, "Practical Nonparametric Statistics", section on quantiles.
-    """
-    n, ordered = len(values), sorted(values)
-    tails = list(itertools.accumulate(math.comb(n, k) / 2**n for k in range(n)))
-    k = sum(tail <= (1 - confidence) / 2 for tail in tails)
-    if k == 0:
-        return -math.inf, math.inf
-    return ordered[k - 1], ordered[n - k]
 
 
 def summarize(seconds: dict[str, list[float]], samples: int) -> dict[str, Result]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from labeling import cpu_name
+from measuring import cpu_name
 
 #: Published peaks of an H200 (SXM): dense half precision on tensor cores, memory.
 H200 = (989e12, 4.8e12)

@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, as in the chil
 
 import mutators  # noqa: E402
 from conftest import small_labeled, small_stylegan1  # noqa: E402
-from labeling import cpu_name, progress, write_json  # noqa: E402
+from measuring import cpu_name, progress, write_json  # noqa: E402
 from watched import Outcome, Watched  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from arithmetic import MEMBERS, Shape, Work, ceilings, synchronize
-from labeling import cpu_name, progress, write_json
+from measuring import BenchmarkError, cpu_name, progress, write_json
 from torch import Tensor, nn
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator, LabelSchema, PixelEnsemble, Recipe
@@ -49,10 +49,6 @@ TILES = ((4, 8), (8, 8), (8, 16), (16, 8), (4, 16), (16, 16))
 EXAMPLE = "example: python benchmarks/gpu.py --out benchmarks/results/gpu.json"
 
 Result = dict[str, Any]
-
-
-class BenchmarkError(Exception):
-    """The benchmark does not measure what it says it measures."""
 
 
 # The parts

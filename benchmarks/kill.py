@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labeling import cpu_name, progress, write_json
+from measuring import cpu_name, progress, write_json
 
 from dsgan_datasets import LabeledGenerator, write_shards
 

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
+from measuring import BenchmarkError, PeakMemory, cpu_name, progress, write_json
 from torch import Tensor, nn
 
 from dsgan_datasets.interpreters.loading import stack_members
@@ -47,10 +44,6 @@ _SQUARE, _TALL = 4096, 65536
 EXAMPLE = "example: python benchmarks/labeling.py --shapes cat --runs 3 --out benchmarks/results/labeling.json"
 
 Result = dict[str, Any]
-
-
-class BenchmarkError(Exception):
-    """The benchmark does not measure what it says it measures."""
 
 
 @dataclass(frozen=True)
@@ -324,7 +317,7 @@ def _memory_of_label(name: str, batch: int, threads: int) -> int:
     for shape in (tiny, SHAPES[name]):
         ensemble = PixelEnsemble(_random_matrices(shape), top_fraction=TOP_FRACTION)
         features = random_features(shape, batch)
-        with _PeakMemory() as memory:
+        with PeakMemory() as memory:
             ensemble.label(features, (shape.size, shape.size))
     return memory.peak - memory.before
 
@@ -334,35 +327,6 @@ def _random_matrices(shape: Shape) -> dict[str, Tensor]:
     c, (h1, h2), k, m = shape.channels, shape.hidden, shape.classes, MEMBERS
     sizes = {"w1": (c, m, h1), "b1": (m, h1), "w2": (m, h1, h2), "b2": (m, h2), "w3": (m, h2, k), "b3": (m, k)}
     return {name: torch.randn(size).div_(math.sqrt(size[0])) for name, size in sizes.items()}
-
-
-class _PeakMemory:
-    """Samples this process's resident memory every half millisecond while it is entered.
-
-    Not ru_maxrss: Linux hands the parent's on to its children, and it would hide whatever lies below an earlier peak.
-    """
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
-
-    def __enter__(self) -> _PeakMemory:
-        self.before = self.peak = self._resident()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.0005):
-            self.peak = max(self.peak, self._resident())
-        self.peak = max(self.peak, self._resident())
-
-    def _resident(self) -> int:
-        return int(self._process.memory_info().rss)
 
 
 # Report
@@ -434,27 +398,6 @@ def table(report: Result) -> str:
             f"{r['memory_mb']:>7.0f} MB{r['check']['js']:>10.0e}"
         )
     return "\n".join(lines)
-
-
-def cpu_name() -> str:
-    """Name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def write_json(report: Result, path: Path) -> None:
-    """Write the report under a temporary name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(path)
-
-
-def progress(message: str) -> None:
-    """A line on stderr."""
-    print(message, file=sys.stderr, flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

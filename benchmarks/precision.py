@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labeling import cpu_name, progress, write_json
+from measuring import cpu_name, progress, write_json
 from torch import Tensor
 from tqdm import tqdm
 

@@ -1,15 +1,14 @@
 """Writing shards against the bare stream, reading them, and the memory that writing takes.
 
-A StyleGAN2 of the published small width and an ensemble of ten, both with random weights, write shards and stream the same
-samples in turns; before anything is timed, what was written is read back and compared. Pictures of random weights are
-noise, which is the hardest case for PNG: real images are encoded faster.
+A StyleGAN2 of the published small width and an ensemble of ten, both with random weights, write shards and stream the
+same samples in turns; before anything is timed, what was written is read back and compared. Pictures of random weights
+are noise, which is the hardest case for PNG: real images are encoded faster.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -19,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from labeling import cpu_name, progress, write_json
+from measuring import CONFIDENCE, BenchmarkError, PeakMemory, cpu_name, median_interval, progress, write_json
 
-from adapters import CONFIDENCE, BenchmarkError, median_interval
 from dsgan_datasets import (
     LabeledGenerator,
     LabelSchema,
@@ -34,7 +32,9 @@ from dsgan_datasets import (
 )
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 
-EXAMPLE = "example: python benchmarks/shards.py --runs 7 --memory --out benchmarks/results/shards.json"
+EXAMPLE = """examples:
+  python benchmarks/shards.py --runs 15 --check --out benchmarks/results/shards.json
+  python benchmarks/shards.py --sides --memory --out benchmarks/results/shards-memory.json"""
 MIN_RUNS = 7
 TARGET = 0.9  # writing / bare stream, at the lower end of the interval
 MEMBERS, CLASSES = 10, 12
@@ -142,9 +142,9 @@ def peak_of_writing(samples: int) -> int:
 
 def _write_and_measure(samples: int) -> int:
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-    with tempfile.TemporaryDirectory(prefix="dsgan-memory-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="dsgan-memory-") as scratch, PeakMemory() as memory:
         write_shards(labeled, scratch, range(samples), samples_per_shard=500)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return memory.peak // 2**20
 
 
 def main() -> int:
@@ -152,7 +152,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sides", type=int, nargs="+", choices=SAMPLES, default=[128, 256], help="(default: 128 256)")
+    parser.add_argument(
+        "--sides",
+        type=int,
+        nargs="*",
+        choices=SAMPLES,
+        default=[128, 256],
+        help="(default: 128 256); none, for the memory alone",
+    )
     parser.add_argument("--runs", type=int, default=MIN_RUNS, help=f"interleaved pairs (default: {MIN_RUNS})")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     parser.add_argument("--memory", action="store_true", help=f"also peak memory of {MEMORY_SAMPLES} samples")

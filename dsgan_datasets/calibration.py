@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,9 +14,17 @@ from dsgan_datasets.filtering import Acceptance
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.recipe import Calibration, Recipe
 
+#: Pixels of each draw that decide about `ignore_fraction`: all of a 64×64 image, a random part of larger ones.
+_PIXELS_A_DRAW = 4096
+
 
 def calibrate(
-    labeled: LabeledGenerator, num_samples: int = 1000, *, reject_fraction: float = 0.1, seed: int = 0
+    labeled: LabeledGenerator,
+    num_samples: int = 1000,
+    *,
+    reject_fraction: float = 0.1,
+    ignore_fraction: float | None = None,
+    seed: int = 0,
 ) -> LabeledGenerator:
     """Find the score above which draws are dropped (DatasetGAN section 3.2 drops the most uncertain 10 %).
 
@@ -27,6 +36,8 @@ def calibrate(
         num_samples: unfiltered draws to look at, at least 20 (20 groups of views), of a family of their own: no
             sample of any dataset is among them.
         reject_fraction: share to drop, in [0, 1).
+        ignore_fraction: share of the pixels, the most uncertain ones of the draws that are not dropped, to ignore: sets
+            `ignore_js`. 0 ignores none; left out, `ignore_js` stays as it is.
         seed: of these draws.
 
     Returns:
@@ -40,24 +51,79 @@ def calibrate(
         >>> calibrate(labeled, 40).calibration.num_samples
         40
     """
+    return calibrate_with_scores(
+        labeled, num_samples, reject_fraction=reject_fraction, ignore_fraction=ignore_fraction, seed=seed
+    )[0]
+
+
+def calibrate_with_scores(
+    labeled: LabeledGenerator,
+    num_samples: int = 1000,
+    *,
+    reject_fraction: float = 0.1,
+    ignore_fraction: float | None = None,
+    seed: int = 0,
+) -> tuple[LabeledGenerator, Tensor]:
+    """`calibrate`, and the scores float32 [num_samples] that it looked at; none of them if nothing had to be found."""
     num_samples = integer("num_samples", num_samples, 20 * labeled.recipe.views)  # fewer say too little of a quantile
+    if ignore_fraction is not None and not 0 <= ignore_fraction < 1:
+        raise ValueError(f"ignore_fraction must be a number in [0, 1), not {ignore_fraction!r}")
     unfiltered = dataclasses.replace(labeled.recipe, threshold=None, reject_fraction=0.0)
     filtered = dataclasses.replace(
         unfiltered, reject_fraction=reject_fraction
     )  # says so if the fraction is out of range
-    if reject_fraction == 0:
-        return _with_recipe(labeled, unfiltered)
-    kept = ("score", "mask") if unfiltered.require else ("score",)
-    drawn = [
-        {name: fields[name].cpu() for name in kept}
-        for fields in labeled.unfiltered(num_samples, seed=seed, description="calibrating")
-    ]
-    scores = torch.cat([fields["score"] for fields in drawn])
-    threshold, error = upper_quantile(scores, 1 - reject_fraction)
-    recipe = dataclasses.replace(filtered, threshold=threshold)
+    if ignore_fraction == 0:
+        unfiltered = dataclasses.replace(unfiltered, ignore_js=None)
+        filtered = dataclasses.replace(filtered, ignore_js=None)
+    if reject_fraction == 0 and not ignore_fraction:
+        return _with_recipe(labeled, unfiltered), torch.empty(0)
+    free = dataclasses.replace(unfiltered, require=())  # draws do not depend on the rules, which count later
+    keep_masks = bool(unfiltered.require) and not ignore_fraction
+    scores, js, masks = _observe(
+        _with_recipe(labeled, free), num_samples, seed, keep_js=bool(ignore_fraction), keep_masks=keep_masks
+    )
+    recipe, threshold, error = filtered, None, 0.0
+    if reject_fraction > 0:
+        threshold, error = upper_quantile(scores, 1 - reject_fraction)
+        recipe = dataclasses.replace(filtered, threshold=threshold)
+    if ignore_fraction:
+        certain = torch.cat(js) if threshold is None else torch.cat(js)[scores <= threshold]
+        recipe = dataclasses.replace(recipe, ignore_js=upper_quantile(certain.flatten(), 1 - ignore_fraction)[0])
+    if threshold is None:
+        return _with_recipe(labeled, recipe), scores
+    drawn: Iterable[Mapping[str, Tensor]]
+    if recipe.require and ignore_fraction:
+        # What is ignored is known only now: the content rules see the draws again, with the masks that samples have.
+        ignoring = dataclasses.replace(free, ignore_js=recipe.ignore_js)
+        drawn = _with_recipe(labeled, ignoring).unfiltered(
+            num_samples, seed=seed, description="measuring the acceptance rate"
+        )
+    elif recipe.require:
+        batches = zip(scores.split(recipe.compute_batch), masks, strict=True)
+        drawn = ({"score": score, "mask": mask} for score, mask in batches)
+    else:
+        drawn = [{"score": scores}]
     acceptance = Acceptance.measure(recipe, labeled.schema, drawn).check()
-    calibration = Calibration(num_samples, seed, reject_fraction, threshold, error, acceptance.jointly)
-    return _with_recipe(labeled, recipe, calibration)
+    calibration = Calibration(
+        num_samples, seed, reject_fraction, threshold, error, acceptance.jointly, ignore_fraction or None
+    )
+    return _with_recipe(labeled, recipe, calibration), scores
+
+
+def _observe(
+    labeled: LabeledGenerator, num_samples: int, seed: int, *, keep_js: bool, keep_masks: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Scores [n] of unfiltered draws; if they will be needed, uncertainty [N, P] of some pixels and masks, by batch."""
+    scores, js, masks = [], [], []
+    random = torch.Generator().manual_seed(seed & (2**63 - 1))
+    for fields in labeled.unfiltered(num_samples, seed=seed, description="calibrating"):
+        scores.append(fields["score"].cpu())
+        if keep_js:
+            flat = fields["js"].flatten(1).cpu()
+            js.append(flat[:, torch.randperm(flat.shape[1], generator=random)[:_PIXELS_A_DRAW]])
+        if keep_masks:
+            masks.append(fields["mask"].to(torch.uint8).cpu())
+    return torch.cat(scores), js, masks
 
 
 def upper_quantile(scores: Tensor, share: float) -> tuple[float, float]:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from dsgan_datasets.acceleration import Function, accelerated
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.card import model_card
-from dsgan_datasets.checkpoints.description import describe
+from dsgan_datasets.checkpoints.description import describe, sample_fingerprint
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
+from dsgan_datasets.checkpoints.tensors import digest_tensors
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.filtering import Acceptance, accepts
@@ -151,12 +151,8 @@ class LabeledGenerator:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides a sample beside seed and index: equal prints, equal samples."""
-        return fingerprint(
-            self.weights,
-            self.generator.config,
-            self.interpreter.config,
-            self.schema.class_map,
-            self.recipe.to_dict(),
+        return sample_fingerprint(
+            self.weights, self.generator.config, self.interpreter.config, self.schema, self.recipe
         )
 
     @property
@@ -295,6 +291,8 @@ class LabeledGenerator:
         frame = self.recipe.frame_size(self.generator.img_resolution)
         labels = self.interpreter.label(features, frame, rows=self.recipe.crop)
         mask = labels.mask if self._class_map is None else self._class_map[labels.mask]
+        if self.recipe.ignore_js is not None:
+            mask = mask.masked_fill(labels.js > self.recipe.ignore_js, self.schema.ignore_index)
         return image, mask, labels.js, labels.score
 
     def _is_filtered(self) -> bool:
@@ -410,7 +408,13 @@ class LabeledGenerator:
         """
         if card is not None and not isinstance(card, str):
             raise ValueError(f"card must be the text of the model card, got {type(card).__name__}")
-        config = {
+        config = self.config
+        checkpoint_directory.write(Path(path), config, self._tensors, card or model_card(config))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json says of the checkpoint."""
+        return {
             "fingerprint": self.fingerprint,
             "weights": self.weights,
             "license": self.license,
@@ -421,7 +425,6 @@ class LabeledGenerator:
             "recipe": self.recipe.to_dict(),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
-        checkpoint_directory.write(Path(path), config, self._tensors, card or model_card(config))
 
 
 def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:

@@ -1,12 +1,14 @@
-"""Pictures for people: contact sheets of samples."""
+"""Pictures for people: contact sheets of samples, histograms of scores, bars of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dsgan_datasets.files import written_whole
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
 
@@ -105,6 +107,131 @@ def sheet(
     if legend is not None:
         result.paste(legend, (_MARGIN, top + rows * block_h))
     return result
+
+
+#: Colours of a chart: what stays, what is dropped, lines and grid.
+_KEPT, _DROPPED, _GRID = (58, 110, 165), (214, 106, 78), (222, 222, 222)
+
+
+def histogram(
+    scores: np.ndarray,
+    *,
+    threshold: float | None = None,
+    title: str = "",
+    of: str = "draws",
+    size: tuple[int, int] = (720, 360),
+) -> Image.Image:
+    """How scores are distributed, and which of them the filter drops.
+
+    Args:
+        scores: [N], nats.
+        threshold: highest accepted score; None if there is no filter.
+        title: first line.
+        of: "draws" that the filter has not seen, or "samples" that it has accepted.
+        size: (width, height), pixels.
+    """
+    width, height = size
+    left, right, top, bottom = 56, width - 20, 66, height - 48
+    font = ImageFont.load_default(_TEXT)
+    picture = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(picture)
+    highest = float(scores.max()) * 1.02 if scores.max() > 0 else 1.0
+    counts, edges = np.histogram(scores, bins=min(60, max(10, int(len(scores) ** 0.5) * 2)), range=(0.0, highest))
+    ticks = _ticks(float(counts.max()), whole=True)
+    full = max(ticks[-1], float(counts.max()))
+
+    def x_of(value: float) -> float:
+        return left + (right - left) * value / highest
+
+    def y_of(count: float) -> float:
+        return bottom - (bottom - top) * count / full
+
+    for tick in ticks:
+        draw.line((left, y_of(tick), right, y_of(tick)), _GRID)
+        draw.text((left - 8, y_of(tick)), f"{tick:g}", _INK, font, anchor="rm")
+    for tick in _ticks(highest):
+        draw.line((x_of(tick), bottom, x_of(tick), bottom + 4), _INK)
+        draw.text((x_of(tick), bottom + 7), f"{tick:g}", _INK, font, anchor="ma")
+    for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        cut = high if threshold is None else min(max(threshold, low), high)
+        for start, end, colour in ((low, cut, _KEPT), (cut, high, _DROPPED)):
+            if count and x_of(end) - x_of(start) >= 1:
+                draw.rectangle((x_of(start), y_of(count), x_of(end) - 1, bottom), colour)
+    draw.line((left, bottom, right, bottom), _INK)
+    draw.text((left, 10), title, _INK, font)
+    if threshold is not None and threshold <= highest:
+        draw.line((x_of(threshold), top - 8, x_of(threshold), bottom), _INK, 2)
+        dropped = float((scores > threshold).mean())
+        line = f"threshold {threshold:.4g} nats: {dropped:.1%} of {len(scores)} draws are more uncertain and dropped"
+        if of != "draws":
+            line = f"{len(scores)} {of}, all at most {threshold:.4g} nats, the threshold"
+    else:
+        line = f"{len(scores)} {of}, {'no filter' if threshold is None else f'threshold {threshold:.4g} nats'}"
+    draw.text((left, 32), line, _INK, font)
+    draw.text(((left + right) / 2, height - 8), f"score (nats); height: number of {of}", _INK, font, "ms")
+    return picture
+
+
+def _ticks(highest: float, *, whole: bool = False) -> list[float]:
+    """Round numbers from 0 to about `highest`, some five of them."""
+    step = 10.0 ** np.floor(np.log10(max(highest, 1e-9) / 4))
+    step *= next(m for m in (1, 2, 5, 10) if highest / (step * m) <= 6)
+    if whole:
+        step = max(step, 1.0)
+    return [float(f"{i * step:.6g}") for i in range(int(highest / step + 1e-6) + 1)]
+
+
+def class_bars(
+    columns: Mapping[str, Sequence[float]], schema: LabelSchema, *, title: str = "", width: int = 720
+) -> Image.Image:
+    """A row of bars for each class, in its colour; NaN is shown as none.
+
+    Args:
+        columns: heading -> one share (0-1) a class.
+        schema: names and colours.
+        title: first line.
+        width: pixels.
+    """
+    font = ImageFont.load_default(_TEXT)
+    line, top = _TEXT + 10, 62
+    left = _MARGIN + 26 + int(max(font.getlength(name) for name in schema.classes)) + 14
+    cell = (width - left - _MARGIN) // len(columns)
+    picture = Image.new("RGB", (width, top + line * schema.num_classes + _MARGIN), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((_MARGIN, 10), title, _INK, font)
+    for k, (heading, values) in enumerate(columns.items()):
+        x = left + k * cell
+        draw.text((x, 36), heading, _INK, font)
+        longest = cell - 80
+        draw.line((x, top - 4, x, top + line * schema.num_classes), _GRID)
+        for i, (value, color) in enumerate(zip(values, schema.palette, strict=True)):
+            y, known = top + i * line, value == value
+            if known and value > 0:
+                draw.rectangle((x, y + 2, x + max(1.0, longest * value), y + line - 6), color, _INK)
+            label = "none" if not known else f"{value:.1%}"
+            draw.text((x + (longest * value if known else 0) + 7, y), label, _INK, font)
+    for i, (name, color) in enumerate(zip(schema.classes, schema.palette, strict=True)):
+        y = top + i * line
+        draw.rectangle((_MARGIN, y + 2, _MARGIN + _TEXT, y + 2 + _TEXT), fill=color, outline=_INK)
+        draw.text((_MARGIN + 22, y), name, _INK, font)
+    return picture
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of equal width, one below the other."""
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
+    y = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, y))
+        y += picture.height
+    return sheet
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a PNG file, whole or not at all; its folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        picture.save(file, format="PNG", optimize=True)
 
 
 def _legend(schema: LabelSchema, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:

@@ -94,6 +94,17 @@ def encode_rle(mask: Array) -> dict[str, Any]:
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
+def tight_box(mask: Array) -> list[int]:
+    """Box (x, y, width, height) around a bool mask [H, W] that is not empty.
+
+    Example:
+        >>> tight_box(np.array([[False, True, True], [False, False, True]]))
+        [1, 0, 2, 2]
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [int(v) for v in (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)]
+
+
 def _outlines(mask: Array) -> tuple[Array, list[int]]:
     """Every pixel edge between inside and outside, walked with the inside to the right.
 

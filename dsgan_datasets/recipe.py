@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 
 from dsgan_datasets.checks import integer
@@ -20,7 +21,10 @@ Precision = Literal["float32", "float16", "bfloat16"]
 Layers = Literal["fine", "coarse"]
 
 #: Fields that leave the score of every draw as it is: changing one of them keeps a calibrated threshold.
-_KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch"})
+_KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch", "ignore_js"})
+#: Fields that came after the first checkpoints were written: left out of the JSON form while they are at their default,
+#: so that a recipe that does not use them keeps its fingerprint.
+_LATER = frozenset({"ignore_js"})
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Recipe:
 
     Args:
         psi: truncation psi; 1 draws the full variety, smaller values draw nearer to the mean. A pair (low, high) draws
-            it uniformly, anew for every index.
+            it uniformly, anew for every index; two equal numbers are one.
         cutoff: truncate only the first `cutoff` layers; None truncates all.
         noise_mode: "const" uses the noise stored with the generator, "none" leaves it out.
         class_label: class of a conditional generator; None for an unconditional one, or with `class_weights`.
@@ -37,7 +41,8 @@ class Recipe:
             the classes of all draws; a filter that rejects draws of one class more often leaves fewer of it.
         mixing_layer: style mixing (StyleGAN, section 3.1): the layers on one side of this one (1 … num_ws − 1) take
             their styles from a second latent; None for none.
-        second_latent: which side: "fine", this layer and those after it, or "coarse", those before it.
+        second_latent: which side: "fine", this layer and those after it, or "coarse", those before it. Without
+            `mixing_layer` it has no effect.
         views: so many consecutive indices have the second latent, psi and class in common: a view group, which for
             instance shares an identity and varies the pose (arXiv 2010.09125, section 3.1). Groups start at the
             multiples of `views`; a filter accepts or redraws a group as a whole. At most `compute_batch`.
@@ -52,7 +57,11 @@ class Recipe:
         reject_fraction: share of the most uncertain draws to drop, 0 for none; `calibrate` finds the threshold.
         threshold: highest accepted score, in nats.
         require: class ids that must cover at least `min_area` pixels each; ids of the schema, of a merged one if it is.
-        min_area: pixels, see `require`.
+        min_area: pixels, see `require`; ignored ones do not count.
+        ignore_js: pixels whose uncertainty exceeds so many nats become the schema's `ignore_index`; None for none.
+            ``calibrate(…, ignore_fraction=0.05)`` finds the level.
+
+    Numbers may be those of NumPy, lists arrays or tensors.
 
     Raises:
         ValueError: a value outside its range, named with what is allowed.
@@ -81,8 +90,11 @@ class Recipe:
     threshold: float | None = None
     require: tuple[int, ...] = ()
     min_area: int = 1
+    ignore_js: float | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         for name in ("size", "crop", "require"):
             if getattr(self, name) is not None:
                 self._set_tuple(name, "integers", partial(integer, name, lowest=0))
@@ -90,6 +102,8 @@ class Recipe:
             self._set_tuple("class_weights", "numbers", _as_float)
         if isinstance(self.psi, Iterable):
             self._set_tuple("psi", "numbers (low, high), or one number", _as_float)
+            if len(self.psi_range) == 2 and self.psi_range[0] == self.psi_range[1]:
+                object.__setattr__(self, "psi", self.psi_range[0])
         elif _is_number(self.psi):
             object.__setattr__(self, "psi", float(self.psi))  # 1 and 1.0 are one recipe
         for name, kind in (
@@ -119,7 +133,7 @@ class Recipe:
             (
                 "psi",
                 len(self.psi_range) == 2 and all(map(_is_number, self.psi_range)) and _ascend(-2, *self.psi_range, 2),
-                "a number in -2 … 2, or two of them (low, high)",
+                "a number in -2 … 2, or two of them (low, high) with low <= high",
             ),
             (
                 "class_weights",
@@ -155,6 +169,11 @@ class Recipe:
             ("threshold", self.threshold is None or _is_number(self.threshold), "None or a number of nats"),
             ("require", all(i >= 0 for i in self.require), "class ids from 0"),
             ("min_area", _is_count(self.min_area, 1), "an integer number of pixels from 1"),
+            (
+                "ignore_js",
+                self.ignore_js is None or (_is_number(self.ignore_js) and self.ignore_js >= 0),
+                "None or a number of nats from 0",
+            ),
         )
         for name, fits, allowed in limits:
             if not fits:
@@ -205,6 +224,8 @@ class Recipe:
             raise ValueError(f"no such recipe field: {', '.join(unknown)}; the fields are: {', '.join(sorted(known))}")
         changed = dataclasses.replace(self, **changes)
         moved = {name for name in known - _KEEP_THRESHOLD if getattr(changed, name) != getattr(self, name)}
+        if changed.mixing_layer is None:
+            moved.discard("second_latent")
         if "threshold" in changes:
             return changed if changes["threshold"] is not None else dataclasses.replace(changed, reject_fraction=0.0)
         if moved or changed.reject_fraction != self.reject_fraction:
@@ -212,8 +233,10 @@ class Recipe:
         return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as stored in config.json."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        """JSON form, as stored in config.json; `ignore_js` is left out while it is None."""
+        later = {f.name for f in dataclasses.fields(self) if f.name in _LATER and getattr(self, f.name) == f.default}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in later}
+        return json.loads(json.dumps(fields))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
@@ -222,6 +245,11 @@ class Recipe:
         if unknown := sorted(set(data) - known):
             raise ValueError(f"recipe has unknown fields {unknown}: written by a newer version of dsgan_datasets?")
         return cls(**data)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and tensors as Python's numbers and lists; anything else as it is."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray | torch.Tensor) else value
 
 
 def _is_number(value: Any) -> bool:
@@ -233,6 +261,7 @@ def _ascend(*numbers: float) -> bool:
 
 
 def _as_float(value: Any) -> float:
+    value = _plain(value)
     if not _is_number(value):
         raise TypeError
     return float(value)
@@ -252,7 +281,9 @@ class Calibration:
         reject_fraction: share of the most uncertain draws to drop.
         threshold: score that separates them, nats.
         standard_error: of the threshold, nats, from the order statistics around the quantile.
-        acceptance: share of these draws that all rules of the recipe accept.
+        acceptance: share of these draws (with views: of their view groups) that all rules of the recipe accept.
+        ignore_fraction: share of the pixels of accepted draws that `ignore_js` was set to ignore; None if it was given
+            otherwise or is off.
     """
 
     num_samples: int
@@ -261,15 +292,19 @@ class Calibration:
     threshold: float
     standard_error: float
     acceptance: float
+    ignore_fraction: float | None = None
 
     def __post_init__(self) -> None:
         integer("calibration num_samples", self.num_samples, 1)
         integer("calibration seed", self.seed, 0)
-        for name in ("reject_fraction", "threshold", "standard_error", "acceptance"):
+        shares = ("reject_fraction", "acceptance", "ignore_fraction")
+        for name in ("reject_fraction", "threshold", "standard_error", "acceptance", "ignore_fraction"):
             value = getattr(self, name)
-            if not _is_number(value) or (name in ("reject_fraction", "acceptance") and not 0 <= value <= 1):
+            if name == "ignore_fraction" and value is None:
+                continue
+            if not _is_number(value) or (name in shares and not 0 <= value <= 1):
                 raise ValueError(f"calibration {name} is {value!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""
-        return dataclasses.asdict(self)
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}

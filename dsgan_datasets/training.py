@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS, stack_members
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.parallel import side_by_side
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
 
@@ -70,12 +72,15 @@ def fit_interpreter(
     batch_pixels: int = 256,
     learning_rate: float = 1e-3,
     class_balance: float = 0.5,
+    standardize: bool = True,
+    anneal: bool = True,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     seed: int = 0,
 ) -> PixelEnsemble:
     """Train an ensemble of pixel classifiers (DatasetGAN, section 3.1 and appendix).
 
     Every member has its own initial weights and draws its own pixels; they are trained together as batched matrices.
-    Features are standardised, which folds into the first layer afterwards.
+    The published recipe is ``class_balance=0, standardize=False, anneal=False``; docs/fit.md says what others gain.
 
     Args:
         generator: the frozen generator, on the device to train on.
@@ -86,12 +91,16 @@ def fit_interpreter(
         members: number of classifiers M.
         hidden: widths of the hidden layers; None is (128, 32) up to 31 classes and (256, 128) from 32, as published.
         pixels_per_image: pixels drawn from each image; more than an image has means all of them.
-        steps: optimiser steps (Adam, cosine schedule).
+        steps: optimiser steps (Adam).
         batch_pixels: pixels a step, for each member.
-        learning_rate: at the start.
+        learning_rate: of Adam; at the start, if it is annealed.
         class_balance: pixels of a class of frequency p are drawn with weight p ** -class_balance: 0 draws pixels as
             they come (as published), 1 draws every class equally often. Small parts need some of it.
-        seed: of initial weights and of all draws; the same seed gives the same interpreter.
+        standardize: bring every feature to mean 0 and variance 1 first; it folds into the first layer afterwards.
+        anneal: let the learning rate fall to 0 along a cosine; if not, it is constant.
+        dtype: in which the first layer is multiplied while training, "float32" or "bfloat16" (weights and all sums are
+            float32); None takes bfloat16 where the hardware has it.
+        seed: of initial weights and of all draws; the same seed gives the same interpreter on the same machine.
 
     Returns:
         the interpreter, on the generator's device, with the recipe's vote and top_fraction.
@@ -103,31 +112,176 @@ def fit_interpreter(
         >>> ensemble = fit_interpreter(generator, Annotated(z, masks), schema)  # doctest: +SKIP
     """
     recipe = recipe or Recipe(features=generator.features)
-    num_classes = len(schema.class_map or schema.classes)
+    settings = Settings(
+        members=members,
+        hidden=hidden,
+        pixels_per_image=pixels_per_image,
+        steps=steps,
+        batch_pixels=batch_pixels,
+        learning_rate=learning_rate,
+        class_balance=class_balance,
+        standardize=standardize,
+        anneal=anneal,
+        dtype=dtype,
+        seed=seed,
+    )
+    random = torch.Generator().manual_seed(seed)
+    pixels = LabelledPixels.gather(generator, annotated, schema, recipe, pixels_per_image, random)
+    return train_ensemble(pixels, recipe, settings, random)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an ensemble is trained; the arguments of `fit_interpreter`, which explains and defaults them.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    members: int = 10
+    hidden: tuple[int, int] | None = None
+    pixels_per_image: int = 4096
+    steps: int = 1500
+    batch_pixels: int = 256
+    learning_rate: float = 1e-3
+    class_balance: float = 0.5
+    standardize: bool = True
+    anneal: bool = True
+    dtype: Literal["float32", "bfloat16"] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("members", "pixels_per_image", "steps"):
+            integer(name, getattr(self, name), 1)
+        integer("batch_pixels", self.batch_pixels, 2)  # batch normalisation needs two
+        if self.hidden is not None and (len(self.hidden) != 2 or min(self.hidden) < 1):
+            raise ValueError(f"hidden must be the widths of two layers, not {self.hidden}")
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or None, not {self.dtype!r}")
+        if not 0 <= self.class_balance <= 1 or not self.learning_rate > 0:
+            raise ValueError(
+                f"class_balance {self.class_balance} must lie in 0 … 1 and learning_rate {self.learning_rate} above 0"
+            )
+
+
+@dataclass(frozen=True)
+class LabelledPixels:
+    """What an ensemble is trained on.
+
+    Attributes:
+        features: float32 [P, C], as the generator gives them.
+        labels: class ids int64 [P].
+        image: number of the annotated image that each pixel is of, int64 [P] on the CPU.
+        num_classes: K.
+    """
+
+    features: Tensor
+    labels: Tensor
+    image: Tensor
+    num_classes: int
+
+    @classmethod
+    @torch.no_grad()
+    def gather(
+        cls,
+        generator: FeatureGenerator,
+        annotated: Annotated,
+        schema: LabelSchema,
+        recipe: Recipe,
+        pixels_per_image: int,
+        random: torch.Generator,
+    ) -> LabelledPixels:
+        """Draw pixels evenly from all images and read their features; ValueError if masks or latents do not fit."""
+        num_classes = len(schema.class_map or schema.classes)
+        check_annotated(generator, annotated, schema, recipe)
+        frame = recipe.frame_size(generator.img_resolution)
+        top, width = (recipe.crop or (0, 0))[0], frame[1]
+        chosen = [_choose(mask, schema.ignore_index, pixels_per_image, random) for mask in annotated.masks]
+        counts = torch.tensor([len(places) for places in chosen])
+        # Filled image by image: gathered pieces and their concatenation would take the memory twice.
+        features = torch.empty(int(counts.sum()), sum(generator.feature_channels), device=generator.device)
+        slots = features.split(counts.tolist())
+        with tqdm(total=len(slots), desc="reading features", unit="image", delay=2, leave=False) as progress:
+
+            def read(number: int) -> None:
+                z, places = annotated.latents[number], chosen[number]
+                _, maps = synthesize(generator, dataclasses.replace(recipe, dtype="float32"), z[None])
+                slots[number].copy_(gather_features(maps, places // width + top, places % width, frame))
+                progress.update()
+
+            side_by_side(read, range(len(slots)), generator.device)
+        labels = [mask.flatten()[places] for mask, places in zip(annotated.masks, chosen, strict=True)]
+        image = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        return cls(features, torch.cat(labels).to(generator.device), image, num_classes)
+
+
+def train_ensemble(
+    pixels: LabelledPixels,
+    recipe: Recipe,
+    settings: Settings,
+    random: torch.Generator,
+    *,
+    rows: Tensor | None = None,
+    description: str = "training the interpreter",
+) -> PixelEnsemble:
+    """An ensemble for some pixels; the part of `fit_interpreter` that cross-validation repeats.
+
+    Args:
+        pixels: gathered once.
+        recipe: gives vote and top_fraction.
+        settings: all but `seed` and `pixels_per_image`, which are used up.
+        random: of initial weights and draws.
+        rows: pixels to train on, int64 on the CPU; None for all.
+        description: of the progress bar.
+    """
+    rows = torch.arange(len(pixels.labels)) if rows is None else rows
+    if not len(rows):
+        raise ValueError("every pixel of these images is ignored: there is nothing to learn from")
+    channels, k = pixels.features.shape[1], pixels.num_classes
+    mean, std = _moments(pixels.features, rows) if settings.standardize else (None, None)
+    hidden = settings.hidden or ((128, 32) if k < 32 else (256, 128))
+    device, widths = pixels.features.device, (channels, *hidden, k)
+    # On the CPU each member is trained on a thread of its own: threads that share one small product mostly wait for
+    # each other. A GPU takes all members at once.
+    together = 1 if device.type == "cpu" else settings.members
+    dtype = _product_dtype(device, settings)
+    networks = [_Members(together, widths, random, dtype).to(device) for _ in range(settings.members // together)]
+    draw = _BalancedDraws(pixels.labels, rows, settings.class_balance, random)
+    draws = [draw(settings.steps, together, settings.batch_pixels) for _ in networks]
+    with tqdm(total=settings.steps * len(networks), desc=description, unit="step", delay=2, leave=False) as progress:
+
+        def work(number: int) -> None:
+            _train(networks[number], pixels, draws[number], mean, std, settings, progress)
+
+        side_by_side(work, range(len(networks)), device)
+    weights = stack_members([state for network in networks for state in network.state_dicts()])
+    if mean is not None and std is not None:
+        # The first layer sees (f − mean) / std: f · (W / std) + (b − mean · W / std).
+        weights["w1"] = weights["w1"] / std[:, None, None]
+        weights["b1"] = weights["b1"] - torch.tensordot(mean, weights["w1"], dims=1)
+    ensemble = PixelEnsemble(weights, vote=recipe.vote, top_fraction=recipe.top_fraction)
+    return ensemble.to(device)
+
+
+def _product_dtype(device: torch.device, settings: Settings) -> torch.dtype:
+    """The precision asked for, or bfloat16 where the hardware multiplies in it."""
+    if settings.dtype is not None:
+        return torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def check_annotated(generator: FeatureGenerator, annotated: Annotated, schema: LabelSchema, recipe: Recipe) -> None:
+    """ValueError if latents, sizes or classes do not fit the generator, the recipe or the schema."""
     if annotated.latents.shape[1] != generator.z_dim:
         raise ValueError(f"latents have {annotated.latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
-    for name, value in (("members", members), ("pixels_per_image", pixels_per_image), ("steps", steps)):
-        integer(name, value, 1)
-    integer("batch_pixels", batch_pixels, 2)  # batch normalisation needs two
-    if hidden is not None and len(hidden) != 2:
-        raise ValueError(f"hidden must be the widths of two layers, not {hidden}")
-    if not 0 <= class_balance <= 1 or not learning_rate > 0:
-        raise ValueError(f"class_balance {class_balance} must lie in 0 … 1 and learning_rate {learning_rate} above 0")
-    _check_masks(annotated.masks, num_classes, schema.ignore_index)
-    random = torch.Generator().manual_seed(seed)
-    features, labels = _labelled_pixels(generator, annotated, schema, recipe, pixels_per_image, random)
-    mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
-    features = (features - mean) / std
-    widths = (features.shape[1], *(hidden or ((128, 32) if num_classes < 32 else (256, 128))), num_classes)
-    network = _Members(members, widths, random).to(features.device)
-    draw = _BalancedDraws(labels, class_balance, random)
-    _train(network, features, labels, draw, steps, batch_pixels, learning_rate)
-    weights = stack_members(network.state_dicts())
-    # The first layer sees (f − mean) / std: f · (W / std) + (b − mean · W / std).
-    weights["w1"] = weights["w1"] / std[:, None, None]
-    weights["b1"] = weights["b1"] - torch.tensordot(mean, weights["w1"], dims=1)
-    ensemble = PixelEnsemble(weights, vote=recipe.vote, top_fraction=recipe.top_fraction)
-    return ensemble.to(generator.device)
+    _check_masks(annotated.masks, len(schema.class_map or schema.classes), schema.ignore_index)
+    size = recipe.image_size(generator.img_resolution)
+    if tuple(annotated.masks.shape[1:]) != size:
+        raise ValueError(f"a mask is {tuple(annotated.masks.shape[1:])} pixels, the images are {size}")
 
 
 def _check_masks(masks: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -142,31 +296,24 @@ def _check_masks(masks: Tensor, num_classes: int, ignore_index: int) -> None:
         raise ValueError(f"every pixel of the masks is {ignore_index} (ignored): there is nothing to learn from")
 
 
+def _choose(mask: Tensor, ignore_index: int, count: int, random: torch.Generator) -> Tensor:
+    """Places of up to `count` pixels in the flattened mask, none of them ignored."""
+    usable = (mask.flatten() != ignore_index).nonzero()[:, 0]
+    return usable[torch.randperm(len(usable), generator=random)[:count]]
+
+
 @torch.no_grad()
-def _labelled_pixels(
-    generator: FeatureGenerator,
-    annotated: Annotated,
-    schema: LabelSchema,
-    recipe: Recipe,
-    pixels_per_image: int,
-    random: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """Features [P, C] and classes [P] of pixels drawn evenly from all images."""
-    frame = recipe.frame_size(generator.img_resolution)
-    top, bottom = recipe.crop or (0, frame[0])
-    features, labels = [], []
-    pairs = zip(annotated.latents, annotated.masks, strict=True)
-    for z, mask in tqdm(pairs, "reading features", unit="image", total=len(annotated.masks), delay=2, leave=False):
-        if tuple(mask.shape) != (bottom - top, frame[1]):
-            raise ValueError(f"a mask is {tuple(mask.shape)} pixels, the images are {(bottom - top, frame[1])}")
-        _, maps = synthesize(generator, dataclasses.replace(recipe, dtype="float32"), z[None])
-        flat = mask.flatten()
-        usable = (flat != schema.ignore_index).nonzero()[:, 0]
-        chosen = usable[torch.randperm(len(usable), generator=random)[:pixels_per_image]]
-        rows, columns = chosen // mask.shape[1] + top, chosen % mask.shape[1]
-        features.append(gather_features(maps, rows, columns, frame))
-        labels.append(flat[chosen].to(generator.device))
-    return torch.cat(features), torch.cat(labels)
+def _moments(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column over some rows, without a copy of them; the latter is never 0."""
+    blocks = [block.to(features.device) for block in rows.split(4096)]
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    for block in blocks:
+        total += features[block].sum(0)
+    mean = (total / len(rows)).float()
+    squares = torch.zeros_like(total)
+    for block in blocks:
+        squares += (features[block] - mean).square_().sum(0)
+    return mean, (squares / len(rows)).sqrt().clamp_min(1e-6).float()
 
 
 def gather_features(maps: Sequence[Tensor], rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
@@ -193,26 +340,37 @@ def gather_features(maps: Sequence[Tensor], rows: Tensor, columns: Tensor, size:
 
 
 class _Members(nn.Module):
-    """M classifiers Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear as batched matrices [M, …]."""
+    """M classifiers Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear as batched matrices [M, …].
 
-    def __init__(self, members: int, widths: Sequence[int], random: torch.Generator) -> None:
+    Args:
+        members: M.
+        widths: of input, hidden layers and output.
+        random: of the initial weights.
+        dtype: in which the first layer, nearly all of the work, is multiplied.
+    """
+
+    def __init__(
+        self, members: int, widths: Sequence[int], random: torch.Generator, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
-        self.members = members
+        self.members, self.dtype = members, dtype
         self.weights, self.biases, self.norms = nn.ParameterList(), nn.ParameterList(), nn.ModuleList()
         for n_in, n_out in pairwise(widths):
             bound = n_in**-0.5  # PyTorch's default for linear layers
             self.weights.append((torch.rand(members, n_in, n_out, generator=random) * 2 - 1) * bound)
             self.biases.append((torch.rand(members, 1, n_out, generator=random) * 2 - 1) * bound)
         for width in widths[1:-1]:
-            self.norms.append(nn.BatchNorm1d(members * width, eps=BATCH_NORM_EPS))
+            self.norms.append(_MemberNorm(members, width))
 
     def forward(self, x: Tensor) -> Tensor:
         """[M, P, C] -> logits [M, P, K]."""
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
+            if i == 0 and self.dtype != torch.float32:
+                x = torch.bmm(x.to(self.dtype), weight.to(self.dtype)).float() + bias
+            else:
+                x = torch.baddbmm(bias, x, weight)
             if i < len(self.norms):
-                stacked = x.relu().transpose(0, 1).flatten(1)  # [P, M·h]: each member's units have their own statistics
-                x = self.norms[i](stacked).unflatten(1, (self.members, -1)).transpose(0, 1)
+                x = self.norms[i](x.relu())
         return x
 
     def state_dicts(self) -> list[dict[str, Tensor]]:
@@ -224,45 +382,79 @@ class _Members(nn.Module):
                 member[f"layers.{3 * i}.bias"] = bias[m, 0].detach()
         for i, norm in enumerate(self.norms):
             for name in ("weight", "bias", "running_mean", "running_var"):
-                for member, values in zip(members, getattr(norm, name).detach().chunk(self.members), strict=True):
-                    member[f"layers.{3 * i + 2}.{name}"] = values
+                for member, values in zip(members, getattr(norm, name).detach(), strict=True):
+                    member[f"layers.{3 * i + 2}.{name}"] = values[0]
         return members
 
 
-class _BalancedDraws:
-    """Draws pixels, those of rare classes more often than they occur."""
+class _MemberNorm(nn.Module):
+    """Batch normalisation of every unit of every member, [M, P, h] -> [M, P, h]; statistics are those of training.
 
-    def __init__(self, labels: Tensor, balance: float, random: torch.Generator) -> None:
-        weights = torch.bincount(labels.cpu()).double().clamp(min=1) ** -balance
-        self.cumulative = weights[labels.cpu()].cumsum(0)
+    Written out, as PyTorch's takes [P, M·h]: the transposes cost more than the rest of the small layers.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, members: int, width: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(members, 1, width))
+        self.bias = nn.Parameter(torch.zeros(members, 1, width))
+        self.register_buffer("running_mean", torch.zeros(members, 1, width))
+        self.register_buffer("running_var", torch.ones(members, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        centred = x - mean
+        var = centred.square().mean(1, keepdim=True)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (x.shape[1] / (x.shape[1] - 1)), self.momentum)
+        return centred * (self.weight * (var + BATCH_NORM_EPS).rsqrt()) + self.bias
+
+
+class _BalancedDraws:
+    """Draws some of the pixels, those of rare classes more often than they occur."""
+
+    def __init__(self, labels: Tensor, rows: Tensor, balance: float, random: torch.Generator) -> None:
+        drawn_from = labels.cpu()[rows]
+        weights = torch.bincount(drawn_from).double().clamp(min=1) ** -balance
+        self.cumulative = weights[drawn_from].cumsum(0)
+        self.rows = rows
         self.random = random
 
     def __call__(self, *shape: int) -> Tensor:
         """Positions of drawn pixels, int64 of that shape, on the CPU."""
         uniform = torch.rand(shape, generator=self.random, dtype=torch.float64)
         drawn = torch.searchsorted(self.cumulative, uniform * self.cumulative[-1], right=True)
-        return drawn.clamp(max=len(self.cumulative) - 1)
+        return self.rows[drawn.clamp(max=len(self.cumulative) - 1)]
 
 
 def _train(
     network: _Members,
-    features: Tensor,
-    labels: Tensor,
-    draw: _BalancedDraws,
-    steps: int,
-    batch_pixels: int,
-    learning_rate: float,
+    pixels: LabelledPixels,
+    draws: Tensor,
+    mean: Tensor | None,
+    std: Tensor | None,
+    settings: Settings,
+    progress: tqdm[NoReturn],
 ) -> None:
+    """Train in place on the drawn pixels, int64 [steps, M, P] on the CPU."""
     network.train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     with torch.enable_grad():
-        for _ in tqdm(range(steps), "training the interpreter", unit="step", delay=2, leave=False):
-            drawn = draw(network.members, batch_pixels).to(features.device)
-            logits = network(features[drawn])
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[drawn].flatten()) * network.members
+        for drawn in draws:
+            drawn = drawn.to(pixels.features.device)
+            x = pixels.features[drawn]
+            if mean is not None and std is not None:
+                x.sub_(mean).div_(std)
+            loss = F.cross_entropy(network(x).flatten(0, 1), pixels.labels[drawn].flatten()) * network.members
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
+            if settings.anneal:
+                schedule.step()
+            progress.update()
     network.eval()

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, calibrate
 from dsgan_datasets.calibration import upper_quantile
 from dsgan_datasets.filtering import FAILURE_PROBABILITY, Acceptance
+from dsgan_datasets.pictures import _DROPPED, _KEPT, histogram
+from dsgan_datasets.tools.cli import main
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.4])
@@ -62,3 +69,95 @@ def test_standard_error_matches_repeated_draws() -> None:
 def test_attempt_limit_leaves_no_index_behind(rate: float, draws: int) -> None:
     limit = Acceptance(draws, rate, {}).attempt_limit
     assert (1 - rate) ** limit <= FAILURE_PROBABILITY and limit < 20_000
+
+
+def test_ignored_pixels_are_the_share_that_was_asked_for(unfiltered: LabeledGenerator) -> None:
+    calibrated = calibrate(unfiltered, 200, reject_fraction=0.2, ignore_fraction=0.05)
+    assert calibrated.recipe.threshold == calibrate(unfiltered, 200, reject_fraction=0.2).recipe.threshold
+    assert calibrated.calibration is not None and calibrated.calibration.ignore_fraction == 0.05
+    mask = calibrated.generate(range(150), seed=5).mask
+    assert (mask == 255).double().mean().item() == pytest.approx(0.05, abs=0.012)
+
+
+def test_exactly_the_uncertain_pixels_are_ignored(unfiltered: LabeledGenerator) -> None:
+    ignoring = with_recipe(unfiltered, ignore_js=0.3)
+    before, after = (labeled.generate(range(20), extras=("js",)) for labeled in (unfiltered, ignoring))
+    uncertain = before.js > 0.3
+    assert 0 < uncertain.sum() < uncertain.numel()
+    assert torch.equal(after.mask, before.mask.masked_fill(uncertain, 255))
+    assert torch.equal(after.image, before.image) and torch.equal(after.score, before.score)
+
+
+def test_ignoring_is_the_same_whatever_is_asked_for_with_it(unfiltered: LabeledGenerator) -> None:
+    ignoring = calibrate(unfiltered, 60, reject_fraction=0.3, ignore_fraction=0.2)
+    together = ignoring.generate(range(11), seed=3)
+    alone = torch.cat([ignoring.generate([i], seed=3).mask for i in (10, 4, 0)])
+    assert torch.equal(together.mask[[10, 4, 0]], alone) and (alone == 255).any()
+
+
+def test_content_rules_count_what_is_left(unfiltered: LabeledGenerator) -> None:
+    """A class that has enough pixels only with those that are ignored does not pass."""
+    ruled = with_recipe(unfiltered, require=(2,), min_area=6)
+    ignoring = calibrate(ruled, 200, reject_fraction=0.1, ignore_fraction=0.3)
+    plain = calibrate(ruled, 200, reject_fraction=0.1)
+    assert ignoring.calibration is not None and plain.calibration is not None
+    assert ignoring.calibration.acceptance < plain.calibration.acceptance
+    assert ((ignoring.generate(range(40)).mask == 2).flatten(1).sum(1) >= 6).all()
+    drawn = torch.cat([fields["mask"] for fields in ignoring.unfiltered(200)])
+    passed = (drawn == 2).flatten(1).sum(1) >= 6
+    scores = torch.cat([fields["score"] for fields in ignoring.unfiltered(200)])
+    expected = (passed & (scores <= ignoring.recipe.threshold)).double().mean().item()
+    assert ignoring.calibration.acceptance == pytest.approx(expected)
+
+
+def test_ignoring_without_a_filter_and_switching_it_off(unfiltered: LabeledGenerator) -> None:
+    ignoring = calibrate(unfiltered, 40, reject_fraction=0, ignore_fraction=0.1)
+    assert ignoring.recipe.threshold is None and ignoring.recipe.ignore_js is not None
+    assert calibrate(ignoring, 40).recipe.ignore_js == ignoring.recipe.ignore_js
+    assert calibrate(ignoring, 40, ignore_fraction=0).recipe == calibrate(unfiltered, 40).recipe
+
+
+def test_the_fingerprint_covers_the_id_of_ignored_pixels(unfiltered: LabeledGenerator, tmp_path: Path) -> None:
+    def made(ignore_index: int, **recipe: float) -> LabeledGenerator:
+        schema = dataclasses.replace(unfiltered.schema, ignore_index=ignore_index)
+        return LabeledGenerator(
+            unfiltered.generator, unfiltered.interpreter, schema, dataclasses.replace(unfiltered.recipe, **recipe)
+        )
+
+    assert made(254).fingerprint == made(255).fingerprint == unfiltered.fingerprint
+    assert made(254, ignore_js=0.1).fingerprint != made(255, ignore_js=0.1).fingerprint
+    made(254, ignore_js=0.1).save_pretrained(tmp_path)
+    loaded = LabeledGenerator.from_pretrained(tmp_path, device="cpu")
+    assert loaded.fingerprint == made(254, ignore_js=0.1).fingerprint and loaded.recipe.ignore_js == 0.1
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_ignore_fraction_out_of_range(unfiltered: LabeledGenerator, fraction: float) -> None:
+    with pytest.raises(ValueError, match="ignore_fraction must be a number in"):
+        calibrate(unfiltered, 40, ignore_fraction=fraction)
+
+
+def test_the_command_draws_a_histogram_and_names_view_groups(
+    unfiltered: LabeledGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfiltered.save_pretrained(tmp_path / "a")
+    views = ["--set", "mixing_layer=2", "--set", "views=2"]
+    assert main(["calibrate", *map(str, (tmp_path / "a", tmp_path / "b")), "--num-samples", "60", *views]) == 0
+    assert "% of the groups of 2 views pass" in capsys.readouterr().out
+    with Image.open(tmp_path / "b" / "calibration.png") as picture:
+        assert picture.size == (720, 360)
+    assert "calibration.png" in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_histogram_is_cut_at_the_threshold() -> None:
+    scores = np.linspace(0.01, 1.0, 500)
+    colours = np.asarray(histogram(scores, threshold=0.5)).reshape(-1, 3)
+    kept, dropped = ((colours == colour).all(1).sum() for colour in (_KEPT, _DROPPED))
+    assert kept == pytest.approx(dropped, rel=0.1)
+    assert not (np.asarray(histogram(scores)).reshape(-1, 3) == _DROPPED).all(1).any()
+    histogram(np.zeros(3))  # all members agree everywhere
+
+
+def with_recipe(labeled: LabeledGenerator, **changes: object) -> LabeledGenerator:
+    recipe = labeled.recipe.override(**changes)
+    return LabeledGenerator(labeled.generator, labeled.interpreter, labeled.schema, recipe)

@@ -163,10 +163,12 @@ def test_ruff(arguments: list[str]) -> None:
 
 def test_docstring_examples(tmp_path: Path) -> None:
     """The examples in docstrings run, as a reader would type them."""
-    failed = attempted = 0
+    public = {name: getattr(dsgan_datasets, name) for name in dsgan_datasets.__all__}
+    names = {**public, "torch": torch, "itertools": itertools}
+    runner = doctest.DocTestRunner()
     for info in pkgutil.walk_packages(dsgan_datasets.__path__, "dsgan_datasets."):
-        public = {name: getattr(dsgan_datasets, name) for name in dsgan_datasets.__all__}
-        names = {**public, "torch": torch, "itertools": itertools, "tmp": tmp_path / info.name}
-        result = doctest.testmod(importlib.import_module(info.name), extraglobs=names)
-        failed, attempted = failed + result.failed, attempted + result.attempted
+        for example in doctest.DocTestFinder().find(importlib.import_module(info.name)):
+            example.globs.update(names, tmp=tmp_path / example.name)  # each has a folder of its own
+            runner.run(example)
+    failed, attempted = runner.summarize(verbose=False)
     assert attempted > 15 and failed == 0

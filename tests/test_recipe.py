@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from dsgan_datasets import Recipe
 
@@ -65,6 +67,9 @@ def test_json_round_trip() -> None:
         ("second_latent", "middle"),
         ("views", 0),
         ("views", 4),
+        ("ignore_js", -0.1),
+        ("ignore_js", float("nan")),
+        ("ignore_js", "much"),
     ],
 )
 def test_bad_values_name_the_field(field: str, value: object) -> None:
@@ -108,9 +113,27 @@ def test_a_change_that_moves_scores_drops_the_threshold(change: dict[str, object
     assert changed.threshold is None and changed.needs_calibration
 
 
-@pytest.mark.parametrize("change", [{}, {"psi": 0.7}, {"compute_batch": 4}, {"require": (1,)}, {"min_area": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"psi": 0.7},
+        {"psi": (0.7, 0.7)},
+        {"second_latent": "coarse"},
+        {"compute_batch": 4},
+        {"require": (1,)},
+        {"min_area": 3},
+        {"ignore_js": 0.1},
+    ],
+)
 def test_other_changes_keep_it(change: dict[str, object]) -> None:
     assert CALIBRATED.override(**change).threshold == 0.2
+
+
+def test_the_other_second_latent_moves_scores_where_there_is_one() -> None:
+    mixed = CALIBRATED.override(mixing_layer=2, threshold=0.2)
+    assert mixed.override(second_latent="coarse").threshold is None
+    assert mixed.override(second_latent="fine").threshold == 0.2
 
 
 def test_no_threshold_means_no_filter() -> None:
@@ -128,4 +151,42 @@ def test_unknown_override_lists_the_fields() -> None:
 
 
 def test_every_field_reaches_json() -> None:
-    assert set(Recipe().to_dict()) == {f.name for f in dataclasses.fields(Recipe)}
+    assert set(Recipe(ignore_js=0.5).to_dict()) == {f.name for f in dataclasses.fields(Recipe)}
+
+
+def test_a_field_that_came_later_changes_no_fingerprint_until_it_is_used() -> None:
+    """Checkpoints hold the SHA-256 of this form: a new field may only appear in it where it is used."""
+    assert set(Recipe(ignore_js=0.5).to_dict()) - set(Recipe().to_dict()) == {"ignore_js"}
+    assert Recipe.from_dict(Recipe().to_dict()) == Recipe()
+    assert Recipe.from_dict(Recipe(ignore_js=0.5).to_dict()) == Recipe(ignore_js=0.5)
+
+
+def test_numpy_numbers_and_arrays_are_numbers_and_lists() -> None:
+    recipe = Recipe(
+        psi=np.float32(0.5),  # type: ignore[arg-type]
+        class_weights=np.array([1, 2.5], dtype=np.float32),  # type: ignore[arg-type]
+        size=np.array([32, 16]),  # type: ignore[arg-type]
+        require=(np.int64(2),),  # type: ignore[arg-type]
+        min_area=np.uint8(3),  # type: ignore[arg-type]
+        threshold=np.array(0.25),  # type: ignore[arg-type]
+    )
+    plain = Recipe(psi=0.5, class_weights=(1.0, 2.5), size=(32, 16), require=(2,), min_area=3, threshold=0.25)
+    assert recipe == plain and json.dumps(recipe.to_dict()) == json.dumps(plain.to_dict())
+    assert Recipe(psi=torch.tensor([0.5, 0.75])).psi == (0.5, 0.75)  # type: ignore[arg-type]
+    assert Recipe(class_label=np.int64(3)).class_label == 3  # type: ignore[arg-type]
+    assert Recipe(psi=[np.float32(0.5), 1]).psi == (0.5, 1.0)  # type: ignore[list-item, arg-type]
+
+
+@pytest.mark.parametrize("value", [np.bool_(True), np.array("x"), np.array([[1, 2]]), np.float32("nan")])
+def test_arrays_that_are_no_psi(value: object) -> None:
+    with pytest.raises(ValueError, match="psi"):
+        Recipe(psi=value)  # type: ignore[arg-type]
+
+
+def test_psi_out_of_order_says_so() -> None:
+    with pytest.raises(ValueError, match=r"two of them \(low, high\) with low <= high, not \(0.9, 0.5\)"):
+        Recipe(psi=(0.9, 0.5))
+
+
+def test_a_range_of_one_psi_is_that_psi() -> None:
+    assert Recipe(psi=(0.7, 0.7)) == Recipe(psi=0.7)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
+from dsgan_datasets.evaluation import evaluate
+from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
-from dsgan_datasets.training import gather_features
+from dsgan_datasets.training import LabelledPixels, Settings, _MemberNorm, _moments, gather_features, train_ensemble
 
 SCHEMA = LabelSchema(("dark", "middle", "bright"))
 RECIPE = Recipe(psi=0.9)
@@ -125,6 +130,7 @@ def test_masks_of_any_integer_type_and_latents_that_are_numbers() -> None:
         {"pixels_per_image": -1},
         {"hidden": (5,)},
         {"class_balance": float("nan")},
+        {"dtype": "float16"},
     ],
 )
 def test_arguments_out_of_range_are_named(unfiltered: LabeledGenerator, change: dict[str, object]) -> None:
@@ -138,3 +144,61 @@ def test_a_single_usable_pixel_gives_numbers(unfiltered: LabeledGenerator) -> No
     data = Annotated(sample_latents(range(1), 32, seed=0), masks)
     ensemble = fit_interpreter(unfiltered.generator, data, SCHEMA, recipe=RECIPE, members=1, steps=2)
     assert all(bool(t.isfinite().all()) for t in ensemble.state_dict().values())
+
+
+def test_standardising_folds_into_the_first_layer(unfiltered: LabeledGenerator) -> None:
+    """The ensemble reads plain features: what the network saw in training gives the same logits."""
+    random = torch.Generator().manual_seed(0)
+    data = annotated(unfiltered, range(4))
+    pixels = LabelledPixels.gather(unfiltered.generator, data, SCHEMA, RECIPE, 256, random)
+    mean, std = _moments(pixels.features, torch.arange(len(pixels.labels)))
+    assert torch.allclose(mean, pixels.features.mean(0), atol=1e-5)
+    assert torch.allclose(std, pixels.features.std(0, correction=0), rtol=1e-4)
+    shifted = dataclasses.replace(pixels, features=(pixels.features - mean) / std)
+    settings = Settings(members=2, steps=30, dtype="float32")
+    plain = train_ensemble(pixels, RECIPE, settings, torch.Generator().manual_seed(3))
+    by_hand = train_ensemble(
+        shifted, RECIPE, dataclasses.replace(settings, standardize=False), torch.Generator().manual_seed(3)
+    )
+    hidden = torch.einsum("pc,cmh->pmh", pixels.features, plain.w1) + plain.b1
+    expected = torch.einsum("pc,cmh->pmh", shifted.features, by_hand.w1) + by_hand.b1
+    assert torch.allclose(hidden, expected, atol=1e-3)
+
+
+def test_bfloat16_learns_as_float32_does(unfiltered: LabeledGenerator) -> None:
+    data, held_out = annotated(unfiltered, range(8)), annotated(unfiltered, range(100, 110))
+    accuracy = {}
+    for dtype in ("float32", "bfloat16"):
+        ensemble = fit_interpreter(
+            unfiltered.generator,
+            data,
+            SCHEMA,
+            recipe=RECIPE,
+            members=3,
+            steps=200,
+            dtype=dtype,  # type: ignore[arg-type]
+        )
+        accuracy[dtype] = evaluate(unfiltered.generator, ensemble, held_out, recipe=RECIPE).pixel_accuracy
+    majority = held_out.masks.flatten().bincount().max().item() / held_out.masks.numel()
+    assert accuracy["bfloat16"] == pytest.approx(accuracy["float32"], abs=0.03)
+    assert accuracy["float32"] > majority + 0.15
+
+
+def test_normalisation_is_that_of_pytorch() -> None:
+    x = torch.randn(2, 7, 3)
+    ours, theirs = _MemberNorm(2, 3), torch.nn.BatchNorm1d(6, eps=BATCH_NORM_EPS)
+    expected = theirs(x.transpose(0, 1).flatten(1)).unflatten(1, (2, 3)).transpose(0, 1)
+    assert torch.allclose(ours(x), expected, atol=1e-5)
+    assert torch.allclose(ours.running_mean.flatten(), theirs.running_mean, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.allclose(ours.running_var.flatten(), theirs.running_var, atol=1e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_number_of_threads_changes_nothing(unfiltered: LabeledGenerator, dtype: str, one_thread: None) -> None:
+    def fit(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        data = annotated(unfiltered, range(2))
+        settings: dict[str, Any] = {"members": 3, "steps": 5, "dtype": dtype}
+        return fit_interpreter(unfiltered.generator, data, SCHEMA, recipe=RECIPE, **settings).w1
+
+    assert torch.equal(fit(1), fit(2)) and torch.equal(fit(1), fit(3))

@@ -87,6 +87,14 @@ def _add_check(actions: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("folder", type=Path, help="the exported folder, or one in DatasetGAN's published layout")
     parser.add_argument("--generator", help="checked to be the one exported from (default: not checked)")
+    add_reading(parser)
+    parser.add_argument("--out", type=Path, help="picture to write (default: FOLDER/check.png)")
+    options.add_recipe(parser, psi="of the published layout (default: 0.7)")
+    parser.set_defaults(run=run_check)
+
+
+def add_reading(parser: argparse._ActionsContainer) -> None:
+    """How annotations are read; see `reading`."""
     parser.add_argument(
         "--format", choices=get_args(AnnotationFormat), help="kind of annotations (default: the kind that is there)"
     )
@@ -109,9 +117,12 @@ def _add_check(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         help="a class with fewer pixels in an image is dropped there; 30 as published (default: 0, keep all)",
     )
     parser.add_argument("--allow-missing", action="store_true", help="leave out images that are not annotated")
-    parser.add_argument("--out", type=Path, help="picture to write (default: FOLDER/check.png)")
-    options.add_recipe(parser, psi="of the published layout (default: 0.7)")
-    parser.set_defaults(run=run_check)
+
+
+def reading(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `load_annotations` that these options are."""
+    names = ("format", "files", "classes", "min_region", "min_class", "allow_missing", "device")
+    return {name: getattr(args, name) for name in names}
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -171,13 +182,7 @@ def run_check(args: argparse.Namespace) -> None:
     found = load_annotations(
         args.folder,
         args.generator,
-        format=args.format,
-        files=args.files,
-        classes=args.classes,
-        min_region=args.min_region,
-        min_class=args.min_class,
-        allow_missing=args.allow_missing,
-        device=args.device,
+        **reading(args),
         **options.recipe_changes(args),
     )
     _print_table(found)

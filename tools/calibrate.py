@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsgan_datasets.calibration import calibrate
+from dsgan_datasets.calibration import calibrate_with_scores
+from dsgan_datasets.checkpoints.card import model_card
+from dsgan_datasets.pictures import histogram, save_png
+from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.tools import options
 
 
@@ -20,25 +23,61 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     options.add_checkpoint(parser, filtered=False)
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
     options.add_seed(parser)
-    parser.add_argument("--num-samples", type=options.count, default=1000, help="draws to look at (default: 1000)")
-    parser.add_argument(
-        "--reject-fraction", type=float, default=0.1, help="share of the most uncertain draws to drop (default: 0.1)"
-    )
+    add_filter_options(parser)
     options.add_overwrite(parser)
     parser.set_defaults(run=run)
 
 
+def add_filter_options(parser: argparse._ActionsContainer) -> None:
+    """How many draws to look at, and what to drop."""
+    parser.add_argument("--num-samples", type=options.count, default=1000, help="draws to look at (default: 1000)")
+    parser.add_argument(
+        "--reject-fraction", type=float, default=0.1, help="share of the most uncertain draws to drop (default: 0.1)"
+    )
+    parser.add_argument(
+        "--ignore-fraction",
+        type=float,
+        metavar="SHARE",
+        help="also mark this share of the pixels, the most uncertain ones of accepted draws, as ignored (such as 0.05; "
+        "0 for none; default: as the checkpoint has it)",
+    )
+
+
 def run(args: argparse.Namespace) -> None:
-    """Calibrate and save."""
+    """Calibrate, save, draw."""
     options.check_out(args)
     if given := {"threshold", "reject_fraction"} & dict(args.recipe).keys():
         raise ValueError(f"--set {given.pop()}: calibrate finds the threshold itself; say --reject-fraction instead")
-    labeled = calibrate(options.load(args), args.num_samples, reject_fraction=args.reject_fraction, seed=args.seed)
-    labeled.save_pretrained(args.out)
-    found = labeled.calibration
-    if found is not None:
-        print(
-            f"threshold {found.threshold:.5g} ± {found.standard_error:.2g} nats; "
-            f"{found.acceptance:.1%} of the draws pass"
-        )
+    labeled, scores = calibrate_with_scores(
+        options.load(args),
+        args.num_samples,
+        reject_fraction=args.reject_fraction,
+        ignore_fraction=args.ignore_fraction,
+        seed=args.seed,
+    )
+    pictures = []
+    if len(scores):
+        title = f"{args.checkpoint}, calibrated with seed {args.seed}"
+        picture = histogram(scores.numpy(), threshold=labeled.recipe.threshold, title=title)
+        save_png(picture, args.out / "calibration.png")
+        pictures.append("calibration.png")
+    labeled.save_pretrained(args.out, card=model_card(labeled.config, pictures=pictures))
+    for line in report(labeled.recipe, labeled.calibration):
+        print(line)
+    if pictures:
+        print(f"histogram: {(args.out / 'calibration.png').resolve()}")
     print(f"checkpoint: {args.out.resolve()}")
+
+
+def report(recipe: Recipe, found: Calibration | None) -> list[str]:
+    """What was found, in lines."""
+    lines = []
+    if found is not None:
+        units = f"groups of {recipe.views} views" if recipe.views > 1 else "draws"
+        threshold = f"threshold {found.threshold:.5g} ± {found.standard_error:.2g} nats"
+        lines.append(f"{threshold}; {found.acceptance:.1%} of the {units} pass")
+    else:
+        lines.append("no filter: every draw is accepted")
+    if recipe.ignore_js is not None:
+        lines.append(f"pixels above {recipe.ignore_js:.4g} nats are ignored")
+    return lines

@@ -46,12 +46,29 @@ class Description:
     @property
     def fingerprint(self) -> str:
         """The `fingerprint` that a `LabeledGenerator` of this checkpoint and this recipe has."""
-        return fingerprint(self.weights, self.generator, self.interpreter, self.schema.class_map, self.recipe.to_dict())
+        return sample_fingerprint(self.weights, self.generator, self.interpreter, self.schema, self.recipe)
 
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of images and masks."""
         return self.recipe.image_size(self.generator["img_resolution"])
+
+
+def sample_fingerprint(
+    weights: Mapping[str, str],
+    generator: Mapping[str, Any],
+    interpreter: Mapping[str, Any],
+    schema: LabelSchema,
+    recipe: Recipe,
+) -> str:
+    """SHA-256 (hex) of everything that decides a sample beside seed and index.
+
+    Of a schema that is what it does to masks: the class map, and `ignore_index` if the recipe ignores pixels.
+    """
+    classes: object = schema.class_map
+    if recipe.ignore_js is not None:
+        classes = {"class_map": schema.class_map, "ignore_index": schema.ignore_index}
+    return fingerprint(weights, generator, interpreter, classes, recipe.to_dict())
 
 
 def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> Description:
@@ -85,9 +102,7 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
         schema, stored = LabelSchema.from_dict(parts["schema"]), Recipe.from_dict(parts["recipe"])
         calibration = Calibration(**config["calibration"]) if config.get("calibration") else None
         stored.image_size(parts["generator"]["img_resolution"])
-        found = fingerprint(
-            parts["weights"], parts["generator"], parts["interpreter"], schema.class_map, stored.to_dict()
-        )
+        found = sample_fingerprint(parts["weights"], parts["generator"], parts["interpreter"], schema, stored)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{path / 'config.json'}: {error!r}") from error
     if calibration is not None and calibration.threshold != stored.threshold:

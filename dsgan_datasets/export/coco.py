@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dsgan_datasets.export.layouts import Options, Place, box
+from dsgan_datasets.export.layouts import Options, Place
 from dsgan_datasets.export.source import Source
-from dsgan_datasets.polygons import encode_rle
+from dsgan_datasets.polygons import encode_rle, tight_box
 from dsgan_datasets.samples import Sample
 
 
@@ -46,7 +46,7 @@ class Coco:
             {
                 "image_id": int(sample.index),
                 "category_id": thing,
-                "bbox": box(mask),
+                "bbox": tight_box(mask),
                 "area": int(mask.sum()),
                 "iscrowd": 0,
                 "segmentation": encode_rle(mask),

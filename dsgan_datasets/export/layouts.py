@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
 
 from dsgan_datasets.export.source import Source
@@ -84,9 +83,3 @@ class Layout(Protocol):
 def category_names(options: Options, source: Source) -> list[str]:
     """Names of the classes that instances are made of."""
     return [source.schema.classes[thing] for thing in options.things]
-
-
-def box(mask: Array) -> list[int]:
-    """Tight box around a bool mask: x, y, width, height."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(v) for v in (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)]

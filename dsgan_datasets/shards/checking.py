@@ -74,8 +74,8 @@ def verify_shards(outdir: str | os.PathLike[str]) -> list[Problem]:
 
     Example:
         >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-        >>> first, second = write_shards(labeled, tmp, range(4), samples_per_shard=2)
-        >>> Path(second).unlink()
+        >>> _ = write_shards(labeled, tmp, range(4), samples_per_shard=2)
+        >>> (tmp / "shard-000001.tar").unlink()
         >>> verify_shards(tmp)
         [Problem(name='shard-000001.tar', kind='missing', detail='there is no such file')]
     """

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsgan_datasets.checks import integer
+from dsgan_datasets.polygons import encode_rle, tight_box
 from dsgan_datasets.samples import Sample
 
 #: Levels of a 16-bit uncertainty picture per nat: 0 … 8 nats in steps of 0.00012. JS of M members is at most ln M.
@@ -50,7 +51,7 @@ class Encoding:
             raise ValueError(f'image_format must be "png" or "jpg", not {self.image_format!r}')
         object.__setattr__(self, "quality", integer("quality", self.quality, 1, 100))
         if self.parts:
-            _run_length_codec()
+            encode_rle(np.zeros((1, 1), dtype=bool))  # says at once if pycocotools is missing
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -182,27 +183,9 @@ def _shortest(score: Tensor) -> float:
 
 def _parts(mask: Tensor, num_classes: int) -> list[dict[str, Any]]:
     """Box (x, y, width, height), area and COCO run-length code of each class that occurs."""
-    codec = _run_length_codec()
-    array = mask.cpu().numpy()
-    parts = []
-    for class_id in range(num_classes):
-        region = array == class_id
-        if region.any():
-            code = codec.encode(np.asfortranarray(region, dtype=np.uint8))
-            parts.append(
-                {
-                    "class": class_id,
-                    "area": int(codec.area(code)),
-                    "box": codec.toBbox(code).tolist(),
-                    "rle": {"size": code["size"], "counts": code["counts"].decode("ascii")},
-                }
-            )
-    return parts
-
-
-def _run_length_codec() -> Any:
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise ImportError('parts=True needs pycocotools: pip install "dsgan_datasets[coco]"') from error
-    return mask
+    regions = ((class_id, (mask == class_id).cpu().numpy()) for class_id in range(num_classes))
+    return [
+        {"class": class_id, "area": int(region.sum()), "box": tight_box(region), "rle": encode_rle(region)}
+        for class_id, region in regions
+        if region.any()
+    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -397,10 +397,3 @@ def numbers_of(plan: Plan, shard_range: Sequence[int] | None) -> range:
             f"shard range {first}:{end} holds no shard: there are {plan.num_shards}, 0 … {plan.num_shards - 1}"
         )
     return range(first, min(end, plan.num_shards))
-
-
-def extensions_in_order(plan: Plan, number: int) -> Iterator[str]:
-    """File names in a shard, in their order."""
-    for index in plan.indices(number):
-        for extension in plan.extensions:
-            yield f"{index:09d}.{extension}"

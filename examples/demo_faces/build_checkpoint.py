@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, calibrate, fit_interpreter
 from dsgan_datasets.annotations.selection import diverse, pooled_features
+from dsgan_datasets.evaluation import evaluate
 from dsgan_datasets.generators.loading import build_generator
 from dsgan_datasets.generators.stylegan2 import StyleGAN2
 from dsgan_datasets.labeled_generator import synthesize
@@ -84,12 +85,7 @@ def annotate(generator: StyleGAN2, annotator: Annotator, indices: Sequence[int])
 
 def held_out_iou(labeled: LabeledGenerator, truth: Annotated) -> Tensor:
     """IoU of each class, pixels of all images pooled; NaN for a class that occurs in neither."""
-    _, features = synthesize(labeled.generator, RECIPE, truth.latents)
-    mask = labeled.interpreter.label(features, labeled.image_size).mask
-    k = labeled.schema.num_classes
-    confusion = torch.bincount((truth.masks * k + mask).flatten(), minlength=k * k).view(k, k).double()
-    both = confusion.diagonal()
-    return both / (confusion.sum(0) + confusion.sum(1) - both)
+    return evaluate(labeled.generator, labeled.interpreter, truth, recipe=labeled.recipe).iou
 
 
 def write_card(labeled: LabeledGenerator, iou: Tensor, held_out: int, images_seen: int) -> str:

@@ -1,0 +1,180 @@
+"""`dsgan fit`: from a folder of annotations to a checkpoint that says how good it is; held-out numbers are held out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from PIL import Image
+
+from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator
+from dsgan_datasets.annotations import export_annotations
+from dsgan_datasets.evaluation import Quality, count_pairs, cross_validate, evaluate
+from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.latents import Purpose, sample_latents
+from dsgan_datasets.tools.cli import main
+from dsgan_datasets.training import Settings
+
+GENERATOR = GOLDEN / "sg2ada_fullsnapshot16.pkl"
+SCHEMA = LabelSchema(("dark", "middle", "bright"))
+RECIPE = Recipe(psi=0.9)
+QUICK = Settings(members=2, steps=120)
+
+
+def annotated(labeled: LabeledGenerator, indices: range) -> Annotated:
+    """Classes by the value of one channel of the finest map: a rule that the features know."""
+    latents = sample_latents(indices, 32, seed=0, purpose=Purpose.ANNOTATION)
+    _, features = synthesize(labeled.generator, RECIPE, latents)
+    channel = features[-1][:, 0]
+    return Annotated(latents, (channel > -0.1).long() + (channel > 0.5).long())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported folder with masks, drawn by that rule."""
+    folder = tmp_path_factory.mktemp("fit") / "annotations"
+    generator = load_generator(GENERATOR, device="cpu")
+    exported = export_annotations(generator, SCHEMA, folder, num=6, candidates=8, recipe=RECIPE, name=str(GENERATOR))
+    _, features = synthesize(generator, RECIPE, exported.latents)
+    channel = features[-1][:, 0]
+    masks = (channel > -0.1).long() + (channel > 0.5).long()
+    (folder / "masks").mkdir(exist_ok=True)
+    for image, mask in zip(exported.images, masks, strict=True):
+        Image.fromarray(mask.numpy().astype(np.uint8)).save(folder / "masks" / f"{image.name}.png")
+    return folder
+
+
+# Numbers
+
+
+def test_iou_by_hand() -> None:
+    truth = torch.tensor([[0, 0, 1, 1, 255, 0]])
+    mask = torch.tensor([[0, 1, 1, 255, 1, 0]])
+    quality = Quality(count_pairs(truth, mask, 3, 255))
+    assert quality.confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert quality.iou[:2].tolist() == [2 / 3, 1 / 2] and quality.iou[2].isnan()
+    assert quality.mean_iou == pytest.approx(7 / 12) and quality.pixel_accuracy == 0.75
+
+
+def test_evaluation_looks_at_the_pixels_of_the_crop(unfiltered: LabeledGenerator) -> None:
+    recipe = Recipe(psi=0.9, crop=(4, 12), size=(16, 24))
+    latents = sample_latents(range(3), 32, seed=0)
+    _, features = synthesize(unfiltered.generator, recipe, latents)
+    masks = unfiltered.interpreter.label(features, (16, 24), rows=(4, 12)).mask
+    own = evaluate(unfiltered.generator, unfiltered.interpreter, Annotated(latents, masks), recipe=recipe)
+    assert own.pixel_accuracy == 1 and own.confusion.sum() == 3 * 8 * 24
+    wrong = Annotated(latents, (masks + 1) % 4)
+    assert evaluate(unfiltered.generator, unfiltered.interpreter, wrong, recipe=recipe).pixel_accuracy == 0
+
+
+def test_cross_validation_holds_images_out(unfiltered: LabeledGenerator) -> None:
+    """Masks of noise can be learned by heart, and not be predicted: only a leak would give more than chance."""
+    random = torch.Generator().manual_seed(0)
+    latents = sample_latents(range(4), 32, seed=0)
+    noise = Annotated(latents, torch.randint(0, 2, (4, 1, 1), generator=random).expand(4, 16, 16).clone())
+    noise.masks[:] = torch.tensor([0, 1, 0, 1])[:, None, None]
+    schema = LabelSchema(("a", "b"))
+    quality = cross_validate(unfiltered.generator, noise, schema, recipe=RECIPE, folds=4, settings=QUICK)
+    ensemble = fit_interpreter(unfiltered.generator, noise, schema, recipe=RECIPE, members=2, steps=80)
+    seen = evaluate(unfiltered.generator, ensemble, noise, recipe=RECIPE)
+    assert seen.pixel_accuracy > 0.95 and quality.pixel_accuracy < 0.75
+    assert quality.confusion.sum() == noise.masks.numel()  # every image once
+
+
+def test_cross_validation_predicts_a_rule(unfiltered: LabeledGenerator) -> None:
+    data = annotated(unfiltered, range(8))
+    first = cross_validate(unfiltered.generator, data, SCHEMA, recipe=RECIPE, settings=QUICK)
+    majority = data.masks.flatten().bincount().max().item() / data.masks.numel()
+    assert first.pixel_accuracy > majority + 0.1
+    again = cross_validate(unfiltered.generator, data, SCHEMA, recipe=RECIPE, settings=QUICK)
+    assert torch.equal(first.confusion, again.confusion)
+
+
+@pytest.mark.parametrize("folds", [1, 4])
+def test_folds_out_of_range(unfiltered: LabeledGenerator, folds: int) -> None:
+    with pytest.raises(ValueError, match="folds must be an integer in 2 … 3"):
+        cross_validate(unfiltered.generator, annotated(unfiltered, range(3)), SCHEMA, recipe=RECIPE, folds=folds)
+
+
+# The command
+
+FAST = ("--device", "cpu", "--steps", "60", "--members", "2", "--num-samples", "40", "--folds", "2")
+
+
+def test_fit_writes_a_checkpoint_with_its_card(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "shades"
+    assert (
+        main(["fit", str(GENERATOR), str(folder), str(out), *FAST, "--license", "CC0-1.0", "--ignore-fraction", "0.1"])
+        == 0
+    )
+    printed = capsys.readouterr().out
+    assert "middle" in printed and "pixel accuracy" in printed and "threshold" in printed
+    labeled = LabeledGenerator.from_pretrained(out, device="cpu")
+    assert labeled.license == "CC0-1.0" and labeled.schema.classes == SCHEMA.classes
+    assert labeled.recipe.psi == 0.9 and labeled.recipe.reject_fraction == 0.1
+    assert labeled.calibration is not None and labeled.calibration.ignore_fraction == 0.1
+    assert labeled.interpreter.num_members == 2
+    card = (out / "README.md").read_text()
+    for expected in ("# shades", "IoU", "CC0-1.0", "preview.png", "calibration.png", "| steps | 60 |", "6 annotated"):
+        assert expected in card
+    assert labeled.fingerprint in card
+    for name in ("preview.png", "calibration.png"):
+        with Image.open(out / name) as picture:
+            assert picture.width > 300
+    weights = ["generator.safetensors", "interpreter.safetensors"]
+    pictures = ["calibration.png", "preview.png"]
+    assert {p.name for p in out.iterdir()} == {"README.md", "config.json", *weights, *pictures}
+    data = annotated(labeled, range(100, 106))
+    assert evaluate(labeled.generator, labeled.interpreter, data, recipe=RECIPE).pixel_accuracy > 0.6
+
+
+def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tmp_path: Path) -> None:
+    plain = ("fit", str(GENERATOR), str(folder), str(tmp_path / "a"), *FAST[:-1], "0")
+    assert main(plain) == 0
+    assert main([*plain[:3], str(tmp_path / "b"), *plain[4:], "--psi", "0.4", "--set", "vote=mean"]) == 0
+    a, b = (LabeledGenerator.from_pretrained(tmp_path / name, device="cpu") for name in "ab")
+    assert (b.recipe.psi, b.recipe.vote) == (0.4, "mean") and torch.equal(a.interpreter.w1, b.interpreter.w1)
+    assert "IoU" not in (tmp_path / "a" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--folds", "1"], "--folds 1 must be 2 or more, or 0"),
+        (["--class-balance", "2"], "class_balance 2.0 must lie in 0 … 1"),
+        (["--batch-pixels", "1"], "batch_pixels must be an integer of at least 2"),
+        (["--set", "threshold=0.1"], "fit finds the threshold itself"),
+        (["--set", "features=const+convs"], "those of the annotated images"),
+        (["--reject-fraction", "1.5"], "reject_fraction must be a number in"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    fast = ["--device", "cpu", "--steps", "1", "--members", "1", "--num-samples", "40"]
+    assert main(["fit", str(GENERATOR), str(folder), str(tmp_path / "out"), *fast, *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_of_the_annotator_come_first(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = shutil.copytree(folder, tmp_path / "work")
+    next((work / "masks").glob("*.png")).unlink()
+    assert main(["fit", str(GENERATOR), str(work), str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert "has no annotation" in capsys.readouterr().err
+    assert main(["fit", str(GENERATOR), str(tmp_path / "nowhere"), str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert "no folder" in capsys.readouterr().err
+
+
+def test_nothing_is_replaced_unasked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text(json.dumps({}))
+    assert main(["fit", str(GENERATOR), str(folder), str(tmp_path / "out")]) == 1
+    assert "--overwrite" in capsys.readouterr().err
