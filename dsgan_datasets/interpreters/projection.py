@@ -255,31 +255,29 @@ def label(
 
 
 def _hidden(ensemble: PixelEnsemble, projection: Projection, projected: Projected, count: int, chunk: slice) -> Tensor:
-    """First layer of some kept rows: [M, N, rows, W, h1], rectified."""
+    """First layer of some kept rows, rectified: [N, rows, W, M, h1]."""
     from dsgan_datasets.interpreters.pixel_ensemble import bilinear_matrix
 
     (height, width), (top, _), device = projection.size, projection.rows, projected.coarse.device
-    fine, weight = projected.fine[:, chunk].float(), projection.fine_weight.float()
-    total = torch.einsum("nrwc,mch->mnrwh", fine, weight)
-    total += F.pad(ensemble.b1, (0, projection.hidden - ensemble.b1.shape[1]))[:, None, None, None]
+    bias = F.pad(ensemble.b1, (0, projection.hidden - ensemble.b1.shape[1])).flatten()
+    total = projected.fine[:, chunk].float() @ projection.fine_weight.float().movedim(0, 1).flatten(1) + bias
     start = 0
     for h, w in projection.levels:
         stop = start + count * h * w
-        level = projected.coarse[start:stop].float().view(count, h, w, projection.members, projection.hidden)
+        level = projected.coarse[start:stop].float().view(count, h, -1)
         rows = bilinear_matrix(h, height)[top + chunk.start : top + chunk.stop].to(device)
-        by_row = torch.einsum("rh,nhwmo->nrwmo", rows, level)
-        total += torch.einsum("cw,nrwmo->mnrco", bilinear_matrix(w, width).to(device), by_row)
+        total += bilinear_matrix(w, width).to(device) @ (rows @ level).unflatten(2, (w, -1))
         start = stop
-    return total.relu_()[..., : ensemble.b1.shape[1]]
+    return total.relu_().unflatten(3, (projection.members, -1))[..., : ensemble.b1.shape[1]]
 
 
 def _label(ensemble: PixelEnsemble, hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Mask and uncertainty [N, rows, W] from the first layer [M, N, rows, W, h1]."""
+    """Mask and uncertainty [N, rows, W] from the first layer [N, rows, W, M, h1]."""
 
     def rounded(x: Tensor) -> Tensor:
         return x.to(dtype).float()
 
-    shape, pixels = hidden.shape[1:4], hidden.flatten(1, 3)
+    shape, pixels = hidden.shape[:3], hidden.flatten(0, 2).transpose(0, 1)  # [M, P, h1]
     second = torch.baddbmm(ensemble.b2[:, None], rounded(pixels), rounded(ensemble.w2)).relu_()
     logits = torch.baddbmm(ensemble.b3[:, None], rounded(second), rounded(ensemble.w3))
     probabilities = logits.softmax(2)
