@@ -268,7 +268,8 @@ def _hidden(ensemble: PixelEnsemble, projection: Projection, projected: Projecte
         rows = bilinear_matrix(h, height)[top + chunk.start : top + chunk.stop].to(device)
         total += bilinear_matrix(w, width).to(device) @ (rows @ level).unflatten(2, (w, -1))
         start = stop
-    return total.relu_().unflatten(3, (projection.members, -1))[..., : ensemble.b1.shape[1]]
+    hidden: Tensor = total.relu_().unflatten(3, (projection.members, -1))
+    return hidden[..., : ensemble.b1.shape[1]]
 
 
 def _label(ensemble: PixelEnsemble, hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
