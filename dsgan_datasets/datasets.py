@@ -6,10 +6,12 @@ Which process makes which index is decided here, and nowhere else.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -22,7 +24,7 @@ from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.streaming import ResumableStream, Transforms, Uneven, transformed
 
-#: Batches that the generating thread may be ahead of the consumer.
+#: Batches that the generating thread may be ahead of the consumer, unless it is said.
 _AHEAD = 2
 
 
@@ -46,6 +48,10 @@ class DSGANIterableDataset(ResumableStream):
             "drop" leaves out the last ones, "pad" repeats the first ones. With "keep", ranks that wait for each other
             after every step (DDP) hang at the end of an epoch: use "drop" or "pad" there.
         repeat: make `set_epoch` keep the samples of epoch 0.
+        ahead: batches that are generated before they are asked for, at most (None: two); each takes memory.
+        share: part of the time that may go into generating, in (0, 1]. With 0.25 the generating thread rests three
+            times as long as each batch took (less what it had to wait for the consumer), and what trains on the same
+            GPU has it to itself in the meantime.
 
     Raises:
         ValueError: an argument out of range, or view groups that `start` or `length` cut.
@@ -72,6 +78,8 @@ class DSGANIterableDataset(ResumableStream):
         transforms: Transforms | None = None,
         uneven: Uneven = "keep",
         repeat: bool = False,
+        ahead: int | None = None,
+        share: float = 1.0,
     ) -> None:
         super().__init__(rank=rank, world_size=world_size, transforms=transforms, uneven=uneven)
         _check_labeled(labeled)
@@ -86,6 +94,8 @@ class DSGANIterableDataset(ResumableStream):
         self.length = length
         self.batch_size = integer("batch_size", batch_size, 1)
         self.repeat = repeat
+        self.ahead = None if ahead is None else integer("ahead", ahead, 1)
+        self.share = _checked_share(share)
 
     def __iter__(self) -> Iterator[Sample]:
         """Samples of this consumer, one by one."""
@@ -112,7 +122,10 @@ class DSGANIterableDataset(ResumableStream):
         """What this consumer has not yet handed out of its epoch."""
         refuse_cuda_in_worker(self.labeled.device)
         with self._resumed() as consumed:
-            yield from generated_ahead(self.labeled, self._indices(consumed), self.seed, self.batch_size)
+            indices = self._indices(consumed)
+            yield from generated_ahead(
+                self.labeled, indices, self.seed, self.batch_size, ahead=self.ahead, share=self.share
+            )
 
     def _indices(self, consumed: int) -> Iterator[int]:
         """Indices of this consumer in this epoch, without the first `consumed` ones."""
@@ -204,9 +217,24 @@ class DSGANDataset(Dataset[Sample]):
 
 
 def generated_ahead(
-    labeled: LabeledGenerator, indices: Iterable[int], seed: int, batch_size: int
+    labeled: LabeledGenerator,
+    indices: Iterable[int],
+    seed: int,
+    batch_size: int,
+    *,
+    ahead: int | None = None,
+    share: float = 1.0,
 ) -> Iterator[SampleBatch]:
-    """Batches of samples, in order, generated on a thread (and a CUDA stream) of their own while the consumer works."""
+    """Batches of samples, in order, generated on a thread (and a CUDA stream) of their own while the consumer works.
+
+    Args:
+        labeled: makes the samples.
+        indices: of the samples.
+        seed: of the samples.
+        batch_size: samples a batch.
+        ahead: batches that wait for the consumer, at most.
+        share: part of the time that may go into generating, in (0, 1].
+    """
     process = os.getpid()
     samples = labeled.stream(indices, seed=seed)
     cuda_stream: torch.cuda.Stream | None = None
@@ -214,14 +242,19 @@ def generated_ahead(
         cuda_stream = torch.cuda.Stream(labeled.device)
         cuda_stream.wait_stream(torch.cuda.current_stream(labeled.device))
 
+    rest = _Rest(share)
+
     def produce() -> tuple[SampleBatch | None, torch.cuda.Event | None]:
-        with nullcontext() if cuda_stream is None else torch.cuda.stream(cuda_stream):
+        with rest.before_work(), nullcontext() if cuda_stream is None else torch.cuda.stream(cuda_stream):
             rows = list(islice(samples, batch_size))
             batch = SampleBatch.stack(rows) if rows else None
-            return batch, None if cuda_stream is None else cuda_stream.record_event()
+            done = None if cuda_stream is None else cuda_stream.record_event()
+            if done is not None and share < 1:
+                done.synchronize()  # the time that the GPU took is what counts
+            return batch, done
 
     with ThreadPoolExecutor(1, thread_name_prefix="dsgan-generate") as thread:
-        pending = deque(thread.submit(produce) for _ in range(_AHEAD))
+        pending = deque(thread.submit(produce) for _ in range(ahead or _AHEAD))
         try:
             while True:
                 if os.getpid() != process:
@@ -236,8 +269,38 @@ def generated_ahead(
                     _hand_over(batch, done)
                 yield batch
         finally:
+            rest.end()
             for future in pending:
                 future.cancel()
+
+
+class _Rest:
+    """Pauses between pieces of work, so that these take a share of the time."""
+
+    def __init__(self, share: float) -> None:
+        self._pause_per_second = 1 / _checked_share(share) - 1
+        self._until = 0.0
+        self._ended = threading.Event()
+
+    @contextmanager
+    def before_work(self) -> Iterator[None]:
+        """Wait until the pause for the last piece of work is over, and time the next one."""
+        if (pause := self._until - time.monotonic()) > 0:
+            self._ended.wait(pause)
+        start = time.monotonic()
+        yield
+        now = time.monotonic()
+        self._until = now + (now - start) * self._pause_per_second
+
+    def end(self) -> None:
+        """No more pauses, not even the one that is being made."""
+        self._ended.set()
+
+
+def _checked_share(share: float) -> float:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ValueError(f"share must be a number above 0 and up to 1, not {share!r}")
+    return float(share)
 
 
 def _hand_over(batch: SampleBatch, done: torch.cuda.Event) -> None:

@@ -30,8 +30,8 @@ def apply_rules(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]
     rules: dict[str, Tensor] = {}
     if recipe.threshold is not None:
         rules[f"score <= {recipe.threshold:.4g}"] = drawn["score"] <= recipe.threshold
-    for i in recipe.require:
-        area = (drawn["mask"] == i).flatten(1).sum(1).cpu()
+    areas = [(drawn["mask"] == i).flatten(1).sum(1) for i in recipe.require]
+    for i, area in zip(recipe.require, torch.stack(areas).cpu() if areas else (), strict=True):  # one wait for a GPU
         rules[f"{schema.classes[i]} >= {recipe.min_area} px"] = area >= recipe.min_area
     return rules
 

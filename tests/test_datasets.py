@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
-from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, SampleBatch
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, SampleBatch, datasets
 
 
 def indices(dataset: Any) -> list[int]:
@@ -141,6 +142,52 @@ def test_leaving_early_stops_the_thread(filtered: LabeledGenerator) -> None:
     assert any("dsgan-generate" in t.name for t in threading.enumerate())
     iterator.close()  # type: ignore[attr-defined]
     assert not any("dsgan-generate" in t.name for t in threading.enumerate())
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_the_queue_is_bounded(filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """While a batch is with the consumer, `ahead` more are made, and no further one."""
+    made = []
+    stack = SampleBatch.stack
+    monkeypatch.setattr(SampleBatch, "stack", lambda rows: made.append(len(rows)) or stack(rows))
+    batches = DSGANIterableDataset(filtered, batch_size=4, ahead=ahead).batches()
+    for taken in (1, 2):
+        next(batches)
+        deadline = time.monotonic() + 10
+        while len(made) < taken + ahead and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)  # a further one would be under way
+        assert len(made) == taken + ahead
+    batches.close()
+
+
+def test_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece of work is followed by a rest in proportion, shortened by what passed anyway, and not after the end."""
+    clock, rests = [0.0], []
+
+    def wait(_: object, seconds: float) -> bool:
+        rests.append(seconds)
+        clock[0] += seconds
+        return False
+
+    monkeypatch.setattr(datasets.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(datasets.threading.Event, "wait", wait)
+    rest = datasets._Rest(0.25)
+    for waited_for_consumer in (0.0, 1.0, 7.0, 0.0):
+        clock[0] += waited_for_consumer
+        with rest.before_work():
+            clock[0] += 2.0  # the work
+    assert rests == pytest.approx([5.0, 6.0])
+
+
+def test_a_resting_stream_ends_at_once(filtered: LabeledGenerator, reference: dict[int, Any]) -> None:
+    dataset = DSGANIterableDataset(filtered, seed=5, batch_size=4, share=1e-6)
+    batches = dataset.batches()
+    first = next(batches)
+    assert_same_samples(first.rows(), [reference[i] for i in range(4)])
+    start = time.monotonic()
+    batches.close()
+    assert time.monotonic() - start < 5
 
 
 def test_a_forked_child_with_an_open_stream_is_told(filtered: LabeledGenerator) -> None:
@@ -374,6 +421,9 @@ def test_a_worker_with_a_cuda_checkpoint_is_told_what_to_set(unfiltered: Labeled
         ({"start": -1}, "start"),
         ({"start": 2**63 - 5, "length": 9}, "length must be an integer in 1 … 5"),
         ({"batch_size": 0}, "batch_size"),
+        ({"ahead": 0}, "ahead must be an integer"),
+        ({"share": 0}, "share must be a number above 0 and up to 1, not 0"),
+        ({"share": True}, "share"),
         ({"rank": 0}, "both rank and world_size"),
         ({"rank": 2, "world_size": 2}, "rank must be"),
         ({"seed": 2**64}, "seed"),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import time
+import warnings
+from typing import Any
 
 import pytest
 import torch
 from conftest import GOLDEN
 from golden_data import GENERATORS, generator_file
 from properties import assert_same_samples, rows_by_index
+from test_pixel_ensemble import random_ensemble, random_maps
 from torch.utils.data import DataLoader
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator, load_generator
+from dsgan_datasets.interpreters import batched, projection
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,7 +24,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["float32", "float16"])
+@pytest.fixture(scope="module", params=["float32", "float16", "bfloat16"])
 def on_gpu(request: pytest.FixtureRequest) -> LabeledGenerator:
     return LabeledGenerator.from_pretrained("demo-faces", device="cuda", dtype=request.param, threshold=0.08)
 
@@ -28,6 +33,13 @@ def test_bits_do_not_depend_on_company(on_gpu: LabeledGenerator) -> None:
     together = rows_by_index(on_gpu.generate(range(30)))
     for some in ([3], [29, 0, 7], list(range(11, 24))):
         assert_same_samples(on_gpu.generate(some).rows(), [together[i] for i in some])
+
+
+def test_every_index_is_an_accepted_sample(on_gpu: LabeledGenerator) -> None:
+    batch = on_gpu.generate(range(100))
+    assert batch.index.tolist() == list(range(100)) and (batch.score <= 0.08).all()
+    assert batch.attempt.max() > 0, "some draws were rejected, or this shows nothing"
+    assert_same_samples(on_gpu.generate(range(100), attempts=batch.attempt).rows(), batch.rows())
 
 
 def test_samples_stay_on_the_device_and_arrive_whole(on_gpu: LabeledGenerator) -> None:
@@ -79,3 +91,116 @@ def test_half_precision_stays_close(name: str, dtype: torch.dtype) -> None:
 def test_a_forked_worker_is_told_what_to_set(on_gpu: LabeledGenerator) -> None:
     with pytest.raises(RuntimeError, match="num_workers=0"):
         next(iter(DataLoader(DSGANIterableDataset(on_gpu), num_workers=1)))
+
+
+# --- the fused kernel; with --durations=0 these also show how long it takes to compile ---
+
+
+def labeling_maps(largest: int) -> list[tuple[int, int, int]]:
+    """Maps (C, h, w) of the published StyleGAN1 shapes: two a resolution, 4×4 up to `largest`."""
+    sides = [2**i for i in range(2, largest.bit_length())]
+    return [(min(512, 16384 // side), side, side) for side in sides for _ in range(2)]
+
+
+#: maps (C, h, w), frame, kept rows, members, hidden widths, classes
+SHAPES: dict[str, tuple[Any, ...]] = {
+    "car": (labeling_maps(512), (512, 512), (64, 448), 10, (128, 32), 20),
+    "cat": (labeling_maps(256), (256, 256), None, 10, (128, 32), 16),
+    "face": (labeling_maps(1024), (512, 512), None, 10, (256, 128), 34),
+    "two classes, odd": (labeling_maps(64), (61, 83), (3, 50), 10, (128, 32), 2),
+}
+
+
+def labeled_maps(name: str, dtype: torch.dtype, batch: int) -> tuple[Any, ...]:
+    shapes, size, rows, members, hidden, classes = SHAPES[name]
+    ensemble = random_ensemble(sum(c for c, _, _ in shapes), members, hidden, classes).cuda()
+    return ensemble, [f.cuda().to(dtype) for f in random_maps(shapes, batch)], size, rows or (0, size[0])
+
+
+@pytest.mark.usefixtures("no_tf32")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_fused_kernel_is_the_plain_form(name: str, dtype: torch.dtype) -> None:
+    from dsgan_datasets.interpreters.fused_tail import FusedTail
+
+    ensemble, maps, size, rows = labeled_maps(name, dtype, 2)
+    if dtype == torch.float32 and ensemble.w2.shape[1] > 128:
+        pytest.skip("does not fit into the registers; the plain form is used")
+    kernel = FusedTail(ensemble, [f.shape[1:] for f in maps], size, rows, dtype)
+    mask, js = kernel.label(maps)
+    again, js_again = kernel.label(maps)
+    assert torch.equal(mask, again) and torch.equal(js, js_again), "sums are always made in the same order"
+    expected, expected_js = projection.label(ensemble, maps, size, rows)
+    deviation, changed = float((js - expected_js).abs().max()), float((mask != expected).double().mean())
+    print(f"{name} {dtype}: js {deviation:.1e}, labels {changed:.1e}")  # shown by pytest -rP
+    assert deviation <= 20 * torch.finfo(dtype).eps
+    assert changed <= (1e-3 if dtype == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_fused_kernel_is_chosen(dtype: torch.dtype, recwarn: pytest.WarningsRecorder) -> None:
+    ensemble, maps, size, rows = labeled_maps("two classes, odd", dtype, 3)
+    labels = ensemble.label(maps, size, rows=rows)
+    assert batched._kernels[ensemble][1] is not None, "a GPU with Triton labels by the fused kernel"
+    assert not [w for w in recwarn if "fused kernel" in str(w.message)]
+    assert labels.mask.dtype == torch.int64 and labels.js.dtype == torch.float32
+
+
+def test_labels_do_not_need_the_memory_of_their_activations() -> None:
+    """512², 10 members: the first layer alone would take 2.7 GB an image, in half precision 1.3."""
+    ensemble, maps, size, rows = labeled_maps("car", torch.float16, 2)
+    ensemble.label(maps, size, rows=rows)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    ensemble.label(maps, size, rows=rows)
+    projections = 2 * sum(h * w for _, h, w in SHAPES["car"][0][:-2:2]) * 1280 * 2
+    assert torch.cuda.max_memory_allocated() - before <= 1.5 * projections
+
+
+# --- one CUDA graph ---
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_graph_gives_the_same_samples(on_gpu: LabeledGenerator, compile: bool) -> None:
+    recorded = LabeledGenerator.from_pretrained("demo-faces", device="cuda", dtype=on_gpu.recipe.dtype, threshold=0.08)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        recorded.accelerate(compile=compile)
+    expected, got = on_gpu.generate(range(20)), recorded.generate(range(20))
+    if compile:  # its last bits differ
+        assert (got.mask != expected.mask)[got.attempt == expected.attempt].double().mean() <= 0.005
+    else:
+        assert_same_samples(got.rows(), expected.rows())
+    together = rows_by_index(got)
+    assert_same_samples(recorded.generate([7, 3]).rows(), [together[7], together[3]])
+    streamed = list(itertools.islice(DSGANIterableDataset(recorded), 20))
+    assert_same_samples(streamed, got.rows())
+
+
+def test_nothing_waits_inside_a_batch(on_gpu: LabeledGenerator) -> None:
+    """From style vectors to scores the host only names operations; with sync_debug_mode waiting is an error."""
+    generator = on_gpu.generator
+    ws = torch.randn(on_gpu.recipe.compute_batch, generator.num_ws, generator.w_dim, device="cuda")
+    on_gpu._image_and_labels(ws)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            on_gpu._image_and_labels(ws)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_share_of_the_gpu(on_gpu: LabeledGenerator) -> None:
+    """Batches of a stream that may take a quarter of the time take about four times as long."""
+    seconds = {}
+    for share in (1.0, 0.25):
+        batches = DSGANIterableDataset(on_gpu, share=share).batches()
+        for _ in range(8):
+            next(batches)
+        start = time.monotonic()
+        for _ in range(30):
+            next(batches)
+        torch.cuda.synchronize()
+        seconds[share] = time.monotonic() - start
+        batches.close()
+    assert 2.5 <= seconds[0.25] / seconds[1.0] <= 6

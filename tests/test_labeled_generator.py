@@ -244,3 +244,11 @@ def test_conditional_generator_needs_a_class() -> None:
 def test_bad_arguments(unfiltered: LabeledGenerator, argument: str, value: object) -> None:
     with pytest.raises(ValueError, match=argument):
         unfiltered.generate([0], **{argument: value})  # type: ignore[arg-type]
+
+
+def test_acceleration_that_is_not_to_be_had_changes_nothing(unfiltered: LabeledGenerator) -> None:
+    expected = unfiltered.generate(range(3))
+    plain = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, unfiltered.schema, unfiltered.recipe)
+    with pytest.warns(RuntimeWarning, match="computed plainly.*need a CUDA device, this is cpu"):
+        assert plain.accelerate(compile=True) is plain
+    assert_same_samples(plain.generate(range(3)).rows(), expected.rows())

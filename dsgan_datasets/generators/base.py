@@ -181,6 +181,7 @@ class FeatureGenerator(nn.Module, ABC):
     feature_channels: list[int]
     feature_resolutions: list[int]
     mapping_network: nn.Module
+    synthesis_network: nn.Module
 
     def __init__(self, config: GeneratorConfig, features: FeatureLayout | None) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -56,6 +57,24 @@ class MappingNetwork(nn.Module):
         for i in range(self.num_layers):
             x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), SLOPE) * SQRT2
         return x
+
+
+def blur_kernel(taps: Sequence[float], device: torch.device) -> Tensor:
+    """Quarters of the taps along both axes, [1, 1, k, k]. Made once: copying the taps makes the host wait for a GPU."""
+    line = torch.tensor(taps, device=device) / 4
+    return torch.outer(line, line)[None, None]
+
+
+def blur(x: Tensor, kernel: Tensor) -> Tensor:
+    """Filter every channel of x [N, C, H, W] with the kernel [1, 1, k, k], zeros beyond the border."""
+    channels = x.shape[1]
+    return F.conv2d(x, kernel.to(x.dtype).expand(channels, -1, -1, -1), padding=1, groups=channels)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """X as convolutions of its precision are fastest: channels last for the tensor cores of a GPU, else as it is."""
+    is_for_tensor_cores = x.is_cuda and x.dtype != torch.float32
+    return x.contiguous(memory_format=torch.channels_last) if is_for_tensor_cores else x
 
 
 def _unit_rms(x: Tensor) -> Tensor:

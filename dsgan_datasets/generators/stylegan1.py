@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator, PyramidConfig
-from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
+from dsgan_datasets.generators.base import FeatureGenerator, Precomputed, PyramidConfig
+from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork, blur, blur_kernel, laid_out
 from dsgan_datasets.recipe import FeatureLayout
 
 #: Output resolution from which the published networks fuse upsampling and convolution.
@@ -42,15 +42,22 @@ class StyleGAN1Config(PyramidConfig):
             raise ValueError(f"c_dim must be 0, not {self.c_dim}: StyleGAN1 has no classes here")
 
 
-class _Conv(nn.Module):
+class _Conv(Precomputed):
     """3×3 convolution; `up` doubles the resolution and blurs."""
+
+    blur_kernel: Tensor
 
     def __init__(self, n_in: int, n_out: int, *, up: bool = False, fused: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in, 3, 3))
         self.bias = nn.Parameter(torch.empty(n_out))
+        self.register_buffer("blur_kernel", torch.empty(1, 1, 3, 3), persistent=False)
         self.up = up
         self.fused = fused
+
+    def precompute(self) -> None:
+        """See `Precomputed`."""
+        self.blur_kernel = blur_kernel((1.0, 2.0, 1.0), self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = (self.weight * (SQRT2 / math.sqrt(self.weight[0].numel()))).to(x.dtype)
@@ -61,7 +68,7 @@ class _Conv(nn.Module):
             x = F.conv_transpose2d(x, _sum_of_shifts(kernel).transpose(0, 1), stride=2, padding=1)
         else:
             x = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
-        return _blur(x) + bias[:, None, None]
+        return blur(x, self.blur_kernel) + bias[:, None, None]
 
 
 class _Epilogue(nn.Module):
@@ -133,7 +140,7 @@ class _Synthesis(nn.Module):
         x = ws.new_empty(0)
         for i, block in enumerate(self.blocks()):
             if i == 0:
-                x = (block.const + block.bias[:, None, None]).to(dtype).expand(len(ws), -1, -1, -1)
+                x = laid_out((block.const + block.bias[:, None, None]).to(dtype).expand(len(ws), -1, -1, -1))
             else:
                 x = block.conv0(x)
             x = block.epilogue0(x, ws[:, 2 * i], noise[2 * i])
@@ -156,6 +163,7 @@ class StyleGAN1(FeatureGenerator):
     """
 
     layouts = ("datasetgan",)
+    synthesis_network: _Synthesis
 
     def __init__(self, config: StyleGAN1Config, features: FeatureLayout | None = None) -> None:
         super().__init__(config, features)
@@ -181,10 +189,3 @@ def _sum_of_shifts(kernel: Tensor) -> Tensor:
     """
     padded = F.pad(kernel, (1, 1, 1, 1))
     return padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]
-
-
-def _blur(x: Tensor) -> Tensor:
-    """[1, 2, 1] along both axes, zeros beyond the border."""
-    taps = torch.tensor([1.0, 2.0, 1.0], device=x.device, dtype=x.dtype) / 4
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(x, kernel, padding=1, groups=x.shape[1])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.generators.base import FeatureGenerator, Precomputed, PyramidConfig, positive
-from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
+from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork, blur, blur_kernel, laid_out
 from dsgan_datasets.recipe import FeatureLayout
 
 
@@ -48,6 +48,7 @@ class _StyledConv(Precomputed):
 
     noise_const: Tensor
     squared_weight: Tensor
+    blur_kernel: Tensor
 
     def __init__(self, cfg: StyleGAN2Config, n_in: int, n_out: int, resolution: int, *, up: bool, gain: float = 1.0):
         super().__init__()
@@ -57,6 +58,7 @@ class _StyledConv(Precomputed):
         self.bias = nn.Parameter(torch.empty(n_out))
         self.register_buffer("noise_const", torch.empty(resolution, resolution))
         self.register_buffer("squared_weight", torch.empty(n_in, n_out), persistent=False)
+        self.register_buffer("blur_kernel", torch.empty(1, 1, 4, 4), persistent=False)
         self.up = up
         self.gain = gain
         self.clamp = None if cfg.conv_clamp is None else cfg.conv_clamp * gain
@@ -64,6 +66,7 @@ class _StyledConv(Precomputed):
     def precompute(self) -> None:
         """See `Precomputed`."""
         self.squared_weight = self.weight.square().sum((2, 3)).t().contiguous()
+        self.blur_kernel = blur_kernel((1.0, 3.0, 3.0, 1.0), self.weight.device)  # gain 4, for the inserted zeros
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         style = self.affine(w)
@@ -75,7 +78,7 @@ class _StyledConv(Precomputed):
         x = x * (style / scale)[:, :, None, None].to(x.dtype)
         kernel = self.weight.to(x.dtype)
         if self.up:
-            x = _blur(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2))
+            x = blur(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2), self.blur_kernel)  # [2H+1] -> [2H]
         else:
             x = F.conv2d(x, kernel, padding=1)
         x = x * (demodulation * scale)[:, :, None, None].to(x.dtype)
@@ -155,7 +158,7 @@ class _Synthesis(nn.Module):
             block = self.get_submodule(f"b{resolution}")
             assert isinstance(block, _Block)
             if resolution == 4:
-                x = block.const.to(dtype).expand(len(ws), -1, -1, -1)
+                x = laid_out(block.const.to(dtype).expand(len(ws), -1, -1, -1))
                 features.append(x)
             else:
                 residual = None if block.skip is None else block.skip(x)
@@ -191,6 +194,7 @@ class StyleGAN2(FeatureGenerator):
     """
 
     layouts = ("convs", "const+convs")
+    synthesis_network: _Synthesis
 
     def __init__(self, config: StyleGAN2Config, features: FeatureLayout | None = None) -> None:
         super().__init__(config, features)
@@ -210,13 +214,6 @@ class StyleGAN2(FeatureGenerator):
 
     def _stored_noise(self) -> list[Tensor]:
         return [layer.noise_const for layer in self.synthesis_network.layers()]
-
-
-def _blur(x: Tensor) -> Tensor:
-    """[1, 3, 3, 1] along both axes, gain 4, after a transposed convolution of stride 2: [2H+1] -> [2H]."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 4
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
-    return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
 
 
 def upsample_image(x: Tensor) -> Tensor:

@@ -270,6 +270,7 @@ class StyleGAN3(FeatureGenerator):
     """
 
     layouts = ("convs",)
+    synthesis_network: _Synthesis
 
     def __init__(self, config: StyleGAN3Config, features: FeatureLayout | None = None) -> None:
         super().__init__(config, features)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsgan_datasets.interpreters import batched
 from dsgan_datasets.parallel import side_by_side
 from dsgan_datasets.recipe import Vote
 from dsgan_datasets.uncertainty import image_score, js_divergence
@@ -149,12 +150,17 @@ class PixelEnsemble(nn.Module):
     ) -> Labels:
         """Class and uncertainty of every pixel, score of every image; arguments as for `logits`.
 
+        On a GPU the whole batch is labelled at once, in the precision of the maps; see `batched`.
+
         Example:
             >>> labels = ensemble.label(features, (256, 256), rows=(32, 224))  # doctest: +SKIP
             >>> labels.mask.shape  # doctest: +SKIP
             torch.Size([8, 192, 256])
         """
         count, height, width = self._check(features, size, rows)
+        if self.w1.device.type != "cpu":
+            mask, js = batched.label(self, features, size, rows or (0, size[0]))
+            return Labels(mask, js, image_score(js, self.top_fraction))
         mask = self.w1.new_empty(count, height, width, dtype=torch.int64)
         js = self.w1.new_empty(count, height, width)
 
@@ -252,7 +258,7 @@ class _FirstLayer:
                 coarse.setdefault((h, w), []).append(i)
         self.fine = _Group(fine, [blocks[i] for i in fine]) if fine else None
         self.coarse = {shape: _Group(maps, [blocks[i] for i in maps]) for shape, maps in coarse.items()}
-        self.rows = max(_CHUNK_ROWS, _CHUNK_PIXELS // size[1])
+        self.rows = max(_CHUNK_ROWS, _CHUNK_PIXELS // size[1]) if weight.device.type == "cpu" else _BAND_ROWS
         self.row_weights = {shape: bilinear_matrix(shape[0], size[0]).to(weight) for shape in coarse}
         if coarse:
             index, tiles = _column_tiles(tuple(w for _, w in coarse), size[1])

@@ -1,0 +1,292 @@
+"""The first layer of an ensemble for a whole batch, and the rest of it in plain PyTorch: what a GPU runs.
+
+The same arithmetic as in `pixel_ensemble`, cut differently. There, rows of one image stay in a core's cache; here, a
+batch is projected in a few large products, and the pixels of the frame are cut into tiles. A tile of pixels reads few
+pixels of each coarse map, its *sources*, so that interpolation is one small product as well:
+
+    hidden [P, h1] = weights [P, S] · projected [S, h1] + fine [P, C] · W1 [C, h1] + b1
+
+where weights[p, s] = (share of source s's row in pixel p's row) · (share of its column): bilinear resizing, exactly.
+`fused_tail` does this and everything after it in one kernel; `Tiling` are the tables that it reads, and `label` is the
+plain form of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsgan_datasets.uncertainty import entropy
+
+if TYPE_CHECKING:
+    from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
+
+#: Operands of a tensor core are at least so large along each side.
+SMALLEST_SIDE = 16
+#: Projected maps of so many bytes are held at a time; the images of a batch are computed in equal parts if need be.
+_PROJECTED_BYTES = 2 << 30
+#: Hidden activations of so many numbers are held at a time by the plain form.
+_PLAIN_NUMBERS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Which pixels of the coarse maps each tile of the frame is interpolated from, and with what weights.
+
+    Attributes:
+        tile: (rows, columns) of a tile; the last ones may reach beyond the kept rows and columns.
+        rows: (top, bottom) kept rows of the frame.
+        levels: (h, w) of the coarse maps.
+        source_row: int32 [tile rows, S], row of each source in its level; -1 where there is none.
+        source_column: int32 [tile columns, S].
+        row_weight: float32 [kept rows, S], share of the source's row in a row of output.
+        column_weight: float32 [W, S].
+        level: int64 [S], the level of each source.
+    """
+
+    tile: tuple[int, int]
+    rows: tuple[int, int]
+    levels: tuple[tuple[int, int], ...]
+    source_row: Tensor
+    source_column: Tensor
+    row_weight: Tensor
+    column_weight: Tensor
+    level: Tensor
+
+    @classmethod
+    def of(
+        cls, levels: Sequence[tuple[int, int]], size: tuple[int, int], rows: tuple[int, int], tile: tuple[int, int]
+    ) -> Tiling:
+        """Tables of coarse maps of these sizes, for the kept rows of a frame."""
+        row_axes = [_Axis.of(h, size[0], rows, tile[0]) for h, _ in levels]
+        column_axes = [_Axis.of(w, size[1], (0, size[1]), tile[1]) for _, w in levels]
+        slots = [(i, r, c) for i in range(len(levels)) for r in row_axes[i].slots for c in column_axes[i].slots]
+        level = torch.tensor([i for i, _, _ in slots], dtype=torch.int64)
+
+        def table(axes: list[_Axis], part: int, name: str, length: int) -> Tensor:
+            columns = [getattr(axes[slot[0]], name)[:, slot[part]] for slot in slots]
+            if not columns:
+                return torch.zeros(length, 0)
+            return torch.stack(columns, 1).contiguous()
+
+        kept, width = rows[1] - rows[0], size[1]
+        return cls(
+            tile,
+            rows,
+            tuple(levels),
+            table(row_axes, 1, "source", -(-kept // tile[0])),
+            table(column_axes, 2, "source", -(-width // tile[1])),
+            table(row_axes, 1, "weight", kept),
+            table(column_axes, 2, "weight", width),
+            level,
+        )
+
+    @property
+    def num_sources(self) -> int:
+        """S, sources of a tile."""
+        return len(self.level)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis of one level: the sources of each tile [tiles, slots], and their weights [outputs, slots]."""
+
+    source: Tensor
+    weight: Tensor
+
+    @property
+    def slots(self) -> range:
+        return range(self.source.shape[1])
+
+    @classmethod
+    def of(cls, n_in: int, n_out: int, kept: tuple[int, int], tile: int) -> _Axis:
+        from dsgan_datasets.interpreters.pixel_ensemble import bilinear_matrix
+
+        matrix = bilinear_matrix(n_in, n_out)[kept[0] : kept[1]]
+        spans = []  # first and one past the last source that a tile reads
+        for rows in matrix.split(tile):
+            used = rows.ne(0).any(0).nonzero().flatten()
+            spans.append((int(used[0]), int(used[-1]) + 1))
+        slots = max(last - first for first, last in spans)
+        first = torch.tensor([first for first, _ in spans])
+        source = first[:, None] + torch.arange(slots)
+        last = torch.tensor([last for _, last in spans])
+        inside = source < last[:, None]
+        outputs = torch.arange(len(matrix)) // tile
+        weight = matrix.gather(1, source.clamp(max=n_in - 1)[outputs]) * inside[outputs]
+        return cls(source.where(inside, -1).int(), weight)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """What the tiles of some images are computed from.
+
+    Attributes:
+        coarse: the coarse maps' share of the first layer, one map after the other, [images · Σ h·w, M·h1]; a pixel is
+            in row `images · area of the maps before + image · area of its map + pixel`.
+        fine: pixels as large as the frame's, channels last, [images, kept rows, W, C].
+    """
+
+    coarse: Tensor
+    fine: Tensor
+
+
+class Projection:
+    """The first layer of an ensemble, for maps of given shapes, in the precision of these maps.
+
+    Args:
+        ensemble: its weights.
+        shapes: [C_l, h_l, w_l] of every map.
+        size: (H, W) of the frame.
+        rows: (top, bottom) kept rows.
+        dtype: precision of the operands; products are summed in float32.
+    """
+
+    def __init__(
+        self,
+        ensemble: PixelEnsemble,
+        shapes: Sequence[Sequence[int]],
+        size: tuple[int, int],
+        rows: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> None:
+        self.size, self.rows, self.dtype = size, rows, dtype
+        self.members, self.hidden = ensemble.num_members, padded_side(ensemble.b1.shape[1])
+        w1 = F.pad(ensemble.w1, (0, self.hidden - ensemble.w1.shape[2])).to(dtype)
+        blocks = w1.split([int(shape[0]) for shape in shapes])
+        self.fine_maps = [i for i, (_, h, w) in enumerate(shapes) if h >= size[0] and w >= size[1]]
+        self.coarse_maps: dict[tuple[int, int], list[int]] = {}
+        for i, (_, h, w) in enumerate(shapes):
+            if i not in self.fine_maps:
+                self.coarse_maps.setdefault((int(h), int(w)), []).append(i)
+        self.coarse_weight = {
+            level: torch.cat([blocks[i] for i in maps]).flatten(1) for level, maps in self.coarse_maps.items()
+        }
+        #: [M, C, h1] of the maps as large as the frame.
+        self.fine_weight = (
+            torch.cat([blocks[i] for i in self.fine_maps]).movedim(1, 0).contiguous()
+            if self.fine_maps
+            else w1.new_zeros(self.members, 0, self.hidden)
+        )
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of the coarse maps, as they follow each other."""
+        return tuple(self.coarse_maps)
+
+    @property
+    def area(self) -> int:
+        """Pixels of all coarse maps together."""
+        return sum(h * w for h, w in self.levels)
+
+    def images_at_once(self, count: int) -> int:
+        """Images of a batch whose projections are held at a time: a divisor of `count`, so that all parts are alike."""
+        image = self.area * self.members * self.hidden * self.dtype.itemsize
+        fitting = [d for d in range(1, count + 1) if count % d == 0 and d * image <= _PROJECTED_BYTES]
+        return max(fitting, default=1)
+
+    def __call__(self, features: Sequence[Tensor]) -> Projected:
+        """Project maps [N, C_l, h_l, w_l]."""
+        count, top, bottom = len(features[0]), *self.rows
+        outputs = self.members * self.hidden
+        coarse = features[0].new_empty(count * self.area, outputs, dtype=self.dtype)
+        start = 0
+        for level, maps in self.coarse_maps.items():
+            pixels = _channels_last([features[i] for i in maps], self.dtype)
+            stop = start + count * level[0] * level[1]
+            torch.mm(pixels.flatten(0, 2), self.coarse_weight[level], out=coarse[start:stop])
+            start = stop
+        if not self.fine_maps:
+            return Projected(coarse, coarse.new_empty(count, bottom - top, self.size[1], 0))
+        fine = [_resized(features[i], self.size)[:, :, top:bottom] for i in self.fine_maps]
+        return Projected(coarse, _channels_last(fine, self.dtype))
+
+
+def padded_side(n: int) -> int:
+    """The next power of two from 16 on: what a block of a tensor-core kernel can be."""
+    return max(SMALLEST_SIDE, 1 << (n - 1).bit_length())
+
+
+def _channels_last(maps: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Maps [N, C, h, w] of one size as [N, h, w, ΣC]."""
+    return torch.cat([f.to(dtype).permute(0, 2, 3, 1) for f in maps], dim=3)
+
+
+def _resized(f: Tensor, size: tuple[int, int]) -> Tensor:
+    return f if f.shape[2:] == size else F.interpolate(f, size=size, mode="bilinear", align_corners=False)
+
+
+@torch.no_grad()
+def label(
+    ensemble: PixelEnsemble, features: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Mask int64 and uncertainty float32 [N, H, W] of a whole batch, in plain PyTorch.
+
+    Operands are rounded to the precision of the features where `fused_tail` rounds them, and multiplied in float32: the
+    numbers differ from the kernel's by the order of summation only. Serves where there is no Triton, and as the measure
+    of what half precision does to labels.
+
+    Args:
+        ensemble: the classifiers.
+        features: maps [N, C_l, h_l, w_l] of one dtype.
+        size: (H, W) of the frame.
+        rows: (top, bottom) kept rows.
+    """
+    dtype = features[0].dtype
+    projection = Projection(ensemble, [f.shape[1:] for f in features], size, rows, dtype)
+    count, kept = len(features[0]), rows[1] - rows[0]
+    mask = ensemble.w1.new_empty(count, kept, size[1], dtype=torch.int64)
+    js = ensemble.w1.new_empty(count, kept, size[1])
+    at_once = projection.images_at_once(count)
+    for first in range(0, count, at_once):
+        images = slice(first, first + at_once)
+        projected = projection([f[images] for f in features])
+        step = max(1, _PLAIN_NUMBERS // (at_once * size[1] * projection.members * projection.hidden))
+        for top in range(0, kept, step):
+            chunk = slice(top, min(top + step, kept))
+            hidden = _hidden(ensemble, projection, projected, at_once, chunk)
+            mask[images, chunk], js[images, chunk] = _label(ensemble, hidden, dtype)
+    return mask, js
+
+
+def _hidden(ensemble: PixelEnsemble, projection: Projection, projected: Projected, count: int, chunk: slice) -> Tensor:
+    """First layer of some kept rows, rectified: [N, rows, W, M, h1]."""
+    from dsgan_datasets.interpreters.pixel_ensemble import bilinear_matrix
+
+    (height, width), (top, _), device = projection.size, projection.rows, projected.coarse.device
+    bias = F.pad(ensemble.b1, (0, projection.hidden - ensemble.b1.shape[1])).flatten()
+    total = projected.fine[:, chunk].float() @ projection.fine_weight.float().movedim(0, 1).flatten(1) + bias
+    start = 0
+    for h, w in projection.levels:
+        stop = start + count * h * w
+        level = projected.coarse[start:stop].float().view(count, h, -1)
+        rows = bilinear_matrix(h, height)[top + chunk.start : top + chunk.stop].to(device)
+        total += bilinear_matrix(w, width).to(device) @ (rows @ level).unflatten(2, (w, -1))
+        start = stop
+    hidden: Tensor = total.relu_().unflatten(3, (projection.members, -1))
+    return hidden[..., : ensemble.b1.shape[1]]
+
+
+def _label(ensemble: PixelEnsemble, hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mask and uncertainty [N, rows, W] from the first layer [N, rows, W, M, h1]."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.to(dtype).float()
+
+    shape, pixels = hidden.shape[:3], hidden.flatten(0, 2).transpose(0, 1)  # [M, P, h1]
+    second = torch.baddbmm(ensemble.b2[:, None], rounded(pixels), rounded(ensemble.w2)).relu_()
+    logits = torch.baddbmm(ensemble.b3[:, None], rounded(second), rounded(ensemble.w3))
+    probabilities = logits.softmax(2)
+    mean = probabilities.mean(0)
+    js = (entropy(mean, 1) - entropy(probabilities, 2).mean(0)).clamp_min(0)
+    if ensemble.vote == "mean":
+        return mean.argmax(1).view(shape), js.view(shape)
+    votes = torch.zeros_like(mean)
+    for choice in logits.argmax(2):
+        votes.scatter_add_(1, choice[:, None], votes.new_ones(()).expand(len(choice), 1))
+    return votes.argmax(1).view(shape), js.view(shape)
