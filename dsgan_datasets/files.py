@@ -25,7 +25,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
         _flush_folder(path.parent)
     except FileNotFoundError as error:
-        problem = "the folder is not there, or something removed the file while it was written (another process?)"
+        problem = "nothing was written: the folder is not there, or another process removed the file meanwhile"
         raise FileNotFoundError(error.errno, problem, os.fspath(path)) from error
     except OSError as error:
         raise OSError(error.errno, f"{error.strerror}, nothing was written", os.fspath(path)) from error

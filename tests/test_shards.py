@@ -227,7 +227,7 @@ def test_a_folder_that_vanishes_is_said(
             yield sample
 
     monkeypatch.setattr(filtered, "stream", vanishing)
-    with pytest.raises(OSError, match="something removed the file while it was written"):
+    with pytest.raises(OSError, match="removed the file meanwhile"):
         write_shards(filtered, folder, range(8), samples_per_shard=8)
 
 
