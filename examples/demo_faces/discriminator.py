@@ -21,11 +21,11 @@ def _lrelu(x: Tensor) -> Tensor:
     return F.leaky_relu(x, 0.2)
 
 
-def blur(x: Tensor, stride: int = 1, padding: int = 2) -> Tensor:
-    """[1, 3, 3, 1] along both axes, mean kept: [N, C, H, W] -> [N, C, H + 2 padding - 3, …] at stride 1."""
+def blur(x: Tensor, padding: int) -> Tensor:
+    """[1, 3, 3, 1] along both axes, mean kept: [N, C, H, W] -> [N, C, H + 2 padding - 3, …]."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
     kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
-    return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+    return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
 
 def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
@@ -77,8 +77,9 @@ class _Block(nn.Module):
         if self.first:
             x = _lrelu(self.fromrgb(x, SQRT2))
         y = _lrelu(self.conv0(x, SQRT2, padding=1))
-        y = _lrelu(self.conv1(blur(y), stride=2))
-        return self.skip(blur(x, stride=2, padding=1), math.sqrt(0.5)) + y
+        y = _lrelu(self.conv1(blur(y, padding=2), stride=2))
+        # Not a blur of stride 2: on a CPU its backward pass takes many times as long, a third of the whole step.
+        return self.skip(blur(x, padding=1)[:, :, ::2, ::2], math.sqrt(0.5)) + y
 
 
 class _Last(nn.Module):
