@@ -31,7 +31,7 @@ def blur(x: Tensor, padding: int) -> Tensor:
 def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
     """Append a channel that says how much the images of each group differ: [N, C, H, W] -> [N, C + 1, H, W]."""
     group = math.gcd(group, len(x))
-    sets = x.float().unflatten(0, (group, -1))
+    sets = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (group, -1))
     std = (sets.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
     return torch.cat([x, std.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:]).to(x.dtype)], 1)
 
@@ -92,7 +92,7 @@ class _Last(nn.Module):
         self.out = _Linear(channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _lrelu(self.conv(minibatch_std(x), SQRT2, padding=1)).float()
+        x = _lrelu(self.conv(minibatch_std(x), SQRT2, padding=1)).to(self.out.weight.dtype)
         return self.out(_lrelu(self.fc(x.flatten(1))) * SQRT2)[:, 0]
 
 
@@ -116,7 +116,7 @@ class Discriminator(nn.Module):
         self.b4 = _Last(channels[4])
 
     def forward(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Logits float32 [N] of images [N, 3, H, W]; `dtype` is the precision of the convolutions."""
+        """Logits [N] of images [N, 3, H, W]; `dtype` is the precision of the convolutions."""
         x = images.to(dtype, memory_format=torch.channels_last)
         for resolution in self.resolutions:
             x = self.get_submodule(f"b{resolution}")(x)

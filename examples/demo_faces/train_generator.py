@@ -41,7 +41,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from training_state import StateError, Tensors, load_state, read_json, read_tensors, recover_best, save_best, save_state
+from training_state import (
+    StateError,
+    Tensors,
+    load_state,
+    locked,
+    read_json,
+    read_tensors,
+    recover_best,
+    save_best,
+    save_state,
+)
 
 from dsgan_datasets.generators.base import Precomputed
 from dsgan_datasets.generators.layers import EqualizedLinear
@@ -342,9 +352,15 @@ class Training:
             "generator": network_tensors(self.generator),
             "generator_ema": network_tensors(self.ema),
             "discriminator": self.discriminator.state_dict(),
-            "generator_moments": _second_moments(self.generator, self.g_optimizer),
-            "discriminator_moments": _second_moments(self.discriminator, self.d_optimizer),
+            **{f"{name}_moments": _moments(network, optimizer) for network, optimizer, name in self._optimized()},
         }
+
+    def _optimized(self) -> list[tuple[nn.Module, torch.optim.Optimizer, str]]:
+        pairs = (
+            (self.generator, self.g_optimizer, "generator"),
+            (self.discriminator, self.d_optimizer, "discriminator"),
+        )
+        return [*pairs]
 
     def progress(self) -> dict[str, Any]:
         """The numbers of the state."""
@@ -358,23 +374,28 @@ class Training:
             put(self.discriminator, networks["discriminator"], "discriminator")
             self.step, self.images_seen = int(progress["step"]), int(progress["images_seen"])
             self.p, self.sureness = float(progress["p"]), float(progress["sureness"])
-            d_steps = self.step + -(-self.step // self.settings.r1_every)
-            _set_moments(self.generator, self.g_optimizer, networks["generator_moments"], self.step)
-            _set_moments(self.discriminator, self.d_optimizer, networks["discriminator_moments"], d_steps)
+            for network, optimizer, name in self._optimized():
+                _set_moments(network, optimizer, networks.get(f"{name}_moments", {}))
         except (KeyError, TypeError, RuntimeError) as error:
             raise StateError(f"the state lacks something: {error!r}") from error
 
 
-def _second_moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
-    moments = {name: optimizer.state[p].get("exp_avg_sq") for name, p in network.named_parameters()}
-    return {name: moment for name, moment in moments.items() if moment is not None}
-
-
-def _set_moments(network: nn.Module, optimizer: torch.optim.Optimizer, moments: Tensors, steps: int) -> None:
+def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Adam's second moments and, as R1 gives the last bias no gradient, its count of steps for each parameter."""
+    tensors: Tensors = {}
     for name, parameter in network.named_parameters():
-        if steps:
+        state = optimizer.state[parameter]
+        if state:
+            tensors |= {name: state["exp_avg_sq"], f"{name}.step": state["step"]}
+    return tensors
+
+
+def _set_moments(network: nn.Module, optimizer: torch.optim.Optimizer, moments: Tensors) -> None:
+    optimizer.state.clear()
+    for name, parameter in network.named_parameters():
+        if name in moments:
             optimizer.state[parameter] = {
-                "step": torch.tensor(float(steps)),
+                "step": moments[f"{name}.step"].clone(),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter).copy_(moments[name]),
             }
@@ -627,10 +648,11 @@ def main(argv: Iterable[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     try:
-        run = prepare(args)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, run.stop)
-        run.go(minutes=args.minutes, until=args.until, save_every=args.save_every, evaluate_every=args.evaluate)
+        with locked(args.state):
+            run = prepare(args)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, run.stop)
+            run.go(minutes=args.minutes, until=args.until, save_every=args.save_every, evaluate_every=args.evaluate)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         print(f"train_generator.py: error: {error}", file=sys.stderr)
         return 1

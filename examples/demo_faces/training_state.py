@@ -9,7 +9,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dsgan_datasets.files import written_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 MAX_FILE_BYTES = 15_000_000
 
@@ -96,6 +102,23 @@ def read_tensors(folder: Path, name: str) -> Tensors:
 
 
 # ------------------------------------------------------------------------------------------------- state
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in the same folder; the lock goes with the process, however it ends.
+
+    Raises:
+        StateError: one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StateError(f"another process trains in {folder}: stop it, or give another --state") from error
+        yield
 
 
 def save_state(
