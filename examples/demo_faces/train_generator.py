@@ -25,7 +25,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from annotator import load_annotator
+from build_checkpoint import RECIPE
 from discriminator import Discriminator, augment, r1_penalty
 from PIL import Image
 from quality import Ruler
@@ -53,15 +54,16 @@ from training_state import (
     save_state,
 )
 
+from dsgan_datasets.files import written_whole
 from dsgan_datasets.generators.base import Precomputed
 from dsgan_datasets.generators.layers import EqualizedLinear
+from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from dsgan_datasets.latents import sample_latents
 
 #: Channels of a network that does not start from another one.
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 16}
-#: Truncation of the pictures: that of the demo's recipe (build_checkpoint.py).
-PSI = 0.7
+#: Columns and rows of a grid of samples.
 GRID = (8, 4)
 #: Sample grids that are kept; more are thinned out.
 MAX_GRIDS = 12
@@ -93,15 +95,8 @@ class Settings:
 def generator_config(fields: Mapping[str, Any]) -> StyleGAN2Config:
     """Shape from the config.json of a training folder."""
     try:
-        names = (
-            "z_dim",
-            "w_dim",
-            "mapping_layers",
-            "img_resolution",
-            "channels",
-            "conv_clamp",
-            "mapping_lr_multiplier",
-        )
+        shape = ("z_dim", "w_dim", "img_resolution", "channels", "conv_clamp")
+        names = (*shape, "mapping_layers", "mapping_lr_multiplier")
         return StyleGAN2Config(block="skip", **{name: fields[name] for name in names})
     except (LookupError, TypeError, ValueError) as error:
         raise StateError(f"config.json is not that of a training folder: {error!r}") from error
@@ -129,18 +124,13 @@ def new_generator(config: StyleGAN2Config, random: torch.Generator) -> StyleGAN2
     return generator
 
 
-def network_tensors(generator: StyleGAN2) -> Tensors:
-    """The tensors of a generator under the names that its file has."""
-    return {name.replace("_network.", ".", 1): tensor for name, tensor in generator.state_dict().items()}
-
-
 def put(network: nn.Module, tensors: Mapping[str, Tensor], what: str, *, may_lack: Sequence[str] = ()) -> None:
     """Copy tensors into a network.
 
     Raises:
         StateError: names or shapes differ; names that begin with one of `may_lack` may be on either side only.
     """
-    own = network_tensors(network) if isinstance(network, StyleGAN2) else network.state_dict()
+    own = generator_tensors(network) if isinstance(network, StyleGAN2) else network.state_dict()
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
     differing = [name for name in own.keys() ^ tensors.keys() if not name.startswith(tuple(may_lack))]
     both = own.keys() & tensors.keys()
@@ -349,18 +339,15 @@ class Training:
     def networks(self) -> dict[str, Tensors]:
         """All tensors of the state. Adam's first moments are none: they are the gradient, as beta_1 = 0."""
         return {
-            "generator": network_tensors(self.generator),
-            "generator_ema": network_tensors(self.ema),
+            "generator": generator_tensors(self.generator),
+            "generator_ema": generator_tensors(self.ema),
             "discriminator": self.discriminator.state_dict(),
             **{f"{name}_moments": _moments(network, optimizer) for network, optimizer, name in self._optimized()},
         }
 
-    def _optimized(self) -> list[tuple[nn.Module, torch.optim.Optimizer, str]]:
-        pairs = (
-            (self.generator, self.g_optimizer, "generator"),
-            (self.discriminator, self.d_optimizer, "discriminator"),
-        )
-        return [*pairs]
+    def _optimized(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer, str]]:
+        yield self.generator, self.g_optimizer, "generator"
+        yield self.discriminator, self.d_optimizer, "discriminator"
 
     def progress(self) -> dict[str, Any]:
         """The numbers of the state."""
@@ -411,13 +398,19 @@ def mosaic(images: Tensor, columns: int) -> Image.Image:
     return Image.fromarray(rows.reshape(n // columns * h, columns * w, 3).numpy())
 
 
+def save_png(image: Image.Image, path: Path) -> None:
+    """The file appears whole or not at all."""
+    with written_whole(path) as file:
+        image.save(file, "png")
+
+
 def save_pictures(folder: Path, training: Training) -> None:
     """samples/IMAGES.png of latents that stay the same, and evolution.png: the first faces of all grids, in columns."""
     samples = folder / "samples"
     samples.mkdir(parents=True, exist_ok=True)
     columns, rows = GRID
     z = sample_latents(range(columns * rows), training.config.z_dim, seed=0)
-    mosaic(training.images(z, PSI), columns).save(samples / f"{training.images_seen:09d}.png")
+    save_png(mosaic(training.images(z, RECIPE.psi), columns), samples / f"{training.images_seen:09d}.png")
     grids = sorted(samples.glob("*.png"))
     if len(grids) > MAX_GRIDS:  # every second one goes, but not the first and the last
         for grid in grids[1:-1:2]:
@@ -429,7 +422,7 @@ def save_pictures(folder: Path, training: Training) -> None:
         with Image.open(grid) as picture:
             for y in range(columns):
                 strip.paste(picture.crop((y * side, 0, (y + 1) * side, side)), (x * side, y * side))
-    strip.save(folder / "evolution.png")
+    save_png(strip, folder / "evolution.png")
 
 
 # --------------------------------------------------------------------------------------------- a run
@@ -510,7 +503,7 @@ class Run:
         if best.exists() and read_json(best)["evaluation"]["frechet"] <= found["frechet"]:
             return
         config = {**config_fields(self.training.config, self.training.images_seen), "evaluation": found}
-        save_best(self.folder, config, network_tensors(self.training.ema), self.training.check_file())
+        save_best(self.folder, config, generator_tensors(self.training.ema), self.training.check_file())
 
     def stop(self, *_: object) -> None:
         """Save and end after this step (a signal handler)."""
