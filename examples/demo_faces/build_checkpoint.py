@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from annotator import CLASSES, Annotator, load_annotator
-from safetensors.torch import load_file
 from torch import Tensor
+from training_state import read_tensors
 
 from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, calibrate, fit_interpreter
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.evaluation import evaluate
-from dsgan_datasets.generators.loading import build_generator
+from dsgan_datasets.generators.loading import build_generator, parse_config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
@@ -42,15 +42,15 @@ HELD_OUT_START = 10_000
 def load_trained_generator(folder: Path) -> StyleGAN2:
     """The averaged generator of a training folder: config.json and generator_ema.safetensors."""
     trained = json.loads((folder / "config.json").read_text())
-    config = {
+    fields = {
         "architecture": "stylegan2",
         "block": trained["architecture"].removeprefix("stylegan2-"),
         **{k: trained[k] for k in ("z_dim", "w_dim", "mapping_layers", "img_resolution", "channels", "conv_clamp")},
         "mapping_lr_multiplier": trained["mapping_lr_multiplier"],
     }
-    tensors = load_file(folder / "generator_ema.safetensors")
+    tensors = read_tensors(folder, "generator_ema")
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
-    generator = build_generator(config, tensors, device="cpu", source=folder)
+    generator = build_generator(parse_config(fields, folder), tensors, device="cpu", path=folder)
     assert isinstance(generator, StyleGAN2)
     check_against_training(generator, folder)
     return generator

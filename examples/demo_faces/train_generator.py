@@ -1,0 +1,659 @@
+"""Train the StyleGAN2 of the demo on a folder or on WebDataset tars of images, and go on after every stop.
+
+Examples:
+    # from a trained start, until Ctrl-C (or SIGTERM); the same command goes on
+    python examples/demo_faces/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
+        --annotator annotator.safetensors --state runs/faces
+
+    # in slices of nine minutes
+    python examples/demo_faces/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
+        --annotator annotator.safetensors --state runs/faces --minutes 9
+
+    # 128×128 from nothing, on a GPU
+    python examples/demo_faces/train_generator.py --images photos/ --state runs/big --resolution 128 --batch 32
+
+The state folder holds all that is needed to go on (files of at most 15 MB), grids of samples over time (samples/,
+evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on
+(best/, which build_checkpoint.py takes). Never give it the tar that is kept for testing.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from annotator import load_annotator
+from build_checkpoint import RECIPE
+from discriminator import Discriminator, augment, r1_penalty
+from PIL import Image
+from quality import Ruler
+from renders import digest, read_images, split
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from training_state import (
+    StateError,
+    Tensors,
+    load_state,
+    locked,
+    read_json,
+    read_tensors,
+    recover_best,
+    save_best,
+    save_state,
+)
+
+from dsgan_datasets.files import written_whole
+from dsgan_datasets.generators.base import Precomputed
+from dsgan_datasets.generators.layers import EqualizedLinear
+from dsgan_datasets.generators.loading import generator_tensors
+from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
+from dsgan_datasets.latents import sample_latents
+
+#: Channels of a network that does not start from another one.
+CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 16}
+#: Columns and rows of a grid of samples.
+GRID = (8, 4)
+#: Sample grids that are kept; more are thinned out.
+MAX_GRIDS = 12
+#: The learning rate rises over so many steps, as Adam starts without its moments.
+WARMUP = 100
+#: Share of real images that the discriminator is sure of, and images after which p may have gone from 0 to 1
+#: (StyleGAN2-ADA, section 3.1).
+ADA_TARGET, ADA_IMAGES = 0.6, 500_000
+
+
+# --------------------------------------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What makes two trainings different; kept with the state."""
+
+    seed: int = 0
+    batch: int = 16
+    lr: float = 2e-3
+    gamma: float = 0.4  # weight of R1
+    r1_every: int = 16
+    ema_images: int = 10_000
+    mirror: bool = True
+    augment: bool = False
+    validation: float = 0.1
+
+
+def generator_config(fields: Mapping[str, Any]) -> StyleGAN2Config:
+    """Shape from the config.json of a training folder."""
+    try:
+        shape = ("z_dim", "w_dim", "img_resolution", "channels", "conv_clamp")
+        names = (*shape, "mapping_layers", "mapping_lr_multiplier")
+        return StyleGAN2Config(block="skip", **{name: fields[name] for name in names})
+    except (LookupError, TypeError, ValueError) as error:
+        raise StateError(f"config.json is not that of a training folder: {error!r}") from error
+
+
+def config_fields(config: StyleGAN2Config, images_seen: int) -> dict[str, Any]:
+    """Inverse of `generator_config`."""
+    return {**config.to_dict(), "architecture": "stylegan2-skip", "images_seen": images_seen}
+
+
+def new_generator(config: StyleGAN2Config, random: torch.Generator) -> StyleGAN2:
+    """An untrained generator: unit-normal weights, styles of one, no noise (StyleGAN2)."""
+    generator = StyleGAN2(config)
+    with torch.no_grad():
+        for name, tensor in generator.state_dict().items():
+            if name.endswith(("weight", "const", "noise_const")):
+                tensor.normal_(generator=random)
+            elif name.endswith("affine.bias"):
+                tensor.fill_(1)
+            else:
+                tensor.zero_()
+        for module in generator.mapping_network.modules():
+            if isinstance(module, EqualizedLinear):
+                module.weight /= module.lr_multiplier
+    return generator
+
+
+def put(network: nn.Module, tensors: Mapping[str, Tensor], what: str, *, may_lack: Sequence[str] = ()) -> None:
+    """Copy tensors into a network.
+
+    Raises:
+        StateError: names or shapes differ; names that begin with one of `may_lack` may be on either side only.
+    """
+    own = generator_tensors(network) if isinstance(network, StyleGAN2) else network.state_dict()
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
+    differing = [name for name in own.keys() ^ tensors.keys() if not name.startswith(tuple(may_lack))]
+    both = own.keys() & tensors.keys()
+    differing += [name for name in both if own[name].shape != tensors[name].shape]
+    if differing:
+        raise StateError(f"{what} does not fit the network: {', '.join(sorted(differing)[:4])} ({len(differing)})")
+    with torch.no_grad():
+        for name in both:
+            own[name].copy_(tensors[name])
+
+
+def synthesize(
+    generator: StyleGAN2, z: Tensor, noise: list[Tensor] | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Images [N, 3, H, W] and w [N, w_dim] with gradients: what the frozen generator keeps is computed each time."""
+    for module in generator.modules():
+        if isinstance(module, Precomputed):
+            module.precompute()
+    ws = generator.mapping(z)
+    images, _ = generator.synthesis(ws, noise=noise, dtype=dtype)
+    return images, ws[:, 0]
+
+
+# --------------------------------------------------------------------------------------------- training
+
+
+class Training:
+    """Generator, its average, discriminator and their optimisers: everything that a step changes.
+
+    Each step draws its random numbers from (seed, step) alone, so stopping and going on changes nothing.
+
+    Args:
+        config: shape of the generator; the discriminator has the same channels.
+        settings: the rules.
+        device: where it runs.
+        dtype: precision of the convolutions; R1 is always float32.
+    """
+
+    def __init__(
+        self,
+        config: StyleGAN2Config,
+        settings: Settings,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config, self.settings = config, settings
+        self.device, self.dtype = torch.device(device), dtype
+        random = torch.Generator().manual_seed(settings.seed)
+        with torch.random.fork_rng(devices=[]):  # torch initialises layers from its global generator only
+            torch.manual_seed(settings.seed)
+            self.discriminator = Discriminator(config.channels)
+        self.generator = new_generator(config, random)
+        self.ema = StyleGAN2(config)
+        self.ema.load_state_dict(self.generator.state_dict())
+        for network in (self.generator, self.ema, self.discriminator):
+            network.to(self.device, memory_format=torch.channels_last)
+        self.ema.freeze()
+        self.step = 0
+        self.images_seen = 0
+        self.p = 0.0  # probability of augmentation
+        self.sureness = 0.0  # running mean of sign(D(real)): 1 is a discriminator that knows its images by heart
+        # Lazy R1 (StyleGAN2, appendix B): the step it adds is made up for by a smaller rate and a longer memory.
+        c = settings.r1_every / (settings.r1_every + 1)
+        self.g_optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr, (0.0, 0.99))
+        self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr * c, (0.0, 0.99**c))
+        self._rates = [(o, o.param_groups[0]["lr"]) for o in (self.g_optimizer, self.d_optimizer)]
+
+    # --- one step ---
+
+    def train_step(self, renders: Tensor) -> dict[str, Tensor]:
+        """One step of discriminator and generator on the next batch of renders uint8 [N, 3, H, W]; losses."""
+        s = self.settings
+        seed = np.random.SeedSequence((s.seed, self.step)).generate_state(1, np.uint64)[0]
+        random = torch.Generator(self.device).manual_seed(int(seed))
+        for optimizer, rate in self._rates:
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, (self.step + 1) / WARMUP)
+
+        real = augment(self._real_batch(renders), self.p, random)
+        with torch.no_grad():
+            fake, _ = self._fake_batch(random)
+            fake = augment(fake, self.p, random)
+        real_logits = self.discriminator(real, self.dtype)
+        d_loss = F.softplus(self.discriminator(fake, self.dtype)).mean() + F.softplus(-real_logits).mean()
+        self._update(self.d_optimizer, d_loss)
+        losses = {"D": d_loss.detach()}
+        if self.step % s.r1_every == 0:
+            penalty = r1_penalty(self.discriminator, real).mean()
+            self._update(self.d_optimizer, penalty * (s.gamma / 2 * s.r1_every))
+            losses["R1"] = penalty.detach()
+
+        self.discriminator.requires_grad_(False)  # its gradients would cost time and are not used
+        fake, w = self._fake_batch(random)
+        g_loss = F.softplus(-self.discriminator(augment(fake, self.p, random), self.dtype)).mean()
+        self._update(self.g_optimizer, g_loss)
+        self.discriminator.requires_grad_(True)
+        losses["G"] = g_loss.detach()
+
+        self.step += 1
+        self.images_seen += s.batch
+        self._average(w.detach())
+        self._adapt(float(real_logits.detach().sign().mean()))
+        return losses
+
+    def _real_batch(self, renders: Tensor) -> Tensor:
+        """The next images of the epoch's order, some mirrored, in [-1, 1]."""
+        s, n = self.settings, len(renders)
+        first = self.step * s.batch
+        rows = []
+        for epoch in range(first // n, (first + s.batch - 1) // n + 1):
+            order = np.random.default_rng((s.seed, 1, epoch)).permutation(n)
+            rows.append(order[max(first - epoch * n, 0) : first + s.batch - epoch * n])
+        images = renders[torch.from_numpy(np.concatenate(rows))].to(self.device).float() / 127.5 - 1
+        if not s.mirror:
+            return images
+        coins = np.random.default_rng((s.seed, 2, self.step)).random(s.batch) < 0.5
+        return torch.where(torch.from_numpy(coins).to(self.device)[:, None, None, None], images.flip(3), images)
+
+    def _fake_batch(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        n = self.settings.batch
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(n, *shape, generator=random, device=self.device)
+
+        noise = [normal(1, side, side) for side in self.generator.feature_resolutions]
+        return synthesize(self.generator, normal(self.config.z_dim), noise, self.dtype)
+
+    @staticmethod
+    def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def _average(self, w: Tensor) -> None:
+        """Average w, and the average generator: half-life of `ema_images`, shorter at the beginning."""
+        mean_w = self.generator.mean_w
+        assert mean_w is not None
+        mean_w.lerp_(w.mean(0), 1 - 0.995)
+        half_life = min(self.settings.ema_images, 0.05 * self.images_seen)
+        keep = 0.5 ** (self.settings.batch / half_life)
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - keep)
+        for mine, new in zip(self.ema.buffers(), self.generator.buffers(), strict=True):
+            mine.copy_(new)
+
+    def _adapt(self, sureness: float) -> None:
+        """The heuristic r_t of StyleGAN2-ADA, section 3.1."""
+        self.sureness += 0.02 * (sureness - self.sureness)
+        if self.settings.augment:
+            direction = math.copysign(1.0, self.sureness - ADA_TARGET)
+            self.p = min(max(self.p + direction * self.settings.batch / ADA_IMAGES, 0.0), 1.0)
+
+    # --- images ---
+
+    @torch.no_grad()
+    def images(self, z: Tensor, psi: float = 1.0, batch_size: int = 32) -> Tensor:
+        """Images uint8 [N, 3, H, W] of the averaged generator, on the CPU."""
+        self.ema.freeze()
+        parts = []
+        for block in z.to(self.device).split(batch_size):
+            image, _ = self.ema.synthesis(self.ema.mapping(block, truncation_psi=psi))
+            parts.append((image * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu())
+        return torch.cat(parts)
+
+    def check_file(self) -> bytes:
+        """check.npz: latents and what the averaged generator makes of them, to test a loader against."""
+        z = sample_latents(range(2), self.config.z_dim, seed=0)
+        with torch.no_grad():
+            ws = self.ema.freeze().mapping(z.to(self.device))
+            image, _ = self.ema.synthesis(ws)
+        file = io.BytesIO()
+        np.savez(file, z=z.numpy(), w=ws[:, 0].cpu().numpy(), image_const=image.cpu().numpy())
+        return file.getvalue()
+
+    # --- state ---
+
+    def start_from(self, folder: Path) -> int:
+        """Take the networks of a training folder; returns the images they have seen.
+
+        A finer generator than that one starts as if it were that one: its new layers add nothing to the image yet.
+        """
+        config = read_json(folder / "config.json")
+        old = generator_config(config)
+        finer = [r for r in self.config.resolutions if r > old.img_resolution]
+        new = [f"synthesis.b{r}." for r in finer]
+        for network, name in ((self.generator, "generator"), (self.ema, "generator_ema")):
+            for r in finer:
+                network.synthesis_network.get_submodule(f"b{r}.torgb").weight.data.zero_()
+            put(network, read_tensors(folder, name), f"{folder}/{name}.safetensors", may_lack=new)
+        lacking = [f"b{r}." for r in finer] + ([f"b{old.img_resolution}.fromrgb"] if finer else [])
+        where = f"{folder}/discriminator.safetensors"
+        put(self.discriminator, read_tensors(folder, "discriminator"), where, may_lack=lacking)
+        if (folder / "check.npz").is_file() and not finer:
+            self._check_against(folder / "check.npz")
+        self.images_seen = int(config.get("images_seen", 0))
+        return self.images_seen
+
+    def _check_against(self, path: Path) -> None:
+        with np.load(path, allow_pickle=False) as check:
+            z, expected = torch.from_numpy(check["z"]), torch.from_numpy(check["image_const"])
+        with torch.no_grad():
+            image, _ = synthesize(self.ema, z.to(self.device))
+        error = float((image.cpu() - expected).abs().max() / expected.abs().max())
+        if error > 1e-3:
+            raise StateError(f"the generator does not reproduce {path}: relative error {error:.1e}")
+
+    def networks(self) -> dict[str, Tensors]:
+        """All tensors of the state. Adam's first moments are none: they are the gradient, as beta_1 = 0."""
+        return {
+            "generator": generator_tensors(self.generator),
+            "generator_ema": generator_tensors(self.ema),
+            "discriminator": self.discriminator.state_dict(),
+            **{f"{name}_moments": _moments(network, optimizer) for network, optimizer, name in self._optimized()},
+        }
+
+    def _optimized(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer, str]]:
+        yield self.generator, self.g_optimizer, "generator"
+        yield self.discriminator, self.d_optimizer, "discriminator"
+
+    def progress(self) -> dict[str, Any]:
+        """The numbers of the state."""
+        return {"step": self.step, "images_seen": self.images_seen, "p": self.p, "sureness": self.sureness}
+
+    def restore(self, progress: Mapping[str, Any], networks: Mapping[str, Tensors]) -> None:
+        """Go on from `progress` and `networks`; StateError if they do not fit."""
+        try:
+            put(self.generator, networks["generator"], "generator")
+            put(self.ema, networks["generator_ema"], "generator_ema")
+            put(self.discriminator, networks["discriminator"], "discriminator")
+            self.step, self.images_seen = int(progress["step"]), int(progress["images_seen"])
+            self.p, self.sureness = float(progress["p"]), float(progress["sureness"])
+            for network, optimizer, name in self._optimized():
+                _set_moments(network, optimizer, networks.get(f"{name}_moments", {}))
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise StateError(f"the state lacks something: {error!r}") from error
+
+
+def _moments(network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Adam's second moments and, as R1 gives the last bias no gradient, its count of steps for each parameter."""
+    tensors: Tensors = {}
+    for name, parameter in network.named_parameters():
+        state = optimizer.state[parameter]
+        if state:
+            tensors |= {name: state["exp_avg_sq"], f"{name}.step": state["step"]}
+    return tensors
+
+
+def _set_moments(network: nn.Module, optimizer: torch.optim.Optimizer, moments: Tensors) -> None:
+    optimizer.state.clear()
+    for name, parameter in network.named_parameters():
+        if name in moments:
+            optimizer.state[parameter] = {
+                "step": moments[f"{name}.step"].clone(),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter).copy_(moments[name]),
+            }
+
+
+# --------------------------------------------------------------------------------------------- pictures
+
+
+def mosaic(images: Tensor, columns: int) -> Image.Image:
+    """Images uint8 [N, 3, H, W] side by side, row after row."""
+    n, _, h, w = images.shape
+    rows = images.view(n // columns, columns, 3, h, w).permute(0, 3, 1, 4, 2)
+    return Image.fromarray(rows.reshape(n // columns * h, columns * w, 3).numpy())
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """The file appears whole or not at all."""
+    with written_whole(path) as file:
+        image.save(file, "png")
+
+
+def save_pictures(folder: Path, training: Training) -> None:
+    """samples/IMAGES.png of latents that stay the same, and evolution.png: the first faces of all grids, in columns."""
+    samples = folder / "samples"
+    samples.mkdir(parents=True, exist_ok=True)
+    columns, rows = GRID
+    z = sample_latents(range(columns * rows), training.config.z_dim, seed=0)
+    save_png(mosaic(training.images(z, RECIPE.psi), columns), samples / f"{training.images_seen:09d}.png")
+    grids = sorted(samples.glob("*.png"))
+    if len(grids) > MAX_GRIDS:  # every second one goes, but not the first and the last
+        for grid in grids[1:-1:2]:
+            grid.unlink()
+        grids = sorted(samples.glob("*.png"))
+    side = training.config.img_resolution
+    strip = Image.new("RGB", (side * len(grids), side * columns))
+    for x, grid in enumerate(grids):
+        with Image.open(grid) as picture:
+            for y in range(columns):
+                strip.paste(picture.crop((y * side, 0, (y + 1) * side, side)), (x * side, y * side))
+    save_png(strip, folder / "evolution.png")
+
+
+# --------------------------------------------------------------------------------------------- a run
+
+
+class Run:
+    """A training with its folder: when to save, when to measure, when to stop.
+
+    Args:
+        folder: of the state.
+        training: new, or made to go on by `resume`.
+        renders: uint8 [N, 3, H, W] to train on.
+        ruler: measures; None for no measuring.
+    """
+
+    def __init__(self, folder: Path, training: Training, renders: Tensor, ruler: Ruler | None) -> None:
+        self.folder, self.training, self.renders, self.ruler = folder, training, renders, ruler
+        self.images_sha256 = digest(renders)
+        self.seconds = 0.0
+        self.evaluations: list[dict[str, Any]] = []
+        self.stopped = False
+
+    def resume(self, *, change_settings: bool = False) -> bool:
+        """Go on from the state of the folder; False if it has none.
+
+        Raises:
+            StateError: it is damaged, or was trained by other settings or on other images.
+        """
+        recover_best(self.folder)
+        state = load_state(self.folder)
+        if state is None:
+            return False
+        config, progress, networks = state
+        mine = {"settings": dataclasses.asdict(self.training.settings), "images_sha256": self.images_sha256}
+        there = {name: progress.get(name) for name in mine}
+        if there != mine and not change_settings:
+            settings = there["settings"] or {}
+            differing = [
+                f"{k} {settings.get(k)} (now {v})" for k, v in mine["settings"].items() if settings.get(k) != v
+            ]
+            if there["images_sha256"] != self.images_sha256:
+                differing.append("other training images")
+            raise StateError(
+                f"{self.folder} was trained with {', '.join(differing)}: use the same, another --state, or "
+                "--change-settings to go on with the new ones"
+            )
+        if generator_config(config) != self.training.config:
+            raise StateError(f"{self.folder} holds a generator of another shape: give another --state")
+        self.training.restore(progress, networks)
+        self.seconds, self.evaluations = float(progress["seconds"]), list(progress["evaluations"])
+        return True
+
+    def save(self) -> None:
+        """Make what there is the state of the folder."""
+        progress = {
+            **self.training.progress(),
+            "seconds": round(self.seconds, 1),
+            "settings": dataclasses.asdict(self.training.settings),
+            "images_sha256": self.images_sha256,
+            "evaluations": self.evaluations,
+        }
+        config = config_fields(self.training.config, self.training.images_seen)
+        save_state(self.folder, config, progress, self.training.networks())
+
+    def evaluate(self) -> None:
+        """Pictures, and the measure on as many images as there are renders; the best generator is kept."""
+        save_pictures(self.folder, self.training)
+        found: dict[str, Any] = {"images_seen": self.training.images_seen, "seconds": round(self.seconds, 1)}
+        if self.ruler is not None:
+            z = sample_latents(range(len(self.ruler)), self.training.config.z_dim, seed=1)
+            found |= {name: round(value, 4) for name, value in self.ruler.measure(self.training.images(z)).items()}
+            self._keep_if_best(found)
+        self.evaluations.append(found)
+        tqdm.write(json.dumps(found), file=sys.stderr)
+
+    def _keep_if_best(self, found: dict[str, Any]) -> None:
+        best = self.folder / "best" / "config.json"
+        if best.exists() and read_json(best)["evaluation"]["frechet"] <= found["frechet"]:
+            return
+        config = {**config_fields(self.training.config, self.training.images_seen), "evaluation": found}
+        save_best(self.folder, config, generator_tensors(self.training.ema), self.training.check_file())
+
+    def stop(self, *_: object) -> None:
+        """Save and end after this step (a signal handler)."""
+        self.stopped = True
+
+    def go(self, *, minutes: float, until: int, save_every: float, evaluate_every: float) -> None:
+        """Train until the time, the count of images or a signal says stop; times in minutes."""
+        began = saved = last = time.monotonic()
+        training = self.training
+        means: dict[str, float] = {}
+        pace = 0.5 if sys.stderr.isatty() else 60.0  # a log needs no line twice a second
+        with tqdm(unit="image", initial=training.images_seen, mininterval=pace, maxinterval=pace) as bar:
+            while True:
+                now = time.monotonic()
+                self.seconds += now - last
+                last = now
+                ending = self.stopped or now - began >= minutes * 60 or training.images_seen >= until
+                due = self.seconds - (self.evaluations[-1]["seconds"] if self.evaluations else -math.inf)
+                if due >= evaluate_every * 60 and not ending:
+                    self.evaluate()
+                    saved = -math.inf
+                if ending or now - saved >= save_every * 60:
+                    self.save()
+                    saved = time.monotonic()
+                if ending:
+                    return
+                for name, value in training.train_step(self.renders).items():
+                    means[name] = 0.98 * means.get(name, float(value)) + 0.02 * float(value)
+                if not math.isfinite(sum(means.values())):
+                    raise RuntimeError(
+                        f"the losses are no finite numbers any more at {training.images_seen:,} images: the last state "
+                        "is kept; go on from it with a lower --lr or higher --gamma and --change-settings"
+                    )
+                bar.set_postfix({**means, "sure": training.sureness, "p": training.p}, refresh=False)
+                bar.update(training.settings.batch)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    description, _, examples = (__doc__ or "").partition("Examples:")
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="examples:" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    default = Settings()
+    add = parser.add_argument
+    add("--images", type=Path, nargs="+", required=True, metavar="PATH", help="folders of images, or tars of them")
+    add("--state", type=Path, required=True, metavar="DIR", help="state folder; a state in it is gone on from")
+    add("--start", type=Path, metavar="DIR", help="networks to begin with: config.json, generator.safetensors, …")
+    add("--resolution", type=int, choices=sorted(CHANNELS)[2:], help="side, pixels (that of the start, or 64)")
+    add(
+        "--annotator", type=Path, metavar="FILE", help="weights of train_annotator.py; without them nothing is measured"
+    )
+    group = parser.add_argument_group("when")
+    add = group.add_argument
+    add("--minutes", type=float, default=math.inf, help="stop after so many minutes (default: never)")
+    add("--until", type=int, default=sys.maxsize, metavar="N", help="stop after N images seen (default: never)")
+    add("--save-every", type=float, default=3, metavar="MIN", help="minutes between states (default: 3)")
+    add("--evaluate", type=float, default=15, metavar="MIN", help="minutes between pictures and measures (default: 15)")
+    group = parser.add_argument_group("settings of the training, which a state remembers")
+    add = group.add_argument
+    add("--batch", type=int, default=default.batch, help=f"images a step (default: {default.batch})")
+    add("--lr", type=float, default=default.lr, help=f"learning rate (default: {default.lr:g})")
+    add("--gamma", type=float, default=default.gamma, help=f"weight of R1 (default: {default.gamma:g})")
+    text = f"half-life of the averaged generator, images (default: {default.ema_images:,})"
+    add("--ema-images", type=int, default=default.ema_images, metavar="N", help=text)
+    add("--no-mirror", dest="mirror", action="store_false", help="do not mirror half of the images")
+    add("--augment", action="store_true", help="adaptive augmentation, for when 'sure' stays above 0.6 (few images)")
+    text = f"share of the images kept for measuring (default: {default.validation:g})"
+    add("--validation", type=float, default=default.validation, metavar="SHARE", help=text)
+    add("--seed", type=int, default=default.seed, help=f"fixes everything that is drawn (default: {default.seed})")
+    add("--change-settings", action="store_true", help="go on from a state that had other settings or images")
+    group = parser.add_argument_group("machine")
+    add = group.add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
+    text = "of convolutions; auto: bfloat16 on a GPU (twice as fast too on CPUs with AVX512-BF16), R1 is always float32"
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
+    add("--threads", type=int, help="CPU threads; 1 repeats exactly")
+    args = parser.parse_args(argv)
+    if args.batch < 1 or args.lr <= 0 or args.gamma < 0 or args.ema_images < 1 or args.seed < 0:
+        parser.error("--batch and --ema-images must be at least 1, --lr above 0, --gamma and --seed not below 0")
+    if not 0 <= args.validation < 1:
+        parser.error(f"--validation {args.validation} must be from 0 to below 1")
+    if args.threads is not None and args.threads < 1:
+        parser.error(f"--threads {args.threads} must be at least 1")
+    return args
+
+
+def choose_config(start: Path | None, resolution: int | None) -> StyleGAN2Config:
+    """Shape of the generator: that of the start, with further blocks up to the resolution."""
+    if start is None:
+        resolution = resolution or 64
+        channels = {r: c for r, c in CHANNELS.items() if r <= resolution}
+        return StyleGAN2Config(z_dim=128, w_dim=128, mapping_layers=4, img_resolution=resolution, channels=channels)
+    config = generator_config(read_json(start / "config.json"))
+    resolution = resolution or config.img_resolution
+    if resolution < config.img_resolution:
+        raise ValueError(f"--resolution {resolution} is below the {config.img_resolution} of {start}")
+    finer = {r: c for r, c in CHANNELS.items() if config.img_resolution < r <= resolution}
+    return dataclasses.replace(config, img_resolution=resolution, channels={**config.channels, **finer})
+
+
+def prepare(args: argparse.Namespace) -> Run:
+    """Read images, networks and state."""
+    settings = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if f.name in args})
+    config = choose_config(args.start, args.resolution)
+    device = torch.device(args.device)
+    half = args.precision == "bfloat16" or (args.precision == "auto" and device.type == "cuda")
+    keys, images = read_images(args.images, config.img_resolution)
+    renders, held_out = split(keys, images, settings.validation)
+    if len(renders) < settings.batch:
+        raise ValueError(f"{len(renders)} images to train on are fewer than --batch {settings.batch}")
+    ruler = None
+    if args.annotator is not None:
+        if len(held_out) < 8:
+            raise ValueError(f"{len(held_out)} images to measure against are too few: more images, or --validation")
+        ruler = Ruler(load_annotator(args.annotator), held_out)
+    training = Training(config, settings, device, torch.bfloat16 if half else torch.float32)
+    run = Run(args.state, training, renders, ruler)
+    if run.resume(change_settings=args.change_settings):
+        begin = f"going on in {args.state} at {training.images_seen:,} images"
+    elif args.start is not None:
+        begin = f"starting from {args.start} at {training.start_from(args.start):,} images"
+    else:
+        begin = "starting from nothing"
+    print(f"{begin}; {len(renders):,} images to train on, {len(held_out):,} to measure against", flush=True)
+    if ruler is not None and not run.evaluations:
+        floor = ruler.measure(renders[: len(ruler)])
+        print("for comparison, renders that are trained on:", {k: round(v, 4) for k, v in floor.items()}, flush=True)
+    return run
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    args = parse_args(None if argv is None else list(argv))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        with locked(args.state):
+            run = prepare(args)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, run.stop)
+            run.go(minutes=args.minutes, until=args.until, save_every=args.save_every, evaluate_every=args.evaluate)
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        print(f"train_generator.py: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before the training has begun
+        return 130
+    print(f"stopped at {run.training.images_seen:,} images; the same command goes on", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,483 @@
+"""What the training of the demo's generator promises: stops lose nothing, validation renders stay unseen."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "demo_faces"
+sys.path.insert(0, str(EXAMPLE))
+
+import build_checkpoint  # noqa: E402
+import train_generator  # noqa: E402
+import training_state  # noqa: E402
+from annotator import Annotator, save_annotator  # noqa: E402
+from discriminator import Discriminator, augment, r1_penalty  # noqa: E402
+from quality import frechet_distance, precision_recall  # noqa: E402
+from renders import is_validation, read_images, split  # noqa: E402
+from train_generator import Settings, Training, main  # noqa: E402
+from training_state import StateError, load_state, read_tensors, save_best, save_state, write_tensors  # noqa: E402
+
+from dsgan_datasets.generators.base import Precomputed  # noqa: E402
+from dsgan_datasets.generators.stylegan2 import StyleGAN2Config, upsample_image  # noqa: E402
+
+CONFIG = StyleGAN2Config(z_dim=8, w_dim=8, mapping_layers=2, img_resolution=16, channels={4: 8, 8: 8, 16: 4})
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def noise_images(n: int, side: int = 16) -> Tensor:
+    return torch.randint(0, 256, (n, 3, side, side), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def tiny(**settings: object) -> Training:
+    return Training(CONFIG, Settings(**{"batch": 4, "r1_every": 2, **settings}))  # type: ignore[arg-type]
+
+
+def write_images(folder: Path, images: Tensor) -> Path:
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
+    return folder
+
+
+# --- a step ---
+
+
+def test_the_generator_learns_the_colour_of_the_images() -> None:
+    red = torch.tensor([220, 40, 40], dtype=torch.uint8)[None, :, None, None].expand(16, 3, 16, 16)
+    training = tiny(lr=0.02, ema_images=16)
+    z = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+
+    def distance() -> float:
+        return float((training.images(z).float().mean((0, 2, 3)) - red[0, :, 0, 0]).norm())
+
+    before = distance()
+    for _ in range(80):
+        training.train_step(red)
+    after = distance()
+    assert after < 0.3 * before, (before, after)
+
+
+def test_training_computes_what_the_frozen_generator_does() -> None:
+    training = tiny()
+    training.train_step(noise_images(16))
+    z = torch.randn(3, 8)
+    trained, _ = train_generator.synthesize(training.generator, z)
+    assert trained.requires_grad
+    frozen = build_frozen(training)
+    torch.testing.assert_close(frozen.synthesis(frozen.mapping(z))[0], trained.detach())
+    assert any(isinstance(m, Precomputed) for m in training.generator.modules())
+
+
+def build_frozen(training: Training) -> train_generator.StyleGAN2:
+    frozen = train_generator.StyleGAN2(CONFIG)
+    frozen.load_state_dict(training.generator.state_dict())
+    frozen.freeze()
+    return frozen
+
+
+def test_r1_is_the_squared_gradient_and_its_own_gradient_is_right() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator({4: 4, 8: 4}).double()
+
+    def logits(x: Tensor) -> Tensor:
+        return discriminator(x, torch.float64)
+
+    image = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    eps = 1e-6
+    steps = eps * torch.eye(image.numel(), dtype=torch.float64).view(-1, *image.shape)
+    with torch.no_grad():
+        numeric = sum(float((logits(image + d) - logits(image - d)) / (2 * eps)) ** 2 for d in steps)
+    penalty = r1_penalty(logits, image)  # type: ignore[arg-type]
+    assert float(penalty.detach()) == pytest.approx(numeric, rel=1e-5)
+
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    weight = discriminator.b8.conv1.weight  # type: ignore[union-attr]
+    (gradient,) = torch.autograd.grad(r1_penalty(logits, images).sum(), weight)  # type: ignore[arg-type,call-overload]
+    direction = torch.randn_like(weight)  # type: ignore[arg-type]
+
+    def moved(by: float) -> float:
+        with torch.no_grad():
+            weight.add_(by * direction)  # type: ignore[operator]
+        value = float(r1_penalty(logits, images).sum().detach())  # type: ignore[arg-type]
+        with torch.no_grad():
+            weight.sub_(by * direction)  # type: ignore[operator]
+        return value
+
+    assert float((gradient * direction).sum()) == pytest.approx((moved(eps) - moved(-eps)) / (2 * eps), rel=1e-4)
+
+
+def test_augmentation_does_nothing_at_0_and_something_at_1() -> None:
+    x = torch.rand(4, 3, 16, 16)
+    assert augment(x, 0.0, torch.Generator()) is x
+    y = augment(x.requires_grad_(), 1.0, torch.Generator().manual_seed(0))
+    assert y.shape == x.shape and float((y - x).detach().abs().mean()) > 0.05
+    assert torch.autograd.grad(y.sum(), x)[0].abs().sum() > 0
+
+
+def test_the_probability_of_augmentation_follows_the_discriminators_sureness() -> None:
+    training = tiny(augment=True)
+    training.p = 0.5
+    for sureness, rising in ((1.0, True), (-1.0, False)):
+        for _ in range(200):
+            before = training.p
+            training._adapt(sureness)
+        assert training.p > before if rising else training.p < before
+
+
+# --- images and split ---
+
+
+def test_mirrored_or_not_every_training_image_comes_once_an_epoch_and_no_validation_image_ever() -> None:
+    keys = [f"{i:06d}" for i in range(60)]
+    images = torch.arange(60, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 16, 16)
+    images[..., 8:] += 100  # the right half, so that mirroring shows
+    renders, held_out = split(keys, images, 0.2)
+    assert 0 < len(held_out) < 30 and len(renders) + len(held_out) == 60
+    training = tiny(batch=len(renders) // 3)
+    seen, mirrored = [], 0
+    for step in range(12):
+        training.step = step
+        batch = ((training._real_batch(renders) + 1) * 127.5).round().int()
+        mirrored += int((batch[:, 0, 0, 0] > batch[:, 0, 0, -1]).sum())
+        seen += batch[:, 0, 0].amin(1).tolist()
+    assert not set(seen) & set(held_out[:, 0, 0, 0].tolist())
+    epochs = len(seen) // len(renders)
+    assert sorted(seen[: epochs * len(renders)]) == sorted(renders[:, 0, 0, 0].tolist() * epochs)
+    assert 0.3 < mirrored / len(seen) < 0.7
+    training = tiny(mirror=False)
+    assert bool((training._real_batch(renders)[:, 0, 0, 0] < training._real_batch(renders)[:, 0, 0, -1]).all())
+
+
+def test_the_split_is_a_matter_of_the_key_alone() -> None:
+    keys = [f"{i:06d}" for i in range(4000)]
+    held_out = {key for key in keys if is_validation(key, 0.1)}
+    assert 300 < len(held_out) < 500
+    assert held_out <= {key for key in keys if is_validation(key, 0.2)}
+    assert not any(is_validation(key, 0) for key in keys)
+
+
+def test_a_tar_and_a_folder_of_the_same_images_read_alike(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", noise_images(3, 32))
+    Image.new("P", (32, 32)).save(folder / "000.seg.png")  # a mask is no image
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, file.name)
+    keys, images = read_images([folder], 16)
+    assert keys == ["000", "001", "002"]
+    halved = noise_images(3, 32).double().unflatten(3, (16, 2)).unflatten(2, (16, 2)).mean((3, 5))
+    assert (images.double() - halved).abs().max() <= 1  # rounded after each axis
+    keys_of_tar, images_of_tar = read_images([tmp_path / "images.tar"], 16)
+    assert keys_of_tar == keys and torch.equal(images_of_tar, images)
+
+
+def test_errors_about_images_name_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.tar").write_text("no tar")
+    small = write_images(tmp_path / "small", noise_images(1, 8))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
+    for path, message in (
+        (tmp_path / "nowhere", "does not exist"),
+        (tmp_path / "empty", "holds no image"),
+        (tmp_path / "text.tar", "neither a folder nor a tar"),
+        (small, "000 is 8×8 pixels, smaller than the generator's 16"),
+        (tmp_path / "broken", "a is no image that can be read"),
+    ):
+        with pytest.raises((ValueError, OSError), match=message):
+            read_images([path], 16)
+
+
+# --- state ---
+
+
+def save(folder: Path, training: Training) -> None:
+    save_state(folder, {}, {**training.progress()}, training.networks())
+
+
+def test_stopping_and_going_on_changes_no_bit(tmp_path: Path) -> None:
+    images = noise_images(24)
+    whole, first = tiny(augment=True), tiny(augment=True)
+    whole.p = first.p = 0.5
+    for _ in range(7):
+        whole.train_step(images)
+    for _ in range(3):
+        first.train_step(images)
+    save(tmp_path, first)
+    state = load_state(tmp_path)
+    assert state is not None
+    second = tiny(augment=True)
+    # JSON as it is read from the file
+    second.restore(json.loads(json.dumps(state[1])), state[2])
+    for _ in range(4):
+        second.train_step(images)
+    assert second.progress() == whole.progress()
+    ours, theirs = second.networks(), whole.networks()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name].keys() == theirs[name].keys() and ours[name]
+        assert all(torch.equal(ours[name][key], theirs[name][key]) for key in ours[name]), name
+    assert not torch.equal(ours["generator"]["synthesis.b4.const"], first.generator.synthesis_network.b4.const)  # type: ignore[union-attr,arg-type]
+
+
+class Killed(BaseException):
+    """As abrupt as it gets within a process."""
+
+
+def test_a_kill_at_any_write_leaves_one_whole_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def state(value: float) -> dict[str, dict[str, Tensor]]:
+        return {name: {k: torch.full((20,), float(value)) for k in "ab"} for name in ("generator", "discriminator")}
+
+    outcomes = []
+    for victim in range(12):
+        folder = tmp_path / str(victim)
+        save_state(folder, {"value": 1}, {"value": 1}, state(1), limit=400)
+        calls = 0
+        write, remove = training_state.written_whole, training_state.shutil.rmtree
+
+        def dying(real: object) -> object:
+            def call(*args: object, **kwargs: object) -> object:
+                nonlocal calls
+                calls += 1
+                if calls - 1 == victim:  # noqa: B023
+                    raise Killed
+                return real(*args, **kwargs)  # type: ignore[operator]
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training_state, "written_whole", dying(write))
+            patch.setattr(training_state.shutil, "rmtree", dying(remove))
+            try:
+                save_state(folder, {"value": 2}, {"value": 2}, state(2), limit=400)
+            except Killed:
+                pass
+            else:
+                assert calls <= victim
+        loaded = load_state(folder)
+        assert loaded is not None
+        config, progress, networks = loaded
+        found = {config["value"], progress["value"]} | {float(t.mean()) for n in networks.values() for t in n.values()}
+        assert len(found) == 1 and len(networks) == 2
+        outcomes.append(found.pop())
+        save_state(folder, {"value": 3}, {"value": 3}, state(3), limit=400)  # what was left is in nobody's way
+        assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == [training_state._current(folder).name]  # type: ignore[union-attr]
+    assert outcomes == sorted(outcomes) and {*outcomes} == {1, 2}
+
+
+def test_a_kill_while_the_best_is_replaced_leaves_one_whole_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for victim in range(3):
+        folder = tmp_path / str(victim)
+        save_best(folder, {"value": 1}, {"a": torch.ones(2)}, b"1")
+        calls = 0
+        rename = Path.rename
+
+        def dying(self: Path, target: Path) -> Path:
+            nonlocal calls
+            calls += 1
+            if calls - 1 == victim:  # noqa: B023
+                raise Killed
+            return rename(self, target)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", dying)
+            try:
+                save_best(folder, {"value": 2}, {"a": torch.ones(2) * 2}, b"2")
+            except Killed:
+                assert victim < 2
+        training_state.recover_best(folder)
+        value = training_state.read_json(folder / "best" / "config.json")["value"]
+        assert value == (1 if victim == 0 else 2)
+        assert read_tensors(folder / "best", "generator_ema")["a"].tolist() == [value] * 2
+        assert (folder / "best" / "check.npz").read_bytes() == str(value).encode()
+        assert [p.name for p in folder.iterdir()] == ["best"]
+
+
+def test_no_file_is_larger_than_the_limit(tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.randn(n) for i, n in enumerate((100, 400, 30, 700, 5, 600))}
+    paths = write_tensors(tmp_path, "generator", tensors, limit=4000)
+    assert len(paths) > 1 and all(path.stat().st_size <= 4000 for path in paths)
+    found = read_tensors(tmp_path, "generator")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[k], tensors[k]) for k in tensors)
+    with pytest.raises(StateError, match="a file at most 1,000"):
+        write_tensors(tmp_path, "generator", tensors, limit=1000)
+    paths[0].unlink()
+    with pytest.raises(StateError, match="cannot be read"):
+        read_tensors(tmp_path, "generator")
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    save(tmp_path, tiny())
+    (file,) = tmp_path.glob("state-*/discriminator.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StateError, match=r"discriminator.safetensors is damaged"):
+        load_state(tmp_path)
+
+
+def test_a_finer_generator_starts_as_the_one_it_grows_from(tmp_path: Path) -> None:
+    training = tiny()
+    training.train_step(noise_images(16))
+    folder = save_state(tmp_path, train_generator.config_fields(CONFIG, 4), training.progress(), training.networks())
+    config = train_generator.choose_config(folder, 32)
+    finer = Training(config, Settings(batch=4))
+    assert finer.start_from(folder) == 4
+    z = torch.randn(2, 8)
+    with torch.no_grad():
+        coarse, _ = train_generator.synthesize(training.ema, z)
+        fine, _ = train_generator.synthesize(finer.ema, z)
+    torch.testing.assert_close(fine, upsample_image(coarse))
+    finer.train_step(noise_images(16, 32))
+    with torch.no_grad():
+        assert not torch.allclose(train_generator.synthesize(finer.ema, z)[0], fine)
+
+
+# --- measure ---
+
+
+def test_frechet_distance() -> None:
+    random = torch.Generator().manual_seed(0)
+    a = torch.randn(500, 6, generator=random, dtype=torch.float64) @ torch.randn(6, 6, generator=random).double()
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    shifts = [frechet_distance(a, a + shift) for shift in (0.1, 0.5, 2.0)]
+    assert shifts == pytest.approx([6 * shift**2 for shift in (0.1, 0.5, 2.0)], rel=1e-6)
+    # one axis alone: (difference of the deviations)²
+    assert frechet_distance(a[:, :1], 3 * a[:, :1] - 2 * a[:, :1].mean()) == pytest.approx(
+        4 * float(a[:, 0].var(correction=0)), rel=1e-6
+    )
+    b = torch.randn(400, 6, generator=random, dtype=torch.float64)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a)) and frechet_distance(a, b) > 0.1
+
+
+def test_precision_and_recall_tell_missing_modes_from_wrong_images() -> None:
+    random = torch.Generator().manual_seed(0)
+
+    def cluster(center: float) -> Tensor:
+        return torch.rand(200, 2, generator=random, dtype=torch.float64) + center
+
+    real = torch.cat([cluster(0), cluster(10)])
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real, cluster(50)) == (0, 0)
+    precision, recall = precision_recall(real, cluster(10))
+    assert precision > 0.9 and 0.4 < recall <= 0.5
+    precision, recall = precision_recall(real, torch.cat([real, cluster(50)]))
+    assert 0.6 < precision < 0.7 and recall == 1
+
+
+# --- the command ---
+
+
+def arguments(tmp_path: Path, *more: str) -> list[str]:
+    folder = tmp_path / "images"
+    if not folder.exists():
+        write_images(folder, noise_images(60))
+        save_annotator(Annotator((4, 4)), tmp_path / "annotator.safetensors", {})
+    common = f"--images {folder} --state {tmp_path / 'state'} --resolution 16 --batch 4 --validation 0.3 --device cpu"
+    return [*common.split(), "--annotator", str(tmp_path / "annotator.safetensors"), *more]
+
+
+def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    state = tmp_path / "state"
+    assert main(arguments(tmp_path, "--until", "8", "--evaluate", "0")) == 0
+    assert "starting from nothing" in capfd.readouterr().out
+    assert main(arguments(tmp_path, "--until", "16", "--evaluate", "0")) == 0
+    assert "at 8 images" in capfd.readouterr().out
+    loaded = load_state(state)
+    assert loaded is not None and loaded[1]["images_seen"] == 16
+    measures = loaded[1]["evaluations"]
+    assert [m["images_seen"] for m in measures] == [0, 4, 8, 12]
+    assert all(math.isfinite(m["frechet"]) and 0 <= m["precision"] <= 1 and 0 <= m["recall"] <= 1 for m in measures)
+    best = json.loads((state / "best" / "config.json").read_text())
+    assert best["evaluation"] == min(measures, key=lambda m: m["frechet"])
+    generator = build_checkpoint.load_trained_generator(state / "best")
+    assert generator.img_resolution == 16
+    assert len(list((state / "samples").iterdir())) == 4
+    with Image.open(state / "evolution.png") as strip:
+        assert strip.size == (4 * 16, 8 * 16)
+
+    assert main(arguments(tmp_path, "--lr", "1e-4")) == 1
+    message = capfd.readouterr().err
+    assert "lr 0.002 (now 0.0001)" in message and "--change-settings" in message
+    assert main(arguments(tmp_path, "--lr", "1e-4", "--change-settings", "--until", "20")) == 0
+    assert main(arguments(tmp_path, "--lr", "1e-4", "--until", "20")) == 0
+    (tmp_path / "images" / "extra.png").write_bytes((tmp_path / "images" / "000.png").read_bytes())
+    assert main(arguments(tmp_path, "--lr", "1e-4", "--seed", "1")) == 1
+    assert "seed 0 (now 1)" in capfd.readouterr().err
+    with training_state.locked(state):
+        assert main(arguments(tmp_path)) == 1
+    assert "another process trains" in capfd.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert main(["--images", str(tmp_path / "none"), "--state", str(tmp_path / "s")]) == 1
+    assert "holds no image" in capfd.readouterr().err
+
+
+def test_grids_are_thinned_out_but_first_and_last_stay(tmp_path: Path) -> None:
+    training = tiny()
+    for i in range(30):
+        training.images_seen = 10 * i
+        train_generator.save_pictures(tmp_path, training)
+        names = sorted(int(p.stem) for p in (tmp_path / "samples").iterdir())
+        assert len(names) <= train_generator.MAX_GRIDS and names[0] == 0 and names[-1] == 10 * i
+    with Image.open(tmp_path / "evolution.png") as strip:
+        assert strip.size == (16 * len(names), 16 * 8)
+        picture = np.asarray(strip)
+    with Image.open(tmp_path / "samples" / f"{290:09d}.png") as grid:
+        assert np.array_equal(picture[:16, -16:], np.asarray(grid)[:16, :16])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM there")
+def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    command = [sys.executable, str(EXAMPLE / "train_generator.py"), *arguments(tmp_path, "--threads", "1")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (state / "state.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "the same command goes on" in out
+    loaded = load_state(state)
+    assert loaded is not None and f"stopped at {loaded[1]['images_seen']:,} images" in out
+    assert loaded[1]["images_seen"] > 0
+
+
+def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_of_help:
+        main(["--help"])
+    assert exit_of_help.value.code == 0
+    text = capsys.readouterr().out
+    assert "python examples/demo_faces/train_generator.py --images" in text and "never trained on" in text
+    for wrong in (["--batch", "0"], ["--validation", "1"], ["--resolution", "48"], ["--threads", "0"]):
+        with pytest.raises(SystemExit) as exit_of_usage:
+            main(["--images", "x", "--state", "y", *wrong])
+        assert exit_of_usage.value.code == 2
