@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = pool.submit(measure, args.side, args.steps, args.folds, args.threads, args.device).result()
     device = "cpu" if args.device == "cpu" else torch.cuda.get_device_name()
     report: Result = {"benchmark": "fit", "device": device, "cpu": cpu_name(), "threads": args.threads}
-    report |= {"dtype": "float32", "torch": torch.__version__, **result}
+    report |= {"feature_dtype": "float32", "torch": torch.__version__, **result}
     print(json.dumps(report, indent=2))
     if result["pixel_accuracy_on_new_images"] < MIN_ACCURACY:
         print(f"FAILED: the interpreter learned nothing, at least {MIN_ACCURACY} must be right", file=sys.stderr)
