@@ -66,21 +66,18 @@ def calibrate_with_scores(
 ) -> tuple[LabeledGenerator, Tensor]:
     """`calibrate`, and the scores float32 [num_samples] that it looked at; none of them if nothing had to be found."""
     num_samples = integer("num_samples", num_samples, 20 * labeled.recipe.views)  # fewer say too little of a quantile
-    if ignore_fraction is not None and not 0 <= ignore_fraction < 1:
-        raise ValueError(f"ignore_fraction must be a number in [0, 1), not {ignore_fraction!r}")
+    check_fractions(reject_fraction, ignore_fraction, labeled.interpreter.num_members)
     unfiltered = dataclasses.replace(labeled.recipe, threshold=None, reject_fraction=0.0)
-    filtered = dataclasses.replace(
-        unfiltered, reject_fraction=reject_fraction
-    )  # says so if the fraction is out of range
+    filtered = dataclasses.replace(unfiltered, reject_fraction=reject_fraction)
     if ignore_fraction == 0:
         unfiltered = dataclasses.replace(unfiltered, ignore_js=None)
         filtered = dataclasses.replace(filtered, ignore_js=None)
     if reject_fraction == 0 and not ignore_fraction:
-        return _with_recipe(labeled, unfiltered), torch.empty(0)
+        return labeled.with_recipe(unfiltered), torch.empty(0)
     free = dataclasses.replace(unfiltered, require=())  # draws do not depend on the rules, which count later
     keep_masks = bool(unfiltered.require) and not ignore_fraction
     scores, js, masks = _observe(
-        _with_recipe(labeled, free), num_samples, seed, keep_js=bool(ignore_fraction), keep_masks=keep_masks
+        labeled.with_recipe(free), num_samples, seed, keep_js=bool(ignore_fraction), keep_masks=keep_masks
     )
     recipe, threshold, error = filtered, None, 0.0
     if reject_fraction > 0:
@@ -90,12 +87,12 @@ def calibrate_with_scores(
         certain = torch.cat(js) if threshold is None else torch.cat(js)[scores <= threshold]
         recipe = dataclasses.replace(recipe, ignore_js=upper_quantile(certain.flatten(), 1 - ignore_fraction)[0])
     if threshold is None:
-        return _with_recipe(labeled, recipe), scores
+        return labeled.with_recipe(recipe), scores
     drawn: Iterable[Mapping[str, Tensor]]
     if recipe.require and ignore_fraction:
         # What is ignored is known only now: the content rules see the draws again, with the masks that samples have.
         ignoring = dataclasses.replace(free, ignore_js=recipe.ignore_js)
-        drawn = _with_recipe(labeled, ignoring).unfiltered(
+        drawn = labeled.with_recipe(ignoring).unfiltered(
             num_samples, seed=seed, description="measuring the acceptance rate"
         )
     elif recipe.require:
@@ -107,7 +104,19 @@ def calibrate_with_scores(
     calibration = Calibration(
         num_samples, seed, reject_fraction, threshold, error, acceptance.jointly, ignore_fraction or None
     )
-    return _with_recipe(labeled, recipe, calibration), scores
+    return labeled.with_recipe(recipe, calibration), scores
+
+
+def check_fractions(reject_fraction: float, ignore_fraction: float | None, num_members: int) -> None:
+    """ValueError if a share is out of range, or asks a single classifier for disagreement."""
+    Recipe(reject_fraction=reject_fraction)  # says so if it is out of range
+    if ignore_fraction is not None and not 0 <= ignore_fraction < 1:
+        raise ValueError(f"ignore_fraction must be a number in [0, 1), not {ignore_fraction!r}")
+    if num_members == 1 and (reject_fraction or ignore_fraction):
+        raise ValueError(
+            "one member agrees with itself everywhere, so that nothing tells uncertain samples from certain ones: fit "
+            "two members or more (ten are usual), or drop and ignore nothing (reject_fraction 0, ignore_fraction 0)"
+        )
 
 
 def _observe(
@@ -138,8 +147,3 @@ def upper_quantile(scores: Tensor, share: float) -> tuple[float, float]:
     spread = math.sqrt(n * share * (1 - share))
     low, high = ordered[max(round(rank - spread), 1) - 1], ordered[min(round(rank + spread), n) - 1]
     return ordered[rank - 1].item(), ((high - low) / 2).item()
-
-
-def _with_recipe(labeled: LabeledGenerator, recipe: Recipe, calibration: Calibration | None = None) -> LabeledGenerator:
-    parts = (labeled.generator, labeled.interpreter, labeled.schema, recipe)
-    return LabeledGenerator(*parts, calibration=calibration, license=labeled.license)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from dsgan_datasets.acceleration import Function, accelerated
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
-from dsgan_datasets.checkpoints.card import model_card
+from dsgan_datasets.checkpoints.card import PICTURES, model_card
 from dsgan_datasets.checkpoints.description import describe, sample_fingerprint
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.fitting import FitReport
 from dsgan_datasets.checkpoints.tensors import digest_tensors
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
@@ -51,6 +52,7 @@ class LabeledGenerator:
         recipe: everything else that decides a sample.
         calibration: what `calibrate` measured for this recipe; saves measuring the acceptance rate again.
         license: licence of the checkpoint, passed on to what is made with it; None is that of the generator.
+        fit: how the interpreter was fitted, kept with the checkpoint.
 
     Raises:
         ValueError: parts do not fit together, or the filter accepts less than 2 % of the draws (the message names the
@@ -72,6 +74,7 @@ class LabeledGenerator:
         *,
         calibration: Calibration | None = None,
         license: str | None = None,
+        fit: FitReport | None = None,
     ) -> None:
         self.generator = generator
         self.interpreter = interpreter
@@ -79,6 +82,7 @@ class LabeledGenerator:
         self.recipe = recipe
         self.calibration = calibration
         self.license = license or (generator.source.license if generator.source else "unspecified")
+        self.fit = fit
         self._check_parts()
         self._class_map = None if schema.class_map is None else torch.tensor(schema.class_map, device=self.device)
         self._accelerated: Function | None = None
@@ -86,11 +90,7 @@ class LabeledGenerator:
 
     def _check_parts(self) -> None:
         generator, interpreter, recipe = self.generator, self.interpreter, self.recipe
-        if recipe.features != generator.features:
-            raise ValueError(
-                f"the recipe reads features {recipe.features!r}, the generator gives {generator.features!r}: say "
-                f"Recipe(features={generator.features!r}), or load the generator with the recipe's layout"
-            )
+        check_recipe(recipe, generator, self.schema)
         if sum(generator.feature_channels) != interpreter.in_channels:
             raise ValueError(
                 f"the interpreter takes {interpreter.in_channels} features a pixel, but the generator gives "
@@ -104,34 +104,10 @@ class LabeledGenerator:
                 f"recipe (vote {recipe.vote!r}, top_fraction {recipe.top_fraction}) and interpreter "
                 f"(vote {interpreter.vote!r}, top_fraction {interpreter.top_fraction}) differ"
             )
-        frame = recipe.frame_size(generator.img_resolution)
-        if recipe.crop is not None and recipe.crop[1] > frame[0]:
-            raise ValueError(f"crop {recipe.crop} reaches beyond the {frame[0]} rows of the frame")
-        self._check_latents()
-        if any(i >= self.schema.num_classes for i in recipe.require):
-            raise ValueError(
-                f"require names class {max(recipe.require)}, the schema has 0 … {self.schema.num_classes - 1}"
-            )
         if generator.device != interpreter.w1.device:
             raise ValueError(
                 f"generator on {generator.device}, interpreter on {interpreter.w1.device}: put both on one device"
             )
-
-    def _check_latents(self) -> None:
-        classes, recipe = self.generator.c_dim, self.recipe
-        weights = recipe.class_weights
-        if weights is not None:
-            if len(weights) != classes:
-                raise ValueError(f"class_weights has {len(weights)} weights, the generator has {classes} classes")
-        elif recipe.class_label not in (range(classes) if classes else (None,)):
-            allowed = f"0 … {classes - 1}, or class_weights" if classes else "None: the generator is unconditional"
-            raise ValueError(f"class_label is {recipe.class_label}, allowed is {allowed}")
-        if recipe.mixing_layer is not None and recipe.mixing_layer >= self.generator.num_ws:
-            raise ValueError(
-                f"mixing_layer is {recipe.mixing_layer}, this generator can mix at 1 … {self.generator.num_ws - 1}"
-            )
-        if self.generator.mean_w is None and recipe.psi_range != (1, 1):
-            raise ValueError(f"psi is {recipe.psi}, but the average w of this generator is not known: only psi 1 works")
 
     def __repr__(self) -> str:
         size = "×".join(map(str, self.image_size))
@@ -349,6 +325,11 @@ class LabeledGenerator:
         self._accelerated = accelerated(self._image_and_labels, ws, modules=modules)
         return self
 
+    def with_recipe(self, recipe: Recipe, calibration: Calibration | None = None) -> LabeledGenerator:
+        """The same parts with another recipe, and what was measured for that one; ValueError if they do not fit."""
+        parts = (self.generator, self.interpreter, self.schema, recipe)
+        return LabeledGenerator(*parts, calibration=calibration, license=self.license, fit=self.fit)
+
     @classmethod
     def from_pretrained(
         cls, name_or_path: str | os.PathLike[str], *, device: Device = None, **recipe_overrides: Any
@@ -393,23 +374,41 @@ class LabeledGenerator:
                     f"{str(found.weights.get(stem))[:16]}…, the tensors give {digest[:16]}…"
                 )
         return cls(
-            generator, interpreter, found.schema, found.recipe, calibration=found.calibration, license=found.license
+            generator,
+            interpreter,
+            found.schema,
+            found.recipe,
+            calibration=found.calibration,
+            license=found.license,
+            fit=found.fit,
         )
 
-    def save_pretrained(self, path: str | os.PathLike[str], *, card: str | None = None) -> None:
+    def save_pretrained(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        card: str | None = None,
+        pictures: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Write a checkpoint directory; each file appears whole or not at all.
 
         Args:
             path: the directory; files of the same names in it are replaced.
             card: text of the model card (README.md); left out, one is made from what is known.
+            pictures: contents of "preview.png" and "calibration.png", which such a card shows. Those of a checkpoint
+                that is replaced are removed.
 
         Raises:
             CheckpointError: the directory cannot be written.
+            ValueError: a card that is no text, or a picture of another name.
         """
         if card is not None and not isinstance(card, str):
             raise ValueError(f"card must be the text of the model card, got {type(card).__name__}")
+        if unknown := set(pictures or ()) - set(PICTURES):
+            raise ValueError(f"pictures of a card are {' and '.join(PICTURES)}, not {sorted(unknown)}")
         config = self.config
-        checkpoint_directory.write(Path(path), config, self._tensors, card or model_card(config))
+        card = card or model_card(config, pictures or ())
+        checkpoint_directory.write(Path(path), config, self._tensors, card, pictures)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -424,7 +423,39 @@ class LabeledGenerator:
             "schema": self.schema.to_dict(),
             "recipe": self.recipe.to_dict(),
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "fit": None if self.fit is None else self.fit.to_dict(),
         }
+
+
+def check_recipe(recipe: Recipe, generator: FeatureGenerator, schema: LabelSchema) -> None:
+    """ValueError if the recipe asks for what this generator cannot give, or for classes that the schema lacks."""
+    if recipe.features != generator.features:
+        raise ValueError(
+            f"the recipe reads features {recipe.features!r}, the generator gives {generator.features!r}: say "
+            f"Recipe(features={generator.features!r}), or load the generator with the recipe's layout"
+        )
+    frame = recipe.frame_size(generator.img_resolution)
+    if recipe.crop is not None and recipe.crop[1] > frame[0]:
+        raise ValueError(f"crop {recipe.crop} reaches beyond the {frame[0]} rows of the frame")
+    if any(i >= schema.num_classes for i in recipe.require):
+        raise ValueError(f"require names class {max(recipe.require)}, the schema has 0 … {schema.num_classes - 1}")
+    height, width = recipe.image_size(generator.img_resolution)
+    if recipe.min_area * len(set(recipe.require)) > height * width:
+        raise ValueError(
+            f"min_area {recipe.min_area} for each of {len(set(recipe.require))} required classes is more than the "
+            f"{height}×{width} = {height * width} pixels of an image"
+        )
+    classes, weights = generator.c_dim, recipe.class_weights
+    if weights is not None:
+        if len(weights) != classes:
+            raise ValueError(f"class_weights has {len(weights)} weights, the generator has {classes} classes")
+    elif recipe.class_label not in (range(classes) if classes else (None,)):
+        allowed = f"0 … {classes - 1}, or class_weights" if classes else "None: the generator is unconditional"
+        raise ValueError(f"class_label is {recipe.class_label}, allowed is {allowed}")
+    if recipe.mixing_layer is not None and recipe.mixing_layer >= generator.num_ws:
+        raise ValueError(f"mixing_layer is {recipe.mixing_layer}, this generator can mix at 1 … {generator.num_ws - 1}")
+    if generator.mean_w is None and recipe.psi_range != (1, 1):
+        raise ValueError(f"psi is {recipe.psi}, but the average w of this generator is not known: only psi 1 works")
 
 
 def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:

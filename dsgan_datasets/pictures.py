@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -227,11 +228,18 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
+def as_png(picture: Image.Image) -> bytes:
+    """Content of a PNG file."""
+    buffer = BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG file, whole or not at all; its folder is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
-        picture.save(file, format="PNG", optimize=True)
+        file.write(as_png(picture))
 
 
 def _legend(schema: LabelSchema, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:

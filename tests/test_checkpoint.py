@@ -61,6 +61,18 @@ def test_a_description_needs_no_weights(saved: Path, changes: dict[str, Any]) ->
     assert (found.recipe, found.schema, found.calibration) == (labeled.recipe, labeled.schema, labeled.calibration)
 
 
+def test_how_it_was_fitted_is_kept_and_told(saved: Path, tmp_path: Path) -> None:
+    unknown = LabeledGenerator.from_pretrained(saved, device="cpu")
+    edit_config(lambda c: c.update(fit=FITTED | {"title": " faces\n# of\tpeople "}))(saved)
+    known = LabeledGenerator.from_pretrained(saved, device="cpu")
+    assert known.fingerprint == unknown.fingerprint and unknown.fit is None and known.fit is not None
+    known.save_pretrained(tmp_path / "again")
+    assert describe(tmp_path / "again").fit == known.fit
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert card.startswith("# faces # of people\n\n") and "| note | a\\|b c |" in card
+    assert "mean IoU 0.500, pixel accuracy 0.900" in card
+
+
 def test_saving_again_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
     LabeledGenerator.from_pretrained(saved, device="cpu").save_pretrained(tmp_path / "again")
     for path in saved.iterdir():
@@ -115,6 +127,17 @@ def flip_a_bit(saved: Path) -> None:
     (saved / "generator.safetensors").write_bytes(data)
 
 
+FITTED = {
+    "title": "faces",
+    "num_images": 16,
+    "folds": 4,
+    "pixel_accuracy": 0.9,
+    "iou": {"a": 0.5, "b": None},
+    "settings": {"members": 2, "note": "a|b\nc"},
+    "generator": "faces.pkl",
+}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -151,6 +174,13 @@ def flip_a_bit(saved: Path) -> None:
         (edit_config(lambda c: c["generator"].update(mapping_layers=1.5)), "mapping_layers must be an integer"),
         (edit_config(lambda c: c["generator"].update(conv_clamp=[1])), "conv_clamp must be a positive number"),
         (edit_config(lambda c: c["generator"]["channels"].update({"8": float("inf")})), "not usable"),
+        (edit_config(lambda c: c.update(fit=5)), "config.json"),
+        (edit_config(lambda c: c.update(fit={"title": "a"})), "missing 6 required"),
+        (edit_config(lambda c: c.update(fit=FITTED | {"title": 4})), "fit title must be a text, not 4"),
+        (edit_config(lambda c: c.update(fit=FITTED | {"folds": -1})), "fit folds must be an integer of at least 0"),
+        (edit_config(lambda c: c.update(fit=FITTED | {"iou": [0.5]})), "fit iou must be a table"),
+        (edit_config(lambda c: c.update(fit=FITTED | {"iou": {"a": "x"}})), "numbers in 0 … 1 or null, not 'x'"),
+        (edit_config(lambda c: c.update(fit=FITTED | {"settings": {"a": []}})), "fit setting 'a' must be a number"),
         (edit_config(lambda c: c.update(calibration=5)), "config.json"),
         (edit_config(lambda c: c["calibration"].update(threshold="x")), "calibration threshold is 'x'"),
         (edit_config(lambda c: c["calibration"].update(acceptance=7)), "calibration acceptance is 7"),

@@ -134,6 +134,18 @@ def test_fit_writes_a_checkpoint_with_its_card(
     data = annotated(labeled, range(100, 106))
     assert evaluate(labeled.generator, labeled.interpreter, data, recipe=RECIPE).pixel_accuracy > 0.6
 
+    # What is known of the fitting outlives another calibration, also one in place, whose pictures are new.
+    drawn = {name: (out / name).read_bytes() for name in pictures}
+    again = ["calibrate", str(out), str(out), "--overwrite", "--num-samples", "40", "--device", "cpu"]
+    assert main([*again, "--reject-fraction", "0.4"]) == 0
+    stricter, new_card = LabeledGenerator.from_pretrained(out, device="cpu"), (out / "README.md").read_text()
+    assert stricter.fit == labeled.fit and stricter.fingerprint != labeled.fingerprint
+    for kept in ("# shades", "Held out: mean IoU", "| steps | 60 |", "6 annotated"):
+        assert kept in card and kept in new_card
+    assert all((out / name).read_bytes() != before for name, before in drawn.items())
+    stricter.save_pretrained(out)
+    assert not any((out / name).exists() or name in (out / "README.md").read_text() for name in pictures)
+
 
 def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tmp_path: Path) -> None:
     plain = ("fit", str(GENERATOR), str(folder), str(tmp_path / "a"), *FAST[:-1], "0")
@@ -153,12 +165,17 @@ def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tm
         (["--set", "threshold=0.1"], "fit finds the threshold itself"),
         (["--set", "features=const+convs"], "those of the annotated images"),
         (["--reject-fraction", "1.5"], "reject_fraction must be a number in"),
+        (["--members", "1"], "one member agrees with itself everywhere"),
+        (["--set", "crop=[4,400]"], "reaches beyond the 16 rows"),
+        (["--set", "mixing_layer=99"], "this generator can mix at 1 …"),
+        (["--set", "require=[0]", "--set", "min_area=257"], "more than the 16×16 = 256 pixels"),
+        (["--set", "require=[7]"], "the schema has 0 … 2"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    fast = ["--device", "cpu", "--steps", "1", "--members", "1", "--num-samples", "40"]
+    fast = ["--device", "cpu", "--steps", "1", "--members", "2", "--num-samples", "40"]
     assert main(["fit", str(GENERATOR), str(folder), str(tmp_path / "out"), *fast, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -178,3 +195,45 @@ def test_nothing_is_replaced_unasked(folder: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "out" / "config.json").write_text(json.dumps({}))
     assert main(["fit", str(GENERATOR), str(folder), str(tmp_path / "out")]) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_a_rule_that_no_sample_meets_does_not_lose_what_was_fitted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = ("--folds", "0", "--set", "require=[0,1,2]", "--set", "min_area=85")
+    assert main(["fit", str(GENERATOR), str(folder), str(tmp_path / "out"), *FAST[:-2], *rules]) == 1
+    message = capsys.readouterr().err
+    assert "the filter accepts" in message and "dsgan calibrate" in message
+    fitted = LabeledGenerator.from_pretrained(tmp_path / "out", device="cpu")
+    assert not fitted.recipe.is_filtered and fitted.generate([0]).mask.shape == (1, 16, 16)
+
+
+def test_one_image_is_told_to_be_unchecked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder, tmp_path / "one")
+    _, *others = sorted((tmp_path / "one" / "masks").glob("*.png"))
+    for mask in others:
+        mask.unlink()
+    plain = ("fit", str(GENERATOR), str(tmp_path / "one"), str(tmp_path / "out"), *FAST, "--allow-missing")
+    assert main([*plain, "--members", "1", "--reject-fraction", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "no held-out check" in printed and "no filter" in printed
+
+
+@pytest.mark.parametrize("verb", ["fit", "calibrate", "convert"])
+def test_what_is_no_checkpoint_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, folder: Path
+) -> None:
+    first = {"fit": [str(GENERATOR), str(folder)], "calibrate": ["demo-faces"], "convert": [str(GENERATOR)]}[verb]
+    photos, file, deep = tmp_path / "photos", tmp_path / "file", tmp_path / "file" / "deep"
+    photos.mkdir()
+    (photos / "cat.jpg").write_bytes(b"a cat")
+    file.write_text("text")
+    for out, message in (
+        (photos, "--overwrite replaces checkpoints only"),
+        (file, "is a file"),
+        (deep, "cannot be written to"),
+        ("hf://me/faces", "OUT is a folder on this machine"),
+    ):
+        assert main([verb, *first, str(out), "--overwrite"]) == 1
+        assert message in capsys.readouterr().err
+    assert [p.name for p in photos.iterdir()] == ["cat.jpg"] and file.read_text() == "text"

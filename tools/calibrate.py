@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from torch import Tensor
+
 from dsgan_datasets.calibration import calibrate_with_scores
-from dsgan_datasets.checkpoints.card import model_card
-from dsgan_datasets.pictures import histogram, save_png
+from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.pictures import as_png, contact_sheet, histogram
 from dsgan_datasets.recipe import Calibration, Recipe
+from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.tools import options
+
+#: Samples on the sheet of the model card.
+_PREVIEWED = 12
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -44,7 +50,7 @@ def add_filter_options(parser: argparse._ActionsContainer) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Calibrate, save, draw."""
+    """Calibrate, draw, save."""
     options.check_out(args)
     if given := {"threshold", "reject_fraction"} & dict(args.recipe).keys():
         raise ValueError(f"--set {given.pop()}: calibrate finds the threshold itself; say --reject-fraction instead")
@@ -55,18 +61,23 @@ def run(args: argparse.Namespace) -> None:
         ignore_fraction=args.ignore_fraction,
         seed=args.seed,
     )
-    pictures = []
-    if len(scores):
-        title = f"{args.checkpoint}, calibrated with seed {args.seed}"
-        picture = histogram(scores.numpy(), threshold=labeled.recipe.threshold, title=title)
-        save_png(picture, args.out / "calibration.png")
-        pictures.append("calibration.png")
-    labeled.save_pretrained(args.out, card=model_card(labeled.config, pictures=pictures))
+    save_with_pictures(labeled, scores, args.out)
     for line in report(labeled.recipe, labeled.calibration):
         print(line)
-    if pictures:
+    if len(scores):
         print(f"histogram: {(args.out / 'calibration.png').resolve()}")
-    print(f"checkpoint: {args.out.resolve()}")
+    print(f"checkpoint, with its card: {(args.out / 'README.md').resolve()}")
+
+
+def save_with_pictures(labeled: LabeledGenerator, scores: Tensor, out: Path) -> None:
+    """Save a checkpoint whose card shows samples and, if there are any, the scores of unfiltered draws."""
+    title = labeled.fit.title if labeled.fit else out.resolve().name
+    samples = SampleBatch.stack(list(labeled.stream(range(_PREVIEWED), extras=("js",))))
+    drawn = {"preview.png": contact_sheet(samples, labeled.schema, title=f"{title} · {labeled.fingerprint[:8]}")}
+    if len(scores):
+        heading = f"{title}: scores of unfiltered draws"
+        drawn["calibration.png"] = histogram(scores.numpy(), threshold=labeled.recipe.threshold, title=heading)
+    labeled.save_pretrained(out, pictures={name: as_png(picture) for name, picture in drawn.items()})
 
 
 def report(recipe: Recipe, found: Calibration | None) -> list[str]:

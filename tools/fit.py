@@ -6,24 +6,18 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from PIL import Image
-
 from dsgan_datasets.annotations import Annotations, load_annotations
-from dsgan_datasets.calibration import calibrate_with_scores
-from dsgan_datasets.checkpoints.card import FitReport, model_card
+from dsgan_datasets.calibration import calibrate_with_scores, check_fractions
+from dsgan_datasets.checkpoints.fitting import FitReport
 from dsgan_datasets.checks import integer
 from dsgan_datasets.evaluation import Quality, cross_validate
 from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.pictures import contact_sheet, histogram, save_png
+from dsgan_datasets.labeled_generator import LabeledGenerator, check_recipe
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.tools import annotate, options
-from dsgan_datasets.tools.calibrate import add_filter_options, report
+from dsgan_datasets.tools.calibrate import add_filter_options, report, save_with_pictures
 from dsgan_datasets.training import Settings, fit_interpreter
-
-_PREVIEWED = 12
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -90,43 +84,44 @@ def run(args: argparse.Namespace) -> None:
     if args.folds < 0 or args.folds == 1:
         raise ValueError(f"--folds {args.folds} must be 2 or more, or 0 for no held-out check")
     settings = _settings(args)
-    Recipe(reject_fraction=args.reject_fraction)  # says now what would be found out after the training
-    integer("num_samples", args.num_samples, 20)
+    check_fractions(args.reject_fraction, args.ignore_fraction, settings.members)
     found = load_annotations(args.annotations, args.generator, **annotate.reading(args))
     for warning in found.warnings:
         print(f"warning: {warning}")
     generator, recipe = found.generator, _recipe(found, args)
     assert generator is not None  # as one was named
+    check_recipe(recipe, generator, found.schema)
+    integer("num_samples", args.num_samples, 20 * recipe.views)
     quality = _check(generator, found, settings, args.folds)
     # The images are those of the annotations' recipe, whatever samples shall be like.
     trained = dataclasses.replace(found.recipe, vote=recipe.vote, top_fraction=recipe.top_fraction)
     arguments = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     interpreter = fit_interpreter(generator, found.annotated, found.schema, recipe=trained, **arguments)
-    labeled, scores = calibrate_with_scores(
-        LabeledGenerator(generator, interpreter, found.schema, recipe, license=args.license),
-        args.num_samples,
-        reject_fraction=args.reject_fraction,
-        ignore_fraction=args.ignore_fraction,
-    )
-    title = args.title or args.out.resolve().name
-    pictures = ["preview.png"]
-    save_png(_preview(labeled, title), args.out / "preview.png")
-    if len(scores):
-        picture = histogram(
-            scores.numpy(), threshold=labeled.recipe.threshold, title=f"{title}: scores of unfiltered draws"
-        )
-        save_png(picture, args.out / "calibration.png")
-        pictures.append("calibration.png")
     fit = FitReport(
-        title=title,
+        title=args.title or args.out.resolve().name,
         num_images=len(found.masks),
         folds=0 if quality is None else min(args.folds, len(found.masks)),
         pixel_accuracy=None if quality is None else quality.pixel_accuracy,
-        iou=None if quality is None else quality.iou.tolist(),
+        iou={} if quality is None else _iou(quality, found.schema),
         settings={**arguments, "hidden": "/".join(map(str, interpreter.config["hidden"]))},
         generator=Path(args.generator).name,
     )
-    labeled.save_pretrained(args.out, card=model_card(labeled.config, fit, pictures))
+    plain = dataclasses.replace(recipe, require=())  # fits always: the rules are looked at when it is calibrated
+    fitted = LabeledGenerator(generator, interpreter, found.schema, plain, license=args.license, fit=fit)
+    try:
+        labeled, scores = calibrate_with_scores(
+            fitted.with_recipe(recipe),
+            args.num_samples,
+            reject_fraction=args.reject_fraction,
+            ignore_fraction=args.ignore_fraction,
+        )
+    except ValueError as error:  # rules that hardly any sample meets: no reason to lose what was fitted
+        fitted.save_pretrained(args.out)
+        raise ValueError(
+            f"{error}\nThe interpreter is saved without filter and rules: look at it with `dsgan stats {args.out}`, "
+            f"then find the threshold with `dsgan calibrate {args.out} OUT`"
+        ) from error
+    save_with_pictures(labeled, scores, args.out)
     for line in report(labeled.recipe, labeled.calibration):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")
@@ -160,7 +155,10 @@ def _recipe(found: Annotations, args: argparse.Namespace) -> Recipe:
 
 def _check(generator: FeatureGenerator, found: Annotations, settings: Settings, folds: int) -> Quality | None:
     """Held-out agreement, printed; None if it was not asked for or there is one image."""
-    if not folds or len(found.masks) < 2:
+    if not folds:
+        return None
+    if len(found.masks) < 2:
+        print("no held-out check: it takes two annotated images or more")
         return None
     folds = min(folds, len(found.masks))
     quality = cross_validate(
@@ -171,14 +169,15 @@ def _check(generator: FeatureGenerator, found: Annotations, settings: Settings, 
     return quality
 
 
+def _iou(quality: Quality, schema: LabelSchema) -> dict[str, float | None]:
+    """IoU by class name; None for a class that occurs nowhere."""
+    values = zip(schema.classes, quality.iou.tolist(), strict=True)
+    return {name: None if value != value else round(value, 4) for name, value in values}
+
+
 def _print_quality(quality: Quality, schema: LabelSchema) -> None:
     width = max(map(len, schema.classes))
     print(f"{'class':>{width}}   IoU")
     for name, value in zip(schema.classes, quality.iou.tolist(), strict=True):
         print(f"{name:>{width}}  {'none' if value != value else f'{value:.2f}'}")
     print(f"{'mean':>{width}}  {quality.mean_iou:.3f}   pixel accuracy {quality.pixel_accuracy:.3f}", flush=True)
-
-
-def _preview(labeled: LabeledGenerator, title: str) -> Image.Image:
-    batch = SampleBatch.stack(list(labeled.stream(range(_PREVIEWED), extras=("js",))))
-    return contact_sheet(batch, labeled.schema, title=f"{title} · {labeled.fingerprint[:8]}")

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+from dsgan_datasets.checkpoints.directory import read_config
+from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_SEED
 
@@ -68,11 +75,37 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def check_out(args: argparse.Namespace) -> None:
-    """ValueError if something is at `out` that the user has not allowed to replace."""
-    if args.out.exists() and not (args.overwrite and args.out.is_dir()):
-        raise ValueError(
-            f"{args.out} exists: choose another name, or say --overwrite to replace a checkpoint, its card too"
-        )
+    """Say before any work that `out` cannot be written, or that something is there which may not be replaced.
+
+    Raises:
+        ValueError: it is no new or empty folder, nor a checkpoint that --overwrite allows to replace.
+        OSError: it cannot be written to.
+    """
+    out: Path = args.out
+    if re.match(r"[a-z]+:/", os.fspath(out)):
+        raise ValueError(f"{out}: OUT is a folder on this machine; write it there, then upload the folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: choose another name")
+    if out.is_dir() and any(out.iterdir()):
+        if not args.overwrite:
+            raise ValueError(
+                f"{out} exists: choose another name, or say --overwrite to replace a checkpoint, its card too"
+            )
+        try:
+            read_config(out)
+        except CheckpointError as error:
+            raise ValueError(f"{error}: --overwrite replaces checkpoints only; choose another name") from error
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written to: {error.strerror}", os.fspath(out)) from error
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def print_rows(rows: Mapping[str, str]) -> None:

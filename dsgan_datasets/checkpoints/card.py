@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from dsgan_datasets.checkpoints.fitting import FitReport
+
+#: Pictures that may lie beside a card, and what they show.
+PICTURES = {
+    "preview.png": "Samples: image, mask, uncertainty",
+    "calibration.png": "Scores of the draws, and the threshold",
+}
 
 
 def generator_card(config: Mapping[str, Any]) -> str:
@@ -21,56 +28,33 @@ def generator_card(config: Mapping[str, Any]) -> str:
 {notes}{hashed}"""
 
 
-def model_card(config: Mapping[str, Any], fit: FitReport | None = None, pictures: Collection[str] = ()) -> str:
+def model_card(config: Mapping[str, Any], pictures: Collection[str] = ()) -> str:
     """README.md of a checkpoint.
 
     Args:
         config: content of its config.json.
-        fit: how its interpreter was fitted, if that is known.
-        pictures: which of preview.png and calibration.png lie beside the card.
+        pictures: which of `PICTURES` lie beside the card.
     """
     generator, interpreter, recipe = config["generator"], config["interpreter"], config["recipe"]
+    fit = FitReport.from_dict(config["fit"]) if config["fit"] else None
     side = generator["img_resolution"]
     return f"""# {fit.title if fit else "Labelled-image generator"}
 
 Generator: {generator["architecture"]}, {side}×{side}. Interpreter: {interpreter["members"]} pixel classifiers on
 {interpreter["in_channels"]} features. Truncation psi {recipe["psi"]}. Licence: {config["license"]}.
 
-{_picture("preview.png", "Samples: image, mask, uncertainty", pictures)}{_filtering(config)}
+{_picture("preview.png", pictures)}{_filtering(config)}
 
-{_picture("calibration.png", "Scores of the draws, and the threshold", pictures)}## Classes
+{_picture("calibration.png", pictures)}## Classes
 
 {_class_table(config["schema"]["classes"], fit)}
-{_fitting(fit, interpreter) if fit else ""}
+{_fitting(fit) if fit else ""}
 Fingerprint: `{config["fingerprint"]}`
 """
 
 
-@dataclass(frozen=True)
-class FitReport:
-    """What a card says about the fitting.
-
-    Attributes:
-        title: heading of the card.
-        num_images: annotated images.
-        folds: of the held-out check; 0 if there was none.
-        pixel_accuracy: held out; None without the check.
-        iou: held out, of each class; NaN for a class that occurs nowhere. None without the check.
-        settings: of the training, name -> value.
-        generator: where it was loaded from.
-    """
-
-    title: str
-    num_images: int
-    folds: int
-    pixel_accuracy: float | None
-    iou: Sequence[float] | None
-    settings: Mapping[str, Any]
-    generator: str
-
-
-def _picture(name: str, text: str, pictures: Collection[str]) -> str:
-    return f"![{text}]({name})\n\n" if name in pictures else ""
+def _picture(name: str, present: Collection[str]) -> str:
+    return f"![{PICTURES[name]}]({name})\n\n" if name in present else ""
 
 
 def _filtering(config: Mapping[str, Any]) -> str:
@@ -89,25 +73,28 @@ def _filtering(config: Mapping[str, Any]) -> str:
 
 
 def _class_table(classes: Sequence[Mapping[str, Any]], fit: FitReport | None) -> str:
-    iou = fit.iou if fit else None
+    iou = fit.iou if fit else {}
     heading = "| id | class | colour |" + (" IoU |" if iou else "")
     rows = [heading, "|---|---|---|" + ("---|" if iou else "")]
     for i, entry in enumerate(classes):
-        value = "" if not iou else f" {iou[i]:.2f} |" if iou[i] == iou[i] else " not annotated |"
-        rows.append(f"| {i} | {entry['name']} | {entry['color']} |{value}")
+        value = ""
+        if iou:  # of the classes that were annotated: merged ones have none
+            share = iou.get(entry["name"])
+            value = f" {share:.2f} |" if share is not None else " not annotated |" if entry["name"] in iou else " |"
+        rows.append(f"| {i} | {_cell(entry['name'])} | {entry['color']} |{value}")
     return "\n".join(rows)
 
 
-def _fitting(fit: FitReport, interpreter: Mapping[str, Any]) -> str:
-    known = [value for value in fit.iou or () if value == value]
+def _fitting(fit: FitReport) -> str:
     quality = ""
-    if known:
+    if fit.mean_iou is not None:
+        accuracy = "" if fit.pixel_accuracy is None else f", pixel accuracy {fit.pixel_accuracy:.3f}"
         quality = (
-            f"\nHeld out: mean IoU {sum(known) / len(known):.3f}, pixel accuracy {fit.pixel_accuracy:.3f}. "
-            f"Each image was labelled by an ensemble fitted\nwithout it ({fit.folds} folds); the interpreter here has "
-            "seen all of them. With so few images these are estimates.\n"
+            f"\nHeld out: mean IoU {fit.mean_iou:.3f}{accuracy}. Each image was labelled by an ensemble fitted\n"
+            f"without it ({fit.folds} folds); the interpreter here has seen all of them. With so few images these are "
+            "estimates.\n"
         )
-    settings = "\n".join(f"| {name} | {value} |" for name, value in fit.settings.items())
+    settings = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in fit.settings.items())
     return f"""{quality}
 ## How it was made
 
@@ -117,3 +104,8 @@ Fitted on {fit.num_images} annotated images of the generator `{fit.generator}`.
 |---|---|
 {settings}
 """
+
+
+def _cell(value: object) -> str:
+    """Text that stays in its cell of a table."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -10,6 +10,7 @@ from typing import Any
 
 from dsgan_datasets.checkpoints import directory
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.fitting import FitReport
 from dsgan_datasets.checkpoints.tensors import fingerprint
 from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.schema import LabelSchema
@@ -30,6 +31,7 @@ class Description:
         weights: SHA-256 (hex) of the tensors, by file stem.
         license: of weights and samples.
         source: where the generator came from, as stored; None if that is not known.
+        fit: how the interpreter was fitted; None if that is not known.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Description:
     weights: Mapping[str, str]
     license: str
     source: Mapping[str, Any] | None
+    fit: FitReport | None
 
     @property
     def fingerprint(self) -> str:
@@ -101,6 +104,7 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
     try:
         schema, stored = LabelSchema.from_dict(parts["schema"]), Recipe.from_dict(parts["recipe"])
         calibration = Calibration(**config["calibration"]) if config.get("calibration") else None
+        fit = FitReport.from_dict(config["fit"]) if config.get("fit") else None
         stored.image_size(parts["generator"]["img_resolution"])
         found = sample_fingerprint(parts["weights"], parts["generator"], parts["interpreter"], schema, stored)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -132,4 +136,5 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
         weights=parts["weights"],
         license=str(config.get("license") or "unspecified"),
         source=config.get("source"),
+        fit=fit,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from dsgan_datasets.checkpoints.card import PICTURES
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.pickles import check_content
 from dsgan_datasets.files import written_whole
@@ -105,7 +106,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: {error}") from error
 
 
-def write(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], card: str) -> None:
+def write(
+    directory: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    card: str,
+    pictures: Mapping[str, bytes] | None = None,
+) -> None:
     """Write a checkpoint directory; each file appears whole or not at all, config.json last.
 
     Args:
@@ -113,6 +120,8 @@ def write(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapp
         config: content of config.json; the format version is added.
         tensors: file stem ("generator", "interpreter") -> its tensors.
         card: text of README.md.
+        pictures: file name -> content, beside the card. Others of the pictures that a card may show are removed: they
+            would show another checkpoint.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -122,6 +131,11 @@ def write(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Mapp
         for stem, named in tensors.items():
             contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
             _write(directory / f"{stem}.safetensors", contents)
+        for name in PICTURES:
+            if pictures and name in pictures:
+                _write(directory / name, pictures[name])
+            else:
+                (directory / name).unlink(missing_ok=True)
         _write(directory / "README.md", card.encode())
         text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
         _write(directory / "config.json", text.encode())
