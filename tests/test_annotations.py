@@ -18,8 +18,8 @@ from PIL import Image
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator, save_generator
 from dsgan_datasets.annotations import AnnotationError, Annotations, export_annotations, load_annotations
 from dsgan_datasets.annotations.coco import coco_file, decode_rle
-from dsgan_datasets.annotations.folder import Array
-from dsgan_datasets.annotations.labelme import IGNORE, labelme_file
+from dsgan_datasets.annotations.folder import IGNORE, Array
+from dsgan_datasets.annotations.labelme import labelme_file
 from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.regions import absorb_specks, drop_rare
 from dsgan_datasets.annotations.selection import diverse
@@ -379,6 +379,19 @@ def test_a_generator_that_is_not_the_one_exported_from(folder: Path, tmp_path: P
     assert load_annotations(folder, tmp_path / "converted", device="cpu").generator is not None
 
 
+def swap(content: dict) -> None:  # type: ignore[type-arg]
+    content["images"][:2] = content["images"][1::-1]
+
+
+@pytest.mark.parametrize("edit", [swap, lambda c: c["recipe"].update(psi=0.1)])
+def test_entries_that_do_not_belong_to_the_latents(folder: Path, edit: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    write_masks(folder)
+    assert load_annotations(folder, GENERATOR, device="cpu").generator is not None
+    change(folder / "annotations.json", edit)
+    told = mistakes(folder, GENERATOR, device="cpu")
+    assert len(told) >= 2 and all("give another image" in mistake for mistake in told)
+
+
 def test_a_generator_with_other_features(folder: Path) -> None:
     write_masks(folder)
     (told,) = mistakes(folder, load_generator(GENERATOR, device="cpu", features="const+convs"))
@@ -437,8 +450,10 @@ def test_transparent_and_foreign_files_among_masks(folder: Path) -> None:
     Image.fromarray(blocks(1).astype(np.uint8)).save(second.with_suffix(".jpg"))
     second.unlink()
     third.write_bytes(third.read_bytes()[:60])
+    (folder / "masks" / "Thumbs.db").write_bytes(b"left by a file manager")
     told = "\n".join(mistakes(folder))
     assert "transparent" in told and "is no PNG file" in told and "no picture that can be read" in told
+    assert "Thumbs" not in told
 
 
 def test_mistakes_in_labelme_files(folder: Path) -> None:
@@ -463,6 +478,9 @@ def test_mistakes_in_labelme_files(folder: Path) -> None:
     Image.new("RGB", SIZE).save(other, format="PNG")
     change(first, lambda c: c.update(shapes=[], imageData=base64.b64encode(other.getvalue()).decode()))
     assert "is not the exported image" in mistakes(folder)[0]
+    first.write_text('{"shapes": [{"label": "hat", "points": [[1e999, 1], [2, 2], [3, 1]]}]}')
+    second.write_text(f'{{"shapes": [{{"label": "hat", "points": [[1{"0" * 400}, 1], [2, 2], [3, 1]]}}]}}')
+    assert all("needs 3 points (x, y) of plain numbers" in mistake for mistake in mistakes(folder)[:2])
     first.write_text("{")
     second.write_text("[]")
     told = mistakes(folder)
@@ -498,6 +516,10 @@ def test_mistakes_in_coco_files(folder: Path) -> None:
         "other: no such image was exported", f"{names(folder)[2]}: has no annotation", "of image id 77",
     ):  # fmt: skip
         assert words in told
+    write_coco(folder)
+    change(folder / "coco.json", lambda c: (c["images"][1].update(id=1), c["categories"][1].update(id=1)))
+    told = "\n".join(mistakes(folder))
+    assert "several categories have the id 1" in told and "several images have the id 1" in told
     write(folder / "coco.json", {"images": []})
     assert "is no COCO file" in mistakes(folder)[0]
 
@@ -523,6 +545,7 @@ def test_damaged_run_lengths(counts: object) -> None:
         ("annotations.json", '{"format_version": 2}', "format_version is 2"),
         ("annotations.json", '{"format_version": 1, "images": [3]}', "damaged"),
         ("classes.json", '{"classes": 3}', "no list of classes"),
+        ("classes.json", '{"classes": [{"name": "a"}, {"name": "__ignore__"}]}', "no class can be called __ignore__"),
         ("classes.json", '{"classes": [{"name": "a"}], "ignore_index": Infinity}', "no list of classes"),
         ("classes.json", None, "is missing"),
         ("latents.npy", "x", "holds no latents"),
@@ -719,7 +742,17 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
     assert main(["annotate", "check", str(out)]) == 1
     told = capsys.readouterr().err
     assert "1 mistake in" in told and f"{names(out)[0]}: has no annotation" in told
-    assert main(["annotate", "check", str(out), "--allow-missing"]) == 0 and (out / "check.png").is_file()
+    for _ in range(2):  # its own picture may be replaced
+        assert main(["annotate", "check", str(out), "--allow-missing"]) == 0 and (out / "check.png").is_file()
+    kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for taken, words in (
+        (out / "images" / f"{names(out)[0]}.png", "exists"),
+        (out / "masks" / "seen.png", "lies among the annotations"),
+        (out / "notes.txt", "must end in .png"),
+    ):
+        assert main(["annotate", "check", str(out), "--allow-missing", "--out", str(taken)]) == 1
+        assert words in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_a_second_round_from_the_command_line(tmp_path: Path) -> None:

@@ -177,8 +177,7 @@ def _parts(args: argparse.Namespace) -> tuple[FeatureGenerator, LabelSchema | No
 def run_check(args: argparse.Namespace) -> None:
     """Read, print, draw."""
     out = args.out or args.folder / "check.png"
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"--out {out}: a picture file must end in .png or .jpg")
+    _check_picture(out, args)
     found = load_annotations(
         args.folder,
         args.generator,
@@ -192,6 +191,18 @@ def run_check(args: argparse.Namespace) -> None:
     with written_whole(out) as file:
         _picture(found, str(args.folder)).save(file, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
     print(f"no mistakes; what was understood: {out.resolve()}")
+
+
+def _check_picture(out: Path, args: argparse.Namespace) -> None:
+    """ValueError if the picture would replace something, or be taken for an annotation the next time."""
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--out {out}: a picture file must end in .png or .jpg")
+    usual = (args.folder / "check.png").resolve()
+    if out.exists() and out.resolve() != usual:
+        raise ValueError(f"--out {out} exists: choose another name; without --out it is {usual}")
+    read = [args.folder / "masks", args.folder / "images", *([args.files] if args.files else [])]
+    if any(out.resolve().is_relative_to(folder.resolve()) for folder in read):
+        raise ValueError(f"--out {out} lies among the annotations: choose another folder; without --out it is {usual}")
 
 
 def _print_table(found: Annotations) -> None:

@@ -6,7 +6,7 @@ is class 0.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import PureWindowsPath
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from dsgan_datasets.annotations.folder import Array
-from dsgan_datasets.annotations.labelme import IGNORE
+from dsgan_datasets.annotations.folder import IGNORE, Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.annotations.shapes import paint
@@ -74,6 +73,10 @@ def coco_readers(
         found.wrong(where, "is no COCO file, it needs lists of images, annotations and categories: export it again")
         return {}
     names = {c.get("id"): c.get("name") for c in categories if isinstance(c.get("id"), int | str)}
+    for what, entries in (("categories", categories), ("images", images)):
+        counts = Counter(repr(entry.get("id"))[:40] for entry in entries)
+        if twice := [given for given, count in counts.items() if count > 1]:
+            found.wrong(where, f"several {what} have the id {listed(twice)}: give each its own, or export it again")
     by_image = defaultdict(list)
     for annotation in annotations:
         image_id = annotation.get("image_id")
@@ -152,7 +155,7 @@ def _region(segmentation: Any, size: tuple[int, int], place: str, found: Finding
 def _polygon(numbers: Any) -> Array | None:
     try:
         points = np.array(numbers, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
         return None

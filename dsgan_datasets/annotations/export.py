@@ -15,6 +15,7 @@ from dsgan_datasets.annotations.folder import (
     Array,
     Exported,
     ExportedImage,
+    check_names,
     generator_fingerprint,
     hash_pixels,
     write_bytes,
@@ -150,6 +151,7 @@ def _check(
         integer("candidates", candidates, num)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty, perhaps with annotations: choose another folder")
+    check_names(schema)
     if schema.num_classes < 2:
         raise ValueError(f"there is nothing to annotate with one class only ({schema.classes[0]}): name the parts too")
     if interpreter is None:

@@ -25,6 +25,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT_VERSION = 1
 MANIFEST, CLASSES, LATENTS = "annotations.json", "classes.json", "latents.npy"
+#: Label of what no loss should count, LabelMe's own name for it; no class can be called so.
+IGNORE = "__ignore__"
 _LARGEST_MANIFEST = 64 * 2**20  # bytes
 
 
@@ -153,12 +155,20 @@ def hash_pixels(image: Array) -> str:
 def read_classes(folder: Path) -> LabelSchema:
     """The schema in classes.json of a folder, or an AnnotationError."""
     try:
-        return LabelSchema.from_dict(_object(folder, CLASSES, read_json(folder, CLASSES)))
+        schema = LabelSchema.from_dict(_object(folder, CLASSES, read_json(folder, CLASSES)))
+        check_names(schema)
+        return schema
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, AnnotationError):
             raise
         hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'
         raise AnnotationError(folder, f"{CLASSES} is no list of classes ({error!r:.200}): {hint}") from error
+
+
+def check_names(schema: LabelSchema) -> None:
+    """ValueError if a class has the name that marks ignored pixels."""
+    if IGNORE in schema.classes:
+        raise ValueError(f"no class can be called {IGNORE}: this label marks pixels to be ignored; choose another name")
 
 
 def read_json(folder: Path, name: str) -> Any:

@@ -17,15 +17,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dsgan_datasets.annotations.folder import Array, hash_pixels
+from dsgan_datasets.annotations.folder import IGNORE, Array, hash_pixels
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.annotations.shapes import paint
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.schema import LabelSchema
-
-#: Label of what no loss should count; LabelMe's own name for it.
-IGNORE = "__ignore__"
 
 
 def labelme_file(image: str, size: tuple[int, int], shapes: Sequence[tuple[str, Array]]) -> dict[str, Any]:
@@ -134,7 +131,7 @@ def _region(shape: Mapping[str, Any], size: tuple[int, int], place: str, found: 
         found.wrong(place, f"a {kind!r:.30} has no area: draw a polygon, rectangle, circle or mask instead")
         return None
     if points is None or len(points) < needed:
-        found.wrong(place, f"a {kind} needs {needed} points (x, y): draw it again, or remove it")
+        found.wrong(place, f"a {kind} needs {needed} points (x, y) of plain numbers: draw it again, or remove it")
         return None
     if kind == "polygon":
         return polygons_to_mask([points], size)
@@ -170,7 +167,7 @@ def _points(value: Any) -> Array | None:
     """float64 [P, 2], or None if the value is no list of points."""
     try:
         points = np.array(value, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
 

@@ -35,6 +35,7 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import load_generator
+from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.training import Annotated
@@ -43,6 +44,12 @@ from dsgan_datasets.training import Annotated
 AnnotationFormat = Literal["masks", "labelme", "coco", "published"]
 #: Where each of them lies in an exported folder.
 PLACES: dict[AnnotationFormat, str] = {"masks": "masks/*", "labelme": "images/*.json", "coco": "coco.json"}
+
+#: Names that file managers of Windows and macOS leave in folders.
+_LEFT_BY_SYSTEMS = frozenset({"Thumbs.db", "desktop.ini", "Icon\r"})
+
+#: Levels of 0 … 255 by which an image may differ on average when another device makes it again.
+_SAME_IMAGE = 4.0
 
 #: Reads one mask, or notes why it cannot be used.
 _Reader = Callable[[Findings], Array | None]
@@ -205,9 +212,29 @@ def _exported(
                 f"gives features {generator.features!r}, the recipe reads {exported.recipe.features!r}: load it so",
             )
     images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
+    if generator is not None and not found.mistakes:
+        _check_rendering(generator, exported, images, found)
     kind, files = _kind(folder, exported, asked, files)
     readers = _readers(folder, exported, kind, files, found)
     return _Material(exported.schema, exported.recipe, exported.latents, images, readers, generator)
+
+
+@torch.no_grad()
+def _check_rendering(
+    generator: FeatureGenerator, exported: Exported, images: Mapping[str, Array | None], found: Findings
+) -> None:
+    """Masks belong to the features that are read only if latents and recipe still give the exported images."""
+    latents = exported.latents.split(exported.recipe.compute_batch)
+    made = (image for block in latents for image in synthesize(generator, exported.recipe, block)[0].cpu())
+    for name, again in zip(images, made, strict=True):
+        stored = images[name]
+        expected = again.permute(1, 2, 0).numpy().astype(np.float32)
+        if stored is None or stored.shape != expected.shape or np.abs(stored - expected).mean() > _SAME_IMAGE:
+            found.wrong(
+                name,
+                f"its latent and the recipe in {MANIFEST} give another image: the entries or the recipe were changed "
+                "after the export; restore the file, or export again",
+            )
 
 
 def _kind(
@@ -262,7 +289,7 @@ def _readers(
             )
         return {p.stem: partial(read_labelme, p, where(p), schema, size, hashes.get(p.stem)) for p in paths}
     readers: dict[str, _Reader] = {}
-    for path in sorted(p for p in files.glob("*") if not p.name.startswith(".")):
+    for path in sorted(p for p in files.glob("*") if not p.name.startswith(".") and p.name not in _LEFT_BY_SYSTEMS):
         if path.suffix.lower() == ".png":
             readers[path.stem] = partial(read_picture, path, where(path), schema, size)
         else:

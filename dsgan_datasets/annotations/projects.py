@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsgan_datasets.annotations.coco import coco_file
-from dsgan_datasets.annotations.folder import Array, write_bytes, write_json
-from dsgan_datasets.annotations.labelme import IGNORE, labelme_file
+from dsgan_datasets.annotations.folder import IGNORE, Array, write_bytes, write_json
+from dsgan_datasets.annotations.labelme import labelme_file
 from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.shapes import mask_to_shapes
 from dsgan_datasets.schema import LabelSchema
