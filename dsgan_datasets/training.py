@@ -260,8 +260,14 @@ def train_ensemble(
         # The first layer sees (f − mean) / std: f · (W / std) + (b − mean · W / std).
         weights["w1"] = weights["w1"] / std[:, None, None]
         weights["b1"] = weights["b1"] - torch.tensordot(mean, weights["w1"], dims=1)
-    ensemble = PixelEnsemble(weights, vote=recipe.vote, top_fraction=recipe.top_fraction)
-    return ensemble.to(device)
+    ensemble = PixelEnsemble(weights, vote=recipe.vote, top_fraction=recipe.top_fraction).to(device)
+    some = pixels.features[rows[:64]]
+    if not ensemble.logits([some.t()[None, :, None]], (1, len(some))).isfinite().all():
+        raise ValueError(
+            f"the training diverged, what it gives are no numbers: choose a smaller learning_rate than "
+            f"{settings.learning_rate:g}; 0.001 is usual"
+        )
+    return ensemble
 
 
 def _product_dtype(device: torch.device, settings: Settings) -> torch.dtype:

@@ -165,6 +165,7 @@ def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tm
         (["--set", "threshold=0.1"], "fit finds the threshold itself"),
         (["--set", "features=const+convs"], "those of the annotated images"),
         (["--reject-fraction", "1.5"], "reject_fraction must be a number in"),
+        (["--learning-rate", "1e30", "--folds", "0", "--steps", "20"], "the training diverged"),
         (["--members", "1"], "one member agrees with itself everywhere"),
         (["--set", "crop=[4,400]"], "reaches beyond the 16 rows"),
         (["--set", "mixing_layer=99"], "this generator can mix at 1 …"),
