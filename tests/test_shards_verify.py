@@ -216,7 +216,7 @@ def test_the_command_finds_the_checkpoint_and_mends(tmp_path: Path, capsys: pyte
     assert main(["shards", "verify", str(shards)]) == 1
     captured = capsys.readouterr()
     assert "shard-000000.tar: missing" in captured.out and "--repair" in captured.err
-    assert main(["shards", "verify", str(shards), "--repair", "--strict", "--device", "cpu"]) == 0
+    assert main(["shards", "verify", "--repair", str(shards), "--strict", "--device", "cpu"]) == 0
     assert content(shards) == reference
     assert main(["shards", "verify", str(shards), "--strict"]) == 1
     assert "give --repair too" in capsys.readouterr().err
@@ -330,7 +330,7 @@ def test_what_the_command_says_of_repairs(
     words = ["shards", "verify", str(folder)]
     assert main(words) == 1
     assert "removes copies" in capsys.readouterr().err
-    assert main([*words, "--repair", str(checkpoint)]) == 1  # the stranger is left
+    assert main([*words, "--repair", "--checkpoint", str(checkpoint)]) == 1  # the stranger is left
     out, err = capsys.readouterr()
     assert "shard-000000 (copy).tar: removed" in out and f"{FIRST}: made again" in out and "move them elsewhere" in err
     assert main(words) == 1

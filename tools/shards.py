@@ -17,11 +17,9 @@ _WRITE = """dsgan shards write demo-faces faces --num-samples 5000 --samples-per
 Interrupted? Run the same command again: it goes on where it was, and ends with the same bytes."""
 _VERIFY = """dsgan shards verify faces
   dsgan shards verify faces --repair                # made by a built-in checkpoint
-  dsgan shards verify s3://bucket/faces --repair my-faces
+  dsgan shards verify s3://bucket/faces --repair --checkpoint my-faces
 
 The exit status is 0 if every byte is as it was written, 1 if not."""
-#: `--repair` without a checkpoint.
-_BUILT_IN = ""
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -33,11 +31,11 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     verify.add_argument("out", help="folder or URL of the shards")
     verify.add_argument(
         "--repair",
-        metavar="CHECKPOINT",
-        nargs="?",
-        const=_BUILT_IN,
-        help="make damaged and missing shards again, remove copies under other names; without CHECKPOINT it is the "
-        "built-in one with the recorded weights",
+        action="store_true",
+        help="make damaged and missing shards again, remove copies under other names",
+    )
+    verify.add_argument(
+        "--checkpoint", help="repair: what the shards were made with (default: the built-in one with their weights)"
     )
     verify.add_argument(
         "--strict", action="store_true", help="repair: take nothing but the recorded bytes, from whatever machine"
@@ -102,14 +100,15 @@ def run_write(args: argparse.Namespace) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Verify, and repair if asked to."""
-    if args.strict and args.repair is None:
-        raise ValueError("--strict says how to repair: give --repair too")
+    for name in ("strict", "checkpoint", "device"):
+        if getattr(args, name) and not args.repair:
+            raise ValueError(f"--{name} says how to repair: give --repair too")
     problems = verify_shards(args.out)
     for problem in problems:
         print(problem)
     strangers = [problem for problem in problems if problem.kind == "foreign"]
-    if len(strangers) < len(problems) and args.repair is not None:
-        labeled = load_generator_of(args.out, args.repair or None, device=args.device)
+    if len(strangers) < len(problems) and args.repair:
+        labeled = load_generator_of(args.out, args.checkpoint, device=args.device)
         strangers = repair_shards(args.out, labeled, strict=args.strict)
         for problem in problems:
             if problem.kind != "foreign":

@@ -260,7 +260,7 @@ def load_generator_of(
     if checkpoint is None:
         checkpoint = next((name for name in built_in() if describe(name).weights == plan.weights), None)
         if checkpoint is None:
-            raise ShardError(f"no built-in checkpoint made {folder}: give the one that did")
+            raise ShardError(f"no built-in checkpoint made {folder}: give the one that did (--checkpoint)")
     fields = {f.name: getattr(plan.recipe, f.name) for f in dataclasses.fields(plan.recipe)}
     # Its rules count the classes of the manifest's schema, which may be coarser: they are applied below.
     loaded = LabeledGenerator.from_pretrained(
