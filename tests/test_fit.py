@@ -110,10 +110,8 @@ def test_fit_writes_a_checkpoint_with_its_card(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "shades"
-    assert (
-        main(["fit", str(GENERATOR), str(folder), str(out), *FAST, "--license", "CC0-1.0", "--ignore-fraction", "0.1"])
-        == 0
-    )
+    told = ("--license", "CC0-1.0", "--description", "Squares in three shades.")
+    assert main(["fit", str(GENERATOR), str(folder), str(out), *FAST, *told, "--ignore-fraction", "0.1"]) == 0
     printed = capsys.readouterr().out
     assert "middle" in printed and "pixel accuracy" in printed and "threshold" in printed
     labeled = LabeledGenerator.from_pretrained(out, device="cpu")
@@ -140,7 +138,12 @@ def test_fit_writes_a_checkpoint_with_its_card(
     assert main([*again, "--reject-fraction", "0.4"]) == 0
     stricter, new_card = LabeledGenerator.from_pretrained(out, device="cpu"), (out / "README.md").read_text()
     assert stricter.fit == labeled.fit and stricter.fingerprint != labeled.fingerprint
-    for kept in ("# shades", "Held out: mean IoU", "| steps | 60 |", "6 annotated"):
+    for kept in (
+        "# shades\n\nSquares in three shades.\n\nGenerator",
+        "Held out: mean IoU",
+        "| steps | 60 |",
+        "6 annotated",
+    ):
         assert kept in card and kept in new_card
     assert all((out / name).read_bytes() != before for name, before in drawn.items())
     stricter.save_pretrained(out)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "demo_faces"
 sys.path.insert(0, str(EXAMPLE))
 
-import build_checkpoint  # noqa: E402
+import annotate  # noqa: E402
 import train_generator  # noqa: E402
 import training_state  # noqa: E402
 from annotator import Annotator, save_annotator  # noqa: E402
@@ -32,6 +32,9 @@ from renders import is_validation, read_images, split  # noqa: E402
 from train_generator import Settings, Training, main  # noqa: E402
 from training_state import StateError, load_state, read_tensors, save_best, save_state, write_tensors  # noqa: E402
 
+from dsgan_datasets import describe, load_generator  # noqa: E402
+from dsgan_datasets.annotations import export_annotations, load_annotations  # noqa: E402
+from dsgan_datasets.annotations.folder import read_classes  # noqa: E402
 from dsgan_datasets.generators.base import Precomputed  # noqa: E402
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config, upsample_image  # noqa: E402
 
@@ -287,12 +290,20 @@ def test_a_kill_at_any_write_leaves_one_whole_state(tmp_path: Path, monkeypatch:
     assert outcomes == sorted(outcomes) and {*outcomes} == {1, 2}
 
 
+def writer(value: int) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        write_tensors(folder, "generator", {"a": torch.ones(2) * value})
+        training_state.write_json(folder / "config.json", {"value": value})
+
+    return write
+
+
 def test_a_kill_while_the_best_is_replaced_leaves_one_whole_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for victim in range(3):
         folder = tmp_path / str(victim)
-        save_best(folder, {"value": 1}, {"a": torch.ones(2)}, b"1")
+        save_best(folder, writer(1))
         calls = 0
         rename = Path.rename
 
@@ -306,14 +317,13 @@ def test_a_kill_while_the_best_is_replaced_leaves_one_whole_best(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "rename", dying)
             try:
-                save_best(folder, {"value": 2}, {"a": torch.ones(2) * 2}, b"2")
+                save_best(folder, writer(2))
             except Killed:
                 assert victim < 2
         training_state.recover_best(folder)
         value = training_state.read_json(folder / "best" / "config.json")["value"]
         assert value == (1 if victim == 0 else 2)
-        assert read_tensors(folder / "best", "generator_ema")["a"].tolist() == [value] * 2
-        assert (folder / "best" / "check.npz").read_bytes() == str(value).encode()
+        assert read_tensors(folder / "best", "generator")["a"].tolist() == [value] * 2
         assert [p.name for p in folder.iterdir()] == ["best"]
 
 
@@ -412,9 +422,8 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
     measures = loaded[1]["evaluations"]
     assert [m["images_seen"] for m in measures] == [0, 4, 8, 12]
     assert all(math.isfinite(m["frechet"]) and 0 <= m["precision"] <= 1 and 0 <= m["recall"] <= 1 for m in measures)
-    best = json.loads((state / "best" / "config.json").read_text())
-    assert best["evaluation"] == min(measures, key=lambda m: m["frechet"])
-    generator = build_checkpoint.load_trained_generator(state / "best")
+    assert json.loads((state / "best" / "evaluation.json").read_text()) == min(measures, key=lambda m: m["frechet"])
+    generator = load_generator(state / "best", device="cpu")
     assert generator.img_resolution == 16
     assert len(list((state / "samples").iterdir())) == 4
     with Image.open(state / "evolution.png") as strip:
@@ -469,6 +478,24 @@ def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
     loaded = load_state(state)
     assert loaded is not None and f"stopped at {loaded[1]['images_seen']:,} images" in out
     assert loaded[1]["images_seen"] > 0
+
+
+def test_the_stand_in_annotates_what_was_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, weights = tmp_path / "to-annotate", tmp_path / "annotator.safetensors"
+    annotator = Annotator((4, 8))
+    save_annotator(annotator, weights, {})
+    schema = read_classes(EXAMPLE)
+    assert schema.palette == describe("demo-faces").schema.palette
+    export_annotations(load_generator("demo-faces", device="cpu"), schema, folder, num=2, select="random", start=7)
+    assert annotate.main([str(folder), "--annotator", str(weights)]) == 0
+    found = load_annotations(folder, "demo-faces", device="cpu")
+    assert found.images is not None and torch.equal(found.masks, annotator.eval().annotate(found.images))
+    capsys.readouterr()
+    assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
+    assert "not replaced" in capsys.readouterr().err
+    assert annotate.main([str(tmp_path), "--annotator", str(weights)]) == 1
+    assert "classes.json is missing" in capsys.readouterr().err
+    assert annotate.main([str(folder), "--annotator", str(tmp_path / "none")]) == 1
 
 
 def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:

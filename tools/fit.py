@@ -37,6 +37,9 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "--license", help="of weights and samples, as it shall stand in the card (default: generator's)"
     )
     parser.add_argument("--title", help="heading of the card (default: the name of OUT)")
+    parser.add_argument(
+        "--description", default="", help="first paragraph of the card: what it shows, where it is from"
+    )
     _add_training(parser.add_argument_group("training"))
     filtering = parser.add_argument_group("filter")
     add_filter_options(filtering)
@@ -105,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
         iou={} if quality is None else _iou(quality, found.schema),
         settings={**arguments, "hidden": "/".join(map(str, interpreter.config["hidden"]))},
         generator=Path(args.generator).name,
+        description=args.description,
     )
     plain = dataclasses.replace(recipe, require=())  # fits always: the rules are looked at when it is calibrated
     fitted = LabeledGenerator(generator, interpreter, found.schema, plain, license=args.license, fit=fit)

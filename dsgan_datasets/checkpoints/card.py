@@ -39,7 +39,7 @@ def model_card(config: Mapping[str, Any], pictures: Collection[str] = ()) -> str
     fit = FitReport.from_dict(config["fit"]) if config["fit"] else None
     side = generator["img_resolution"]
     return f"""# {fit.title if fit else "Labelled-image generator"}
-
+{f"{chr(10)}{fit.description}{chr(10)}" if fit and fit.description else ""}
 Generator: {generator["architecture"]}, {side}×{side}. Interpreter: {interpreter["members"]} pixel classifiers on
 {interpreter["in_channels"]} features. Truncation psi {recipe["psi"]}. Licence: {config["license"]}.
 

@@ -22,6 +22,7 @@ class FitReport:
         iou: held out, of each class by its name; None for a class that occurs nowhere. Empty without the check.
         settings: of the training, name -> number, text or None.
         generator: name of what it was fitted to.
+        description: what the card says first, one paragraph; may be empty.
 
     Raises:
         ValueError: a value of another kind or range, as a damaged file may give.
@@ -38,9 +39,10 @@ class FitReport:
     iou: Mapping[str, float | None]
     settings: Mapping[str, str | float | None]
     generator: str
+    description: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("title", "generator"):
+        for name in ("title", "generator", "description"):
             if not isinstance(text := getattr(self, name), str):
                 raise ValueError(f"fit {name} must be a text, not {text!r:.60}")
             object.__setattr__(self, name, " ".join(text.split()))

@@ -14,12 +14,11 @@ Examples:
 
 The state folder holds all that is needed to go on (files of at most 15 MB), grids of samples over time (samples/,
 evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on
-(best/, which build_checkpoint.py takes). Never give it the tar that is kept for testing.
+(best/, which `dsgan annotate` and `dsgan fit` take). Never give it the tar that is kept for testing.
 """
 
 import argparse
 import dataclasses
-import io
 import json
 import math
 import signal
@@ -33,7 +32,6 @@ from typing import Any
 import numpy as np
 import torch
 from annotator import load_annotator
-from build_checkpoint import RECIPE
 from discriminator import Discriminator, augment, r1_penalty
 from PIL import Image
 from quality import Ruler
@@ -52,12 +50,13 @@ from training_state import (
     recover_best,
     save_best,
     save_state,
+    write_json,
 )
 
 from dsgan_datasets.files import written_whole
 from dsgan_datasets.generators.base import Precomputed
 from dsgan_datasets.generators.layers import EqualizedLinear
-from dsgan_datasets.generators.loading import generator_tensors
+from dsgan_datasets.generators.loading import generator_tensors, save_generator
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from dsgan_datasets.latents import sample_latents
 
@@ -67,6 +66,8 @@ CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 16}
 GRID = (8, 4)
 #: Sample grids that are kept; more are thinned out.
 MAX_GRIDS = 12
+#: Truncation psi of the sample grids: that of the demo.
+PSI = 0.7
 #: The learning rate rises over so many steps, as Adam starts without its moments.
 WARMUP = 100
 #: Share of real images that the discriminator is sure of, and images after which p may have gone from 0 to 1
@@ -294,16 +295,6 @@ class Training:
             parts.append((image * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(parts)
 
-    def check_file(self) -> bytes:
-        """check.npz: latents and what the averaged generator makes of them, to test a loader against."""
-        z = sample_latents(range(2), self.config.z_dim, seed=0)
-        with torch.no_grad():
-            ws = self.ema.freeze().mapping(z.to(self.device))
-            image, _ = self.ema.synthesis(ws)
-        file = io.BytesIO()
-        np.savez(file, z=z.numpy(), w=ws[:, 0].cpu().numpy(), image_const=image.cpu().numpy())
-        return file.getvalue()
-
     # --- state ---
 
     def start_from(self, folder: Path) -> int:
@@ -410,7 +401,7 @@ def save_pictures(folder: Path, training: Training) -> None:
     samples.mkdir(parents=True, exist_ok=True)
     columns, rows = GRID
     z = sample_latents(range(columns * rows), training.config.z_dim, seed=0)
-    save_png(mosaic(training.images(z, RECIPE.psi), columns), samples / f"{training.images_seen:09d}.png")
+    save_png(mosaic(training.images(z, PSI), columns), samples / f"{training.images_seen:09d}.png")
     grids = sorted(samples.glob("*.png"))
     if len(grids) > MAX_GRIDS:  # every second one goes, but not the first and the last
         for grid in grids[1:-1:2]:
@@ -499,11 +490,15 @@ class Run:
         tqdm.write(json.dumps(found), file=sys.stderr)
 
     def _keep_if_best(self, found: dict[str, Any]) -> None:
-        best = self.folder / "best" / "config.json"
-        if best.exists() and read_json(best)["evaluation"]["frechet"] <= found["frechet"]:
+        measures = [e["frechet"] for e in self.evaluations if "frechet" in e]
+        if (self.folder / "best").exists() and min(measures, default=math.inf) <= found["frechet"]:
             return
-        config = {**config_fields(self.training.config, self.training.images_seen), "evaluation": found}
-        save_best(self.folder, config, generator_tensors(self.training.ema), self.training.check_file())
+
+        def write(folder: Path) -> None:
+            save_generator(self.training.ema, folder)
+            write_json(folder / "evaluation.json", found)
+
+        save_best(self.folder, write)
 
     def stop(self, *_: object) -> None:
         """Save and end after this step (a signal handler)."""

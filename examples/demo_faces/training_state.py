@@ -2,14 +2,14 @@
 
 DIR/state.json          names the current state; replaced last, so there is always one whole state
 DIR/state-000012/       config.json, state.json, and the tensors in safetensors files of at most 15 MB
-DIR/best/               config.json, generator_ema.safetensors, check.npz: what build_checkpoint.py reads
+DIR/best/               the best generator so far as `dsgan` reads it, and evaluation.json
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -191,14 +191,12 @@ def _current(folder: Path) -> Path | None:
 # ------------------------------------------------------------------------------------------------- best
 
 
-def save_best(folder: Path, config: Mapping[str, object], ema: Mapping[str, Tensor], check: bytes) -> None:
-    """Replace FOLDER/best by this generator."""
+def save_best(folder: Path, write: Callable[[Path], object]) -> None:
+    """Replace FOLDER/best by what `write` puts into the folder that it is given."""
     new, best, old = folder / ".best.new", folder / "best", folder / ".best.old"
     recover_best(folder)
     new.mkdir(parents=True)
-    write_tensors(new, "generator_ema", ema)
-    (new / "check.npz").write_bytes(check)
-    write_json(new / "config.json", config)
+    write(new)
     if best.exists():
         best.rename(old)
     new.rename(best)

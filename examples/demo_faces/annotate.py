@@ -1,0 +1,71 @@
+"""Annotate a folder of `dsgan annotate export` as a person would, by a network that has seen the masks of the renders.
+
+dsgan annotate export runs/faces/best to-annotate --classes examples/demo_faces/classes.json
+python examples/demo_faces/annotate.py to-annotate --annotator annotator.safetensors
+dsgan fit runs/faces/best to-annotate my-faces
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from annotator import CLASSES, RESOLUTION, load_annotator
+from PIL import Image
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+from dsgan_datasets.annotations.folder import read_classes
+from dsgan_datasets.annotations.png import encode_png
+from dsgan_datasets.files import written_whole
+
+
+def annotate(folder: Path, annotator: Path) -> int:
+    """Write masks/NAME.png for images/NAME.png; returns how many.
+
+    Raises:
+        ValueError: the folder is no export of these classes and of images of this size, or holds masks already.
+    """
+    network, schema = load_annotator(annotator), read_classes(folder)
+    if schema.classes != CLASSES:
+        raise ValueError(
+            f"{folder} has the classes {', '.join(schema.classes)}; the annotator knows {', '.join(CLASSES)}"
+        )
+    images = sorted((folder / "images").glob("*.png"))
+    masks = folder / "masks"
+    if masks.is_dir() and any(masks.iterdir()):
+        raise ValueError(f"{masks} holds annotations already: move them away, they are not replaced")
+    masks.mkdir(exist_ok=True)
+    for path in tqdm(images, "annotating", unit="image", delay=2, leave=False):
+        with Image.open(path) as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+        if pixels.shape[:2] != (RESOLUTION, RESOLUTION):
+            size = f"{pixels.shape[1]}×{pixels.shape[0]}"
+            raise ValueError(f"{path} is {size} pixels; the annotator labels {RESOLUTION}×{RESOLUTION}")
+        mask = network.annotate(pixels.permute(2, 0, 1)[None])[0].numpy()
+        with written_whole(masks / path.name) as file:
+            file.write(encode_png(mask, schema.palette))
+    return len(images)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="written by `dsgan annotate export`")
+    parser.add_argument("--annotator", type=Path, required=True, help="weights written by train_annotator.py")
+    args = parser.parse_args(arguments)
+    try:
+        count = annotate(args.folder, args.annotator)
+    except (ValueError, OSError, SafetensorError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{count} masks: {args.folder.resolve() / 'masks'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
