@@ -136,8 +136,9 @@ def histogram(
     font = ImageFont.load_default(_TEXT)
     picture = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(picture)
-    highest = float(scores.max()) * 1.02 if scores.max() > 0 else 1.0
-    counts, edges = np.histogram(scores, bins=min(60, max(10, int(len(scores) ** 0.5) * 2)), range=(0.0, highest))
+    highest = float(scores.max()) if scores.max() > 0 else 1.0
+    edges = _bins(highest, min(60, max(10, int(len(scores) ** 0.5) * 2)), threshold)
+    counts, highest = np.histogram(scores, edges)[0], float(edges[-1])
     ticks = _ticks(float(counts.max()), whole=True)
     full = max(ticks[-1], float(counts.max()))
 
@@ -154,10 +155,9 @@ def histogram(
         draw.line((x_of(tick), bottom, x_of(tick), bottom + 4), _INK)
         draw.text((x_of(tick), bottom + 7), f"{tick:g}", _INK, font, anchor="ma")
     for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        cut = high if threshold is None else min(max(threshold, low), high)
-        for start, end, colour in ((low, cut, _KEPT), (cut, high, _DROPPED)):
-            if count and x_of(end) - x_of(start) >= 1:
-                draw.rectangle((x_of(start), y_of(count), x_of(end) - 1, bottom), colour)
+        if count:
+            colour = _KEPT if threshold is None or low < threshold else _DROPPED
+            draw.rectangle((x_of(low), y_of(count), x_of(high) - 1, bottom), colour)
     draw.line((left, bottom, right, bottom), _INK)
     draw.text((left, 10), title, _INK, font)
     if threshold is not None and threshold <= highest:
@@ -240,6 +240,16 @@ def save_png(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.write(as_png(picture))
+
+
+def _bins(highest: float, count: int, threshold: float | None) -> np.ndarray:
+    """Edges of about `count` equal bins over 0 … highest; no bin lies on both sides of the threshold."""
+    step = highest * 1.02 / count
+    if threshold is None or not step <= threshold < highest:
+        return np.linspace(0, highest * 1.02, count + 1)
+    edge = float(np.nextafter(threshold, np.inf))  # a bin takes its lower edge, the filter accepts the threshold itself
+    step = edge / max(1, round(edge / step))
+    return np.concatenate([np.linspace(0, edge, round(edge / step) + 1), np.arange(edge + step, highest + step, step)])
 
 
 def _legend(schema: LabelSchema, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
