@@ -81,7 +81,7 @@ def _class_table(classes: Sequence[Mapping[str, Any]], fit: FitReport | None) ->
         if iou:  # of the classes that were annotated: merged ones have none
             share = iou.get(entry["name"])
             value = f" {share:.2f} |" if share is not None else " not annotated |" if entry["name"] in iou else " |"
-        rows.append(f"| {i} | {_cell(entry['name'])} | {entry['color']} |{value}")
+        rows.append(f"| {i} | {_cell(entry['name'])} | `#{bytes(entry['color']).hex()}` |{value}")
     return "\n".join(rows)
 
 
@@ -94,7 +94,7 @@ def _fitting(fit: FitReport) -> str:
             f"without it ({fit.folds} folds); the interpreter here has seen all of them. With so few images these are "
             "estimates.\n"
         )
-    settings = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in fit.settings.items())
+    settings = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in fit.settings.items() if value is not None)
     return f"""{quality}
 ## How it was made
 
