@@ -94,7 +94,9 @@ def _fitting(fit: FitReport) -> str:
             f"without it ({fit.folds} folds); the interpreter here has seen all of them. With so few images these are "
             "estimates.\n"
         )
-    settings = "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in fit.settings.items() if value is not None)
+    settings = "\n".join(
+        f"| {_cell(name)} | {_cell(value)} |" for name, value in fit.settings.items() if value is not None
+    )
     return f"""{quality}
 ## How it was made
 
