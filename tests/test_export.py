@@ -176,7 +176,7 @@ def test_detectron2_trains_on_coco_files(tmp_path: Path) -> None:
     register_coco_instances("exported", {}, str(json_file), str(tmp_path / "out" / "images"))
     try:
         cfg = framework.config(tmp_path / "run", "GeneralizedRCNN", train="exported")  # MASK_FORMAT is "bitmask"
-        cfg.merge_from_list(["SOLVER.MAX_ITER", 14, "SOLVER.BASE_LR", 0.05, "INPUT.MIN_SIZE_TRAIN", (64,)])
+        cfg.merge_from_list(["SOLVER.MAX_ITER", 20, "SOLVER.BASE_LR", 0.05, "INPUT.MIN_SIZE_TRAIN", (64,)])
         cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[8, 32]]
         mapper = DatasetMapper(cfg, True)
         records = DatasetCatalog.get("exported")
