@@ -304,6 +304,39 @@ def check_table(downstream: Any, cells: Path, scratch: Path) -> None:
     assert downstream.main(["table", "--json", str(result), "--docs", str(page)]) == 1
 
 
+def test_gaps_go_from_exact_masks_to_the_stream(
+    downstream: Any,
+    segmentation: Any,
+    domain: Path,
+    checkpoint: Path,
+    annotator: Path,
+    small: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "cells"
+    words = ["gaps", "--domain", str(domain), "--out", str(out), "--checkpoint", str(checkpoint), "--width", "4"]
+    words += ["--batch-size", "4", "--steps", "2", "--seeds", "1", "--uses", "2"]
+    assert downstream.main([*words, "--annotator", str(tmp_path)]) == 1  # a folder labels 16 images
+    assert downstream.main([*words, "--annotator", str(annotator)]) == 0
+    gaps = segmentation.rows.GAPS
+    cells = {name: json.loads((out / f"{name}.gap-0.json").read_text()) for name in gaps}
+    assert {cell["on"] for cell in cells.values()} == {"validation"}
+    assert len({json.dumps(cell["settings"]) for cell in cells.values()}) == 1
+    (out / "full.seed-0.json").write_bytes((out / "full.gap-0.json").read_bytes())  # a table needs a row
+    assert downstream.main(["table", "--cells", str(out), "--json", str(tmp_path / "downstream.json")]) == 0
+    means = [f"| {gaps[name].title} | 1 | **{100 * cells[name]['iou']['']['mean']:.1f}** |" for name in gaps]
+    page = capsys.readouterr().out
+    assert sorted(means, key=page.index) == means
+
+
+def test_reannotated_masks_are_the_annotators(segmentation: Any, sources: Any, annotator: Path) -> None:
+    network = sys.modules["annotator"].load_annotator(annotator)
+    assert torch.equal(sources.reannotated.masks.long(), network.annotate(sources.training.images))
+    batch = next(segmentation.rows.GAPS["generated-annotated"].batches(sources, 0))
+    assert torch.equal(batch.mask, network.annotate(batch.image))
+
+
 def test_the_search_refuses_a_test_set_in_memory(downstream: Any, sources: Any, tmp_path: Path) -> None:
     assert sources.test.count == TEST
     with pytest.raises(AssertionError, match="test set"):

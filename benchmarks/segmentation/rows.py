@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -98,8 +98,6 @@ class Sources:
 
     def annotated(self, count: int) -> Annotated:
         """The first images of an annotated folder; or images unlike each other, with the masks of the stand-in."""
-        from annotator import load_annotator  # on the path since `data`
-
         assert self.annotator is not None
         generator, recipe = self.labeled.generator, self.labeled.recipe
         if self.annotator.is_dir():
@@ -110,12 +108,32 @@ class Sources:
             if len(held.annotated.masks) < count:
                 raise ValueError(f"{self.annotator} holds {len(held.annotated.masks)} annotated images, not {count}")
             return Annotated(held.annotated.latents[:count], held.annotated.masks[:count])
-        annotator = load_annotator(self.annotator)
         latents = sample_latents(range(CANDIDATES), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
         pooled = [pooled_features(synthesize(generator, recipe, part)[1]) for part in latents.split(32)]
         chosen = latents[diverse(torch.cat(pooled), count)]
         images, _ = synthesize(generator, recipe, chosen)
-        return Annotated(chosen, annotator.annotate(images.cpu()))
+        return Annotated(chosen, self.annotator_network.annotate(images))
+
+    @cached_property
+    def annotator_network(self) -> Any:
+        """The stand-in itself (`annotator.Annotator`), which labels any number of images.
+
+        Raises:
+            ValueError: a person annotated a folder.
+        """
+        if self.annotator is None or self.annotator.is_dir():
+            raise ValueError(
+                "these rows need a network that labels thousands of images: --annotator WEIGHTS, no folder"
+            )
+        from annotator import load_annotator  # on the path since `data`
+
+        return load_annotator(self.annotator).to(self.device)
+
+    @cached_property
+    def reannotated(self) -> Labelled:
+        """The training renders with the masks of who annotates."""
+        masks = self.annotator_network.annotate(self.training.images)
+        return Labelled(self.training.images, masks.to(torch.uint8))
 
     @cached_property
     def clusters(self) -> Clusters:
@@ -246,6 +264,12 @@ def _ignoring(sources: Sources, seed: int, fresh: int) -> Samples:
         yield torch.stack([s.image for s in batch]), torch.stack(masks)
 
 
+def _annotating(sources: Sources, seed: int, fresh: int) -> Samples:
+    """The stream's images, the annotator's masks."""
+    dataset = DSGANIterableDataset(sources.unfiltered, seed=seed, batch_size=fresh)
+    return ((batch.image, sources.annotator_network.annotate(batch.image)) for batch in dataset.batches())
+
+
 class Row(NamedTuple):
     """A row of the table.
 
@@ -266,13 +290,13 @@ ROWS = {
     "few": Row("few labels: 16 annotated samples", _labelled(lambda s: s.annotated_images), annotator=True),
     "few-real": Row("few labels: 16 renders with exact masks", _labelled(lambda s: s.training[:ANNOTATED])),
     "semi": Row(
-        "semi-supervised (s4GAN + MLMT): 16 annotated samples, 10,000 unlabelled renders",
+        "semi-supervised (s4GAN): 16 annotated samples, 10,000 unlabelled renders",
         _with_unlabelled(lambda s: s.annotated_images),
         S4GANWithMLMT,
         annotator=True,
     ),
     "semi-real": Row(
-        "semi-supervised (s4GAN + MLMT): 16 renders with exact masks, 10,000 unlabelled renders",
+        "semi-supervised (s4GAN): 16 renders with exact masks, 10,000 unlabelled renders",
         _with_unlabelled(lambda s: s.training[:ANNOTATED]),
         S4GANWithMLMT,
     ),
@@ -288,6 +312,14 @@ ROWS = {
     "annotations-30": Row("ours, 30 annotations", _stream(lambda s: s.more_annotations), annotator=True),
     "full-1000": Row("full supervision: 1,000 renders with exact masks", _labelled(lambda s: s.training[:1000])),
     "full": Row("full supervision: 10,000 renders with exact masks", _labelled(lambda s: s.training)),
+}
+#: From full supervision to the stream, one difference at a time: what each costs a student.
+GAPS = {
+    "full": Row("renders, exact masks", ROWS["full"].batches),
+    "renders-annotated": Row("renders, masks of who annotates", _labelled(lambda s: s.reannotated), annotator=True),
+    "generated-annotated": Row("generated images, masks of who annotates", _generated(_annotating), annotator=True),
+    "no-filter": Row("generated images, masks of the interpreter", ROWS["no-filter"].batches),
+    "ours": Row("the same, filter on: the stream", ROWS["ours"].batches),
 }
 #: The small configuration, for two CPU cores.
 SMALL = ("few", "semi", "clusters", "ours", "full")

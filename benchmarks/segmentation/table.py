@@ -14,7 +14,7 @@ from PIL import Image
 from dsgan_datasets import LabelSchema, Sample
 from dsgan_datasets.pictures import overlay, sheet
 
-from .rows import ROWS
+from .rows import GAPS, ROWS, Row
 
 Report = dict[str, Any]
 FULL_FLOOR = 0.8  # mean IoU of full supervision at 128 pixels
@@ -26,31 +26,49 @@ def collect(cells: Path) -> Report:
     Raises:
         ValueError: the folder holds no finished cell.
     """
-    rows: dict[str, Any] = {}
-    for name, row in ROWS.items():
-        finals = [json.loads(path.read_text()) for path in sorted(cells.glob(f"{name}.seed-*.json"))]
-        if finals:
-            rows[name] = {"title": row.title, "settings": finals[0]["settings"], "seeds": finals}
+    rows = finished(cells, ROWS, "seed")
     if not rows:
         raise ValueError(f"{cells} holds no finished cell (ROW.seed-N.json): run the benchmark first")
-    return {**json.loads((cells / "configuration.json").read_text()), "rows": rows}
+    configuration = json.loads((cells / "configuration.json").read_text())
+    return {**configuration, "rows": rows, "gaps": finished(cells, GAPS, "gap")}
+
+
+def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:
+    """Rows of which at least one cell ROW.KIND-N.json is there."""
+    found = {
+        name: [json.loads(path.read_text()) for path in sorted(cells.glob(f"{name}.{kind}-*.json"))] for name in rows
+    }
+    return {
+        name: {"title": rows[name].title, "settings": done[0]["settings"], "seeds": done}
+        for name, done in found.items()
+        if done
+    }
 
 
 def markdown(report: Report) -> str:
-    """The table: mean IoU and IoU of each class in %, mean ± standard deviation over the seeds."""
+    """The tables of rows and gaps: mean IoU and IoU of each class in %, mean ± standard deviation over the seeds."""
+    lines = [_sizes(report), "", *_table(report, report["rows"])]
+    lines += ["", "; ".join(missed_floors(report)) or "No sanity floor was missed.", ""]
+    chosen = (f"`{name}` {_settings(row['settings'])}" for name, row in report["rows"].items())
+    lines.append("Chosen on validation: " + "; ".join(chosen) + ".")
+    if report["gaps"]:
+        settings = _settings(next(iter(report["gaps"].values()))["settings"])
+        lines += ["", f"From full supervision to the stream, on validation, every row with {settings}:", ""]
+        lines += _table(report, report["gaps"])
+    return "\n".join(lines)
+
+
+def _table(report: Report, rows: dict[str, Any]) -> list[str]:
     classes = [entry["name"] for entry in report["schema"]["classes"]]
-    lines = [_sizes(report), "", "| trained on | seeds | mean IoU | " + " | ".join(classes) + " |"]
-    lines.append("|---|" + "---|" * (len(classes) + 2))
-    for row in report["rows"].values():
+    lines = ["| trained on | seeds | mean IoU | " + " | ".join(classes) + " |", "|---|" + "---|" * (len(classes) + 2)]
+    for row in rows.values():
         for variant in row["seeds"][0]["iou"]:
             title = row["title"] + (f"; {variant}" if variant else "")
             measured = [cell["iou"][variant] for cell in row["seeds"]]
             cells = [f"**{_spread([m['mean'] for m in measured])}**"]
             cells += [_spread([m["classes"][i] for m in measured]) for i in range(len(classes))]
             lines.append(f"| {title} | {len(measured)} | " + " | ".join(cells) + " |")
-    lines += ["", "; ".join(missed_floors(report)) or "No sanity floor was missed.", ""]
-    chosen = (f"`{name}` {_settings(row['settings'])}" for name, row in report["rows"].items())
-    return "\n".join([*lines, "Chosen on validation: " + "; ".join(chosen) + "."])
+    return lines
 
 
 def missed_floors(report: Report) -> list[str]:
@@ -108,8 +126,9 @@ def _sizes(report: Report) -> str:
     return (
         f"{report['size']}² pixels, student {report['student']}"
         + (f" (width {report['width']})" if report["student"] == "unet" else "")
-        + f", at most {report['steps']:,} steps of {report['batch_size']} images, checkpoint {report['checkpoint']} "
-        f"({report['fingerprint'][:8]}), {report['hardware']}; IoU in %, mean ± standard deviation over the seeds."
+        + f", at most {2 * report['steps']:,} steps of {report['batch_size']} images, "
+        f"checkpoint {report['checkpoint']} ({report['fingerprint'][:8]}), "
+        f"{report['hardware']}; IoU in %, mean ± standard deviation over the seeds."
     )
 
 
