@@ -29,17 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "de
 from annotator import Annotator, load_annotator
 
 IMAGES, CHOICES, HELD_OUT, HELD_OUT_START = 16, 5, 200, 10_000
-RECIPE = Recipe(psi=0.7)
-PUBLISHED = {"class_balance": 0.0, "dtype": "float32"}
+PUBLISHED = {"class_balance": 0.0, "standardize": False, "dtype": "float32"}
 #: What is compared: arguments of `fit_interpreter`. "ours" are its defaults; the others differ in what names them.
 VARIANTS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED,
     "ours": {},
     "float32": {"dtype": "float32"},
+    "pixels as they come": {"class_balance": 0.0},
     "fully balanced": {"class_balance": 1.0},
-    "standardised": {"standardize": True},
+    "features as they are": {"standardize": False},
     "annealed": {"anneal": True},
-    "standardised, annealed": {"standardize": True, "anneal": True},
 }
 
 EXAMPLE = "example: python benchmarks/annotations.py --annotator annotator.safetensors --out annotations.json"
@@ -47,10 +46,10 @@ EXAMPLE = "example: python benchmarks/annotations.py --annotator annotator.safet
 Result = dict[str, Any]
 
 
-def annotate(generator: FeatureGenerator, annotator: Annotator, indices: range) -> Annotated:
+def annotate(generator: FeatureGenerator, annotator: Annotator, recipe: Recipe, indices: range) -> Annotated:
     """Let the stand-in annotate the images of some indices."""
     latents = sample_latents(indices, generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
-    masks = [annotator.annotate(synthesize(generator, RECIPE, z)[0]) for z in latents.split(20)]
+    masks = [annotator.annotate(synthesize(generator, recipe, z)[0]) for z in latents.split(20)]
     return Annotated(latents, torch.cat(masks))
 
 
@@ -109,17 +108,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun = time.monotonic()
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
     generator, schema, annotator = labeled.generator, labeled.schema, load_annotator(args.annotator)
+    recipe = Recipe(psi=labeled.recipe.psi)
     runs: dict[str, Result] = json.loads(args.out.read_text())["runs"] if args.out.is_file() else {}
-    truth = annotate(generator, annotator, range(HELD_OUT_START, HELD_OUT_START + HELD_OUT))
+    truth = annotate(generator, annotator, recipe, range(HELD_OUT_START, HELD_OUT_START + HELD_OUT))
     for k in range(CHOICES):
-        chosen = annotate(generator, annotator, range(k * IMAGES, (k + 1) * IMAGES))
+        chosen = annotate(generator, annotator, recipe, range(k * IMAGES, (k + 1) * IMAGES))
         for name in args.variants:
             if f"{name}/{k}" in runs or time.monotonic() - begun > 60 * args.minutes:
                 continue
             start = time.perf_counter()
-            interpreter = fit_interpreter(generator, chosen, schema, recipe=RECIPE, seed=k, **VARIANTS[name])
+            interpreter = fit_interpreter(generator, chosen, schema, recipe=recipe, seed=k, **VARIANTS[name])
             seconds = time.perf_counter() - start
-            quality = evaluate(generator, interpreter, truth, recipe=RECIPE)
+            quality = evaluate(generator, interpreter, truth, recipe=recipe)
             runs[f"{name}/{k}"] = {
                 "mean_iou": round(quality.mean_iou, 5),
                 "pixel_accuracy": round(quality.pixel_accuracy, 5),
@@ -133,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "benchmark": "annotations",
         "checkpoint": "demo-faces",
         "generator": labeled.config["weights"]["generator"],
+        "psi": recipe.psi,
     }
     report |= {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     report |= {"images": IMAGES, "choices": CHOICES, "held_out": HELD_OUT, "settings": VARIANTS}

@@ -28,7 +28,7 @@ from measuring import cpu_name, progress
 from segmentation.augment import STRENGTHS
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
 from segmentation.students import STUDENTS, Settings, build_student, evaluate, train
-from segmentation.table import collect, fill, markdown, missed_floors, picture
+from segmentation.table import collect, comparison, fill, markdown, missed_floors, picture
 from torch import Tensor
 
 from dsgan_datasets.files import remove_leftovers, written_whole
@@ -234,10 +234,13 @@ def table(args: argparse.Namespace) -> int:
             with written_whole(args.picture) as file:
                 picture(args.cells, report).save(file, "PNG", optimize=True)
     report = json.loads(args.json.read_text())
-    text = markdown(report)
-    print(text)
-    if args.docs is not None:
-        fill(args.docs, args.json.name, text)
+    texts = {args.json.name: markdown(report)}
+    if args.before is not None:
+        texts[args.before.name] = comparison(json.loads(args.before.read_text()), report)
+    for name, text in texts.items():
+        print(text, end="\n\n")
+        if args.docs is not None:
+            fill(args.docs, name, text)
     return 1 if missed_floors(report) else 0
 
 
@@ -280,10 +283,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     show.epilog = """examples:
   python benchmarks/downstream.py table --cells cells --json benchmarks/results/downstream.json \\
       --docs docs/downstream.md --picture docs/images/downstream.png
-  python benchmarks/downstream.py table --docs docs/downstream.md     # from the committed JSON"""
+  python benchmarks/downstream.py table --before benchmarks/results/downstream-before.json \\
+      --docs docs/downstream.md     # from the committed JSON"""
     show.add_argument("--cells", type=Path, metavar="DIR", help="folder of `run`; left out, the JSON is shown as it is")
     results = Path(__file__).resolve().parent / "results" / "downstream.json"
     show.add_argument("--json", type=Path, default=results, help="(default: benchmarks/results/downstream.json)")
+    show.add_argument("--before", type=Path, metavar="FILE", help="JSON of another checkpoint, to compare with")
     show.add_argument("--docs", type=Path, metavar="FILE", help="page whose table is replaced")
     show.add_argument("--picture", type=Path, metavar="FILE", help="PNG of predictions; needs --cells")
     args = parser.parse_args(arguments)

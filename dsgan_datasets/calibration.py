@@ -14,6 +14,8 @@ from dsgan_datasets.filtering import Acceptance
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.recipe import Calibration, Recipe
 
+#: Draws that hold a class, below which the share of them that is dropped says nothing.
+_FEWEST_OF_A_CLASS = 20
 #: Pixels of each draw that decide about `ignore_fraction`: all of a 64×64 image, a random part of larger ones.
 _PIXELS_A_DRAW = 4096
 
@@ -76,7 +78,7 @@ def calibrate_with_scores(
         return labeled.with_recipe(unfiltered), torch.empty(0)
     free = dataclasses.replace(unfiltered, require=())  # draws do not depend on the rules, which count later
     keep_masks = bool(unfiltered.require) and not ignore_fraction
-    scores, js, masks = _observe(
+    scores, js, masks, holds = _observe(
         labeled.with_recipe(free), num_samples, seed, keep_js=bool(ignore_fraction), keep_masks=keep_masks
     )
     recipe, threshold, error = filtered, None, 0.0
@@ -102,7 +104,18 @@ def calibrate_with_scores(
         drawn = [{"score": scores}]
     acceptance = Acceptance.measure(recipe, labeled.schema, drawn).check()
     calibration = Calibration(
-        num_samples, seed, reject_fraction, threshold, error, acceptance.jointly, ignore_fraction or None
+        num_samples,
+        seed,
+        reject_fraction,
+        threshold,
+        error,
+        acceptance.jointly,
+        ignore_fraction or None,
+        {
+            name: round((scores[held] > threshold).double().mean().item(), 4)
+            for name, held in zip(labeled.schema.classes, holds.unbind(1), strict=True)
+            if held.sum() >= _FEWEST_OF_A_CLASS
+        },
     )
     return labeled.with_recipe(recipe, calibration), scores
 
@@ -121,18 +134,22 @@ def check_fractions(reject_fraction: float, ignore_fraction: float | None, num_m
 
 def _observe(
     labeled: LabeledGenerator, num_samples: int, seed: int, *, keep_js: bool, keep_masks: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Scores [n] of unfiltered draws; if they will be needed, uncertainty [N, P] of some pixels and masks, by batch."""
-    scores, js, masks = [], [], []
+) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    """Of n unfiltered draws: scores [n]; if they will be needed, uncertainty [N, P] of some pixels and masks, by batch;
+    and which classes they hold, bool [n, K]."""
+    scores, js, masks, holds = [], [], [], []
     random = torch.Generator().manual_seed(seed & (2**63 - 1))
     for fields in labeled.unfiltered(num_samples, seed=seed, description="calibrating"):
         scores.append(fields["score"].cpu())
+        mask = fields["mask"].flatten(1)
+        held = torch.zeros(len(mask), 256, dtype=torch.bool, device=mask.device).scatter_(1, mask, True)
+        holds.append(held[:, : labeled.schema.num_classes].cpu())
         if keep_js:
             flat = fields["js"].flatten(1).cpu()
             js.append(flat[:, torch.randperm(flat.shape[1], generator=random)[:_PIXELS_A_DRAW]])
         if keep_masks:
             masks.append(fields["mask"].to(torch.uint8).cpu())
-    return torch.cat(scores), js, masks
+    return torch.cat(scores), js, masks, torch.cat(holds)
 
 
 def upper_quantile(scores: Tensor, share: float) -> tuple[float, float]:

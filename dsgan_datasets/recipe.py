@@ -20,6 +20,8 @@ FeatureLayout = Literal["convs", "const+convs", "datasetgan"]
 Precision = Literal["float32", "float16", "bfloat16"]
 Layers = Literal["fine", "coarse"]
 
+#: Longest side of a labelled frame, pixels: more than any generator draws, less than fills the memory.
+MAX_SIDE = 8192
 #: Fields that leave the score of every draw as it is: changing one of them keeps a calibrated threshold.
 _KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch", "ignore_js"})
 #: Fields that came after the first checkpoints were written: left out of the JSON form while they are at their default,
@@ -48,7 +50,8 @@ class Recipe:
             multiples of `views`; a filter accepts or redraws a group as a whole. At most `compute_batch`.
         features: which maps the interpreter reads, see `load_generator`.
         vote: "majority" (as published, ties to the lowest class) or "mean" (argmax of the mean probability).
-        size: (H, W) at which the full frame is labelled, and to which the image is resized; None is the image's own.
+        size: (H, W) at which the full frame is labelled, and to which the image is resized, at most 8192 each; None is
+            the image's own.
         crop: (top, bottom) rows of the frame to keep, for letterboxed generators; None keeps all.
         top_fraction: share of the pixels that decides the image score.
         dtype: precision of the synthesis; the interpreter computes in float32.
@@ -147,7 +150,11 @@ class Recipe:
                 self.class_label is None or _is_count(self.class_label, 0),
                 "None or a class number from 0",
             ),
-            ("size", self.size is None or (len(self.size) == 2 and min(self.size) > 0), "None or (rows, columns)"),
+            (
+                "size",
+                self.size is None or (len(self.size) == 2 and min(self.size) > 0 and max(self.size) <= MAX_SIDE),
+                f"None or (rows, columns) of at most {MAX_SIDE}",
+            ),
             (
                 "crop",
                 self.crop is None or (len(self.crop) == 2 and 0 <= self.crop[0] < self.crop[1]),
@@ -284,6 +291,8 @@ class Calibration:
         acceptance: share of these draws (with views: of their view groups) that all rules of the recipe accept.
         ignore_fraction: share of the pixels of accepted draws that `ignore_js` was set to ignore; None if it was given
             otherwise or is off.
+        dropped_by_class: of the draws that hold a class, the share whose score is above the threshold; classes that
+            fewer than 20 of the draws hold are left out. None if it was not looked at.
     """
 
     num_samples: int
@@ -293,6 +302,7 @@ class Calibration:
     standard_error: float
     acceptance: float
     ignore_fraction: float | None = None
+    dropped_by_class: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         integer("calibration num_samples", self.num_samples, 1)
@@ -304,6 +314,17 @@ class Calibration:
                 continue
             if not _is_number(value) or (name in shares and not 0 <= value <= 1):
                 raise ValueError(f"calibration {name} is {value!r}")
+        dropped = self.dropped_by_class
+        if dropped is not None and not (
+            isinstance(dropped, Mapping) and all(_is_number(share) and 0 <= share <= 1 for share in dropped.values())
+        ):
+            raise ValueError(f"calibration dropped_by_class is {dropped!r:.60}")
+
+    @property
+    def dropped_most(self) -> dict[str, float]:
+        """Classes whose draws are dropped at least twice as often as all draws are, the worst first."""
+        shares = sorted((self.dropped_by_class or {}).items(), key=lambda item: -item[1])
+        return {name: share for name, share in shares if share >= 2 * self.reject_fraction}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""

@@ -72,7 +72,7 @@ def fit_interpreter(
     batch_pixels: int = 256,
     learning_rate: float = 1e-3,
     class_balance: float = 0.5,
-    standardize: bool = False,
+    standardize: bool = True,
     anneal: bool = False,
     dtype: Literal["float32", "bfloat16"] | None = None,
     seed: int = 0,
@@ -97,7 +97,8 @@ def fit_interpreter(
         learning_rate: of Adam; at the start, if it is annealed.
         class_balance: pixels of a class of frequency p are drawn with weight p ** -class_balance: 0 draws pixels as
             they come (as published), 1 draws every class equally often. Small parts need some of it.
-        standardize: bring every feature to mean 0 and variance 1 first; it folds into the first layer afterwards.
+        standardize: bring every feature to mean 0 and variance 1 first (published: as it is); it folds into the first
+            layer afterwards.
         anneal: let the learning rate fall to 0 along a cosine; if not, it is constant.
         dtype: in which the first layer is multiplied while training, "float32" or "bfloat16" (weights and all sums are
             float32); None takes bfloat16 where the hardware has it.
@@ -146,7 +147,7 @@ class Settings:
     batch_pixels: int = 256
     learning_rate: float = 1e-3
     class_balance: float = 0.5
-    standardize: bool = False
+    standardize: bool = True
     anneal: bool = False
     dtype: Literal["float32", "bfloat16"] | None = None
     seed: int = 0
@@ -159,10 +160,10 @@ class Settings:
             raise ValueError(f"hidden must be the widths of two layers, not {self.hidden}")
         if self.dtype not in (None, "float32", "bfloat16"):
             raise ValueError(f"dtype must be float32, bfloat16 or None, not {self.dtype!r}")
-        if not 0 <= self.class_balance <= 1 or not self.learning_rate > 0:
-            raise ValueError(
-                f"class_balance {self.class_balance} must lie in 0 … 1 and learning_rate {self.learning_rate} above 0"
-            )
+        if not 0 <= self.class_balance <= 1:
+            raise ValueError(f"class_balance must lie in 0 … 1, not {self.class_balance}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
 
 
 @dataclass(frozen=True)
@@ -311,7 +312,11 @@ def _choose(mask: Tensor, ignore_index: int, count: int, random: torch.Generator
 
 @torch.no_grad()
 def _moments(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each column over some rows, without a copy of them; the latter is never 0."""
+    """Mean and standard deviation of each column over some rows, without a copy of them.
+
+    No deviation is less than a hundredth of the median one: a channel that hardly varies in the few annotated images
+    would drown all others in an image where it does.
+    """
     blocks = [block.to(features.device) for block in rows.split(4096)]
     total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     for block in blocks:
@@ -320,7 +325,8 @@ def _moments(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     squares = torch.zeros_like(total)
     for block in blocks:
         squares += (features[block] - mean).square_().sum(0)
-    return mean, (squares / len(rows)).sqrt().clamp_min(1e-6).float()
+    std = (squares / len(rows)).sqrt().float()
+    return mean, std.clamp_min(max(0.01 * float(std.median()), 1e-6))
 
 
 def gather_features(maps: Sequence[Tensor], rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:

@@ -198,7 +198,9 @@ def test_drafts_of_a_merged_schema_and_of_more_classes(tmp_path: Path) -> None:
     [
         ({"select": "informative"}, "needs an interpreter"),
         ({"num": 0}, "num must be"),
-        ({"candidates": 2}, "candidates must be"),
+        ({"num": 10**6}, "num must be .* 10000"),
+        ({"candidates": 2}, "num=3 images among candidates=2"),
+        ({"candidates": 10**9}, "candidates must be"),
         ({"select": "best"}, "random, diverse, informative"),
         ({"recipe": Recipe(psi=(0.5, 0.7))}, "fixed psi"),
     ],
@@ -207,6 +209,16 @@ def test_export_refuses(options: dict[str, object], words: str, tmp_path: Path) 
     generator = load_generator(GENERATOR, device="cpu")
     with pytest.raises(ValueError, match=words):
         export_annotations(generator, SCHEMA, tmp_path / "a", **({"num": 3} | options))  # type: ignore[arg-type]
+
+
+def test_export_needs_a_folder_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    generator = load_generator(GENERATOR, device="cpu")
+    with pytest.raises(ValueError, match="file is a file: choose another name"):
+        export_annotations(generator, SCHEMA, tmp_path / "file", num=3)
+    with pytest.raises(OSError, match="cannot be written to"):
+        export_annotations(generator, SCHEMA, tmp_path / "file" / "below", num=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_export_touches_no_annotations(folder: Path) -> None:
@@ -481,6 +493,10 @@ def test_mistakes_in_labelme_files(folder: Path) -> None:
     first.write_text('{"shapes": [{"label": "hat", "points": [[1e999, 1], [2, 2], [3, 1]]}]}')
     second.write_text(f'{{"shapes": [{{"label": "hat", "points": [[1{"0" * 400}, 1], [2, 2], [3, 1]]}}]}}')
     assert all("needs 3 points (x, y) of plain numbers" in mistake for mistake in mistakes(folder)[:2])
+    first.write_text('{"shapes": [{"label": "hat", "points": [[1e300, 1], [2, 2], [-1e300, 1]]}]}')
+    assert "needs 3 points (x, y) of plain numbers" in mistakes(folder)[0]
+    first.write_text('{"shapes": [null]}')
+    assert "shape 1: is no shape" in mistakes(folder)[0]
     first.write_text("{")
     second.write_text("[]")
     told = mistakes(folder)
@@ -505,6 +521,7 @@ def test_mistakes_in_coco_files(folder: Path) -> None:
         content["annotations"][1]["segmentation"] = []
         content["annotations"][2]["segmentation"] = [[1, 2, 3]]
         content["annotations"][3]["segmentation"] = {"size": [16, 16], "counts": [3]}
+        content["annotations"][4]["segmentation"] = [[1e300, 0, -1e300, 5, 3, 9]]
         content["annotations"].append(
             {"id": 99, "image_id": 77, "category_id": 1, "segmentation": [[0, 0, 1, 0, 1, 1]]}
         )
@@ -761,7 +778,8 @@ def test_a_second_round_from_the_command_line(tmp_path: Path) -> None:
     assert main(["annotate", "export", "demo-faces", str(out), *options, "--start", "256", "--device", "cpu"]) == 0
     stored = json.loads((out / "annotations.json").read_text())
     assert all(256 <= image["index"] < 260 for image in stored["images"])
-    assert stored["recipe"]["psi"] == 0.7 and stored["recipe"]["threshold"] is None
+    psi = LabeledGenerator.from_pretrained("demo-faces", device="cpu").recipe.psi
+    assert stored["recipe"]["psi"] == psi and stored["recipe"]["threshold"] is None
 
 
 def test_published_annotations_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,8 @@ from dsgan_datasets import LabeledGenerator, calibrate
 from dsgan_datasets.calibration import upper_quantile
 from dsgan_datasets.filtering import FAILURE_PROBABILITY, Acceptance
 from dsgan_datasets.pictures import _DROPPED, _KEPT, histogram
+from dsgan_datasets.recipe import Calibration, Recipe
+from dsgan_datasets.tools.calibrate import report
 from dsgan_datasets.tools.cli import main
 
 
@@ -39,6 +41,35 @@ def test_calibrating_again_ignores_the_old_threshold(filtered: LabeledGenerator,
 def test_same_seed_same_threshold(unfiltered: LabeledGenerator) -> None:
     assert calibrate(unfiltered, 40).calibration == calibrate(unfiltered, 40).calibration
     assert calibrate(unfiltered, 40, seed=1).calibration != calibrate(unfiltered, 40).calibration
+
+
+def test_what_the_filter_drops_of_each_class(unfiltered: LabeledGenerator, tmp_path: Path) -> None:
+    calibrated = calibrate(unfiltered, 200, reject_fraction=0.3)
+    found = calibrated.calibration
+    assert found is not None and found.dropped_by_class is not None
+    fields = list(unfiltered.unfiltered(200, seed=0, description=""))
+    scores, masks = (torch.cat([batch[name] for batch in fields]) for name in ("score", "mask"))
+    dropped = scores.cpu() > calibrated.recipe.threshold
+    expected = {}
+    for i, name in enumerate(unfiltered.schema.classes):
+        holds = (masks == i).flatten(1).any(1).cpu()
+        if holds.sum() >= 20:
+            expected[name] = round(dropped[holds].double().mean().item(), 4)
+    assert found.dropped_by_class == expected and len(expected) > 1
+    calibrated.save_pretrained(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert " dropped |" in card and all(f" {share:.0%} |" in card for share in expected.values())
+    assert LabeledGenerator.from_pretrained(tmp_path / "saved", device="cpu").calibration == found
+
+
+def test_classes_that_the_filter_nearly_removes_are_told() -> None:
+    shares = {"skin": 0.1, "mouth": 0.22, "beard": 0.64}
+    found = Calibration(1000, 0, 0.1, 0.2, 0.01, 0.9, dropped_by_class=shares)
+    assert "dropped more often: beard 64%, mouth 22%;" in report(Recipe(), found)[1]
+    assert len(report(Recipe(), dataclasses.replace(found, dropped_by_class={"skin": 0.19}))) == 1
+    for damaged in ({"skin": 2}, {"skin": None}, [0.1], 5):
+        with pytest.raises(ValueError, match="dropped_by_class"):
+            dataclasses.replace(found, dropped_by_class=damaged)
 
 
 @pytest.mark.parametrize(("samples", "fraction"), [(19, 0.1), (40, 1.0), (40, -0.1)])

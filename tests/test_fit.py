@@ -163,7 +163,8 @@ def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tm
     ("options", "message"),
     [
         (["--folds", "1"], "--folds 1 must be 2 or more, or 0"),
-        (["--class-balance", "2"], "class_balance 2.0 must lie in 0 … 1"),
+        (["--class-balance", "2"], "class_balance must lie in 0 … 1, not 2.0"),
+        (["--learning-rate", "0"], "learning_rate must be above 0, not 0.0"),
         (["--batch-pixels", "1"], "batch_pixels must be an integer of at least 2"),
         (["--set", "threshold=0.1"], "fit finds the threshold itself"),
         (["--set", "features=const+convs"], "those of the annotated images"),

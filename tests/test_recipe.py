@@ -37,6 +37,7 @@ def test_json_round_trip() -> None:
         ("dtype", "int8"),
         ("crop", (5, 5)),
         ("size", (0, 4)),
+        ("size", (64, 10**6)),
         ("top_fraction", 0.0),
         ("compute_batch", 0),
         ("reject_fraction", 1.0),

@@ -160,6 +160,10 @@ def test_standardising_folds_into_the_first_layer(unfiltered: LabeledGenerator) 
     by_hand = train_ensemble(
         shifted, RECIPE, dataclasses.replace(settings, standardize=False), torch.Generator().manual_seed(3)
     )
+    dead = pixels.features.clone()
+    dead[:, 0] = 5.0
+    _, kept = _moments(dead, torch.arange(len(dead)))
+    assert float(kept[0]) == pytest.approx(0.01 * float(kept.median())) and torch.equal(kept[1:], std[1:])
     hidden = torch.einsum("pc,cmh->pmh", pixels.features, plain.w1) + plain.b1
     expected = torch.einsum("pc,cmh->pmh", shifted.features, by_hand.w1) + by_hand.b1
     assert torch.allclose(hidden, expected, atol=1e-3)

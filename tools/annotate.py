@@ -69,7 +69,9 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         help="names with commas, the first for what nobody paints, or a classes.json (default: the checkpoint's)",
     )
     parser.add_argument(
-        "--candidates", type=options.count, default=256, help="draws to choose from, unless random (default: 256)"
+        "--candidates",
+        type=options.count,
+        help="draws to choose from, unless random (default: 4 for each image, 16 for informative ones)",
     )
     parser.add_argument("--start", type=int, default=0, help="index of the first; 256 for a second round (default: 0)")
     options.add_seed(parser)

@@ -36,7 +36,9 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 def add_filter_options(parser: argparse._ActionsContainer) -> None:
     """How many draws to look at, and what to drop."""
-    parser.add_argument("--num-samples", type=options.count, default=1000, help="draws to look at (default: 1000)")
+    parser.add_argument(
+        "--num-samples", type=options.count, default=1000, help="draws to look at, 20 or more (default: 1000)"
+    )
     parser.add_argument(
         "--reject-fraction", type=float, default=0.1, help="share of the most uncertain draws to drop (default: 0.1)"
     )
@@ -87,6 +89,11 @@ def report(recipe: Recipe, found: Calibration | None) -> list[str]:
         units = f"groups of {recipe.views} views" if recipe.views > 1 else "draws"
         threshold = f"threshold {found.threshold:.5g} ± {found.standard_error:.2g} nats"
         lines.append(f"{threshold}; {found.acceptance:.1%} of the {units} pass")
+        if found.dropped_most:
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in found.dropped_most.items())
+            lines.append(
+                f"draws with rare parts are dropped more often: {shares}; annotate more of them, or filter less"
+            )
     else:
         lines.append("no filter: every draw is accepted")
     if recipe.ignore_js is not None:

@@ -7,13 +7,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from dsgan_datasets.checkpoints.directory import read_config
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.files import check_writable
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_SEED
 
@@ -95,17 +94,7 @@ def check_out(args: argparse.Namespace) -> None:
             read_config(out)
         except CheckpointError as error:
             raise ValueError(f"{error}: --overwrite replaces checkpoints only; choose another name") from error
-    made = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f"cannot be written to: {error.strerror}", os.fspath(out)) from error
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+    check_writable(out)
 
 
 def print_rows(rows: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ class DSGANPathHandler(PathHandler):
         >>> from dsgan_datasets.adapters.detectron2 import register
         >>> path = register("read", "demo-faces", device="cpu").path(3, "image")
         >>> path, PathManager.open(path, "rb").read(12)
-        ('dsgan://read/0/ea20f8b6/3/image', b'P6 64 64 255')
+        ('dsgan://read/0/591b198d/3/image', b'P6 64 64 255')
     """
 
     def _get_supported_prefixes(self) -> list[str]:

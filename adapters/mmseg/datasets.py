@@ -177,7 +177,7 @@ class DSGANSegDataset(_Generated, _MapStyle):
         >>> dataset.metainfo["classes"][:3]
         ('background', 'skin', 'neck')
         >>> dataset[7]["inputs"].shape, dataset[7]["data_samples"].img_path
-        (torch.Size([3, 64, 64]), 'dsgan://ea20f8b6/image/demo-faces_0_7.png')
+        (torch.Size([3, 64, 64]), 'dsgan://591b198d/image/demo-faces_0_7.png')
     """
 
 

@@ -32,7 +32,7 @@ class SampleStore(Generic[Source]):
     Example:
         >>> store = open_store("demo-faces", device="cpu")
         >>> store.path("image", seed=0, index=7)
-        'dsgan://ea20f8b6/image/demo-faces_0_7.png'
+        'dsgan://591b198d/image/demo-faces_0_7.png'
     """
 
     def __init__(self, source: Source) -> None:

@@ -58,6 +58,18 @@ def markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
+def comparison(before: Report, now: Report) -> str:
+    """Mean IoU in % of the rows and gaps that two reports have in common, such as those of two checkpoints."""
+    lines = ["| trained on | measured on | before | now |", "|---|---|---|---|"]
+    for part, measured_on in (("rows", "test"), ("gaps", "validation")):
+        lines += [
+            f"| {row['title']} | {measured_on} | {_spread(_means(before[part][name]))} | **{_spread(_means(row))}** |"
+            for name, row in now[part].items()
+            if name in before[part]
+        ]
+    return "\n".join(lines)
+
+
 def _table(report: Report, rows: dict[str, Any]) -> list[str]:
     classes = [entry["name"] for entry in report["schema"]["classes"]]
     lines = ["| trained on | seeds | mean IoU | " + " | ".join(classes) + " |", "|---|" + "---|" * (len(classes) + 2)]

@@ -17,7 +17,7 @@ import numpy as np
 from dsgan_datasets.annotations.folder import IGNORE, Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
-from dsgan_datasets.annotations.shapes import paint
+from dsgan_datasets.annotations.shapes import paint, within_reach
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.schema import LabelSchema
 
@@ -157,7 +157,7 @@ def _polygon(numbers: Any) -> Array | None:
         points = np.array(numbers, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         return None
-    if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not within_reach(points):
         return None
     return points.reshape(-1, 2)
 

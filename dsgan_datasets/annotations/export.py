@@ -24,7 +24,7 @@ from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.projects import write_drafts, write_projects, write_readme
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.checks import integer
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import check_writable, written_whole
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
@@ -33,7 +33,12 @@ from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.schema import LabelSchema
 
+#: More than people annotate, and less than fills the memory.
+_MOST_IMAGES, _MOST_CANDIDATES = 10_000, 100_000
+
 Selection = Literal["random", "diverse", "informative"]
+#: Draws to look at for each image.
+_PER_IMAGE: dict[Selection, int] = {"random": 1, "diverse": 4, "informative": 16}
 
 
 class _Looked(NamedTuple):
@@ -53,7 +58,7 @@ def export_annotations(
     *,
     num: int = 16,
     select: Selection = "diverse",
-    candidates: int = 256,
+    candidates: int | None = None,
     start: int = 0,
     seed: int = 0,
     recipe: Recipe | None = None,
@@ -68,10 +73,11 @@ def export_annotations(
         generator: makes the images.
         schema: the classes to annotate.
         out: folder to write; new, or empty.
-        num: images to annotate.
+        num: images to annotate, at most 10,000.
         select: "random" takes the first draws as they come; "diverse" takes draws unlike each other (k-centre over
             pooled features); "informative" those that `interpreter` is unsure about, and unlike each other.
-        candidates: draws to choose from.
+        candidates: draws to choose from, `num` … 100,000; None is 4 × `num`, and 16 × `num` for informative ones. The
+            more candidates, the more of those that are unlike all others are flawed images.
         start: index of the first of them; a second round begins where the first ended.
         seed: of the draws, 0 … 2^64-1.
         recipe: psi, size, crop, … of the images, and the features that an interpreter will be fitted on; its filter
@@ -86,6 +92,7 @@ def export_annotations(
     Raises:
         ValueError: the folder is not empty, the recipe draws more than z, the interpreter is one of another generator,
             or arguments out of range.
+        OSError: the folder cannot be written to; told before any image is made.
 
     Example:
         >>> generator = load_generator("demo-faces", device="cpu")
@@ -99,7 +106,8 @@ def export_annotations(
     # Filters belong to an interpreter and its class ids: the one to be fitted has neither yet.
     recipe = dataclasses.replace(recipe, threshold=None, require=(), min_area=1)
     _check(generator, schema, out, recipe, interpreter, num, select, candidates)
-    indices = range(start, start + (num if select == "random" else candidates))
+    usual = min(_PER_IMAGE[select] * num, _MOST_CANDIDATES)
+    indices = range(start, start + (usual if select == "random" or candidates is None else candidates))
     latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
     rows = _chosen(generator, recipe, interpreter, latents, num, select)
     latents = latents[rows]
@@ -142,15 +150,23 @@ def _check(
     interpreter: LabeledGenerator | None,
     num: int,
     select: Selection,
-    candidates: int,
+    candidates: int | None,
 ) -> None:
-    integer("num", num, 1)
+    integer("num", num, 1, _MOST_IMAGES)
     if select not in get_args(Selection):
         raise ValueError(f"select must be one of {', '.join(get_args(Selection))}, not {select!r}")
-    if select != "random":
-        integer("candidates", candidates, num)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if select != "random" and candidates is not None:
+        integer("candidates", candidates, 1, _MOST_CANDIDATES)
+        if candidates < num:
+            raise ValueError(
+                f"cannot choose num={num} images among candidates={candidates}: look at {num} candidates or more, or "
+                'take the draws as they come (select="random")'
+            )
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file: choose another name")
+    if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty, perhaps with annotations: choose another folder")
+    check_writable(out)
     check_names(schema)
     if schema.num_classes < 2:
         raise ValueError(f"there is nothing to annotate with one class only ({schema.classes[0]}): name the parts too")

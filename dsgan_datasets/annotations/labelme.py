@@ -20,7 +20,7 @@ from PIL import Image
 from dsgan_datasets.annotations.folder import IGNORE, Array, hash_pixels
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
-from dsgan_datasets.annotations.shapes import paint
+from dsgan_datasets.annotations.shapes import paint, within_reach
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.schema import LabelSchema
 
@@ -75,8 +75,11 @@ def read_labelme(
         found.wrong(where, f"is no valid JSON ({error!s:.120}): save it from LabelMe again")
         return None
     shapes = content.get("shapes") if isinstance(content, dict) else None
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
+    if not isinstance(shapes, list):
         found.wrong(where, "is no LabelMe file, it has no list of shapes: save it from LabelMe again")
+        return None
+    if odd := [number for number, shape in enumerate(shapes, 1) if not isinstance(shape, dict)]:
+        found.wrong(f"{where}, shape {odd[0]}", "is no shape: remove it, or save the file from LabelMe again")
         return None
     _check_image(content, path, where, size, sha256, found)
     _check_labels([shape.get("label") for shape in shapes], where, schema, found)
@@ -169,7 +172,7 @@ def _points(value: Any) -> Array | None:
         points = np.array(value, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         return None
-    return points if points.ndim == 2 and points.shape[1] == 2 and np.isfinite(points).all() else None
+    return points if points.ndim == 2 and points.shape[1] == 2 and within_reach(points) else None
 
 
 def _decoded(encoded: str) -> Image.Image | None:

@@ -46,6 +46,11 @@ def mask_to_shapes(mask: Array, tolerance: float = 0.0) -> list[tuple[int, Array
     return [(category, outline) for _, category, outline in shapes]
 
 
+def within_reach(points: Array) -> bool:
+    """True if all coordinates are numbers that a picture can have; far beyond, areas overflow."""
+    return bool((np.abs(points) < 1e6).all())
+
+
 def _at_edge(region: Array) -> bool:
     return bool(region[0].any() or region[-1].any() or region[:, 0].any() or region[:, -1].any())
 

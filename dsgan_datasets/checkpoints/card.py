@@ -47,7 +47,7 @@ Generator: {generator["architecture"]}, {side}×{side}. Interpreter: {interprete
 
 {_picture("calibration.png", pictures)}## Classes
 
-{_class_table(config["schema"]["classes"], fit)}
+{_class_table(config["schema"]["classes"], fit, (config["calibration"] or {}).get("dropped_by_class") or {})}
 {_fitting(fit) if fit else ""}
 Fingerprint: `{config["fingerprint"]}`
 """
@@ -72,15 +72,19 @@ def _filtering(config: Mapping[str, Any]) -> str:
     )
 
 
-def _class_table(classes: Sequence[Mapping[str, Any]], fit: FitReport | None) -> str:
+def _class_table(classes: Sequence[Mapping[str, Any]], fit: FitReport | None, dropped: Mapping[str, float]) -> str:
+    """Rows of classes; `dropped` is the share of the draws that hold a class and are too uncertain."""
     iou = fit.iou if fit else {}
-    heading = "| id | class | colour |" + (" IoU |" if iou else "")
-    rows = [heading, "|---|---|---|" + ("---|" if iou else "")]
+    heading = "| id | class | colour |" + (" IoU |" if iou else "") + (" dropped |" if dropped else "")
+    rows = [heading, "|---|---|---|" + ("---|" if iou else "") + ("---|" if dropped else "")]
     for i, entry in enumerate(classes):
         value = ""
         if iou:  # of the classes that were annotated: merged ones have none
             share = iou.get(entry["name"])
             value = f" {share:.2f} |" if share is not None else " not annotated |" if entry["name"] in iou else " |"
+        if dropped:
+            share = dropped.get(entry["name"])
+            value += " |" if share is None else f" {share:.0%} |"
         rows.append(f"| {i} | {_cell(entry['name'])} | `#{bytes(entry['color']).hex()}` |{value}")
     return "\n".join(rows)
 

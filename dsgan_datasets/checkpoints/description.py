@@ -101,10 +101,11 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
         name: directory.section(config, name, path)
         for name in ("generator", "interpreter", "schema", "recipe", "weights")
     }
+    later = {name: directory.section(config, name, path) for name in ("calibration", "fit") if config.get(name)}
     try:
         schema, stored = LabelSchema.from_dict(parts["schema"]), Recipe.from_dict(parts["recipe"])
-        calibration = Calibration(**config["calibration"]) if config.get("calibration") else None
-        fit = FitReport.from_dict(config["fit"]) if config.get("fit") else None
+        calibration = Calibration(**later["calibration"]) if "calibration" in later else None
+        fit = FitReport.from_dict(later["fit"]) if "fit" in later else None
         stored.image_size(parts["generator"]["img_resolution"])
         found = sample_fingerprint(parts["weights"], parts["generator"], parts["interpreter"], schema, stored)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -117,7 +118,8 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
     if (expected := str(config.get("fingerprint"))) != found:
         raise CheckpointError(
             f"{path / 'config.json'} was changed or damaged: it says fingerprint {expected[:16]}…, "
-            f"but its content gives {found[:16]}…"
+            f"but its content gives {found[:16]}…. Copy the checkpoint again; a recipe is changed with options "
+            "(--psi 0.9, psi=0.9), not in the file"
         )
     if isinstance(names := recipe_overrides.get("require"), Collection):
         names = [names] if isinstance(names, str) else names

@@ -76,8 +76,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         check_content(config, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    found = config.get("format_version") if isinstance(config, dict) else None
-    if found != FORMAT_VERSION:
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} must hold an object of settings, not {config!r:.60}")
+    if (found := config.get("format_version")) != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format_version {found!r}; this version of dsgan_datasets reads {FORMAT_VERSION}"
         )
@@ -88,7 +89,11 @@ def section(config: Mapping[str, Any], name: str, directory: Path) -> dict[str, 
     """A part of config.json that must be there."""
     found = config.get(name)
     if not isinstance(found, dict):
-        raise CheckpointError(f"{directory / 'config.json'} has no section {name!r}")
+        raise CheckpointError(
+            f"{directory / 'config.json'} has no section {name!r}"
+            if found is None
+            else f"{directory / 'config.json'}: {name!r} must be an object of settings, not {found!r:.60}"
+        )
     return dict(found)
 
 
