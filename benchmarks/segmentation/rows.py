@@ -32,7 +32,7 @@ from .semi import S4GANWithMLMT
 from .students import Batch, Objective, Supervised
 
 ANNOTATED, MORE_ANNOTATED = 16, 30
-CANDIDATES = 256  # draws that the annotated ones are chosen from, as for the shipped checkpoint
+CANDIDATES = 4  # draws that each annotated one is chosen from, as for the shipped checkpoint
 IGNORED_SHARE = 0.1  # of the pixels, in the ablation "ignore"
 LEVEL_DRAWS = 256  # that the level above which pixels are ignored is measured on
 RING = 2048  # generated samples held for further use, see `reused`
@@ -108,7 +108,7 @@ class Sources:
             if len(held.annotated.masks) < count:
                 raise ValueError(f"{self.annotator} holds {len(held.annotated.masks)} annotated images, not {count}")
             return Annotated(held.annotated.latents[:count], held.annotated.masks[:count])
-        latents = sample_latents(range(CANDIDATES), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
+        latents = sample_latents(range(CANDIDATES * count), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
         pooled = [pooled_features(synthesize(generator, recipe, part)[1]) for part in latents.split(32)]
         chosen = latents[diverse(torch.cat(pooled), count)]
         images, _ = synthesize(generator, recipe, chosen)
