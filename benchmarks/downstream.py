@@ -18,7 +18,8 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ import torch
 from measuring import cpu_name, progress
 from segmentation.augment import STRENGTHS
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
-from segmentation.students import STUDENTS, Settings, build_student, evaluate, train
+from segmentation.students import PRECISIONS, STUDENTS, Settings, build_student, evaluate, train
 from segmentation.table import collect, comparison, fill, markdown, missed_floors, picture
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsgan_datasets.files import remove_leftovers, written_whole
 
@@ -39,6 +40,7 @@ ANNOTATOR = (
 )
 EXAMPLES = 6  # test images whose predictions are kept for the picture
 Cell = dict[str, Any]
+Build = Callable[[int], nn.Module]  # number of classes -> a student with fresh weights
 
 
 class OutOfTime(Exception):
@@ -84,7 +86,7 @@ class Cells:
             raise OutOfTime
 
 
-def search(cells: Cells, row: str, sources: Sources, student: str, width: int, steps: int) -> Settings:
+def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -> Settings:
     """The settings with the best mean IoU on validation; the test set must not have been read.
 
     Every pair of learning rate and augmentation is tried, then the best pair with twice the steps: few images
@@ -98,7 +100,7 @@ def search(cells: Cells, row: str, sources: Sources, student: str, width: int, s
         if cell is None:
             cells.check_time()
             assert "test" not in vars(sources), "the test set was read before the search was done"
-            cell, _ = run_cell(row, ROWS[row], sources, settings, student, width, seed=0, on="validation")
+            cell, _ = run_cell(row, ROWS[row], sources, settings, build, seed=0, on="validation")
             cells.write(name, cell)
             progress(_line(name, cell))
         scores[settings] = cell["iou"][""]["mean"]
@@ -109,13 +111,13 @@ def search(cells: Cells, row: str, sources: Sources, student: str, width: int, s
     return max(scores, key=scores.__getitem__)
 
 
-def final(cells: Cells, row: str, sources: Sources, settings: Settings, student: str, width: int, seed: int) -> None:
+def final(cells: Cells, row: str, sources: Sources, settings: Settings, build: Build, seed: int) -> None:
     """One seed of a row, measured on the test set."""
     name = f"{row}.seed-{seed}"
     if cells.read(name) is not None:
         return
     cells.check_time()
-    cell, masks = run_cell(row, ROWS[row], sources, settings, student, width, seed=seed, on="test")
+    cell, masks = run_cell(row, ROWS[row], sources, settings, build, seed=seed, on="test")
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
     cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
     cells.write_arrays(f"{name}.npy", masks=masks[shown])
@@ -124,13 +126,13 @@ def final(cells: Cells, row: str, sources: Sources, settings: Settings, student:
 
 
 def run_cell(
-    name: str, row: Row, sources: Sources, settings: Settings, student: str, width: int, *, seed: int, on: str
+    name: str, row: Row, sources: Sources, settings: Settings, build: Build, *, seed: int, on: str
 ) -> tuple[Cell, Tensor]:
     """Train a student and measure it on "validation" or "test"; the cell, and the predicted masks."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     k = sources.schema.num_classes
-    network = build_student(student, k, width).to(sources.device)
+    network = build(k).to(sources.device)
     objective = row.objective(k, settings.steps, sources.device)
     batches = row.batches(sources, seed)
     losses = train(network, batches, settings, sources.schema, objective, f"{name}, seed {seed}")
@@ -160,12 +162,12 @@ def run(args: argparse.Namespace) -> int:
     """All searches, then all seeds."""
     if missing := [row for row in args.rows if ROWS[row].annotator and args.annotator is None]:
         raise ValueError(f"the rows {', '.join(missing)} need --annotator; others do not: {', '.join(_free_rows())}")
-    sources, cells = prepare(args)
+    sources, cells, build = prepare(args)
     try:
-        chosen = {row: search(cells, row, sources, args.student, args.width, args.steps) for row in args.rows}
+        chosen = {row: search(cells, row, sources, build, args.steps) for row in args.rows}
         for seed in range(args.seeds):
             for row in args.rows:
-                final(cells, row, sources, chosen[row], args.student, args.width, seed)
+                final(cells, row, sources, chosen[row], build, seed)
     except OutOfTime:
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
@@ -174,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
 
 def gaps(args: argparse.Namespace) -> int:
     """What lies between full supervision and the stream: one difference at a time, equal settings, on validation."""
-    sources, cells = prepare(args)
+    sources, cells, build = prepare(args)
     settings = Settings(LEARNING_RATES[0], 2 * args.steps, "weak")
     _ = sources.annotator_network  # says at once what it lacks
     try:
@@ -182,7 +184,7 @@ def gaps(args: argparse.Namespace) -> int:
             name = f"{key}.gap-{seed}"
             if cells.read(name) is None:
                 cells.check_time()
-                cell, _ = run_cell(key, row, sources, settings, args.student, args.width, seed=seed, on="validation")
+                cell, _ = run_cell(key, row, sources, settings, build, seed=seed, on="validation")
                 cells.write(name, cell)
                 progress(_line(name, cell))
     except OutOfTime:
@@ -191,8 +193,8 @@ def gaps(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace) -> tuple[Sources, Cells]:
-    """The data, and the folder of cells."""
+def prepare(args: argparse.Namespace) -> tuple[Sources, Cells, Build]:
+    """The data, the folder of cells, and what makes students."""
     if args.batch_size % args.uses:
         raise ValueError(f"--batch-size {args.batch_size} must be a multiple of --uses {args.uses}")
     if args.threads:
@@ -206,16 +208,18 @@ def prepare(args: argparse.Namespace) -> tuple[Sources, Cells]:
         batch_size=args.batch_size,
         uses=args.uses,
     )
+    shape = ("student", "width", "precision")
     configuration = {
         "benchmark": "downstream",
         "checkpoint": Path(args.checkpoint).name,
         "fingerprint": sources.labeled.fingerprint,
         "schema": sources.schema.to_dict(),
-        **{key: getattr(args, key) for key in ("size", "student", "width", "steps", "batch_size", "uses")},
+        **{key: getattr(args, key) for key in (*shape, "size", "steps", "batch_size", "uses")},
         "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
         "torch": torch.__version__,
     }
-    return sources, Cells(args.out, configuration, args.minutes)
+    build = partial(build_student, name=args.student, width=args.width, precision=args.precision)
+    return sources, Cells(args.out, configuration, args.minutes), build
 
 
 def _out_of_time(args: argparse.Namespace) -> int:
@@ -306,6 +310,7 @@ def _common_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
     add.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
     add.add_argument("--width", type=int, default=16, help="channels of the U-Net's first level (default: 16)")
+    add.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the student (default: bfloat16)")
     add.add_argument(
         "--steps", type=int, default=2000, help="of a training; twice as many are tried too (default: 2000)"
     )

@@ -241,8 +241,22 @@ def test_a_person_may_annotate(segmentation: Any, sources: Any, tmp_path: Path) 
 
 
 def test_deeplab_is_a_student(segmentation: Any) -> None:
-    student = segmentation.students.build_student("deeplabv3", 12, 16).eval()
+    student = segmentation.students.build_student(12, "deeplabv3", 16, "float32").eval()
     assert student(torch.zeros(1, 3, 64, 64)).shape == (1, 12, 64, 64)
+
+
+def test_half_precision_keeps_weights_logits_and_what_is_learnt(segmentation: Any) -> None:
+    torch.manual_seed(0)
+    half = segmentation.students.build_student(12, "unet", 8, "bfloat16")
+    images = torch.rand(2, 3, 64, 64)
+    whole, rounded = half.network(images), half(images)
+    assert rounded.dtype == torch.float32 and all(p.dtype == torch.float32 for p in half.parameters())
+    assert 0 < (rounded - whole).norm() / whole.norm() < 0.02
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(y.square().sum(), half.parameters())])
+        for y in (whole, rounded)
+    ]
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
 # ---------------------------------------------------------------------------------------------------------- cells
@@ -351,7 +365,7 @@ def test_reannotated_masks_are_the_annotators(segmentation: Any, sources: Any, a
 def test_the_search_refuses_a_test_set_in_memory(downstream: Any, sources: Any, tmp_path: Path) -> None:
     assert sources.test.count == TEST
     with pytest.raises(AssertionError, match="test set"):
-        downstream.search(downstream.Cells(tmp_path, {}), "full", sources, "unet", 4, 4)
+        downstream.search(downstream.Cells(tmp_path, {}), "full", sources, downstream.build_student, 4)
 
 
 def test_floors(segmentation: Any) -> None:

@@ -20,6 +20,7 @@ from .augment import augment, network_input
 from .data import IGNORE, Labelled
 
 STUDENTS = ("unet", "deeplabv3")
+PRECISIONS = ("float32", "bfloat16")
 Predictor = Callable[[Tensor], Tensor]
 
 
@@ -74,9 +75,23 @@ class DeepLab(nn.Module):
         return self.network(x)["out"]
 
 
-def build_student(name: str, num_classes: int, width: int) -> nn.Module:
+class HalfPrecision(nn.Module):
+    """A network that computes in bfloat16; its weights and logits stay float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = self.network(x)
+        return logits.float()
+
+
+def build_student(num_classes: int, name: str, width: int, precision: str) -> nn.Module:
     """A student with fresh weights; `width` is the U-Net's."""
-    return UNet(num_classes, width) if name == "unet" else DeepLab(num_classes)
+    network = UNet(num_classes, width) if name == "unet" else DeepLab(num_classes)
+    return HalfPrecision(network) if precision == "bfloat16" else network
 
 
 @dataclass(frozen=True)

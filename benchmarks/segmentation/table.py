@@ -138,6 +138,7 @@ def _sizes(report: Report) -> str:
     return (
         f"{report['size']}² pixels, student {report['student']}"
         + (f" (width {report['width']})" if report["student"] == "unet" else "")
+        + f" in {report['precision']}"
         + f", at most {2 * report['steps']:,} steps of {report['batch_size']} images, "
         f"checkpoint {report['checkpoint']} ({report['fingerprint'][:8]}), "
         f"{report['hardware']}; IoU in %, mean ± standard deviation over the seeds."
