@@ -21,14 +21,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from measuring import cpu_name, progress
 from segmentation.augment import STRENGTHS
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
-from segmentation.students import PRECISIONS, STUDENTS, Settings, build_student, evaluate, train
+from segmentation.students import PRECISIONS, STUDENTS, Objective, Settings, build_student, evaluate, train
 from segmentation.table import collect, comparison, fill, markdown, missed_floors, picture
 from torch import Tensor, nn
 
@@ -86,38 +86,59 @@ class Cells:
             raise OutOfTime
 
 
-def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -> Settings:
+class Trained(NamedTuple):
+    """A student after its training."""
+
+    network: nn.Module
+    objective: Objective
+    settings: Settings
+    last_loss: float
+    seconds: float
+
+
+def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -> tuple[Settings, Trained | None]:
     """The settings with the best mean IoU on validation; the test set must not have been read.
 
     Every pair of learning rate and augmentation is tried, then the best pair with twice the steps: few images
     are learnt by heart long before many are learnt.
+
+    Returns:
+        Beside the settings the student of seed 0 that had them, unless an earlier run trained it.
     """
     scores: dict[Settings, float] = {}
+    best: Trained | None = None
 
     def attempt(settings: Settings) -> None:
+        nonlocal best
         name = f"{row}.search-{len(scores)}"
-        cell = cells.read(name)
+        cell, trained = cells.read(name), None
         if cell is None:
             cells.check_time()
             assert "test" not in vars(sources), "the test set was read before the search was done"
-            cell, _ = run_cell(row, ROWS[row], sources, settings, build, seed=0, on="validation")
+            trained = fit(row, ROWS[row], sources, settings, build, seed=0)
+            cell, _ = measure(row, trained, sources, seed=0, on="validation")
             cells.write(name, cell)
             progress(_line(name, cell))
         scores[settings] = cell["iou"][""]["mean"]
+        if max(scores, key=scores.__getitem__) == settings:
+            best = trained
 
     for rate, strength in itertools.product(LEARNING_RATES, STRENGTHS):
         attempt(Settings(rate, steps, strength))
     attempt(dataclasses.replace(max(scores, key=scores.__getitem__), steps=2 * steps))
-    return max(scores, key=scores.__getitem__)
+    return max(scores, key=scores.__getitem__), best
 
 
-def final(cells: Cells, row: str, sources: Sources, settings: Settings, build: Build, seed: int) -> None:
-    """One seed of a row, measured on the test set."""
+def final(
+    cells: Cells, row: str, sources: Sources, settings: Settings, trained: Trained | None, build: Build, seed: int
+) -> None:
+    """One seed of a row, measured on the test set; `trained` if that seed is trained already."""
     name = f"{row}.seed-{seed}"
     if cells.read(name) is not None:
         return
     cells.check_time()
-    cell, masks = run_cell(row, ROWS[row], sources, settings, build, seed=seed, on="test")
+    trained = trained or fit(row, ROWS[row], sources, settings, build, seed=seed)
+    cell, masks = measure(row, trained, sources, seed=seed, on="test")
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
     cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
     cells.write_arrays(f"{name}.npy", masks=masks[shown])
@@ -125,10 +146,8 @@ def final(cells: Cells, row: str, sources: Sources, settings: Settings, build: B
     progress(_line(name, cell))
 
 
-def run_cell(
-    name: str, row: Row, sources: Sources, settings: Settings, build: Build, *, seed: int, on: str
-) -> tuple[Cell, Tensor]:
-    """Train a student and measure it on "validation" or "test"; the cell, and the predicted masks."""
+def fit(name: str, row: Row, sources: Sources, settings: Settings, build: Build, *, seed: int) -> Trained:
+    """Train a student; the same arguments give the same student."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     k = sources.schema.num_classes
@@ -137,11 +156,16 @@ def run_cell(
     batches = row.batches(sources, seed)
     losses = train(network, batches, settings, sources.schema, objective, f"{name}, seed {seed}")
     batches.close()  # type: ignore[attr-defined]  # ends the generating thread
-    trained = time.perf_counter() - started
+    last = losses[-20:]
+    return Trained(network, objective, settings, sum(last) / len(last), time.perf_counter() - started)
+
+
+def measure(name: str, trained: Trained, sources: Sources, *, seed: int, on: str) -> tuple[Cell, Tensor]:
+    """Measure a student on "validation" or "test"; the cell, and the predicted masks."""
     data = sources.test if on == "test" else sources.validation
     measured, masks = {}, None
-    for variant, predictor in objective.predictors(network).items():
-        iou, predicted = evaluate(predictor, data, k, sources.device)
+    for variant, predictor in trained.objective.predictors(trained.network).items():
+        iou, predicted = evaluate(predictor, data, sources.schema.num_classes, sources.device)
         masks = predicted if masks is None else masks
         values = [None if value != value else round(value, 5) for value in iou.tolist()]
         measured[variant] = {"mean": round(iou.nanmean().item(), 5), "classes": values}
@@ -149,10 +173,10 @@ def run_cell(
         "row": name,
         "seed": seed,
         "on": on,
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(trained.settings),
         "iou": measured,
-        "last_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
-        "seconds": round(trained, 1),
+        "last_loss": round(trained.last_loss, 4),
+        "seconds": round(trained.seconds, 1),
     }
     assert masks is not None
     return cell, masks
@@ -167,7 +191,8 @@ def run(args: argparse.Namespace) -> int:
         chosen = {row: search(cells, row, sources, build, args.steps) for row in args.rows}
         for seed in range(args.seeds):
             for row in args.rows:
-                final(cells, row, sources, chosen[row], build, seed)
+                settings, trained = chosen[row]
+                final(cells, row, sources, settings, trained if seed == 0 else None, build, seed)
     except OutOfTime:
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
@@ -184,7 +209,8 @@ def gaps(args: argparse.Namespace) -> int:
             name = f"{key}.gap-{seed}"
             if cells.read(name) is None:
                 cells.check_time()
-                cell, _ = run_cell(key, row, sources, settings, build, seed=seed, on="validation")
+                trained = fit(key, row, sources, settings, build, seed=seed)
+                cell, _ = measure(key, trained, sources, seed=seed, on="validation")
                 cells.write(name, cell)
                 progress(_line(name, cell))
     except OutOfTime:

@@ -157,7 +157,7 @@ def train(
     name: str = "training",
 ) -> list[float]:
     """Train in place with AdamW; the loss of every step."""
-    optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_up_and_cosine, steps=settings.steps))
     student.train().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     losses = []
