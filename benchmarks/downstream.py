@@ -338,7 +338,7 @@ def _common_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--width", type=int, default=16, help="channels of the U-Net's first level (default: 16)")
     add.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the student (default: bfloat16)")
     add.add_argument(
-        "--steps", type=int, default=2000, help="of a training; twice as many are tried too (default: 2000)"
+        "--steps", type=int, default=1500, help="of a training; twice as many are tried too (default: 1500)"
     )
     add.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
     add.add_argument("--uses", type=int, default=4, help="steps that see a generated sample, on average (default: 4)")
