@@ -21,8 +21,9 @@ from .data import IGNORE
 from .students import Batch, Predictor, segmentation_loss
 
 GAMMA = 0.6  # discriminator score above which a prediction becomes a label
-# Weights of the losses; the paper, with hundreds of labelled images, has 0.1 for feature matching. Averages over sixteen masks
-# are not those of the domain (hair covers 13 % of them, 17 % of the renders), and with 0.1 students shrank hair to match.
+# Weights of the losses. The paper, with hundreds of labelled images, has 0.1 for feature matching. The averages over
+# sixteen masks are not those of the domain (hair covers 13 % of them, 17 % of the renders), and with 0.1 students
+# shrank hair to match.
 FEATURE_MATCHING, SELF_TRAINING = 0.01, 1.0
 TAU = 0.2  # probability below which a class is taken out
 EMA, CONSISTENCY = 0.99, 1.0
