@@ -1,17 +1,27 @@
-"""Parts small enough for tests that run many samples: a 16-pixel StyleGAN2 and an ensemble of three."""
+"""Parts small enough for tests that run many samples: a 16-pixel StyleGAN2 and an ensemble of three, and a domain."""
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, PixelEnsemble, Recipe, load_generator
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = LabelSchema(("background", "left", "right", "hat"), flip_pairs=((1, 2),))
+RENDERED_CLASSES = (
+    "background", "skin", "neck", "ear", "nose", "brow", "eye_white", "iris", "upper_lip", "lower_lip", "mouth", "hair",
+    "beard", "clothes",
+)  # fmt: skip
+TRAIN_RENDERS, TEST_RENDERS = 24, 5
 
 
 def small_ensemble(channels: int, *, members: int = 3, classes: int = 4, seed: int = 0) -> PixelEnsemble:
@@ -67,6 +77,30 @@ def filtered(unfiltered: LabeledGenerator) -> LabeledGenerator:
     from dsgan_datasets import calibrate
 
     return calibrate(unfiltered, 100, reject_fraction=0.4)
+
+
+@pytest.fixture(scope="session")
+def domain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shards of renders, as the demo's domain has them: rectangles whose colour is their class."""
+    folder = tmp_path_factory.mktemp("domain")
+    classes = [{"id": i, "name": name} for i, name in enumerate(RENDERED_CLASSES)]
+    (folder / "classes.json").write_text(json.dumps({"classes": classes}))
+    random = np.random.default_rng(0)
+    for shard, count in (("train-0000.tar", TRAIN_RENDERS), ("test-0000.tar", TEST_RENDERS)):
+        with tarfile.open(folder / shard, "w") as tar:
+            for i in range(count):
+                mask = np.zeros((128, 128), np.uint8)
+                for c in range(1, 14):
+                    top, left = random.integers(0, 96, 2)
+                    mask[top : top + 32, left : left + 32] = c
+                image = np.stack([mask * 19, 255 - mask * 9, mask * 7], 2)
+                for kind, array, form in (("jpg", image, "JPEG"), ("seg.png", mask, "PNG")):
+                    data = io.BytesIO()
+                    Image.fromarray(array).save(data, form)
+                    member = tarfile.TarInfo(f"{i:06d}.{kind}")
+                    member.size = len(data.getvalue())
+                    tar.addfile(member, io.BytesIO(data.getvalue()))
+    return folder
 
 
 @pytest.fixture

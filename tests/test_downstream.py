@@ -5,28 +5,22 @@ from __future__ import annotations
 import doctest
 import functools
 import importlib
-import io
 import json
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, small_ensemble
+from conftest import GOLDEN, RENDERED_CLASSES, TEST_RENDERS, TRAIN_RENDERS, small_ensemble
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
 from dsgan_datasets.annotations import export_annotations
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = (
-    "background", "skin", "neck", "ear", "nose", "brow", "eye_white", "iris", "upper_lip", "lower_lip", "mouth", "hair",
-    "beard", "clothes",
-)  # fmt: skip
-TRAIN, VALIDATION, TEST = 24, 4, 5
+VALIDATION = 4  # of the rendered domain's training renders
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,35 +41,12 @@ def segmentation(downstream: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def domain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of renders: rectangles whose colour is their class."""
-    folder = tmp_path_factory.mktemp("domain")
-    (folder / "classes.json").write_text(json.dumps({"classes": [{"id": i, "name": n} for i, n in enumerate(NAMES)]}))
-    random = np.random.default_rng(0)
-    for shard, count in (("train-0000.tar", TRAIN), ("test-0000.tar", TEST)):
-        with tarfile.open(folder / shard, "w") as tar:
-            for i in range(count):
-                mask = np.zeros((128, 128), np.uint8)
-                for c in range(1, 14):
-                    top, left = random.integers(0, 96, 2)
-                    mask[top : top + 32, left : left + 32] = c
-                image = np.stack([mask * 19, 255 - mask * 9, mask * 7], 2)
-                for kind, array, form in (("jpg", image, "JPEG"), ("seg.png", mask, "PNG")):
-                    data = io.BytesIO()
-                    Image.fromarray(array).save(data, form)
-                    member = tarfile.TarInfo(f"{i:06d}.{kind}")
-                    member.size = len(data.getvalue())
-                    tar.addfile(member, io.BytesIO(data.getvalue()))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def annotator(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An annotator that has learned nothing: its masks are a function of the image all the same."""
     module = sys.modules["annotator"]
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("annotator") / "annotator.safetensors"
-    module.save_annotator(module.Annotator((4, 8)), path, {})
+    module.save_annotator(module.Annotator(widths=(4, 8)), path, {})
     return path
 
 
@@ -84,7 +55,7 @@ def checkpoint(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A 16-pixel generator whose frames are enlarged to 64, with the classes of the demo."""
     generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels), classes=12)
-    schema = LabelSchema(sys.modules["annotator"].CLASSES)
+    schema = LabelSchema(sys.modules["renders"].CLASSES)
     labeled = LabeledGenerator(generator, ensemble, schema, Recipe(psi=0.9, size=(64, 64)))
     path = tmp_path_factory.mktemp("checkpoint")
     calibrate(labeled, 20, reject_fraction=0.2).save_pretrained(path)
@@ -181,11 +152,14 @@ def test_k_means_finds_clouds_and_names_them(segmentation: Any) -> None:
 
 
 def test_renders_have_the_checkpoints_classes(segmentation: Any, sources: Any, domain: Path) -> None:
-    assert sources.training.images.shape == (TRAIN - VALIDATION, 3, 64, 64) and sources.validation.count == VALIDATION
+    assert (
+        sources.training.images.shape == (TRAIN_RENDERS - VALIDATION, 3, 64, 64)
+        and sources.validation.count == VALIDATION
+    )
     assert sources.training.masks.max() == 11  # 14 rendered classes, merged to 12
-    fine = segmentation.data.read_renders([domain / "test-0000.tar"], LabelSchema(NAMES), 128)
+    fine = segmentation.data.read_renders([domain / "test-0000.tar"], LabelSchema(RENDERED_CLASSES), 128)
     merged = segmentation.data.read_renders([domain / "test-0000.tar"], sources.schema, 128)
-    assert torch.equal(torch.from_numpy(segmentation.data.MERGE)[fine.masks.long()], merged.masks)
+    assert torch.equal(torch.from_numpy(segmentation.data.renders.MERGE)[fine.masks.long()], merged.masks)
     with pytest.raises(ValueError, match="background, skin"):
         segmentation.data.read_renders([domain / "test-0000.tar"], LabelSchema(("cat", "dog")), 128)
 
@@ -366,7 +340,7 @@ def test_reannotated_masks_are_the_annotators(segmentation: Any, sources: Any, a
 
 
 def test_the_search_refuses_a_test_set_in_memory(downstream: Any, sources: Any, tmp_path: Path) -> None:
-    assert sources.test.count == TEST
+    assert sources.test.count == TEST_RENDERS
     with pytest.raises(AssertionError, match="test set"):
         downstream.search(downstream.Cells(tmp_path, {}), "full", sources, downstream.build_student, 4)
 

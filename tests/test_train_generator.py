@@ -27,8 +27,8 @@ import train_generator  # noqa: E402
 import training_state  # noqa: E402
 from annotator import Annotator, save_annotator  # noqa: E402
 from discriminator import Discriminator, augment, r1_penalty  # noqa: E402
+from images import is_validation, read_images, split  # noqa: E402
 from quality import frechet_distance, precision_recall  # noqa: E402
-from renders import is_validation, read_images, split  # noqa: E402
 from train_generator import Settings, Training, main  # noqa: E402
 from training_state import StateError, load_state, read_tensors, save_best, save_state, write_tensors  # noqa: E402
 
@@ -406,7 +406,7 @@ def arguments(tmp_path: Path, *more: str) -> list[str]:
     folder = tmp_path / "images"
     if not folder.exists():
         write_images(folder, noise_images(60))
-        save_annotator(Annotator((4, 4)), tmp_path / "annotator.safetensors", {})
+        save_annotator(Annotator(widths=(4, 4)), tmp_path / "annotator.safetensors", {})
     common = f"--images {folder} --state {tmp_path / 'state'} --resolution 16 --batch 4 --validation 0.3 --device cpu"
     return [*common.split(), "--annotator", str(tmp_path / "annotator.safetensors"), *more]
 
@@ -482,7 +482,7 @@ def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
 
 def test_the_stand_in_annotates_what_was_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, weights = tmp_path / "to-annotate", tmp_path / "annotator.safetensors"
-    annotator = Annotator((4, 8))
+    annotator = Annotator(widths=(4, 8))
     save_annotator(annotator, weights, {})
     schema = read_classes(EXAMPLE)
     assert schema.palette == describe("demo-faces").schema.palette

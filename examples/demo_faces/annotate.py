@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from annotator import CLASSES, RESOLUTION, load_annotator
+from annotator import load_annotator
 from PIL import Image
+from renders import CLASSES
 from safetensors import SafetensorError
 from tqdm import tqdm
 
@@ -43,9 +44,11 @@ def annotate(folder: Path, annotator: Path) -> int:
     for path in tqdm(images, "annotating", unit="image", delay=2, leave=False):
         with Image.open(path) as picture:
             pixels = torch.from_numpy(np.array(picture.convert("RGB")))
-        if pixels.shape[:2] != (RESOLUTION, RESOLUTION):
+        if pixels.shape[:2] != (side := network.resolution, side):
             size = f"{pixels.shape[1]}×{pixels.shape[0]}"
-            raise ValueError(f"{path} is {size} pixels; the annotator labels {RESOLUTION}×{RESOLUTION}")
+            raise ValueError(
+                f"{path} is {size} pixels; the annotator labels {side}×{side}: train one with --resolution"
+            )
         mask = network.annotate(pixels.permute(2, 0, 1)[None])[0].numpy()
         with written_whole(masks / path.name) as file:
             file.write(encode_png(mask, schema.palette))

@@ -1,6 +1,6 @@
 """A small U-Net that labels face parts: the stand-in for the person who annotates the 16 generated images.
 
-Shapes: N images, C classes, H = W = 64 pixels.
+Shapes: N images, C classes, H = W = `resolution` pixels, 64 or 128.
 
     annotator = load_annotator("annotator.safetensors")
     masks = annotator.annotate(images)  # uint8 [N, 3, 64, 64] -> int64 [N, 64, 64]
@@ -12,15 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from renders import CLASSES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CLASSES = (
-    "background", "skin", "neck", "ear", "nose", "brow", "eye", "lips", "mouth", "hair", "beard", "clothes",
-)  # fmt: skip
-RESOLUTION = 64
+#: Channels at each level, by resolution: the coarsest level has 8 pixels across.
+WIDTHS = {64: (16, 32, 64, 128), 128: (16, 32, 64, 128, 128)}
 
 
 def _block(n_in: int, n_out: int) -> nn.Sequential:
@@ -35,16 +34,18 @@ class Annotator(nn.Module):
     """U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597); classes index `CLASSES`.
 
     Args:
-        widths: channels at 64, 32, 16, ... pixels, each a multiple of 4.
+        resolution: H = W of the images that it labels, pixels.
+        widths: channels at full, half, ... resolution, each a multiple of 4 (default: `WIDTHS`).
 
     Example:
         >>> Annotator().annotate(torch.zeros(2, 3, 64, 64, dtype=torch.uint8)).shape
         torch.Size([2, 64, 64])
     """
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128)) -> None:
+    def __init__(self, resolution: int = 64, widths: tuple[int, ...] | None = None) -> None:
         super().__init__()
-        self.widths = tuple(widths)
+        self.resolution = resolution
+        self.widths = widths = tuple(widths or WIDTHS[resolution])
         self.down = nn.ModuleList(_block(a, b) for a, b in zip((3, *widths[:-1]), widths, strict=True))
         self.up = nn.ModuleList(_block(a + b, a) for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[0], len(CLASSES), 1)
@@ -62,18 +63,19 @@ class Annotator(nn.Module):
 
     @torch.inference_mode()
     def annotate(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Masks int64 [N, 64, 64] of images uint8 [N, 3, 64, 64] (RGB), on the images' device.
+        """Masks int64 [N, H, W] of images uint8 [N, 3, H, W] (RGB), on the images' device.
 
         Class probabilities are averaged over the image and its mirror image (no class is left or right).
 
         Raises:
             ValueError: images of another dtype or shape.
         """
-        expected = [len(images), 3, RESOLUTION, RESOLUTION]
+        side = self.resolution
+        expected = [len(images), 3, side, side]
         if images.dtype != torch.uint8 or list(images.shape) != expected:
             raise ValueError(f"got images {images.dtype} {list(images.shape)}, expected torch.uint8 {expected}")
         device = self.head.weight.device
-        masks = [torch.empty(0, RESOLUTION, RESOLUTION, dtype=torch.int64, device=device)]
+        masks = [torch.empty(0, side, side, dtype=torch.int64, device=device)]
         for part in images.to(device).split(batch_size):
             x = part.float() / 127.5 - 1
             p = self(x).softmax(1) + self(x.flip(3)).softmax(1).flip(3)
@@ -84,7 +86,7 @@ class Annotator(nn.Module):
 def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, object]) -> None:
     """Write the weights to `path`, with `report` in their metadata and in a .json file beside them."""
     path = Path(path)
-    report = {"classes": CLASSES, "widths": annotator.widths, **report}
+    report = {"classes": CLASSES, "resolution": annotator.resolution, "widths": annotator.widths, **report}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in annotator.state_dict().items()}
     metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
     # Each file gets its final name only when it is whole.
@@ -106,6 +108,6 @@ def load_annotator(path: str | Path) -> Annotator:
         report = json.loads((file.metadata() or {}).get("report", "{}"))
     if report.get("classes") != list(CLASSES):
         raise ValueError(f"{path}: got classes {report.get('classes')}, expected {list(CLASSES)}: train it again")
-    annotator = Annotator(tuple(report["widths"]))
+    annotator = Annotator(report["resolution"], tuple(report["widths"]))
     annotator.load_state_dict(load_file(path))
     return annotator.eval().requires_grad_(False)

@@ -9,19 +9,19 @@ Shapes: N images, F features.
 """
 
 import torch
-from annotator import RESOLUTION, Annotator
+from annotator import Annotator
 from torch import Tensor
 from torch.nn import functional as F
 
 
 @torch.inference_mode()
 def encoder_features(annotator: Annotator, images: Tensor, batch_size: int = 64) -> Tensor:
-    """Features float64 [N, F] of images uint8 [N, 3, H, W]; larger images are scaled down to what the network takes."""
+    """Features float64 [N, F] of images uint8 [N, 3, H, W]; images are scaled to what the network takes."""
     rows = []
     for part in images.split(batch_size):
         x = part.float() / 127.5 - 1
-        if x.shape[2] != RESOLUTION:
-            x = F.interpolate(x, size=(RESOLUTION,) * 2, mode="bilinear", antialias=True, align_corners=False)
+        if x.shape[2] != (side := annotator.resolution):
+            x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
         levels = []
         for i, block in enumerate(annotator.down):
             x = block(F.max_pool2d(x, 2) if i else x)

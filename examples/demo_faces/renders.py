@@ -1,9 +1,8 @@
-"""Training images in memory: read from folders and tars, scaled to the generator's size, split by their keys.
+"""The demo's domain: renders with exact part masks, read from their shards, merged to the annotated classes, halved.
 
-Shapes: N images, H = W pixels; images are uint8 [N, 3, H, W].
+Shapes: N images of 128 pixels as rendered, or of 64.
 """
 
-import hashlib
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -15,85 +14,91 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-KINDS = ("jpg", "jpeg", "png", "webp")
+SIDE = 128  # pixels of a render
+#: The classes that are annotated.
+CLASSES = (
+    "background", "skin", "neck", "ear", "nose", "brow", "eye", "lips", "mouth", "hair", "beard", "clothes",
+)  # fmt: skip
+#: The 14 rendered classes (index) as the 12 annotated ones (value): eye_white + iris -> eye, upper + lower lip -> lips.
+MERGE = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11], dtype=np.uint8)
+# Annotated classes from the most to the least frequent by pixels, and the rank of each in that order.
+BY_FREQUENCY = (
+    "background", "skin", "hair", "neck", "nose", "clothes", "beard", "lips", "brow", "ear", "eye", "mouth",
+)  # fmt: skip
+RARITY = np.array([BY_FREQUENCY.index(name) for name in CLASSES])
 
 
-def read_image(data: bytes, resolution: int) -> np.ndarray:
-    """The middle square of an image file, averaged over areas to uint8 [resolution, resolution, 3].
+def read_renders(shards: Sequence[Path], classes: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, H, W] and masks uint8 [N, H, W] of all renders of some shards, in their order.
+
+    Args:
+        shards: WebDataset tars.
+        classes: class of a mask by the rendered class, uint8 [14]; `MERGE` where renders are halved.
+        side: H = W, 128 or 64 pixels.
 
     Raises:
-        ValueError: no image, or one that is smaller than that.
+        ValueError: a shard that is not one of the domain's, or another side.
     """
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"is no image that can be read ({error})") from error
-    side = min(image.size)
-    if side < resolution:
-        raise ValueError(f"is {image.width}×{image.height} pixels, smaller than the generator's {resolution}")
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((resolution, resolution), Image.Resampling.BOX))
+    if side not in (SIDE, SIDE // 2):
+        raise ValueError(f"renders come at {SIDE // 2} and {SIDE} pixels, not {side}")
+    images, masks = [], []
+    for shard in tqdm(shards, "reading renders", unit="shard", delay=2, leave=False):
+        for image, mask in _pairs(shard):
+            mask = classes[mask]
+            images.append(image if side == SIDE else halve_image(image))
+            masks.append(mask if side == SIDE else halve_mask(mask))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return pixels, torch.from_numpy(np.stack(masks))
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Key and content of each image of a tar or folder; KEY.seg.png and its like are no images."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            name, _, kind = file.name.partition(".")
-            if kind.lower() in KINDS and file.is_file():
-                yield (file.parent.relative_to(path) / name).as_posix(), file.read_bytes()
-        return
+def _pairs(shard: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Image [128, 128, 3] and mask [128, 128] of each key; the two files of a key follow each other."""
+    held: dict[str, np.ndarray] = {}
+    empty = True
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(shard) as tar:
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                name, _, kind = name.partition(".")
-                file = tar.extractfile(member) if kind.lower() in KINDS else None
-                if file is not None:
-                    yield f"{folder}/{name}" if folder else name, file.read()
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is neither a folder nor a tar that can be read ({error})") from error
+                key, _, kind = member.name.partition(".")
+                file = tar.extractfile(member)
+                if file is None or kind not in ("jpg", "seg.png"):
+                    continue
+                held[f"{key}.{kind}"] = np.asarray(Image.open(io.BytesIO(file.read())))  # mode P: the class itself
+                if len(held) < 2:
+                    continue
+                if set(held) != {f"{key}.jpg", f"{key}.seg.png"}:
+                    raise ValueError(
+                        f"{shard}: {sorted(held)} follow each other, expected KEY.jpg and KEY.seg.png of one key"
+                    )
+                image, mask = held[f"{key}.jpg"], held[f"{key}.seg.png"]
+                if image.shape != (SIDE, SIDE, 3) or mask.shape != (SIDE, SIDE) or mask.max() >= len(MERGE):
+                    raise ValueError(
+                        f"{shard}: {key} is {image.shape} with mask {mask.shape} and class {mask.max()}, expected "
+                        f"{SIDE}×{SIDE} pixels and classes 0-{len(MERGE) - 1}"
+                    )
+                yield image, mask
+                held, empty = {}, False
+    except (tarfile.TarError, OSError) as error:  # Pillow's errors are OSError too
+        raise ValueError(f"{shard} is no shard of renders that can be read ({error})") from error
+    if held:
+        raise ValueError(f"{shard} ends after {sorted(held)}, expected KEY.jpg and KEY.seg.png of each key")
+    if empty:
+        raise ValueError(f"{shard} holds no render, expected KEY.jpg and KEY.seg.png of each key")
 
 
-def read_images(paths: Sequence[Path], resolution: int) -> tuple[list[str], Tensor]:
-    """Keys and images of folders (searched to any depth) and WebDataset tars, in their order.
+def halve_image(image: np.ndarray) -> np.ndarray:
+    """Box filter: uint8 [2H, 2W, 3] -> uint8 [H, W, 3]."""
+    h, w, c = image.shape
+    blocks = image.reshape(h // 2, 2, w // 2, 2, c).astype(np.uint16)
+    return ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8)
 
-    Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: a path without images, or an image that cannot be used.
+
+def halve_mask(mask: np.ndarray) -> np.ndarray:
+    """Majority of each 2x2 block of annotated classes: uint8 [2H, 2W] -> uint8 [H, W].
+
+    A tie goes to the rarer class: eyes, lips and mouth are a few pixels and would otherwise be eaten by the skin
+    around them.
     """
-    keys: list[str] = []
-    images: list[np.ndarray] = []
-    with tqdm(desc="read", unit="image", delay=2) as bar:
-        for path in paths:
-            if not path.exists():
-                raise FileNotFoundError(f"{path} does not exist: give folders of images or tars")
-            before = len(keys)
-            for key, data in _files(path):
-                try:
-                    images.append(read_image(data, resolution))
-                except ValueError as error:
-                    raise ValueError(f"{path}: {key} {error}") from error
-                keys.append(key)
-                bar.update()
-            if len(keys) == before:
-                hint = "; it holds tars: name them (DIR/*.tar)" if path.is_dir() and any(path.glob("*.tar")) else ""
-                raise ValueError(f"{path} holds no image ({', '.join(KINDS)}){hint}")
-    return keys, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-
-
-def is_validation(key: str, share: float) -> bool:
-    """Whether an image is kept from training; a matter of its key alone, so no reordering or addition moves it."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64
-
-
-def split(keys: Sequence[str], images: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Images to train on and images to validate on."""
-    held_out = torch.tensor([is_validation(key, share) for key in keys])
-    return images[~held_out], images[held_out]
-
-
-def digest(images: Tensor) -> str:
-    """SHA-256 (hex) of images: their shape and every pixel."""
-    return hashlib.sha256(str(list(images.shape)).encode() + images.numpy().tobytes()).hexdigest()
+    corners = np.stack([mask[i::2, j::2] for i in (0, 1) for j in (0, 1)])
+    votes = (corners[:, None] == corners[None]).sum(1)
+    winner = (votes * len(CLASSES) + RARITY[corners]).argmax(0)
+    return np.take_along_axis(corners, winner[None], 0)[0]

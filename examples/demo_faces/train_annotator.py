@@ -1,101 +1,36 @@
 """Train the stand-in annotator on renders with exact part masks, hardened for images of a half-trained GAN.
 
-Example:
-    python examples/demo_faces/train_annotator.py --data demo_domain --out annotator.safetensors
+Examples:
+    python examples/demo_faces/train_annotator.py --data DOMAIN --out annotator.safetensors
 
-Shapes: N images, C classes, H = W = 64 pixels. Images are float [N, 3, H, W] in [0, 1] while they are augmented.
+    # for a generator of 128×128, on a GPU
+    python examples/demo_faces/train_annotator.py --data DOMAIN --resolution 128 --device cuda \\
+        --out annotator-128.safetensors
+
+Shapes: N images, C classes, H = W = 64 or 128 pixels. Images are float [N, 3, H, W] in [0, 1] while they are augmented;
+lengths are 64ths of the width, so that both resolutions see the same changes.
 """
 
 import argparse
-import io
 import math
-import tarfile
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from annotator import CLASSES, RESOLUTION, Annotator, save_annotator
-from PIL import Image
+from annotator import WIDTHS, Annotator, save_annotator
+from renders import CLASSES, MERGE, read_renders
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
-
-# The 14 rendered classes (index) as the 12 annotated ones (value): eye_white + iris -> eye, upper + lower lip -> lips.
-MERGE = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11], dtype=np.uint8)
-# Annotated classes from the most to the least frequent by pixels, and the rank of each in that order.
-BY_FREQUENCY = (
-    "background", "skin", "hair", "neck", "nose", "clothes", "beard", "lips", "brow", "ear", "eye", "mouth",
-)  # fmt: skip
-RARITY = np.array([BY_FREQUENCY.index(name) for name in CLASSES])
-
-
-# ---------------------------------------------------------------------------------------------------------- data
-
-
-def halve_image(image: np.ndarray) -> np.ndarray:
-    """Box filter: uint8 [2H, 2W, 3] -> uint8 [H, W, 3]."""
-    h, w, c = image.shape
-    blocks = image.reshape(h // 2, 2, w // 2, 2, c).astype(np.uint16)
-    return ((blocks.sum((1, 3)) + 2) // 4).astype(np.uint8)
-
-
-def halve_mask(mask: np.ndarray) -> np.ndarray:
-    """Majority of each 2x2 block: uint8 [2H, 2W] -> uint8 [H, W].
-
-    A tie goes to the rarer class: eyes, lips and mouth are a few pixels and would otherwise be eaten by the skin
-    around them.
-    """
-    corners = np.stack([mask[i::2, j::2] for i in (0, 1) for j in (0, 1)])
-    votes = (corners[:, None] == corners[None]).sum(1)
-    winner = (votes * len(CLASSES) + RARITY[corners]).argmax(0)
-    return np.take_along_axis(corners, winner[None], 0)[0]
-
-
-def read_shard(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Image uint8 [64, 64, 3] and mask uint8 [64, 64] (12 classes) of each sample of a shard, in its order.
-
-    Raises:
-        ValueError: a sample that lacks its image or mask, or is not 128x128.
-    """
-    sample: dict[str, np.ndarray] = {}
-    with tarfile.open(path) as tar:
-        for member in tar:
-            key, _, kind = member.name.partition(".")
-            file = tar.extractfile(member)
-            if file is None or kind not in ("jpg", "seg.png"):
-                continue
-            sample[f"{key}.{kind}"] = np.asarray(Image.open(io.BytesIO(file.read())))  # mode P: the class itself
-            if len(sample) < 2:
-                continue
-            if set(sample) != {f"{key}.jpg", f"{key}.seg.png"}:
-                raise ValueError(f"{path}: got {sorted(sample)} in a row, expected KEY.jpg and KEY.seg.png of one key")
-            image, mask = sample[f"{key}.jpg"], sample[f"{key}.seg.png"]
-            if image.shape[:2] != (2 * RESOLUTION,) * 2 or mask.shape != image.shape[:2]:
-                raise ValueError(f"{path}: {key} is {image.shape} with mask {mask.shape}, expected 128x128 pixels")
-            yield halve_image(image), halve_mask(MERGE[mask])
-            sample = {}
-    if sample:
-        raise ValueError(f"{path}: ends after {sorted(sample)}, expected KEY.jpg and KEY.seg.png of each key")
-
-
-def load_renders(folder: Path) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, 64, 64] and masks uint8 [N, 64, 64] of folder/train-*.tar; test-*.tar is not opened."""
-    shards = sorted(folder.glob("train-*.tar"))
-    if not shards:
-        raise FileNotFoundError(f"no train-*.tar in {folder}: --data takes the folder that holds the shards")
-    pairs = [pair for shard in tqdm(shards, "read", unit="shard") for pair in read_shard(shard)]
-    images, masks = zip(*pairs, strict=True)
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(np.stack(masks))
-
 
 # -------------------------------------------------------------------------------------------------- augmentation
 
 
 def _uniform(x: Tensor, low: float, high: float, g: torch.Generator, channels: int = 1) -> Tensor:
     """One number per image (and channel), [N, channels, 1, 1]."""
-    return low + (high - low) * torch.rand(len(x), channels, 1, 1, generator=g)
+    return low + (high - low) * torch.rand(len(x), channels, 1, 1, generator=g, device=g.device)
 
 
 def _sometimes(p: float, changed: Tensor, x: Tensor, g: torch.Generator) -> Tensor:
@@ -105,26 +40,31 @@ def _sometimes(p: float, changed: Tensor, x: Tensor, g: torch.Generator) -> Tens
 
 def _smooth_noise(x: Tensor, cells: int, channels: int, g: torch.Generator) -> Tensor:
     """Bicubic noise of unit amplitude with `cells` cells across, [N, channels, H, W]."""
-    noise = torch.randn(len(x), channels, cells, cells, generator=g)
+    noise = torch.randn(len(x), channels, cells, cells, generator=g, device=g.device)
     return F.interpolate(noise, size=x.shape[2:], mode="bicubic", align_corners=False)
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Separable Gaussian of `sigma` pixels."""
+    """Separable Gaussian of `sigma` 64ths of the width."""
+    sigma = sigma * x.shape[3] / 64
     radius = math.ceil(2 * sigma)
-    t = torch.arange(-radius, radius + 1, dtype=x.dtype)
+    t = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.softmax(-(t**2) / (2 * sigma**2), 0).expand(x.shape[1], 1, 1, -1)
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), "replicate"), kernel, groups=x.shape[1])
     return F.conv2d(F.pad(x, (0, 0, radius, radius), "replicate"), kernel.mT, groups=x.shape[1])
 
 
 def warp(x: Tensor, mask: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, shift (4 px), scale (15 %), rotate (8 degrees) and bend (about 1 px) image and mask alike."""
+    """Mirror, shift (4 64ths), scale (15 %), rotate (8 degrees) and bend (about 1 64th) image and mask alike."""
     n = len(x)
-    mirror = 1 - 2 * (torch.rand(n, generator=g) < 0.5).float()
-    angle = (torch.rand(n, generator=g) - 0.5) * math.radians(16)
-    scale = torch.exp((torch.rand(n, 2, generator=g) - 0.5) * 0.3)
-    shift = (torch.rand(n, 2, generator=g) - 0.5) * 0.25
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=g, device=g.device)
+
+    mirror = 1 - 2 * (uniform() < 0.5).float()
+    angle = (uniform() - 0.5) * math.radians(16)
+    scale = torch.exp((uniform(2) - 0.5) * 0.3)
+    shift = (uniform(2) - 0.5) * 0.25
     cos, sin = angle.cos(), angle.sin()
     rows = [mirror * scale[:, 0] * cos, -scale[:, 1] * sin, shift[:, 0]]
     rows += [mirror * scale[:, 0] * sin, scale[:, 1] * cos, shift[:, 1]]
@@ -141,10 +81,12 @@ def muddle(x: Tensor, mask: Tensor, g: torch.Generator) -> Tensor:
     The mask is left as it was, so the annotator learns where a part must be when it can hardly be seen.
     """
     n = len(x)
-    around = torch.isin(mask, torch.tensor([CLASSES.index(name) for name in ("background", "hair", "clothes")]))
+    around = (
+        (mask == CLASSES.index("background")) | (mask == CLASSES.index("hair")) | (mask == CLASSES.index("clothes"))
+    )
     face = _blur((~around)[:, None].float(), 1.0)
-    grid = F.affine_grid(torch.eye(2, 3).expand(n, 2, 3), list(x.shape), align_corners=False)
-    offset = _smooth_noise(x, 16, 2, g) * 0.015 + (torch.rand(n, 2, 1, 1, generator=g) - 0.5) * 0.06
+    grid = F.affine_grid(torch.eye(2, 3, device=x.device).expand(n, 2, 3), list(x.shape), align_corners=False)
+    offset = _smooth_noise(x, 16, 2, g) * 0.015 + _uniform(x, -0.5, 0.5, g, channels=2) * 0.06
     moved = F.grid_sample(x, grid + offset.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
     x = _sometimes(0.25, torch.lerp(x, moved, face * _uniform(x, 0.2, 0.7, g)), x, g)
     x = _sometimes(0.2, torch.lerp(x, _blur(x, 1.8), face * _uniform(x, 0.3, 0.8, g)), x, g)
@@ -168,7 +110,8 @@ def tint_background(x: Tensor, mask: Tensor, g: torch.Generator) -> Tensor:
     figure = (mask != CLASSES.index("background"))[:, None].float()
     cloud = _uniform(x, 0.1, 0.9, g, channels=3) + 0.15 * _smooth_noise(x, 5, 3, g)
     x = _sometimes(0.6, torch.lerp(x, cloud, _uniform(x, 0.2, 1, g) * (1 - figure)), x, g)
-    rim = _blur(F.max_pool2d(figure, 5, 1, 2), 0.8) * (1 - figure)
+    reach = 2 * x.shape[3] // 64
+    rim = _blur(F.max_pool2d(figure, 2 * reach + 1, 1, reach), 0.8) * (1 - figure)
     return _sometimes(0.4, x + rim * _uniform(x, -0.1, 0.4, g), x, g)
 
 
@@ -176,21 +119,21 @@ def degrade(x: Tensor, g: torch.Generator) -> Tensor:
     """Blur, resample, and add the blotches (noise at several scales) and pixel noise of a half-trained generator."""
     x = _sometimes(0.25, _blur(x, 0.7), x, g)
     x = _sometimes(0.15, _blur(x, 1.1), x, g)
-    size = int(torch.randint(28, 56, (), generator=g))
+    size = int(torch.randint(28, 56, (), generator=g, device=g.device)) * x.shape[3] // 64
     small = F.interpolate(x, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     x = _sometimes(0.3, F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False), x, g)
     x = _sometimes(0.3, x + (x - _blur(x, 1.0)), x, g)  # ringing, as of an over-sharpened image
     for cells, amplitude in ((6, 0.08), (12, 0.06), (24, 0.05)):
         grey, colour = _smooth_noise(x, cells, 1, g), _smooth_noise(x, cells, 3, g)
         x = _sometimes(0.6, x + (grey + 0.4 * colour) * _uniform(x, 0, amplitude, g), x, g)
-    return _sometimes(0.5, x + torch.randn(x.shape, generator=g) * _uniform(x, 0, 0.05, g), x, g)
+    return _sometimes(0.5, x + torch.randn(x.shape, generator=g, device=g.device) * _uniform(x, 0, 0.05, g), x, g)
 
 
 def cut_out(x: Tensor, g: torch.Generator) -> Tensor:
-    """Up to two patches of 3 to 9 pixels filled with one colour; the mask keeps what was there."""
-    at = torch.arange(RESOLUTION, dtype=x.dtype) + 0.5
+    """Up to two patches of 3 to 9 64ths filled with one colour; the mask keeps what was there."""
+    at = (torch.arange(x.shape[3], dtype=x.dtype, device=x.device) + 0.5) * 64 / x.shape[3]
     for _ in range(2):
-        y0, x0 = _uniform(x, 0, RESOLUTION, g), _uniform(x, 0, RESOLUTION, g)
+        y0, x0 = _uniform(x, 0, 64, g), _uniform(x, 0, 64, g)
         rows = (at.view(1, 1, -1, 1) - y0).abs() < _uniform(x, 1.5, 4.5, g)
         columns = (at.view(1, 1, 1, -1) - x0).abs() < _uniform(x, 1.5, 4.5, g)
         fill = torch.lerp(x.mean((2, 3), keepdim=True), _uniform(x, 0, 1, g, channels=3), 0.5)
@@ -234,14 +177,16 @@ def class_iou(predicted: Tensor, target: Tensor) -> dict[str, float]:
 def train(
     annotator: Annotator, images: Tensor, masks: Tensor, *, epochs: int, batch_size: int, lr: float, g: torch.Generator
 ) -> None:
-    """AdamW on a one-cycle schedule, in place; all randomness comes from `g`."""
+    """AdamW on a one-cycle schedule, in place; all randomness comes from `g`, everything is on its device."""
     steps = len(images) // batch_size
     optimizer = torch.optim.AdamW(annotator.parameters(), lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.1)
     smoothed = None
     with tqdm(total=epochs * steps, desc="train", unit="step", mininterval=2) as bar:
         for _ in range(epochs):
-            for batch in torch.randperm(len(images), generator=g)[: steps * batch_size].split(batch_size):
+            for batch in torch.randperm(len(images), generator=g, device=g.device)[: steps * batch_size].split(
+                batch_size
+            ):
                 x, target = augment(images[batch], masks[batch], g)
                 loss = segmentation_loss(annotator(x), target)
                 optimizer.zero_grad()
@@ -253,37 +198,54 @@ def train(
                 bar.update()
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    description, _, examples = (__doc__ or "").partition("Examples:")
     parser = argparse.ArgumentParser(
-        description="Train the stand-in annotator: 64x64 face images to masks of 12 parts.",
-        epilog="example: python examples/demo_faces/train_annotator.py --data demo_domain --out annotator.safetensors",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=description,
+        epilog="examples:" + examples.partition("Shapes:")[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with train-*.tar")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="weights; a .json goes beside them")
-    parser.add_argument("--epochs", type=int, default=8, help="passes over the training renders")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step")
-    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
-    parser.add_argument("--val-count", type=int, default=512, help="training renders held out for validation")
-    parser.add_argument("--seed", type=int, default=0, help="fixes split, initial weights, order and augmentation")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; results may differ in the last digits")
-    return parser.parse_args()
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="DIR", help="folder with train-*.tar; test-*.tar is not opened")
+    add("--out", type=Path, required=True, metavar="FILE", help="weights; a .json goes beside them")
+    add("--resolution", type=int, choices=sorted(WIDTHS), default=64, help="of the images to label (default: 64)")
+    add("--epochs", type=int, default=8, help="passes over the training renders (default: 8)")
+    add("--batch-size", type=int, default=32, help="images a step (default: 32)")
+    add("--lr", type=float, default=4e-3, help="peak learning rate (default: 0.004)")
+    add("--val-count", type=int, default=512, help="training renders held out for validation (default: 512)")
+    add("--seed", type=int, default=0, help="fixes split, initial weights, order and augmentation (default: 0)")
+    add("--device", default="cpu", help="where to train (default: cpu)")
+    add("--threads", type=int, default=1, help="CPU threads; results may differ in the last digits (default: 1)")
+    args = parser.parse_args(argv)
+    if min(args.epochs, args.batch_size, args.val_count, args.threads) < 1 or args.lr <= 0 or args.seed < 0:
+        parser.error(
+            "--epochs, --batch-size, --val-count and --threads must be at least 1, --lr above 0, --seed not below 0"
+        )
+    return args
 
 
-def main() -> None:
-    args = parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Read, train, measure, write.
+
+    Raises:
+        ValueError: no renders, or fewer than the arguments need.
+    """
     start = time.perf_counter()
     torch.set_num_threads(args.threads)
     args.out.parent.mkdir(parents=True, exist_ok=True)  # now rather than after the training
-    images, masks = load_renders(args.data)
-    if not 0 < args.val_count <= len(images) - args.batch_size:
-        raise SystemExit(f"--val-count {args.val_count} of {len(images)} renders leaves too few for --batch-size")
-    g = torch.Generator().manual_seed(args.seed)
-    held_out, kept = torch.randperm(len(images), generator=g).tensor_split([args.val_count])
+    shards = sorted(args.data.glob("train-*.tar"))
+    if not shards:
+        raise ValueError(f"no train-*.tar in {args.data}: --data takes the folder that holds the shards")
+    images, masks = (tensor.to(args.device) for tensor in read_renders(shards, MERGE, args.resolution))
+    if args.val_count > len(images) - args.batch_size:
+        raise ValueError(f"--val-count {args.val_count} of {len(images)} renders leaves too few for --batch-size")
+    g = torch.Generator(args.device).manual_seed(args.seed)
+    held_out, kept = torch.randperm(len(images), generator=g, device=g.device).tensor_split([args.val_count])
 
     with torch.random.fork_rng(devices=[]):  # torch initialises layers from its global generator only
         torch.manual_seed(args.seed)
-        annotator = Annotator().to(memory_format=torch.channels_last)  # the faster layout on a CPU
+        annotator = Annotator(args.resolution)
+    annotator.to(args.device, memory_format=torch.channels_last)  # the faster layout on a CPU
     train(annotator, images[kept], masks[kept], epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, g=g)
 
     iou = class_iou(annotator.eval().annotate(images[held_out]), masks[held_out])
@@ -295,5 +257,15 @@ def main() -> None:
     save_annotator(annotator, args.out, {"val_mean_iou": mean, "val_iou": iou, "training": settings})
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"train_annotator.py: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from annotator import load_annotator
 from discriminator import Discriminator, augment, r1_penalty
+from images import digest, read_images, split
 from PIL import Image
 from quality import Ruler
-from renders import digest, read_images, split
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,0 +1,103 @@
+"""The stand-in annotator of the demo: both resolutions learn from the same changes, and bad input is told."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TRAIN_RENDERS
+from torch.nn import functional as F
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "demo_faces"
+sys.path.insert(0, str(EXAMPLE))
+
+import annotate  # noqa: E402
+import renders  # noqa: E402
+import train_annotator  # noqa: E402
+from annotator import WIDTHS, Annotator, load_annotator, save_annotator  # noqa: E402
+
+from dsgan_datasets import load_generator  # noqa: E402
+from dsgan_datasets.annotations import export_annotations  # noqa: E402
+from dsgan_datasets.annotations.folder import read_classes  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_both_resolutions_see_the_same_changes(domain: Path) -> None:
+    shards = [domain / "train-0000.tar"]
+    seen = {}
+    for side in (64, 128):
+        images, masks = renders.read_renders(shards, renders.MERGE, side)
+        assert images.shape == (TRAIN_RENDERS, 3, side, side) and masks.shape == (TRAIN_RENDERS, side, side)
+        x = images.float() / 255
+        g = torch.Generator().manual_seed(5)
+        x, moved = train_annotator.warp(x, masks, g)
+        x = train_annotator.tint_background(train_annotator.recolour(train_annotator.muddle(x, moved, g), g), moved, g)
+        seen[side] = F.adaptive_avg_pool2d(train_annotator.cut_out(x, g), 32), moved
+    assert seen[64][1].max() == seen[128][1].max() == len(renders.CLASSES) - 1
+    assert (seen[128][1][:, ::2, ::2] == seen[64][1]).double().mean() > 0.93
+    difference = (seen[128][0] - seen[64][0]).abs()
+    assert difference.mean() < 0.02 < (seen[64][0] - seen[64][0].roll(1, 0)).abs().mean()
+
+
+@pytest.mark.parametrize("resolution", [64, 128])
+def test_it_learns_at_both_resolutions(
+    domain: Path, tmp_path: Path, resolution: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(WIDTHS, resolution, (8, 8, 8))
+    out = tmp_path / "new" / "annotator.safetensors"
+    words = f"--data {domain} --out {out} --resolution {resolution} --batch-size 4 --val-count 4 --epochs 4 --lr 0.01"
+    assert train_annotator.main(words.split()) == 0
+    assert "mean IoU" in capsys.readouterr().out
+    annotator = load_annotator(out)
+    images, masks = renders.read_renders([domain / "test-0000.tar"], renders.MERGE, resolution)
+    assert annotator.resolution == resolution and not annotator.training
+    commonest = torch.bincount(masks.flatten()).max() / masks.numel()
+    assert (annotator.annotate(images) == masks).double().mean() > commonest + 0.03
+    with pytest.raises(ValueError, match=f"expected torch.uint8 .*{resolution}"):
+        annotator.annotate(images[:, :, :32])
+
+
+def test_its_images_must_have_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, folder = tmp_path / "annotator.safetensors", tmp_path / "to-annotate"
+    save_annotator(Annotator(128, (4, 8)), weights, {})
+    export_annotations(load_generator("demo-faces", device="cpu"), read_classes(EXAMPLE), folder, num=1)
+    assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
+    message = capsys.readouterr().err
+    assert "is 64×64 pixels; the annotator labels 128×128" in message and "--resolution" in message
+    assert not list((folder / "masks").iterdir())
+
+
+def _renamed(member: tarfile.TarInfo, name: str) -> bytes:
+    return member.replace(name=name, deep=False).tobuf()
+
+
+def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (domain / "train-0000.tar").read_bytes()
+    with tarfile.open(domain / "train-0000.tar") as tar:
+        image, mask = tar.getmembers()[:2]
+    damaged = {
+        "no-tar": (b"not a tar at all" * 100, "no shard of renders"),
+        "cut": (whole[: mask.offset_data + 10], "no shard of renders"),
+        "half-a-pair": (whole[: mask.offset] + b"\0" * 1024, "ends after"),
+        "two-of-a-kind": (2 * whole[image.offset : mask.offset] + b"\0" * 1024, "ends after"),
+        "not-its-mask": (whole[: mask.offset] + _renamed(mask, "000009.seg.png") + whole[mask.offset_data :], "follow"),
+        "empty": (b"\0" * 10240, "holds no render"),
+    }
+    for name, (content, _) in damaged.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train-0000.tar").write_bytes(content)
+    out = ["--out", str(tmp_path / "annotator.safetensors")]
+    for name, (_, words) in damaged.items():
+        assert train_annotator.main(["--data", str(tmp_path / name), *out]) == 1
+        assert words in capsys.readouterr().err, name
+    assert train_annotator.main(["--data", str(tmp_path), *out]) == 1
+    assert "no train-*.tar" in capsys.readouterr().err
+    assert train_annotator.main(["--data", str(domain), *out]) == 1
+    assert "--val-count 512 of 24 renders" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_annotator.main(["--data", str(domain), *out, "--epochs", "0"])
+    assert not (tmp_path / "annotator.safetensors").exists()
