@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from dsgan_datasets.files import written_whole
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
 
-#: Pictures on a sheet are enlarged, pixel by pixel, to about so many pixels.
+#: Pictures on a sheet are enlarged to about so many pixels: images smoothly, masks and maps pixel by pixel.
 _CELL = 192
 _MARGIN = 12
 _TEXT = 14
@@ -22,15 +23,27 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _HEAT = np.array([(12, 8, 38), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
+def photo(image: Tensor) -> Image.Image:
+    """An image uint8 [3, H, W], a small one enlarged smoothly to what a sheet shows."""
+    picture = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
+    zoom = _zoom(picture.width)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
+
+
 def overlay(sample: Sample, schema: LabelSchema, opacity: float = 0.55) -> Image.Image:
-    """The image with its mask painted over it; pixels of class 0 and ignored ones stay as they are."""
-    image = sample.image.cpu().permute(1, 2, 0).numpy().astype(np.float64)
+    """The `photo` with its mask painted over it; pixels of class 0 and ignored ones stay as they are."""
+    image = np.asarray(photo(sample.image)).astype(np.float64)
     mask = sample.mask.cpu().numpy()
+    mask = mask.repeat(image.shape[0] // mask.shape[0], 0).repeat(image.shape[1] // mask.shape[1], 1)
     palette = np.zeros((256, 3))
     palette[: schema.num_classes] = schema.palette
     painted = (mask != 0) & (mask != schema.ignore_index)
     image[painted] = (1 - opacity) * image[painted] + opacity * palette[mask[painted]]
     return Image.fromarray(image.round().astype(np.uint8))
+
+
+def _zoom(width: int) -> int:
+    return max(1, round(_CELL / width))
 
 
 def heat_map(values: np.ndarray, highest: float) -> Image.Image:
@@ -54,9 +67,8 @@ def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", c
     highest = float(batch.js.max()) if with_js else 0.0
     pictures, captions = [], []
     for sample in batch.rows():
-        image = Image.fromarray(sample.image.cpu().permute(1, 2, 0).numpy())
         uncertainty = [heat_map(sample.js.cpu().numpy(), highest)] if with_js else []
-        pictures.append([image, overlay(sample, schema), *uncertainty])
+        pictures.append([photo(sample.image), overlay(sample, schema), *uncertainty])
         caption = f"index {int(sample.index)}   score {float(sample.score):.4f} nats"
         if "class_label" in sample:
             caption += f"   class {int(sample.class_label)}"
@@ -79,14 +91,14 @@ def sheet(
     """Groups of pictures side by side, each with a line of text below, and a legend of the classes.
 
     Args:
-        pictures: groups of equally many pictures of one size; they are enlarged, pixel by pixel.
+        pictures: groups of equally many pictures; a small first one is enlarged, pixel by pixel, and all others to it.
         captions: one a group.
         title: first line of the sheet.
         schema: classes of the legend; None for none.
         columns: groups side by side.
     """
     width, height = pictures[0][0].size
-    zoom = max(1, round(_CELL / width))
+    zoom = _zoom(width)
     cell_w, cell_h = width * zoom, height * zoom
     columns = max(1, min(columns, len(pictures)))
     block_w, block_h = len(pictures[0]) * (cell_w + 4) + _MARGIN - 4, cell_h + _TEXT + 2 * _MARGIN

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dsgan_datasets import LabelSchema, Sample
-from dsgan_datasets.pictures import overlay, sheet
+from dsgan_datasets.pictures import overlay, photo, sheet
 
 from .rows import GAPS, ROWS, Row
 
@@ -120,7 +120,7 @@ def picture(cells: Path, report: Report) -> Image.Image:
     pictures, captions = [], []
     for i, image in enumerate(images):
         pixels = torch.from_numpy(image)
-        pictures.append([Image.fromarray(image.transpose(1, 2, 0))])
+        pictures.append([photo(pixels)])
         captions.append("image")
         for name, masks in columns.items():
             sample = Sample(image=pixels, mask=torch.from_numpy(masks[i]).long())
