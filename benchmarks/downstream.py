@@ -7,6 +7,7 @@ are done. Every trained student is a cell, written when it is finished and skipp
 
     python benchmarks/downstream.py run --domain DIR --annotator annotator.safetensors --out CELLS
     python benchmarks/downstream.py gaps --domain DIR --annotator annotator.safetensors --out CELLS
+    python benchmarks/downstream.py parts --domain DIR --annotator annotator.safetensors --out CELLS
     python benchmarks/downstream.py table --cells CELLS
 """
 
@@ -21,69 +22,29 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from measuring import cpu_name, progress
+from safetensors import SafetensorError
 from segmentation.augment import STRENGTHS
+from segmentation.cells import Cell, Cells, OutOfTime
+from segmentation.parts import count_parts
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
 from segmentation.students import PRECISIONS, STUDENTS, Objective, Settings, build_student, evaluate, train
-from segmentation.table import collect, comparison, fill, markdown, missed_floors, picture
+from segmentation.table import collect, comparison, fill, floors, markdown, picture, read_report
 from torch import Tensor, nn
 
-from dsgan_datasets.files import remove_leftovers, written_whole
+from dsgan_datasets.files import written_whole
+from dsgan_datasets.tools.options import count
 
+RESULT = Path(__file__).resolve().parent / "results" / "downstream.json"
 LEARNING_RATES = (2e-3, 6e-3)
 ANNOTATOR = (
     "weights of examples/demo_faces/train_annotator.py, or a folder that `dsgan annotate export` made, annotated"
 )
 EXAMPLES = 6  # test images whose predictions are kept for the picture
-Cell = dict[str, Any]
 Build = Callable[[int], nn.Module]  # number of classes -> a student with fresh weights
-
-
-class OutOfTime(Exception):
-    """The minutes asked for are over."""
-
-
-class Cells:
-    """A folder of finished cells of one configuration.
-
-    Raises:
-        ValueError: the folder holds cells of another configuration.
-    """
-
-    def __init__(self, folder: Path, configuration: Cell, minutes: float | None = None) -> None:
-        self.folder = folder
-        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        folder.mkdir(parents=True, exist_ok=True)
-        held = self.read("configuration")
-        if held is None:
-            self.write("configuration", configuration)
-        elif held != json.loads(json.dumps(configuration)):
-            changed = [key for key in configuration if held.get(key) != json.loads(json.dumps(configuration[key]))]
-            raise ValueError(f"{folder} holds cells with another {', '.join(changed)}: choose another --out")
-
-    def read(self, name: str) -> Cell | None:
-        path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def write(self, name: str, cell: Cell) -> None:
-        path = self.folder / f"{name}.json"
-        remove_leftovers(path)
-        with written_whole(path) as file:
-            file.write((json.dumps(cell, indent=1) + "\n").encode())
-
-    def write_arrays(self, name: str, **arrays: Tensor) -> None:
-        """One array as .npy (named "masks"), several as .npz."""
-        held = {key: value.cpu().numpy() for key, value in arrays.items()}
-        with written_whole(self.folder / name) as file:
-            np.save(file, held["masks"]) if name.endswith(".npy") else np.savez_compressed(file, **held)
-
-    def check_time(self) -> None:
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise OutOfTime
 
 
 class Trained(NamedTuple):
@@ -116,7 +77,7 @@ def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -
             cells.check_time()
             assert "test" not in vars(sources), "the test set was read before the search was done"
             trained = fit(row, ROWS[row], sources, settings, build, seed=0)
-            cell, _ = measure(row, trained, sources, seed=0, on="validation")
+            cell, _ = measure(row, ROWS[row], trained, sources, seed=0, on="validation")
             cells.write(name, cell)
             progress(_line(name, cell))
         scores[settings] = cell["iou"][""]["mean"]
@@ -138,7 +99,7 @@ def final(
         return
     cells.check_time()
     trained = trained or fit(row, ROWS[row], sources, settings, build, seed=seed)
-    cell, masks = measure(row, trained, sources, seed=seed, on="test")
+    cell, masks = measure(row, ROWS[row], trained, sources, seed=seed, on="test")
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
     cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
     cells.write_arrays(f"{name}.npy", masks=masks[shown])
@@ -160,7 +121,7 @@ def fit(name: str, row: Row, sources: Sources, settings: Settings, build: Build,
     return Trained(network, objective, settings, sum(last) / len(last), time.perf_counter() - started)
 
 
-def measure(name: str, trained: Trained, sources: Sources, *, seed: int, on: str) -> tuple[Cell, Tensor]:
+def measure(name: str, row: Row, trained: Trained, sources: Sources, *, seed: int, on: str) -> tuple[Cell, Tensor]:
     """Measure a student on "validation" or "test"; the cell, and the predicted masks."""
     data = sources.test if on == "test" else sources.validation
     measured, masks = {}, None
@@ -171,6 +132,7 @@ def measure(name: str, trained: Trained, sources: Sources, *, seed: int, on: str
         measured[variant] = {"mean": round(iou.nanmean().item(), 5), "classes": values}
     cell = {
         "row": name,
+        "title": row.title_for(sources),
         "seed": seed,
         "on": on,
         "settings": dataclasses.asdict(trained.settings),
@@ -210,12 +172,21 @@ def gaps(args: argparse.Namespace) -> int:
             if cells.read(name) is None:
                 cells.check_time()
                 trained = fit(key, row, sources, settings, build, seed=seed)
-                cell, _ = measure(key, trained, sources, seed=seed, on="validation")
+                cell, _ = measure(key, row, trained, sources, seed=seed, on="validation")
                 cells.write(name, cell)
                 progress(_line(name, cell))
     except OutOfTime:
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
+    return 0
+
+
+def parts(args: argparse.Namespace) -> int:
+    """How often each part is seen, and how large, in renders and in generated samples, by whose masks say so."""
+    sources, cells, _ = prepare(args)
+    _ = sources.annotator_network  # says at once what it lacks
+    cells.write("parts", count_parts(sources, args.images))
+    progress(f"counted: python benchmarks/downstream.py table --cells {args.out}")
     return 0
 
 
@@ -254,24 +225,30 @@ def _out_of_time(args: argparse.Namespace) -> int:
 
 
 def table(args: argparse.Namespace) -> int:
-    """JSON, Markdown and picture of what is finished."""
+    """JSON, Markdown and picture of what is finished; with a floor that is missed the command exits with 1."""
+    target = args.json or (RESULT if args.cells is None else args.cells / RESULT.name)
     if args.cells is not None:
         report = collect(args.cells)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(args.json) as file:
+        drawn = picture(args.cells, report) if args.picture is not None else None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(target) as file:
             file.write((json.dumps(report, indent=1) + "\n").encode())
-        if args.picture is not None:
+        progress(f"written: {target}")
+        if drawn is not None:
             with written_whole(args.picture) as file:
-                picture(args.cells, report).save(file, "PNG", optimize=True)
-    report = json.loads(args.json.read_text())
-    texts = {args.json.name: markdown(report)}
+                drawn.save(file, "PNG", optimize=True)
+            progress(f"written: {args.picture}")
+    elif args.picture is not None:
+        raise ValueError("--picture needs --cells: predictions are not in the JSON")
+    report = read_report(target)
+    texts = {RESULT.name: markdown(report)}
     if args.before is not None:
-        texts[args.before.name] = comparison(json.loads(args.before.read_text()), report)
+        texts[args.before.name] = comparison(read_report(args.before), report)
     for name, text in texts.items():
         print(text, end="\n\n")
         if args.docs is not None:
             fill(args.docs, name, text)
-    return 1 if missed_floors(report) else 0
+    return 1 if any(floor.held is False for floor in floors(report)) else 0
 
 
 def _line(name: str, cell: Cell) -> str:
@@ -305,9 +282,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     between = verbs.add_parser(
         "gaps", help="where the stream loses to exact masks", description=gaps.__doc__, formatter_class=raw
     )
+    shown = verbs.add_parser(
+        "parts", help="how often and how large each part is", description=parts.__doc__, formatter_class=raw
+    )
+    shown.epilog = """examples:
+  python benchmarks/downstream.py parts --domain DIR --annotator annotator.safetensors --out cells"""
+    shown.add_argument("--images", type=count, default=1000, help="of each kind that are looked at (default: 1000)")
     between.epilog = """examples:
   python benchmarks/downstream.py gaps --domain DIR --annotator annotator.safetensors --out cells"""
-    for verb in (add, between):
+    for verb in (add, between, shown):
         _common_options(verb)
     show = verbs.add_parser("table", help="JSON, Markdown and picture", description=table.__doc__, formatter_class=raw)
     show.epilog = """examples:
@@ -316,8 +299,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
   python benchmarks/downstream.py table --before benchmarks/results/downstream-before.json \\
       --docs docs/downstream.md     # from the committed JSON"""
     show.add_argument("--cells", type=Path, metavar="DIR", help="folder of `run`; left out, the JSON is shown as it is")
-    results = Path(__file__).resolve().parent / "results" / "downstream.json"
-    show.add_argument("--json", type=Path, default=results, help="(default: benchmarks/results/downstream.json)")
+    where = "(default: DIR/downstream.json of --cells; without them the committed benchmarks/results/downstream.json)"
+    show.add_argument(
+        "--json", type=Path, metavar="FILE", help=f"what --cells are written to, or what is shown {where}"
+    )
     show.add_argument("--before", type=Path, metavar="FILE", help="JSON of another checkpoint, to compare with")
     show.add_argument("--docs", type=Path, metavar="FILE", help="page whose table is replaced")
     show.add_argument("--picture", type=Path, metavar="FILE", help="PNG of predictions; needs --cells")
@@ -332,28 +317,39 @@ def _common_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept")
     add.add_argument("--checkpoint", default="demo-faces", help="labelled generator (default: demo-faces)")
     add.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
-    add.add_argument("--seeds", type=int, default=3, help="(default: 3)")
+    add.add_argument("--seeds", type=count, default=3, help="(default: 3)")
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
     add.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
-    add.add_argument("--width", type=int, default=16, help="channels of the U-Net's first level (default: 16)")
+    add.add_argument("--width", type=count, default=16, help="channels of the U-Net's first level (default: 16)")
     add.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the student (default: bfloat16)")
     add.add_argument(
-        "--steps", type=int, default=1500, help="of a training; twice as many are tried too (default: 1500)"
+        "--steps", type=count, default=1500, help="of a training; twice as many are tried too (default: 1500)"
     )
-    add.add_argument("--batch-size", type=int, default=8, help="(default: 8)")
-    add.add_argument("--uses", type=int, default=4, help="steps that see a generated sample, on average (default: 4)")
+    add.add_argument("--batch-size", type=count, default=8, help="(default: 8)")
+    add.add_argument("--uses", type=count, default=4, help="steps that see a generated sample, on average (default: 4)")
     add.add_argument("--device", default="cpu", help="(default: cpu)")
-    add.add_argument("--threads", type=int, help="of torch (default: its own)")
-    add.add_argument("--minutes", type=float, help="start no further cell after so many minutes (default: no limit)")
+    add.add_argument("--threads", type=count, help="of torch (default: its own)")
+    add.add_argument("--minutes", type=_minutes, help="start no further cell after so many minutes (default: no limit)")
+
+
+def _minutes(text: str) -> float:
+    """A number from 0."""
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0")
+    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     try:
-        return {"run": run, "gaps": gaps, "table": table}[args.verb](args)
-    except (OSError, ValueError) as error:
+        return {"run": run, "gaps": gaps, "parts": parts, "table": table}[args.verb](args)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         print(f"downstream: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("downstream: stopped; finished cells are kept, run the same command again to go on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 CONFIDENCE = 0.95
 
 
@@ -59,10 +57,14 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 class PeakMemory:
     """Samples this process's resident memory while it is entered, every half millisecond if not told otherwise.
 
+    Needs psutil (`pip install "dsgan_datasets[test]"`).
+
     Not ru_maxrss: Linux hands the parent's on to its children, and it would hide whatever lies below an earlier peak.
     """
 
     def __init__(self, seconds: float = 0.0005) -> None:
+        import psutil  # here, as most benchmarks run without it
+
         self._seconds = seconds
         self._process = psutil.Process()
         self._stop = threading.Event()

@@ -36,14 +36,14 @@ def downstream() -> Any:
 
 @pytest.fixture(scope="module")
 def segmentation(downstream: Any) -> Any:
-    names = ("data", "students", "rows", "semi", "clusters", "table", "augment")
+    names = ("data", "students", "rows", "semi", "clusters", "table", "augment", "cells", "parts")
     return type("Modules", (), {name: sys.modules[f"segmentation.{name}"] for name in names})
 
 
 @pytest.fixture(scope="module")
 def annotator(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An annotator that has learned nothing: its masks are a function of the image all the same."""
-    module = sys.modules["annotator"]
+    module = importlib.import_module("annotator")
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("annotator") / "annotator.safetensors"
     module.save_annotator(module.Annotator(widths=(4, 8)), path, {})
@@ -98,7 +98,7 @@ def test_iou_is_the_hand_computed_one(segmentation: Any) -> None:
 
 
 def test_docstring_examples(segmentation: Any) -> None:
-    results = [doctest.testmod(getattr(segmentation, name)) for name in ("students", "semi")]
+    results = [doctest.testmod(getattr(segmentation, name)) for name in ("students", "semi", "parts")]
     assert all(r.attempted and not r.failed for r in results), results
 
 
@@ -310,6 +310,14 @@ def test_gaps_go_from_exact_masks_to_the_stream(
     words += ["--batch-size", "4", "--steps", "2", "--seeds", "1", "--uses", "2"]
     assert downstream.main([*words, "--annotator", str(tmp_path)]) == 1  # a folder labels 16 images
     assert downstream.main([*words, "--annotator", str(annotator)]) == 0
+    assert downstream.main(["parts", *words[1:], "--annotator", str(annotator), "--images", "6"]) == 0
+    parts = json.loads((out / "parts.json").read_text())
+    assert {name: part["images"] for name, part in parts.items()} == {
+        "renders": 6, "annotated": 16, "by-annotator": 6, "by-interpreter": 6, "stream": 6
+    }  # fmt: skip
+    for part in parts.values():
+        assert len(part["present"]) == 12 and sum(part["area"]) == pytest.approx(1, abs=1e-4)
+        assert all((p == 0) == (a == 0) and a <= p <= 1 for p, a in zip(part["present"], part["area"], strict=True))
     gaps = segmentation.rows.GAPS
     cells = {name: json.loads((out / f"{name}.gap-0.json").read_text()) for name in gaps}
     assert {cell["on"] for cell in cells.values()} == {"validation"}
@@ -333,7 +341,7 @@ def test_gaps_go_from_exact_masks_to_the_stream(
 
 
 def test_reannotated_masks_are_the_annotators(segmentation: Any, sources: Any, annotator: Path) -> None:
-    network = sys.modules["annotator"].load_annotator(annotator)
+    network = importlib.import_module("annotator").load_annotator(annotator)
     assert torch.equal(sources.reannotated.masks.long(), network.annotate(sources.training.images))
     batch = next(segmentation.rows.GAPS["generated-annotated"].batches(sources, 0))
     assert torch.equal(batch.mask, network.annotate(batch.image))
@@ -349,9 +357,12 @@ def test_floors(segmentation: Any) -> None:
     def report(size: int, **means: float) -> dict[str, Any]:
         return {"size": size, "rows": {n: {"seeds": [{"iou": {"": {"mean": m}}}]} for n, m in means.items()}}
 
-    missed = segmentation.table.missed_floors
-    assert missed(report(64, full=0.7, few=0.3, semi=0.4)) == []
-    assert len(missed(report(128, full=0.7, few=0.3, semi=0.2))) == 2
+    def held(*arguments: Any, **means: float) -> list[bool | None]:
+        return [floor.held for floor in segmentation.table.floors(report(*arguments, **means))]
+
+    assert held(64, full=0.7, few=0.3, semi=0.4) == [True, None]
+    assert held(128, full=0.7, few=0.3, semi=0.2) == [False, False]
+    assert held(128, full=0.9) == [True] and held(64, few=0.3) == []
 
 
 def test_mistakes_are_lines_not_tracebacks(
@@ -360,6 +371,50 @@ def test_mistakes_are_lines_not_tracebacks(
     assert run(downstream, domain, tmp_path, "--rows", "few") == 1
     assert run(downstream, tmp_path / "nowhere", tmp_path / "cells", "--rows", "full") == 1
     assert run(downstream, domain, tmp_path, "--rows", "full", "--uses", "3") == 1
+    untested = tmp_path / "untested"
+    untested.mkdir()
+    (untested / "train-0000.tar").write_bytes((domain / "train-0000.tar").read_bytes())
+    assert run(downstream, untested, tmp_path / "cells", "--rows", "full") == 1
+    (tmp_path / "weights").write_text("none")
+    assert run(downstream, domain, tmp_path / "c", "--rows", "few", "--annotator", str(tmp_path / "weights")) == 1
     errors = capsys.readouterr().err
-    assert errors.count("downstream: ") == 3 and "Traceback" not in errors
-    assert "--annotator" in errors and "--domain" in errors and "--uses" in errors
+    assert errors.count("downstream: ") == 5 and "Traceback" not in errors
+    for words in ("--annotator", "--domain", "--uses", "no test-*.tar", "weights"):
+        assert words in errors
+    for words in ("--uses 0", "--seeds 0", "--steps -4", "--width 0", "--threads 0", "--minutes nan", "--minutes -1"):
+        with pytest.raises(SystemExit):
+            run(downstream, domain, tmp_path, "--rows", "full", *words.split())
+        assert words.split()[0] in capsys.readouterr().err
+
+
+def test_damaged_cells_are_named(downstream: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def error(*words: str) -> str:
+        assert downstream.main(["table", "--cells", str(tmp_path), *words]) == 1
+        return str(capsys.readouterr().err)
+
+    cell = tmp_path / "full.seed-0.json"
+    assert "no finished cell" in error()
+    cell.write_text("garbage")
+    assert str(cell) in error() and "delete it" in error()
+    cell.write_text("{}")
+    assert "lacks" in error()
+    with pytest.raises(ValueError, match="no configuration.json"):
+        downstream.Cells(tmp_path, {"size": 64})
+    whole = {"row": "full", "title": "full", "seed": 0, "settings": {"learning_rate": 1, "steps": 2}}
+    whole["settings"]["augmentation"] = "weak"  # type: ignore[index]
+    cell.write_text(json.dumps({**whole, "iou": {"": {"mean": 0.5, "classes": [0.5]}}}))
+    assert "configuration.json" in error()
+    report = {"size": 64, "schema": LabelSchema(("thing",)).to_dict(), "student": "unet", "width": 4}
+    report |= {"precision": "float32", "steps": 2, "batch_size": 2, "hardware": "none"}
+    report |= {"checkpoint": "none", "fingerprint": "0" * 64}
+    (tmp_path / "configuration.json").write_text(json.dumps(report))
+    picture = ("--picture", str(tmp_path / "picture.png"))
+    assert "examples.npz is missing or damaged" in error(*picture)
+    (tmp_path / "examples.npz").write_bytes(b"garbage")
+    assert "examples.npz is missing or damaged" in error(*picture)
+    assert not (tmp_path / "downstream.json").exists()
+    committed = downstream.RESULT.read_bytes()
+    assert downstream.main(["table", "--cells", str(tmp_path)]) == 0
+    assert "**50.0**" in capsys.readouterr().out and (tmp_path / "downstream.json").exists()
+    assert downstream.RESULT.read_bytes() == committed
+    assert "is no result of this benchmark" in error("--before", str(cell))

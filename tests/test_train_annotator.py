@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TRAIN_RENDERS
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "demo_faces"
@@ -101,3 +102,15 @@ def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         train_annotator.main(["--data", str(domain), *out, "--epochs", "0"])
     assert not (tmp_path / "annotator.safetensors").exists()
+    for taken in (tmp_path, domain / "classes.json"):
+        assert train_annotator.main(["--data", str(domain), "--out", str(taken)]) == 1
+        assert "is not replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["none", "folder", "text", "other.safetensors"])
+def test_what_is_no_annotator_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("none")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{name}.*(train_annotator.py|train it again)"):
+        load_annotator(tmp_path / name)

@@ -443,6 +443,46 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
     (tmp_path / "none").mkdir()
     assert main(["--images", str(tmp_path / "none"), "--state", str(tmp_path / "s")]) == 1
     assert "holds no image" in capfd.readouterr().err
+    for wrong in (state / "best", tmp_path / "images" / "000.png"):
+        assert main(arguments(tmp_path, "--state", str(wrong))) == 1
+        assert "--state" in capfd.readouterr().err
+    (tmp_path / "none" / "broken.png").write_bytes(b"no image")
+    assert main(["--images", str(tmp_path / "none"), "--state", str(tmp_path / "s")]) == 1
+    assert "broken is no image that can be read\n" in capfd.readouterr().err
+
+
+def test_another_annotator_measures_the_best_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    best = tmp_path / "state" / "best"
+    assert main(arguments(tmp_path, "--until", "8", "--evaluate", "0")) == 0
+    chosen = best.joinpath("generator.safetensors").read_bytes(), json.loads((best / "evaluation.json").read_text())
+    torch.manual_seed(1)
+    (tmp_path / "annotator.safetensors").unlink()
+    save_annotator(Annotator(widths=(8, 4)), tmp_path / "annotator.safetensors", {})
+    capfd.readouterr()
+    assert main(arguments(tmp_path, "--until", "12", "--evaluate", "0")) == 0
+    said = capfd.readouterr()
+    measured = float(said.out.partition("Fréchet distance ")[2].split()[0])
+    assert measured != pytest.approx(chosen[1]["frechet"], rel=1e-3)
+    (evaluated,) = [json.loads(line) for line in said.err.splitlines() if line.startswith("{")]
+    kept = best.joinpath("generator.safetensors").read_bytes() == chosen[0]
+    assert kept == (measured <= evaluated["frechet"])
+
+
+@pytest.mark.parametrize("content", ["garbage", "{}", '{"images_seen": 3, "sha256": {}}'])
+def test_a_damaged_state_is_told_and_left(tmp_path: Path, content: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path, "--until", "4", "--evaluate", "0")) == 0
+    (state,) = (tmp_path / "state").glob("state-*/state.json")
+    state.write_text(content)
+    assert main(arguments(tmp_path, "--change-settings")) == 1
+    message = capfd.readouterr().err
+    assert "give another --state" in message and "Traceback" not in message and state.read_text() == content
+    assert (tmp_path / "state" / "best" / "generator.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", ["--minutes nan", "--minutes -1", "--until 0", "--save-every 0", "--evaluate -1"])
+def test_times_are_checked(tmp_path: Path, words: str) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments(tmp_path, *words.split()))
 
 
 def test_grids_are_thinned_out_but_first_and_last_stay(tmp_path: Path) -> None:

@@ -41,10 +41,8 @@ def read_renders(shards: list[Path], schema: LabelSchema, size: int) -> Labelled
     """All renders of some shards, in their order, with the classes of a schema.
 
     Raises:
-        ValueError: no shard, a shard that is not one of the domain's, or a schema or size that renders cannot have.
+        ValueError: a shard that is not one of the domain's, or a schema or size that renders cannot have.
     """
-    if not shards:
-        raise ValueError("no shards to read: --domain takes the folder with train-*.tar, test-*.tar and classes.json")
     return Labelled(*renders.read_renders(shards, class_lookup(shards[0].parent, schema, size), size))
 
 

@@ -67,6 +67,9 @@ class Sources:
     ) -> None:
         self.domain, self.checkpoint, self.annotator = domain, checkpoint, annotator
         self.size, self.device, self.batch_size, self.uses = size, device, batch_size, uses
+        for shards in ("train-*.tar", "test-*.tar"):  # said now rather than after hours of training
+            if not any(domain.glob(shards)):
+                raise ValueError(f"no {shards} in {domain}: --domain takes the folder of renders, with classes.json")
         self.labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
         self.schema = self.labeled.schema
 
@@ -274,7 +277,7 @@ class Row(NamedTuple):
     """A row of the table.
 
     Attributes:
-        title: what the table says.
+        title: what the table says; {renders} is the number of training renders.
         batches: sources, seed -> what the student sees.
         objective: (classes, steps, device) -> what it minimises.
         annotator: whether annotated samples have to be made.
@@ -285,18 +288,22 @@ class Row(NamedTuple):
     objective: Callable[[int, int, str], Objective] = Supervised
     annotator: bool = False
 
+    def title_for(self, sources: Sources) -> str:
+        """The title, with what there is to train on."""
+        return self.title.format(renders=f"{sources.training.count:,}")
+
 
 ROWS = {
     "few": Row("few labels: 16 annotated samples", _labelled(lambda s: s.annotated_images), annotator=True),
     "few-real": Row("few labels: 16 renders with exact masks", _labelled(lambda s: s.training[:ANNOTATED])),
     "semi": Row(
-        "semi-supervised (s4GAN): 16 annotated samples, 10,000 unlabelled renders",
+        "semi-supervised (s4GAN): 16 annotated samples, {renders} unlabelled renders",
         _with_unlabelled(lambda s: s.annotated_images),
         S4GANWithMLMT,
         annotator=True,
     ),
     "semi-real": Row(
-        "semi-supervised (s4GAN): 16 renders with exact masks, 10,000 unlabelled renders",
+        "semi-supervised (s4GAN): 16 renders with exact masks, {renders} unlabelled renders",
         _with_unlabelled(lambda s: s.training[:ANNOTATED]),
         S4GANWithMLMT,
     ),
@@ -311,7 +318,7 @@ ROWS = {
     "one-member": Row("ours, 1 pixel classifier (no filter)", _stream(lambda s: s.one_member)),
     "annotations-30": Row("ours, 30 annotations", _stream(lambda s: s.more_annotations), annotator=True),
     "full-1000": Row("full supervision: 1,000 renders with exact masks", _labelled(lambda s: s.training[:1000])),
-    "full": Row("full supervision: 10,000 renders with exact masks", _labelled(lambda s: s.training)),
+    "full": Row("full supervision: {renders} renders with exact masks", _labelled(lambda s: s.training)),
 }
 #: From full supervision to the stream, one difference at a time: what each costs a student.
 GAPS = {

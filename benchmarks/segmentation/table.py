@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 
 from dsgan_datasets import LabelSchema, Sample
 from dsgan_datasets.pictures import overlay, photo, sheet
 
+from .cells import read_arrays, read_cell, read_json
 from .rows import GAPS, ROWS, Row
 
 Report = dict[str, Any]
@@ -24,22 +23,31 @@ def collect(cells: Path) -> Report:
     """The report of a folder of cells.
 
     Raises:
-        ValueError: the folder holds no finished cell.
+        ValueError: the folder holds no finished cell, or a damaged one.
     """
     rows = finished(cells, ROWS, "seed")
     if not rows:
         raise ValueError(f"{cells} holds no finished cell (ROW.seed-N.json): run the benchmark first")
-    configuration = json.loads((cells / "configuration.json").read_text())
-    return {**configuration, "rows": rows, "gaps": finished(cells, GAPS, "gap")}
+    configuration = read_json(cells / "configuration.json", ("size", "schema"), "run the benchmark with another --out")
+    parts = cells / "parts.json"
+    counted = read_json(parts, (), "delete it, and run `parts` again") if parts.exists() else {}
+    return {**configuration, "rows": rows, "gaps": finished(cells, GAPS, "gap"), "parts": counted}
+
+
+def read_report(path: Path) -> Report:
+    """A report that `collect` made.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return read_json(path, ("size", "schema", "rows", "gaps"), "it is no result of this benchmark")
 
 
 def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:
     """Rows of which at least one cell ROW.KIND-N.json is there."""
-    found = {
-        name: [json.loads(path.read_text()) for path in sorted(cells.glob(f"{name}.{kind}-*.json"))] for name in rows
-    }
+    found = {name: [read_cell(path) for path in sorted(cells.glob(f"{name}.{kind}-*.json"))] for name in rows}
     return {
-        name: {"title": rows[name].title, "settings": done[0]["settings"], "seeds": done}
+        name: {"title": done[0]["title"], "settings": done[0]["settings"], "seeds": done}
         for name, done in found.items()
         if done
     }
@@ -48,13 +56,16 @@ def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:
 def markdown(report: Report) -> str:
     """The tables of rows and gaps: mean IoU and IoU of each class in %, mean ± standard deviation over the seeds."""
     lines = [_sizes(report), "", *_table(report, report["rows"])]
-    lines += ["", "; ".join(missed_floors(report)) or "No sanity floor was missed.", ""]
+    lines += ["", " ".join(f"{floor}." for floor in floors(report)), ""]
     chosen = (f"`{name}` {_settings(row['settings'])}" for name, row in report["rows"].items())
     lines.append("Chosen on validation: " + "; ".join(chosen) + ".")
     if report["gaps"]:
         settings = _settings(next(iter(report["gaps"].values()))["settings"])
         lines += ["", f"From full supervision to the stream, on validation, every row with {settings}:", ""]
         lines += _table(report, report["gaps"])
+    if report.get("parts"):
+        lines += ["", "How often a part is seen (% of the images) and how large it is (% of all pixels):", ""]
+        lines += _parts_table(report)
     return "\n".join(lines)
 
 
@@ -83,16 +94,40 @@ def _table(report: Report, rows: dict[str, Any]) -> list[str]:
     return lines
 
 
-def missed_floors(report: Report) -> list[str]:
-    """What says that an implementation, not a method, is at fault."""
+class Floor(NamedTuple):
+    """What says that an implementation, not a method, is at fault; `held` is None if this report cannot tell."""
+
+    text: str
+    held: bool | None
+
+    def __str__(self) -> str:
+        return f"Floor {({True: 'held', False: 'missed', None: 'not checked'})[self.held]}: {self.text}"
+
+
+def floors(report: Report) -> list[Floor]:
+    """The floors of the rows that a report has, in the order of the table."""
     mean = {name: statistics.mean(_means(row)) for name, row in report["rows"].items()}
-    missed = []
-    if report["size"] == 128 and mean.get("full", 1) < FULL_FLOOR:
-        missed.append(f"floor missed: full supervision reaches {mean['full']:.3f}, expected {FULL_FLOOR}")
+    found = []
     for semi, few in (("semi", "few"), ("semi-real", "few-real")):
-        if semi in mean and few in mean and mean[semi] < mean[few]:
-            missed.append(f"floor missed: {semi} ({mean[semi]:.3f}) lies below {few} ({mean[few]:.3f})")
-    return missed
+        if semi in mean and few in mean:
+            found.append(
+                Floor(f"{semi} ({mean[semi]:.3f}) is no worse than {few} ({mean[few]:.3f})", mean[semi] >= mean[few])
+            )
+    if "full" in mean:
+        text, size = f"full supervision ({mean['full']:.3f}) reaches {FULL_FLOOR} at 128²", report["size"]
+        held = mean["full"] >= FULL_FLOOR if size == 128 else None
+        found.append(Floor(text if size == 128 else f"{text}, this is {size}²", held))
+    return found
+
+
+def _parts_table(report: Report) -> list[str]:
+    """One line each whose masks: presence / area by class."""
+    classes = [entry["name"] for entry in report["schema"]["classes"]]
+    lines = ["| in | images | " + " | ".join(classes) + " |", "|---|" + "---|" * (len(classes) + 1)]
+    for part in report["parts"].values():
+        cells = (f"{100 * p:.0f} / {100 * a:.2f}" for p, a in zip(part["present"], part["area"], strict=True))
+        lines.append(f"| {part['title']} | {part['images']:,} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def fill(page: Path, name: str, text: str) -> None:
@@ -112,11 +147,11 @@ def fill(page: Path, name: str, text: str) -> None:
 def picture(cells: Path, report: Report) -> Image.Image:
     """Some test images: image, truth, and what the first seed of every row predicts."""
     schema = LabelSchema.from_dict(report["schema"])
-    with np.load(cells / "examples.npz", allow_pickle=False) as held:
-        images, truth = held["images"], held["masks"]
+    examples = read_arrays(cells / "examples.npz")
+    images, truth = examples["images"], examples["masks"]
     columns = {"truth": truth}
     for name, row in report["rows"].items():
-        columns[name] = np.load(cells / f"{name}.seed-{row['seeds'][0]['seed']}.npy", allow_pickle=False)
+        columns[name] = read_arrays(cells / f"{name}.seed-{row['seeds'][0]['seed']}.npy")["masks"]
     pictures, captions = [], []
     for i, image in enumerate(images):
         pixels = torch.from_numpy(image)

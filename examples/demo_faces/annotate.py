@@ -17,7 +17,6 @@ import torch
 from annotator import load_annotator
 from PIL import Image
 from renders import CLASSES
-from safetensors import SafetensorError
 from tqdm import tqdm
 
 from dsgan_datasets.annotations.folder import read_classes
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         count = annotate(args.folder, args.annotator)
-    except (ValueError, OSError, SafetensorError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{count} masks: {args.folder.resolve() / 'masks'}")

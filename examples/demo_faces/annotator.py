@@ -7,16 +7,17 @@ Shapes: N images, C classes, H = W = `resolution` pixels, 64 or 128.
 """
 
 import json
-import os
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from renders import CLASSES
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dsgan_datasets.files import written_whole
 
 #: Channels at each level, by resolution: the coarsest level has 8 pixels across.
 WIDTHS = {64: (16, 32, 64, 128), 128: (16, 32, 64, 128, 128)}
@@ -89,12 +90,11 @@ def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, obj
     report = {"classes": CLASSES, "resolution": annotator.resolution, "widths": annotator.widths, **report}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in annotator.state_dict().items()}
     metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
-    # Each file gets its final name only when it is whole.
-    part = path.with_name(path.name + ".part")
-    save_file(weights, part, metadata)
-    os.replace(part, path)
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path.with_suffix(".json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(save(weights, metadata))
+    with written_whole(path.with_suffix(".json")) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 def load_annotator(path: str | Path) -> Annotator:
@@ -102,12 +102,19 @@ def load_annotator(path: str | Path) -> Annotator:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a safetensors file that is not an annotator with the classes of `CLASSES`.
+        ValueError: a file that is not an annotator with the classes of `CLASSES`.
     """
-    with safe_open(str(path), framework="pt") as file:
-        report = json.loads((file.metadata() or {}).get("report", "{}"))
-    if report.get("classes") != list(CLASSES):
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: train_annotator.py makes it")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            report = json.loads((file.metadata() or {}).get("report", "{}"))
+        weights = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{path} is no annotator that can be read ({error}): train_annotator.py makes one") from error
+    if report.get("classes") != list(CLASSES) or "resolution" not in report:
         raise ValueError(f"{path}: got classes {report.get('classes')}, expected {list(CLASSES)}: train it again")
     annotator = Annotator(report["resolution"], tuple(report["widths"]))
-    annotator.load_state_dict(load_file(path))
+    annotator.load_state_dict(weights)
     return annotator.eval().requires_grad_(False)

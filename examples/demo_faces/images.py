@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,6 +26,8 @@ def read_image(data: bytes, resolution: int) -> np.ndarray:
     """
     try:
         image = Image.open(io.BytesIO(data)).convert("RGB")
+    except UnidentifiedImageError as error:  # its text is the address of the bytes
+        raise ValueError("is no image that can be read") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"is no image that can be read ({error})") from error
     side = min(image.size)

@@ -8,6 +8,8 @@ of the validation split among them, so it is a ruler, not a judge of its own mak
 Shapes: N images, F features.
 """
 
+import hashlib
+
 import torch
 from annotator import Annotator
 from torch import Tensor
@@ -66,6 +68,9 @@ class Ruler:
     Args:
         annotator: the network whose features are compared.
         renders: uint8 [N, 3, H, W], more than a handful.
+
+    Attributes:
+        name: differs where its distances cannot be compared with those of another ruler.
     """
 
     def __init__(self, annotator: Annotator, renders: Tensor) -> None:
@@ -73,6 +78,7 @@ class Ruler:
         features = encoder_features(annotator, renders)
         self.center, self.scale = features.mean(0), features.std(0).clamp_min(1e-6)
         self.real = (features - self.center) / self.scale
+        self.name = hashlib.sha256(features.numpy().tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.real)

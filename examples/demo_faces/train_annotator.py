@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from dsgan_datasets.files import check_writable
+
 # -------------------------------------------------------------------------------------------------- augmentation
 
 
@@ -232,7 +234,9 @@ def run(args: argparse.Namespace) -> None:
     """
     start = time.perf_counter()
     torch.set_num_threads(args.threads)
-    args.out.parent.mkdir(parents=True, exist_ok=True)  # now rather than after the training
+    check_writable(args.out.parent)  # now rather than after the training
+    if args.out.exists():
+        raise ValueError(f"--out {args.out} exists: an annotator is not replaced, move it away or choose another name")
     shards = sorted(args.data.glob("train-*.tar"))
     if not shards:
         raise ValueError(f"no train-*.tar in {args.data}: --data takes the folder that holds the shards")

@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,6 @@ from discriminator import Discriminator, augment, r1_penalty
 from images import digest, read_images, split
 from PIL import Image
 from quality import Ruler
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -54,6 +54,7 @@ from training_state import (
 )
 
 from dsgan_datasets.files import written_whole
+from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.base import Precomputed
 from dsgan_datasets.generators.layers import EqualizedLinear
 from dsgan_datasets.generators.loading import generator_tensors, save_generator
@@ -153,6 +154,16 @@ def synthesize(
     ws = generator.mapping(z)
     images, _ = generator.synthesis(ws, noise=noise, dtype=dtype)
     return images, ws[:, 0]
+
+
+@torch.no_grad()
+def images_of(generator: FeatureGenerator, z: Tensor, psi: float = 1.0, batch_size: int = 32) -> Tensor:
+    """Images uint8 [N, 3, H, W] of a frozen generator, on the CPU."""
+    parts = []
+    for block in z.to(generator.device).split(batch_size):
+        image, _ = generator.synthesis(generator.mapping(block, truncation_psi=psi))
+        parts.append((image * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu())
+    return torch.cat(parts)
 
 
 # --------------------------------------------------------------------------------------------- training
@@ -285,15 +296,10 @@ class Training:
 
     # --- images ---
 
-    @torch.no_grad()
-    def images(self, z: Tensor, psi: float = 1.0, batch_size: int = 32) -> Tensor:
+    def images(self, z: Tensor, psi: float = 1.0) -> Tensor:
         """Images uint8 [N, 3, H, W] of the averaged generator, on the CPU."""
         self.ema.freeze()
-        parts = []
-        for block in z.to(self.device).split(batch_size):
-            image, _ = self.ema.synthesis(self.ema.mapping(block, truncation_psi=psi))
-            parts.append((image * 127.5 + 128).clamp(0, 255).to(torch.uint8).cpu())
-        return torch.cat(parts)
+        return images_of(self.ema, z, psi)
 
     # --- state ---
 
@@ -432,6 +438,7 @@ class Run:
     def __init__(self, folder: Path, training: Training, renders: Tensor, ruler: Ruler | None) -> None:
         self.folder, self.training, self.renders, self.ruler = folder, training, renders, ruler
         self.images_sha256 = digest(renders)
+        self.best_frechet = math.inf  # of folder/best, by this ruler
         self.seconds = 0.0
         self.evaluations: list[dict[str, Any]] = []
         self.stopped = False
@@ -443,7 +450,8 @@ class Run:
             StateError: it is damaged, or was trained by other settings or on other images.
         """
         recover_best(self.folder)
-        state = load_state(self.folder)
+        with self._way_out():
+            state = load_state(self.folder)
         if state is None:
             return False
         config, progress, networks = state
@@ -462,9 +470,44 @@ class Run:
             )
         if generator_config(config) != self.training.config:
             raise StateError(f"{self.folder} holds a generator of another shape: give another --state")
-        self.training.restore(progress, networks)
-        self.seconds, self.evaluations = float(progress["seconds"]), list(progress["evaluations"])
+        with self._way_out():
+            self.training.restore(progress, networks)
+            try:
+                self.seconds, self.evaluations = float(progress["seconds"]), list(progress["evaluations"])
+            except (LookupError, TypeError, ValueError) as error:
+                raise StateError(f"the state lacks something: {error!r}") from error
+        self._measure_best()
         return True
+
+    @contextmanager
+    def _way_out(self) -> Iterator[None]:
+        """Errors about a damaged state say what is left to do."""
+        try:
+            yield
+        except StateError as error:
+            best = self.folder / "best"
+            kept = f"; the best generator so far is still in {best}" if best.is_dir() else ""
+            raise StateError(f"{error}: nothing can go on from this state, give another --state{kept}") from error
+
+    def _measure_best(self) -> None:
+        """The distance of what is kept as best; another ruler than the one that chose it has to measure it anew."""
+        best = self.folder / "best"
+        if self.ruler is None or not best.is_dir():
+            return
+        chosen = best / "evaluation.json"
+        found = read_json(chosen) if chosen.exists() else {}
+        if found.get("ruler") == self.ruler.name and "frechet" in found:
+            self.best_frechet = float(found["frechet"])
+            return
+        generator = load_generator(best, device=self.training.device)
+        measured = self.ruler.measure(images_of(generator, self._latents()))
+        self.best_frechet = measured["frechet"]
+        print(f"{best}: Fréchet distance {self.best_frechet:.4f} by this annotator", flush=True)
+
+    def _latents(self) -> Tensor:
+        """As many as there are renders to measure against."""
+        assert self.ruler is not None
+        return sample_latents(range(len(self.ruler)), self.training.config.z_dim, seed=1)
 
     def save(self) -> None:
         """Make what there is the state of the folder."""
@@ -483,16 +526,16 @@ class Run:
         save_pictures(self.folder, self.training)
         found: dict[str, Any] = {"images_seen": self.training.images_seen, "seconds": round(self.seconds, 1)}
         if self.ruler is not None:
-            z = sample_latents(range(len(self.ruler)), self.training.config.z_dim, seed=1)
-            found |= {name: round(value, 4) for name, value in self.ruler.measure(self.training.images(z)).items()}
+            measured = self.ruler.measure(self.training.images(self._latents()))
+            found |= {name: round(value, 4) for name, value in measured.items()} | {"ruler": self.ruler.name}
             self._keep_if_best(found)
         self.evaluations.append(found)
         tqdm.write(json.dumps(found), file=sys.stderr)
 
     def _keep_if_best(self, found: dict[str, Any]) -> None:
-        measures = [e["frechet"] for e in self.evaluations if "frechet" in e]
-        if (self.folder / "best").exists() and min(measures, default=math.inf) <= found["frechet"]:
+        if self.best_frechet <= found["frechet"]:
             return
+        self.best_frechet = found["frechet"]
 
         def write(folder: Path) -> None:
             save_generator(self.training.ema, folder)
@@ -580,6 +623,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch < 1 or args.lr <= 0 or args.gamma < 0 or args.ema_images < 1 or args.seed < 0:
         parser.error("--batch and --ema-images must be at least 1, --lr above 0, --gamma and --seed not below 0")
+    if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):
+        parser.error("--minutes and --evaluate must not be below 0, --save-every above 0, --until at least 1")
     if not 0 <= args.validation < 1:
         parser.error(f"--validation {args.validation} must be from 0 to below 1")
     if args.threads is not None and args.threads < 1:
@@ -607,15 +652,18 @@ def prepare(args: argparse.Namespace) -> Run:
     config = choose_config(args.start, args.resolution)
     device = torch.device(args.device)
     half = args.precision == "bfloat16" or (args.precision == "auto" and device.type == "cuda")
+    annotator = load_annotator(args.annotator) if args.annotator is not None else None  # said before images are read
     keys, images = read_images(args.images, config.img_resolution)
     renders, held_out = split(keys, images, settings.validation)
     if len(renders) < settings.batch:
-        raise ValueError(f"{len(renders)} images to train on are fewer than --batch {settings.batch}")
+        raise ValueError(
+            f"{len(renders)} images to train on are fewer than --batch {settings.batch}: give more, or a smaller batch"
+        )
     ruler = None
-    if args.annotator is not None:
+    if annotator is not None:
         if len(held_out) < 8:
             raise ValueError(f"{len(held_out)} images to measure against are too few: more images, or --validation")
-        ruler = Ruler(load_annotator(args.annotator), held_out)
+        ruler = Ruler(annotator, held_out)
     training = Training(config, settings, device, torch.bfloat16 if half else torch.float32)
     run = Run(args.state, training, renders, ruler)
     if run.resume(change_settings=args.change_settings):
@@ -624,7 +672,8 @@ def prepare(args: argparse.Namespace) -> Run:
         begin = f"starting from {args.start} at {training.start_from(args.start):,} images"
     else:
         begin = "starting from nothing"
-    print(f"{begin}; {len(renders):,} images to train on, {len(held_out):,} to measure against", flush=True)
+    kept = "to measure against" if ruler else "kept out (--annotator measures against them)"
+    print(f"{begin}; {len(renders):,} images to train on, {len(held_out):,} {kept}", flush=True)
     if ruler is not None and not run.evaluations:
         floor = ruler.measure(renders[: len(ruler)])
         print("for comparison, renders that are trained on:", {k: round(v, 4) for k, v in floor.items()}, flush=True)
@@ -641,7 +690,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, run.stop)
             run.go(minutes=args.minutes, until=args.until, save_every=args.save_every, evaluate_every=args.evaluate)
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"train_generator.py: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the training has begun

@@ -111,6 +111,10 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         StateError: one does.
     """
+    if folder.exists() and not folder.is_dir():
+        raise StateError(f"--state {folder} is a file: give a folder, it is made if it does not exist")
+    if (folder / "generator.safetensors").exists():
+        raise StateError(f"--state {folder} holds a generator: give a folder of its own for the training")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         if fcntl is not None:
@@ -167,7 +171,10 @@ def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     if state is None:
         return None
     config, progress = read_json(state / "config.json"), read_json(state / "state.json")
-    for name, expected in progress.pop("sha256").items():
+    hashes = progress.pop("sha256", None)
+    if not isinstance(hashes, dict):
+        raise StateError(f"{state / 'state.json'} lacks the hashes of its tensors")
+    for name, expected in hashes.items():
         try:
             found = hashlib.sha256((state / name).read_bytes()).hexdigest()
         except OSError as error:

@@ -1,0 +1,106 @@
+"""Finished cells of the benchmark: one file each, written once it is finished, read by later runs and tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dsgan_datasets.files import remove_leftovers, written_whole
+
+Cell = dict[str, Any]
+
+
+class OutOfTime(Exception):
+    """The minutes asked for are over."""
+
+
+def read_json(path: Path, needed: Collection[str], remedy: str) -> Cell:
+    """A JSON object with some fields.
+
+    Raises:
+        ValueError: it is none; `remedy` says what to do.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {remedy}") from error
+    if not isinstance(content, dict) or (lacking := set(needed) - content.keys()):
+        what = f"lacks {', '.join(sorted(lacking))}" if isinstance(content, dict) else "is no JSON object"
+        raise ValueError(f"{path} {what}: {remedy}")
+    return content
+
+
+def read_cell(path: Path) -> Cell:
+    """A trained student: its settings, and its IoU.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return read_json(path, ("row", "title", "seed", "settings", "iou"), "delete it, and `run` trains this student anew")
+
+
+class Cells:
+    """A folder of finished cells of one configuration.
+
+    Raises:
+        ValueError: the folder holds cells of another configuration, or of nobody knows which.
+    """
+
+    def __init__(self, folder: Path, configuration: Cell, minutes: float | None = None) -> None:
+        self.folder = folder
+        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "configuration.json"
+        configuration = json.loads(json.dumps(configuration))
+        if path.exists():
+            held = read_json(path, (), "choose another --out")
+            if changed := [key for key in configuration if held.get(key) != configuration[key]]:
+                raise ValueError(f"{folder} holds cells with another {', '.join(changed)}: choose another --out")
+        elif any(folder.glob("*.json")):
+            raise ValueError(f"{folder} holds JSON files but no configuration.json: choose another --out")
+        else:
+            self.write("configuration", configuration)
+
+    def read(self, name: str) -> Cell | None:
+        """A cell; None if it is not finished."""
+        path = self.folder / f"{name}.json"
+        return read_cell(path) if path.exists() else None
+
+    def write(self, name: str, cell: Cell) -> None:
+        """Finish a cell: its file appears whole or not at all."""
+        path = self.folder / f"{name}.json"
+        remove_leftovers(path)
+        with written_whole(path) as file:
+            file.write((json.dumps(cell, indent=1) + "\n").encode())
+
+    def write_arrays(self, name: str, **arrays: Tensor) -> None:
+        """One array as .npy (named "masks"), several as .npz."""
+        held = {key: value.cpu().numpy() for key, value in arrays.items()}
+        with written_whole(self.folder / name) as file:
+            np.save(file, held["masks"]) if name.endswith(".npy") else np.savez_compressed(file, **held)
+
+    def check_time(self) -> None:
+        """Raise `OutOfTime` if it is time to stop."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise OutOfTime
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `Cells.write_arrays` wrote.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        held = np.load(path, allow_pickle=False)
+        return {"masks": held} if isinstance(held, np.ndarray) else dict(held)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path} is missing or damaged: leave --picture out, or delete the .json beside it and run again"
+        ) from error
