@@ -772,10 +772,14 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
     assert kept == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_a_second_round_from_the_command_line(tmp_path: Path) -> None:
-    out = tmp_path / "b"
+@pytest.mark.parametrize("bare", [False, True], ids=["checkpoint", "generator alone"])
+def test_a_second_round_has_the_interpreters_recipe(tmp_path: Path, bare: bool) -> None:
+    out, generator = tmp_path / "b", "demo-faces"
+    if bare:
+        generator = str(tmp_path / "generator")
+        save_generator(load_generator("demo-faces", device="cpu"), generator)
     options = ["--interpreter", "demo-faces", "--select", "informative", "--num", "2", "--candidates", "4"]
-    assert main(["annotate", "export", "demo-faces", str(out), *options, "--start", "256", "--device", "cpu"]) == 0
+    assert main(["annotate", "export", generator, str(out), *options, "--start", "256", "--device", "cpu"]) == 0
     stored = json.loads((out / "annotations.json").read_text())
     assert all(256 <= image["index"] < 260 for image in stored["images"])
     psi = LabeledGenerator.from_pretrained("demo-faces", device="cpu").recipe.psi

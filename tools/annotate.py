@@ -75,7 +75,9 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--start", type=int, default=0, help="index of the first; 256 for a second round (default: 0)")
     options.add_seed(parser)
-    options.add_recipe(parser, psi=f"truncation psi (default: the checkpoint's; {_PSI} for a bare generator)")
+    options.add_recipe(
+        parser, psi=f"truncation psi (default: the checkpoint's or --interpreter's; {_PSI} for a bare generator)"
+    )
     parser.set_defaults(run=run_export)
 
 
@@ -129,10 +131,10 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_export(args: argparse.Namespace) -> None:
     """Choose, generate, write."""
-    generator, schema, recipe = _parts(args)
     interpreter = None
     if args.interpreter is not None:
         interpreter = LabeledGenerator.from_pretrained(args.interpreter, device=args.device, threshold=None, require=())
+    generator, schema, recipe = _parts(args, interpreter)
     if args.classes is not None:
         schema = args.classes
     elif schema is None and interpreter is not None:
@@ -163,15 +165,20 @@ def run_export(args: argparse.Namespace) -> None:
     )
 
 
-def _parts(args: argparse.Namespace) -> tuple[FeatureGenerator, LabelSchema | None, Recipe]:
-    """Generator, and of a labelled checkpoint its schema and its recipe."""
+def _parts(
+    args: argparse.Namespace, interpreter: LabeledGenerator | None
+) -> tuple[FeatureGenerator, LabelSchema | None, Recipe]:
+    """Generator, schema of a labelled checkpoint, and a recipe: that of the checkpoint, or else the interpreter's."""
     changes = options.recipe_changes(args)
     path = checkpoint_directory.find(args.generator)
     if path.is_dir() and "interpreter" in checkpoint_directory.read_config(path):
         found = describe(path, **changes)
         generator = load_generator(path, device=args.device, features=found.recipe.features)
         return generator, found.schema, found.recipe
-    generator = load_generator(path, device=args.device, features=changes.get("features"))
+    features = changes.get("features", interpreter.recipe.features if interpreter else None)
+    generator = load_generator(path, device=args.device, features=features)
+    if interpreter is not None:
+        return generator, None, interpreter.recipe.override(**changes)
     default = Recipe(features=generator.features, psi=_PSI if generator.mean_w is not None else 1.0)
     return generator, None, default.override(**changes)
 

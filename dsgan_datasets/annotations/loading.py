@@ -196,19 +196,19 @@ def _exported(
     """A folder of `export_annotations`."""
     exported = Exported.read(folder)
     if generator is not None:
-        name = exported.generator
+        given = "the generator"
         if not isinstance(generator, FeatureGenerator):
-            name = os.fspath(generator)
-            generator = load_generator(name, device=device, features=exported.recipe.features)
+            given = f"generator {os.fspath(generator)!r}"
+            generator = load_generator(generator, device=device, features=exported.recipe.features)
         if generator_fingerprint(generator) != exported.fingerprint:
             found.wrong(
-                f"generator {name!r}",
+                given,
                 f"is not the one these images were exported from ({exported.generator!r}, fingerprint "
                 f"{exported.fingerprint[:8]}…): give that one, its file or its converted directory",
             )
         if generator.features != exported.recipe.features:
             found.wrong(
-                f"generator {name!r}",
+                given,
                 f"gives features {generator.features!r}, the recipe reads {exported.recipe.features!r}: load it so",
             )
     images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
