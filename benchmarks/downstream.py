@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -35,7 +34,7 @@ from segmentation.students import PRECISIONS, STUDENTS, Objective, Settings, bui
 from segmentation.table import collect, comparison, fill, floors, markdown, picture, read_report
 from torch import Tensor, nn
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import write_json, written_whole
 from dsgan_datasets.tools.options import count
 
 RESULT = Path(__file__).resolve().parent / "results" / "downstream.json"
@@ -77,7 +76,7 @@ def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -
             cells.check_time()
             assert "test" not in vars(sources), "the test set was read before the search was done"
             trained = fit(row, ROWS[row], sources, settings, build, seed=0)
-            cell, _ = measure(row, ROWS[row], trained, sources, seed=0, on="validation")
+            cell, _ = measure(row, trained, sources, seed=0, on="validation")
             cells.write(name, cell)
             progress(_line(name, cell))
         scores[settings] = cell["iou"][""]["mean"]
@@ -99,7 +98,7 @@ def final(
         return
     cells.check_time()
     trained = trained or fit(row, ROWS[row], sources, settings, build, seed=seed)
-    cell, masks = measure(row, ROWS[row], trained, sources, seed=seed, on="test")
+    cell, masks = measure(row, trained, sources, seed=seed, on="test")
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
     cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
     cells.write_arrays(f"{name}.npy", masks=masks[shown])
@@ -121,7 +120,7 @@ def fit(name: str, row: Row, sources: Sources, settings: Settings, build: Build,
     return Trained(network, objective, settings, sum(last) / len(last), time.perf_counter() - started)
 
 
-def measure(name: str, row: Row, trained: Trained, sources: Sources, *, seed: int, on: str) -> tuple[Cell, Tensor]:
+def measure(name: str, trained: Trained, sources: Sources, *, seed: int, on: str) -> tuple[Cell, Tensor]:
     """Measure a student on "validation" or "test"; the cell, and the predicted masks."""
     data = sources.test if on == "test" else sources.validation
     measured, masks = {}, None
@@ -132,7 +131,7 @@ def measure(name: str, row: Row, trained: Trained, sources: Sources, *, seed: in
         measured[variant] = {"mean": round(iou.nanmean().item(), 5), "classes": values}
     cell = {
         "row": name,
-        "title": row.title_for(sources),
+        "renders": sources.training.count,
         "seed": seed,
         "on": on,
         "settings": dataclasses.asdict(trained.settings),
@@ -149,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
     if missing := [row for row in args.rows if ROWS[row].annotator and args.annotator is None]:
         raise ValueError(f"the rows {', '.join(missing)} need --annotator; others do not: {', '.join(_free_rows())}")
     sources, cells, build = prepare(args)
+    if args.annotator is not None and not args.annotator.is_dir():
+        _ = sources.annotator_network  # says now what hours later would be too late
     try:
         chosen = {row: search(cells, row, sources, build, args.steps) for row in args.rows}
         for seed in range(args.seeds):
@@ -165,14 +166,15 @@ def gaps(args: argparse.Namespace) -> int:
     """What lies between full supervision and the stream: one difference at a time, equal settings, on validation."""
     sources, cells, build = prepare(args)
     settings = Settings(LEARNING_RATES[0], 2 * args.steps, "weak")
-    _ = sources.annotator_network  # says at once what it lacks
+    if (side := sources.annotator_network.resolution) != args.size:
+        raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
     try:
         for seed, (key, row) in itertools.product(range(args.seeds), GAPS.items()):
             name = f"{key}.gap-{seed}"
             if cells.read(name) is None:
                 cells.check_time()
                 trained = fit(key, row, sources, settings, build, seed=seed)
-                cell, _ = measure(key, row, trained, sources, seed=seed, on="validation")
+                cell, _ = measure(key, trained, sources, seed=seed, on="validation")
                 cells.write(name, cell)
                 progress(_line(name, cell))
     except OutOfTime:
@@ -183,7 +185,10 @@ def gaps(args: argparse.Namespace) -> int:
 
 def parts(args: argparse.Namespace) -> int:
     """How often each part is seen, and how large, in renders and in generated samples, by whose masks say so."""
-    sources, cells, _ = prepare(args)
+    if not (args.out / "configuration.json").exists():
+        raise ValueError(f"{args.out} holds no cells: `run` makes a folder of them")
+    sources = _sources(args)
+    cells = Cells(args.out, _data_configuration(args, sources))
     _ = sources.annotator_network  # says at once what it lacks
     cells.write("parts", count_parts(sources, args.images))
     progress(f"counted: python benchmarks/downstream.py table --cells {args.out}")
@@ -194,29 +199,33 @@ def prepare(args: argparse.Namespace) -> tuple[Sources, Cells, Build]:
     """The data, the folder of cells, and what makes students."""
     if args.batch_size % args.uses:
         raise ValueError(f"--batch-size {args.batch_size} must be a multiple of --uses {args.uses}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    sources = Sources(
-        args.domain,
-        args.checkpoint,
-        args.annotator,
-        size=args.size,
-        device=args.device,
-        batch_size=args.batch_size,
-        uses=args.uses,
-    )
-    shape = ("student", "width", "precision")
+    sources = _sources(args, batch_size=args.batch_size, uses=args.uses)
     configuration = {
         "benchmark": "downstream",
-        "checkpoint": Path(args.checkpoint).name,
-        "fingerprint": sources.labeled.fingerprint,
-        "schema": sources.schema.to_dict(),
-        **{key: getattr(args, key) for key in (*shape, "size", "steps", "batch_size", "uses")},
+        **_data_configuration(args, sources),
+        **{key: getattr(args, key) for key in ("student", "width", "precision", "steps", "batch_size", "uses")},
         "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
         "torch": torch.__version__,
     }
     build = partial(build_student, name=args.student, width=args.width, precision=args.precision)
     return sources, Cells(args.out, configuration, args.minutes), build
+
+
+def _sources(args: argparse.Namespace, **batches: int) -> Sources:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return Sources(args.domain, args.checkpoint, args.annotator, size=args.size, device=args.device, **batches)
+
+
+def _data_configuration(args: argparse.Namespace, sources: Sources) -> Cell:
+    """What images and masks depend on: they may not change within a folder of cells."""
+    return {
+        "shards": {shard.name: shard.stat().st_size for shard in sorted(args.domain.glob("t*-*.tar"))},
+        "checkpoint": Path(args.checkpoint).name,
+        "fingerprint": sources.labeled.fingerprint,
+        "schema": sources.schema.to_dict(),
+        "size": args.size,
+    }
 
 
 def _out_of_time(args: argparse.Namespace) -> int:
@@ -231,8 +240,7 @@ def table(args: argparse.Namespace) -> int:
         report = collect(args.cells)
         drawn = picture(args.cells, report) if args.picture is not None else None
         target.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(target) as file:
-            file.write((json.dumps(report, indent=1) + "\n").encode())
+        write_json(target, report)
         progress(f"written: {target}")
         if drawn is not None:
             with written_whole(args.picture) as file:
@@ -243,7 +251,7 @@ def table(args: argparse.Namespace) -> int:
     report = read_report(target)
     texts = {RESULT.name: markdown(report)}
     if args.before is not None:
-        texts[args.before.name] = comparison(read_report(args.before), report)
+        texts[args.before.name] = comparison(read_report(args.before, ("rows", "gaps")), report)
     for name, text in texts.items():
         print(text, end="\n\n")
         if args.docs is not None:
@@ -291,7 +299,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     between.epilog = """examples:
   python benchmarks/downstream.py gaps --domain DIR --annotator annotator.safetensors --out cells"""
     for verb in (add, between, shown):
-        _common_options(verb)
+        _data_options(verb)
+    for verb in (add, between):
+        _student_options(verb)
     show = verbs.add_parser("table", help="JSON, Markdown and picture", description=table.__doc__, formatter_class=raw)
     show.epilog = """examples:
   python benchmarks/downstream.py table --cells cells --json benchmarks/results/downstream.json \\
@@ -312,13 +322,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _common_options(add: argparse.ArgumentParser) -> None:
+def _data_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--domain", type=Path, required=True, metavar="DIR", help="train-*.tar, test-*.tar, classes.json")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept")
     add.add_argument("--checkpoint", default="demo-faces", help="labelled generator (default: demo-faces)")
     add.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
-    add.add_argument("--seeds", type=count, default=3, help="(default: 3)")
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
+    add.add_argument("--device", default="cpu", help="(default: cpu)")
+    add.add_argument("--threads", type=count, help="of torch (default: its own)")
+
+
+def _student_options(add: argparse.ArgumentParser) -> None:
+    add.add_argument("--seeds", type=count, default=3, help="(default: 3)")
     add.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
     add.add_argument("--width", type=count, default=16, help="channels of the U-Net's first level (default: 16)")
     add.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the student (default: bfloat16)")
@@ -327,12 +342,10 @@ def _common_options(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--batch-size", type=count, default=8, help="(default: 8)")
     add.add_argument("--uses", type=count, default=4, help="steps that see a generated sample, on average (default: 4)")
-    add.add_argument("--device", default="cpu", help="(default: cpu)")
-    add.add_argument("--threads", type=count, help="of torch (default: its own)")
-    add.add_argument("--minutes", type=_minutes, help="start no further cell after so many minutes (default: no limit)")
+    add.add_argument("--minutes", type=minutes, help="start no further cell after so many minutes (default: no limit)")
 
 
-def _minutes(text: str) -> float:
+def minutes(text: str) -> float:
     """A number from 0."""
     value = float(text)
     if not value >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,12 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, f"{error.strerror}, nothing was written", os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON that people may read too, whole or not at all."""
+    with written_whole(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def remove_leftovers(path: Path) -> None:

@@ -310,7 +310,8 @@ def test_gaps_go_from_exact_masks_to_the_stream(
     words += ["--batch-size", "4", "--steps", "2", "--seeds", "1", "--uses", "2"]
     assert downstream.main([*words, "--annotator", str(tmp_path)]) == 1  # a folder labels 16 images
     assert downstream.main([*words, "--annotator", str(annotator)]) == 0
-    assert downstream.main(["parts", *words[1:], "--annotator", str(annotator), "--images", "6"]) == 0
+    counted = [*words[:7], "--annotator", str(annotator), "--images", "6"]
+    assert downstream.main(["parts", *counted[1:]]) == 0
     parts = json.loads((out / "parts.json").read_text())
     assert {name: part["images"] for name, part in parts.items()} == {
         "renders": 6, "annotated": 16, "by-annotator": 6, "by-interpreter": 6, "stream": 6
@@ -365,6 +366,32 @@ def test_floors(segmentation: Any) -> None:
     assert held(128, full=0.9) == [True] and held(64, few=0.3) == []
 
 
+def test_the_page_shows_the_committed_results(downstream: Any, tmp_path: Path) -> None:
+    page = tmp_path / "downstream.md"
+    committed = (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8")
+    page.write_text(committed, encoding="utf-8")
+    before = downstream.RESULT.with_name("downstream-before.json")
+    assert downstream.main(["table", "--docs", str(page), "--before", str(before)]) == 0
+    assert page.read_text(encoding="utf-8") == committed
+
+
+def test_an_annotator_must_fit_the_checkpoint(
+    downstream: Any, segmentation: Any, domain: Path, checkpoint: Path, tmp_path: Path, sources: Any
+) -> None:
+    module = importlib.import_module("annotator")
+    weights = tmp_path / "annotator-128.safetensors"
+    module.save_annotator(module.Annotator(128, (4, 8)), weights, {})
+    out = tmp_path / "cells"
+    words = ["--rows", "full", "few", "--checkpoint", str(checkpoint), "--annotator", str(weights)]
+    assert run(downstream, domain, out, *words) == 1 and not list(out.glob("full.*"))  # before anything is trained
+    other = segmentation.rows.Sources(domain, str(checkpoint), weights, size=64)
+    with pytest.raises(ValueError, match="labels images of 128², the checkpoint makes 64×64"):
+        _ = other.annotator_network
+    sources.schema = LabelSchema(RENDERED_CLASSES)
+    with pytest.raises(ValueError, match="knows the classes background, skin"):
+        _ = sources.annotator_network
+
+
 def test_mistakes_are_lines_not_tracebacks(
     downstream: Any, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -400,7 +427,7 @@ def test_damaged_cells_are_named(downstream: Any, tmp_path: Path, capsys: pytest
     assert "lacks" in error()
     with pytest.raises(ValueError, match="no configuration.json"):
         downstream.Cells(tmp_path, {"size": 64})
-    whole = {"row": "full", "title": "full", "seed": 0, "settings": {"learning_rate": 1, "steps": 2}}
+    whole = {"row": "full", "renders": 1234, "seed": 0, "settings": {"learning_rate": 1, "steps": 2}}
     whole["settings"]["augmentation"] = "weak"  # type: ignore[index]
     cell.write_text(json.dumps({**whole, "iou": {"": {"mean": 0.5, "classes": [0.5]}}}))
     assert "configuration.json" in error()
@@ -410,11 +437,15 @@ def test_damaged_cells_are_named(downstream: Any, tmp_path: Path, capsys: pytest
     (tmp_path / "configuration.json").write_text(json.dumps(report))
     picture = ("--picture", str(tmp_path / "picture.png"))
     assert "examples.npz is missing or damaged" in error(*picture)
-    (tmp_path / "examples.npz").write_bytes(b"garbage")
-    assert "examples.npz is missing or damaged" in error(*picture)
+    np.savez_compressed(tmp_path / "examples.npz", images=np.arange(5000), masks=np.arange(5000))
+    archive = (tmp_path / "examples.npz").read_bytes()
+    for damaged in (b"garbage", archive[: len(archive) // 2], archive[:60] + bytes(40) + archive[100:]):
+        (tmp_path / "examples.npz").write_bytes(damaged)
+        assert "examples.npz is missing or damaged" in error(*picture)
     assert not (tmp_path / "downstream.json").exists()
     committed = downstream.RESULT.read_bytes()
     assert downstream.main(["table", "--cells", str(tmp_path)]) == 0
-    assert "**50.0**" in capsys.readouterr().out and (tmp_path / "downstream.json").exists()
+    printed = capsys.readouterr().out
+    assert "**50.0**" in printed and "1,234 renders" in printed and (tmp_path / "downstream.json").exists()
     assert downstream.RESULT.read_bytes() == committed
     assert "is no result of this benchmark" in error("--before", str(cell))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import sys
 import tarfile
 from pathlib import Path
@@ -81,8 +83,13 @@ def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: p
     with tarfile.open(domain / "train-0000.tar") as tar:
         image, mask = tar.getmembers()[:2]
     damaged = {
-        "no-tar": (b"not a tar at all" * 100, "no shard of renders"),
-        "cut": (whole[: mask.offset_data + 10], "no shard of renders"),
+        "no-tar": (b"not a tar at all" * 100, "nor a tar that can be read"),
+        "cut": (whole[: mask.offset_data + 10], "nor a tar that can be read"),
+        "cut-gzip": (gzip.compress(whole)[:5000], "nor a tar that can be read"),
+        "no-image": (
+            whole[: image.offset_data] + bytes(512) + whole[image.offset_data + 512 :],
+            "000000.jpg is no image",
+        ),
         "half-a-pair": (whole[: mask.offset] + b"\0" * 1024, "ends after"),
         "two-of-a-kind": (2 * whole[image.offset : mask.offset] + b"\0" * 1024, "ends after"),
         "not-its-mask": (whole[: mask.offset] + _renamed(mask, "000009.seg.png") + whole[mask.offset_data :], "follow"),
@@ -102,15 +109,31 @@ def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: p
     with pytest.raises(SystemExit):
         train_annotator.main(["--data", str(domain), *out, "--epochs", "0"])
     assert not (tmp_path / "annotator.safetensors").exists()
-    for taken in (tmp_path, domain / "classes.json"):
-        assert train_annotator.main(["--data", str(domain), "--out", str(taken)]) == 1
-        assert "is not replaced" in capsys.readouterr().err
+    (tmp_path / "there.safetensors").mkdir()
+    (tmp_path / "report.json").write_text("{}")
+    for name, words in (
+        ("there.safetensors", "is not replaced"),
+        ("report.safetensors", "report.json exists and is not replaced"),
+        ("weights.json", "ends in .safetensors"),
+    ):
+        assert train_annotator.main(["--data", str(domain), "--out", str(tmp_path / name)]) == 1
+        assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["none", "folder", "text", "other.safetensors"])
+@pytest.mark.parametrize("name", ["none", "folder", "text", "bare", "list", "no widths", "classes", "narrower"])
 def test_what_is_no_annotator_is_told(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("none")
-    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    whole = {"classes": renders.CLASSES, "resolution": 64, "widths": [4, 8]}
+    reports = {
+        "bare": None,
+        "list": [],
+        "no widths": {"classes": renders.CLASSES},
+        "classes": {**whole, "classes": ["cat"]},
+        "narrower": {**whole, "widths": [4, 4]},
+    }
+    weights = {key: tensor.contiguous() for key, tensor in Annotator(widths=(4, 8)).state_dict().items()}
+    for file, report in reports.items():
+        save_file(weights, tmp_path / file, None if report is None else {"report": json.dumps(report)})
     with pytest.raises((ValueError, FileNotFoundError), match=f"{name}.*(train_annotator.py|train it again)"):
         load_annotator(tmp_path / name)

@@ -17,7 +17,7 @@ from dsgan_datasets.checkpoints.description import describe
 from dsgan_datasets.files import written_whole
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
-from dsgan_datasets.pictures import overlay, sheet
+from dsgan_datasets.pictures import overlay, photo, sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.schema import LabelSchema
@@ -235,8 +235,7 @@ def _picture(found: Annotations, title: str) -> Any:
             images = synthesize(found.generator, found.recipe, found.latents)[0].cpu()
     pictures, captions = [], []
     for name, image, mask in zip(found.names, images, found.masks, strict=True):
-        plain = Sample(image=image, mask=torch.zeros_like(mask))
-        pictures.append([overlay(plain, found.schema), overlay(Sample(image=image, mask=mask), found.schema)])
+        pictures.append([photo(image), overlay(Sample(image=image, mask=mask), found.schema)])
         captions.append(f"{name}   {len(mask.unique())} classes")
     return sheet(pictures, captions, f"{title}   (image | annotation)", found.schema, columns=4)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dsgan_datasets.files import remove_leftovers, written_whole
+from dsgan_datasets.files import remove_leftovers, write_json, written_whole
 
 Cell = dict[str, Any]
 
@@ -42,11 +44,16 @@ def read_cell(path: Path) -> Cell:
     Raises:
         ValueError: the file is damaged.
     """
-    return read_json(path, ("row", "title", "seed", "settings", "iou"), "delete it, and `run` trains this student anew")
+    return read_json(path, ("row", "renders", "settings", "iou"), "delete it, and this student is trained anew")
 
 
 class Cells:
     """A folder of finished cells of one configuration.
+
+    Args:
+        folder: made if it does not exist.
+        configuration: what a new folder is for; of an older one these fields must be the same.
+        minutes: after which no further cell is begun.
 
     Raises:
         ValueError: the folder holds cells of another configuration, or of nobody knows which.
@@ -76,8 +83,7 @@ class Cells:
         """Finish a cell: its file appears whole or not at all."""
         path = self.folder / f"{name}.json"
         remove_leftovers(path)
-        with written_whole(path) as file:
-            file.write((json.dumps(cell, indent=1) + "\n").encode())
+        write_json(path, cell)
 
     def write_arrays(self, name: str, **arrays: Tensor) -> None:
         """One array as .npy (named "masks"), several as .npz."""
@@ -98,9 +104,11 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: the file is missing or damaged.
     """
     try:
-        held = np.load(path, allow_pickle=False)
-        return {"masks": held} if isinstance(held, np.ndarray) else dict(held)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            return {"masks": held} if isinstance(held, np.ndarray) else dict(held)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{path} is missing or damaged: leave --picture out, or delete the .json beside it and run again"
+            f"{path} is missing or damaged: leave --picture out, or delete its ROW.seed-N.json (of any row, if it is "
+            "examples.npz) and run again"
         ) from error

@@ -50,9 +50,14 @@ def class_lookup(domain: Path, schema: LabelSchema, size: int) -> np.ndarray:
     """Class id of a render -> class id of the schema, uint8 [number of rendered classes].
 
     Raises:
-        ValueError: the schema is neither the renders' own nor the merged one of the demo.
+        ValueError: the schema is neither the renders' own nor the merged one of the demo, or classes.json is damaged.
     """
-    names = tuple(entry["name"] for entry in json.loads((domain / "classes.json").read_text())["classes"])
+    try:
+        names = tuple(entry["name"] for entry in json.loads((domain / "classes.json").read_text())["classes"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{domain / 'classes.json'} does not list classes with names ({error!r})") from error
+    if len(names) != len(renders.MERGE):
+        raise ValueError(f"{domain / 'classes.json'} lists {len(names)} classes, renders have {len(renders.MERGE)}")
     if schema.classes == renders.CLASSES:
         return renders.MERGE
     if schema.classes == names and size == renders.SIDE:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .data import IGNORE
-from .rows import Sources, resized
+from .rows import ANNOTATED, Sources, resized_masks
 
 BATCH = 50
 
@@ -25,9 +25,14 @@ def count_parts(sources: Sources, images: int, seed: int = 0) -> dict[str, Any]:
     Returns:
         {name: {"title", "images", "present": [K], "area": [K]}}
     """
+    schema, size = sources.schema, sources.size
+
+    def counted(masks: Tensor) -> Tensor:
+        return resized_masks(torch.where(masks == schema.ignore_index, IGNORE, masks), size).cpu()
+
     masks: dict[str, tuple[str, list[Tensor]]] = {
-        "renders": ("renders, exact masks", [sources.training[:images].masks]),
-        "annotated": ("the 16 annotated samples", [sources.annotated_images.masks]),
+        "renders": ("renders, exact masks", [sources.training[:images].masks.cpu()]),
+        "annotated": (f"the {ANNOTATED} annotated samples", [sources.annotated_images.masks.cpu()]),
         "by-annotator": ("generated images, masks of who annotates", []),
         "by-interpreter": ("the same images, masks of the interpreter", []),
         "stream": ("the stream: filter on", []),
@@ -35,12 +40,11 @@ def count_parts(sources: Sources, images: int, seed: int = 0) -> dict[str, Any]:
     for name, labeled in (("by-interpreter", sources.unfiltered), ("stream", sources.labeled)):
         samples = iter(labeled.stream(range(images), seed=seed))
         while batch := list(itertools.islice(samples, BATCH)):
-            drawn = torch.stack([sample.image for sample in batch])
-            masks[name][1].append(resized(drawn, torch.stack([s.mask for s in batch]), sources.size)[1])
+            masks[name][1].append(counted(torch.stack([sample.mask for sample in batch])))
             if name == "by-interpreter":
-                annotated = sources.annotator_network.annotate(drawn)
-                masks["by-annotator"][1].append(resized(drawn, annotated, sources.size)[1])
-    k = sources.schema.num_classes
+                drawn = torch.stack([sample.image for sample in batch])
+                masks["by-annotator"][1].append(counted(sources.annotator_network.annotate(drawn)))
+    k = schema.num_classes
     return {name: {"title": title, **shares(torch.cat(parts), k)} for name, (title, parts) in masks.items()}
 
 

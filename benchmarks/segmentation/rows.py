@@ -122,15 +122,24 @@ class Sources:
         """The stand-in itself (`annotator.Annotator`), which labels any number of images.
 
         Raises:
-            ValueError: a person annotated a folder.
+            ValueError: a person annotated a folder; or it knows other classes than the checkpoint, or another size.
         """
         if self.annotator is None or self.annotator.is_dir():
             raise ValueError(
                 "these rows need a network that labels thousands of images: --annotator WEIGHTS, no folder"
             )
-        from annotator import load_annotator  # on the path since `data`
+        from annotator import CLASSES, load_annotator  # on the path since `data`
 
-        return load_annotator(self.annotator).to(self.device)
+        network, size = load_annotator(self.annotator), self.labeled.image_size
+        if self.schema.classes != CLASSES:
+            names = ", ".join(self.schema.classes)
+            raise ValueError(f"{self.annotator} knows the classes {', '.join(CLASSES)}; the checkpoint has {names}")
+        if size != (network.resolution, network.resolution):
+            raise ValueError(
+                f"{self.annotator} labels images of {network.resolution}², the checkpoint makes {size[0]}×{size[1]}: "
+                "train one with train_annotator.py --resolution"
+            )
+        return network.to(self.device)
 
     @cached_property
     def reannotated(self) -> Labelled:
@@ -179,8 +188,12 @@ def resized(images: Tensor, masks: Tensor, size: int) -> tuple[Tensor, Tensor]:
     if images.shape[2:] == (size, size):
         return images, masks
     smooth = F.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    coarse = F.interpolate(masks[:, None].float(), size=(size, size), mode="nearest-exact")
-    return smooth.round().clamp(0, 255).to(torch.uint8), coarse[:, 0].long()
+    return smooth.round().clamp(0, 255).to(torch.uint8), resized_masks(masks, size)
+
+
+def resized_masks(masks: Tensor, size: int) -> Tensor:
+    """int64 [N, size, size], nearest."""
+    return F.interpolate(masks[:, None].float(), size=(size, size), mode="nearest-exact")[:, 0].long()
 
 
 def drawn(data: Labelled, batch_size: int, seed: int) -> Samples:
@@ -287,10 +300,6 @@ class Row(NamedTuple):
     batches: Batches
     objective: Callable[[int, int, str], Objective] = Supervised
     annotator: bool = False
-
-    def title_for(self, sources: Sources) -> str:
-        """The title, with what there is to train on."""
-        return self.title.format(renders=f"{sources.training.count:,}")
 
 
 ROWS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ from .cells import read_arrays, read_cell, read_json
 from .rows import GAPS, ROWS, Row
 
 Report = dict[str, Any]
+#: Of a report, beside its rows and gaps.
+CONFIGURATION = (
+    "checkpoint", "fingerprint", "schema", "student", "width", "precision", "size", "steps", "batch_size", "hardware",
+)  # fmt: skip
 FULL_FLOOR = 0.8  # mean IoU of full supervision at 128 pixels
 
 
@@ -28,26 +33,30 @@ def collect(cells: Path) -> Report:
     rows = finished(cells, ROWS, "seed")
     if not rows:
         raise ValueError(f"{cells} holds no finished cell (ROW.seed-N.json): run the benchmark first")
-    configuration = read_json(cells / "configuration.json", ("size", "schema"), "run the benchmark with another --out")
+    configuration = read_json(cells / "configuration.json", CONFIGURATION, "run the benchmark with another --out")
     parts = cells / "parts.json"
     counted = read_json(parts, (), "delete it, and run `parts` again") if parts.exists() else {}
     return {**configuration, "rows": rows, "gaps": finished(cells, GAPS, "gap"), "parts": counted}
 
 
-def read_report(path: Path) -> Report:
-    """A report that `collect` made.
+def read_report(path: Path, needed: Sequence[str] = (*CONFIGURATION, "rows", "gaps")) -> Report:
+    """A report that `collect` made; to be compared with (`comparison`) it need only have rows and gaps.
 
     Raises:
         ValueError: it is none.
     """
-    return read_json(path, ("size", "schema", "rows", "gaps"), "it is no result of this benchmark")
+    return read_json(path, needed, "it is no result of this benchmark")
 
 
 def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:
     """Rows of which at least one cell ROW.KIND-N.json is there."""
     found = {name: [read_cell(path) for path in sorted(cells.glob(f"{name}.{kind}-*.json"))] for name in rows}
     return {
-        name: {"title": done[0]["title"], "settings": done[0]["settings"], "seeds": done}
+        name: {
+            "title": rows[name].title.format(renders=f"{done[0]['renders']:,}"),
+            "settings": done[0]["settings"],
+            "seeds": done,
+        }
         for name, done in found.items()
         if done
     }

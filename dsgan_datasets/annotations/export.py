@@ -28,7 +28,7 @@ from dsgan_datasets.files import check_writable, written_whole
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
-from dsgan_datasets.pictures import overlay, sheet
+from dsgan_datasets.pictures import overlay, photo, sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.schema import LabelSchema
@@ -239,8 +239,7 @@ def _write_sheet(path: Path, exported: Exported, images: Tensor, masks: Array | 
     """A picture of what is to be annotated, with the drafts if there are some."""
     pictures, captions = [], []
     for i, image in enumerate(exported.images):
-        sample = Sample(image=images[i], mask=torch.zeros(exported.size, dtype=torch.int64))
-        cells = [overlay(sample, exported.schema)]
+        cells = [photo(images[i])]
         if masks is not None:
             cells.append(overlay(Sample(image=images[i], mask=torch.from_numpy(masks[i])), exported.schema))
         pictures.append(cells)

@@ -1,6 +1,6 @@
 """Annotate a folder of `dsgan annotate export` as a person would, by a network that has seen the masks of the renders.
 
-dsgan annotate export runs/faces/best to-annotate --classes examples/demo_faces/classes.json
+dsgan annotate export runs/faces/best to-annotate --num 16 --psi 1 --classes examples/demo_faces/classes.json
 python examples/demo_faces/annotate.py to-annotate --annotator annotator.safetensors
 dsgan fit runs/faces/best to-annotate my-faces
 """

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import write_json, written_whole
 
 #: Channels at each level, by resolution: the coarsest level has 8 pixels across.
 WIDTHS = {64: (16, 32, 64, 128), 128: (16, 32, 64, 128, 128)}
@@ -84,6 +84,17 @@ class Annotator(nn.Module):
         return torch.cat(masks).to(images.device)
 
 
+def report_path(path: Path) -> Path:
+    """Where the report of the weights in `path` goes.
+
+    Raises:
+        ValueError: a name that would not keep both apart.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: the name of an annotator ends in .safetensors")
+    return path.with_suffix(".json")
+
+
 def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, object]) -> None:
     """Write the weights to `path`, with `report` in their metadata and in a .json file beside them."""
     path = Path(path)
@@ -91,10 +102,9 @@ def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, obj
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in annotator.state_dict().items()}
     metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(report_path(path), report)
     with written_whole(path) as file:
         file.write(save(weights, metadata))
-    with written_whole(path.with_suffix(".json")) as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 def load_annotator(path: str | Path) -> Annotator:
@@ -109,12 +119,13 @@ def load_annotator(path: str | Path) -> Annotator:
         raise FileNotFoundError(f"{path} does not exist: train_annotator.py makes it")
     try:
         with safe_open(str(path), framework="pt") as file:
-            report = json.loads((file.metadata() or {}).get("report", "{}"))
-        weights = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path} is no annotator that can be read ({error}): train_annotator.py makes one") from error
-    if report.get("classes") != list(CLASSES) or "resolution" not in report:
-        raise ValueError(f"{path}: got classes {report.get('classes')}, expected {list(CLASSES)}: train it again")
-    annotator = Annotator(report["resolution"], tuple(report["widths"]))
-    annotator.load_state_dict(weights)
+            report = json.loads(file.metadata()["report"])
+        classes, resolution = tuple(report["classes"]), int(report.get("resolution", 64))
+        annotator = Annotator(resolution, tuple(report["widths"]))
+        annotator.load_state_dict(load_file(path))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is no annotator that can be read ({reason}): train_annotator.py makes one") from error
+    if classes != CLASSES:
+        raise ValueError(f"{path}: got classes {', '.join(classes)}, expected {', '.join(CLASSES)}: train it again")
     return annotator.eval().requires_grad_(False)

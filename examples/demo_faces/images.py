@@ -6,6 +6,7 @@ Shapes: N images, H = W pixels; images are uint8 [N, 3, H, W].
 import hashlib
 import io
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,24 +19,54 @@ from tqdm import tqdm
 KINDS = ("jpg", "jpeg", "png", "webp")
 
 
+def decode(data: bytes) -> Image.Image:
+    """An image file.
+
+    Raises:
+        ValueError: it is none, or is damaged.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image
+    except UnidentifiedImageError as error:  # its text is the address of the bytes
+        raise ValueError("is no image that can be read") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"is no image that can be read ({error})") from error
+
+
 def read_image(data: bytes, resolution: int) -> np.ndarray:
     """The middle square of an image file, averaged over areas to uint8 [resolution, resolution, 3].
 
     Raises:
         ValueError: no image, or one that is smaller than that.
     """
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-    except UnidentifiedImageError as error:  # its text is the address of the bytes
-        raise ValueError("is no image that can be read") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"is no image that can be read ({error})") from error
+    image = decode(data).convert("RGB")
     side = min(image.size)
     if side < resolution:
         raise ValueError(f"is {image.width}×{image.height} pixels, smaller than the generator's {resolution}")
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return np.asarray(square.resize((resolution, resolution), Image.Resampling.BOX))
+
+
+def tar_files(path: Path, kinds: Sequence[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Key, kind and content of the files FOLDER/KEY.KIND of a tar, in its order.
+
+    Raises:
+        ValueError: no tar, or a damaged one.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                folder, _, name = member.name.removeprefix("./").rpartition("/")
+                name, _, kind = name.partition(".")
+                file = tar.extractfile(member) if kind.lower() in kinds else None
+                if file is not None:
+                    yield f"{folder}/{name}" if folder else name, kind.lower(), file.read()
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is neither a folder nor a tar that can be read ({reason})") from error
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -45,17 +76,8 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             name, _, kind = file.name.partition(".")
             if kind.lower() in KINDS and file.is_file():
                 yield (file.parent.relative_to(path) / name).as_posix(), file.read_bytes()
-        return
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                folder, _, name = member.name.rpartition("/")
-                name, _, kind = name.partition(".")
-                file = tar.extractfile(member) if kind.lower() in KINDS else None
-                if file is not None:
-                    yield f"{folder}/{name}" if folder else name, file.read()
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is neither a folder nor a tar that can be read ({error})") from error
+    else:
+        yield from ((key, data) for key, _, data in tar_files(path, KINDS))
 
 
 def read_images(paths: Sequence[Path], resolution: int) -> tuple[list[str], Tensor]:

@@ -12,6 +12,7 @@ import hashlib
 
 import torch
 from annotator import Annotator
+from images import digest
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -78,7 +79,8 @@ class Ruler:
         features = encoder_features(annotator, renders)
         self.center, self.scale = features.mean(0), features.std(0).clamp_min(1e-6)
         self.real = (features - self.center) / self.scale
-        self.name = hashlib.sha256(features.numpy().tobytes()).hexdigest()[:16]
+        weights = b"".join(w.cpu().numpy().tobytes() for w in annotator.state_dict().values())
+        self.name = hashlib.sha256(weights + digest(renders).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.real)

@@ -3,18 +3,17 @@
 Shapes: N images of 128 pixels as rendered, or of 64.
 """
 
-import io
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from images import decode, tar_files
 from torch import Tensor
 from tqdm import tqdm
 
 SIDE = 128  # pixels of a render
+KINDS = ("jpg", "seg.png")  # image and mask: the files of a key
 #: The classes that are annotated.
 CLASSES = (
     "background", "skin", "neck", "ear", "nose", "brow", "eye", "lips", "mouth", "hair", "beard", "clothes",
@@ -33,7 +32,7 @@ def read_renders(shards: Sequence[Path], classes: np.ndarray, side: int) -> tupl
 
     Args:
         shards: WebDataset tars.
-        classes: class of a mask by the rendered class, uint8 [14]; `MERGE` where renders are halved.
+        classes: class of a mask by each of the 14 rendered classes, uint8 [14]; `MERGE` where renders are halved.
         side: H = W, 128 or 64 pixels.
 
     Raises:
@@ -55,34 +54,27 @@ def _pairs(shard: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Image [128, 128, 3] and mask [128, 128] of each key; the two files of a key follow each other."""
     held: dict[str, np.ndarray] = {}
     empty = True
-    try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                key, _, kind = member.name.partition(".")
-                file = tar.extractfile(member)
-                if file is None or kind not in ("jpg", "seg.png"):
-                    continue
-                held[f"{key}.{kind}"] = np.asarray(Image.open(io.BytesIO(file.read())))  # mode P: the class itself
-                if len(held) < 2:
-                    continue
-                if set(held) != {f"{key}.jpg", f"{key}.seg.png"}:
-                    raise ValueError(
-                        f"{shard}: {sorted(held)} follow each other, expected KEY.jpg and KEY.seg.png of one key"
-                    )
-                image, mask = held[f"{key}.jpg"], held[f"{key}.seg.png"]
-                if image.shape != (SIDE, SIDE, 3) or mask.shape != (SIDE, SIDE) or mask.max() >= len(MERGE):
-                    raise ValueError(
-                        f"{shard}: {key} is {image.shape} with mask {mask.shape} and class {mask.max()}, expected "
-                        f"{SIDE}×{SIDE} pixels and classes 0-{len(MERGE) - 1}"
-                    )
-                yield image, mask
-                held, empty = {}, False
-    except (tarfile.TarError, OSError) as error:  # Pillow's errors are OSError too
-        raise ValueError(f"{shard} is no shard of renders that can be read ({error})") from error
+    for key, kind, data in tar_files(shard, KINDS):
+        try:
+            held[f"{key}.{kind}"] = np.asarray(decode(data))  # a mask is of mode P: the class itself
+        except ValueError as error:
+            raise ValueError(f"{shard}: {key}.{kind} {error}") from error
+        if len(held) < 2:
+            continue
+        if set(held) != {f"{key}.{kind}" for kind in KINDS}:
+            raise ValueError(f"{shard}: {' and '.join(held)} follow each other, expected the two files of one key")
+        image, mask = (held[f"{key}.{kind}"] for kind in KINDS)
+        if image.shape != (SIDE, SIDE, 3) or mask.shape != (SIDE, SIDE) or mask.max() >= len(MERGE):
+            raise ValueError(
+                f"{shard}: {key} is {image.shape} with mask {mask.shape} and class {mask.max()}, expected "
+                f"{SIDE}×{SIDE} pixels and classes 0-{len(MERGE) - 1}"
+            )
+        yield image, mask
+        held, empty = {}, False
     if held:
-        raise ValueError(f"{shard} ends after {sorted(held)}, expected KEY.jpg and KEY.seg.png of each key")
+        raise ValueError(f"{shard} ends after {' and '.join(held)}, expected {' and '.join(KINDS)} of each key")
     if empty:
-        raise ValueError(f"{shard} holds no render, expected KEY.jpg and KEY.seg.png of each key")
+        raise ValueError(f"{shard} holds no render, expected {' and '.join(KINDS)} of each key")
 
 
 def halve_image(image: np.ndarray) -> np.ndarray:

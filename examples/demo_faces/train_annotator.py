@@ -8,7 +8,7 @@ Examples:
         --out annotator-128.safetensors
 
 Shapes: N images, C classes, H = W = 64 or 128 pixels. Images are float [N, 3, H, W] in [0, 1] while they are augmented;
-lengths are 64ths of the width, so that both resolutions see the same changes.
+lengths are 64ths of the width, so that both resolutions see the same changes (all but the noise of single pixels).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from annotator import WIDTHS, Annotator, save_annotator
+from annotator import WIDTHS, Annotator, report_path, save_annotator
 from renders import CLASSES, MERGE, read_renders
 from torch import Tensor
 from torch.nn import functional as F
@@ -219,7 +219,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="where to train (default: cpu)")
     add("--threads", type=int, default=1, help="CPU threads; results may differ in the last digits (default: 1)")
     args = parser.parse_args(argv)
-    if min(args.epochs, args.batch_size, args.val_count, args.threads) < 1 or args.lr <= 0 or args.seed < 0:
+    if min(args.epochs, args.batch_size, args.val_count, args.threads) < 1 or not args.lr > 0 or args.seed < 0:
         parser.error(
             "--epochs, --batch-size, --val-count and --threads must be at least 1, --lr above 0, --seed not below 0"
         )
@@ -235,15 +235,16 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     torch.set_num_threads(args.threads)
     check_writable(args.out.parent)  # now rather than after the training
-    if args.out.exists():
-        raise ValueError(f"--out {args.out} exists: an annotator is not replaced, move it away or choose another name")
+    for path in (args.out, report_path(args.out)):
+        if path.exists():
+            raise ValueError(f"--out: {path} exists and is not replaced, move it away or choose another name")
+    g = torch.Generator(args.device).manual_seed(args.seed)
     shards = sorted(args.data.glob("train-*.tar"))
     if not shards:
         raise ValueError(f"no train-*.tar in {args.data}: --data takes the folder that holds the shards")
     images, masks = (tensor.to(args.device) for tensor in read_renders(shards, MERGE, args.resolution))
     if args.val_count > len(images) - args.batch_size:
         raise ValueError(f"--val-count {args.val_count} of {len(images)} renders leaves too few for --batch-size")
-    g = torch.Generator(args.device).manual_seed(args.seed)
     held_out, kept = torch.randperm(len(images), generator=g, device=g.device).tensor_split([args.val_count])
 
     with torch.random.fork_rng(devices=[]):  # torch initialises layers from its global generator only
@@ -253,21 +254,26 @@ def run(args: argparse.Namespace) -> None:
     train(annotator, images[kept], masks[kept], epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, g=g)
 
     iou = class_iou(annotator.eval().annotate(images[held_out]), masks[held_out])
-    mean = sum(iou.values()) / len(iou)
+    measured = [value for value in iou.values() if value == value]  # nobody has a class that no render shows
+    mean = sum(measured) / len(measured)
     for name, value in iou.items():
         print(f"{name:12} {value:.3f}")
     print(f"{'mean IoU':12} {mean:.3f}  on {args.val_count} held-out renders, {time.perf_counter() - start:.0f} s")
+    found = {name: value if value == value else None for name, value in iou.items()}
     settings = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "val_count", "seed")}
-    save_annotator(annotator, args.out, {"val_mean_iou": mean, "val_iou": iou, "training": settings})
+    save_annotator(annotator, args.out, {"val_mean_iou": mean, "val_iou": found, "training": settings})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:  # the last: torch without CUDA
         print(f"train_annotator.py: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("train_annotator.py: stopped, nothing is written", file=sys.stderr)
+        return 130
     return 0
 
 

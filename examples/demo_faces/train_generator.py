@@ -50,10 +50,9 @@ from training_state import (
     recover_best,
     save_best,
     save_state,
-    write_json,
 )
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import write_json, written_whole
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.base import Precomputed
 from dsgan_datasets.generators.layers import EqualizedLinear
@@ -468,7 +467,9 @@ class Run:
                 f"{self.folder} was trained with {', '.join(differing)}: use the same, another --state, or "
                 "--change-settings to go on with the new ones"
             )
-        if generator_config(config) != self.training.config:
+        with self._way_out():
+            shape = generator_config(config)
+        if shape != self.training.config:
             raise StateError(f"{self.folder} holds a generator of another shape: give another --state")
         with self._way_out():
             self.training.restore(progress, networks)
@@ -502,6 +503,7 @@ class Run:
         generator = load_generator(best, device=self.training.device)
         measured = self.ruler.measure(images_of(generator, self._latents()))
         self.best_frechet = measured["frechet"]
+        write_json(chosen, {**found, **measured, "ruler": self.ruler.name})
         print(f"{best}: Fréchet distance {self.best_frechet:.4f} by this annotator", flush=True)
 
     def _latents(self) -> Tensor:
@@ -621,7 +623,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
     add("--threads", type=int, help="CPU threads; 1 repeats exactly")
     args = parser.parse_args(argv)
-    if args.batch < 1 or args.lr <= 0 or args.gamma < 0 or args.ema_images < 1 or args.seed < 0:
+    if args.batch < 1 or not args.lr > 0 or not args.gamma >= 0 or args.ema_images < 1 or args.seed < 0:
         parser.error("--batch and --ema-images must be at least 1, --lr above 0, --gamma and --seed not below 0")
     if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):
         parser.error("--minutes and --evaluate must not be below 0, --save-every above 0, --until at least 1")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import write_json, written_whole
 
 try:
     import fcntl
@@ -35,12 +35,6 @@ class StateError(ValueError):
 
 
 # ------------------------------------------------------------------------------------------------- files
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON; the file appears whole or not at all."""
-    with written_whole(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
