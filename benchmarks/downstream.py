@@ -28,6 +28,7 @@ from measuring import cpu_name, progress
 from safetensors import SafetensorError
 from segmentation.augment import STRENGTHS
 from segmentation.cells import Cell, Cells, OutOfTime
+from segmentation.data import TEST, TRAIN
 from segmentation.parts import count_parts
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
 from segmentation.students import PRECISIONS, STUDENTS, Objective, Settings, build_student, evaluate, train
@@ -148,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     if missing := [row for row in args.rows if ROWS[row].annotator and args.annotator is None]:
         raise ValueError(f"the rows {', '.join(missing)} need --annotator; others do not: {', '.join(_free_rows())}")
     sources, cells, build = prepare(args)
-    if args.annotator is not None and not args.annotator.is_dir():
+    if any(ROWS[row].annotator for row in args.rows) and not args.annotator.is_dir():
         _ = sources.annotator_network  # says now what hours later would be too late
     try:
         chosen = {row: search(cells, row, sources, build, args.steps) for row in args.rows}
@@ -219,8 +220,9 @@ def _sources(args: argparse.Namespace, **batches: int) -> Sources:
 
 def _data_configuration(args: argparse.Namespace, sources: Sources) -> Cell:
     """What images and masks depend on: they may not change within a folder of cells."""
+    shards = [shard for pattern in (TEST, TRAIN) for shard in sorted(args.domain.glob(pattern))]
     return {
-        "shards": {shard.name: shard.stat().st_size for shard in sorted(args.domain.glob("t*-*.tar"))},
+        "shards": {shard.name: shard.stat().st_size for shard in shards},
         "checkpoint": Path(args.checkpoint).name,
         "fingerprint": sources.labeled.fingerprint,
         "schema": sources.schema.to_dict(),

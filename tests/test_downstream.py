@@ -6,6 +6,7 @@ import doctest
 import functools
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,10 @@ def test_cells_resume_and_the_test_set_waits(
     events.clear()
     assert run(downstream, domain, out, *rows) == 0 and events == []
     assert run(downstream, domain, out, *rows, "--size", "128") == 1 and events == []  # other cells live here
+    grown = tmp_path / "grown"
+    shutil.copytree(domain, grown)
+    shutil.copy(domain / "train-0000.tar", grown / "train-0001.tar")
+    assert run(downstream, grown, out, *rows) == 1 and events == []
 
     best = max(range(5), key=lambda i: json.loads((out / f"full.search-{i}.json").read_text())["iou"][""]["mean"])
     assert json.loads((out / f"full.search-{best}.json").read_text())["settings"] == cell["settings"]
@@ -319,6 +324,17 @@ def test_gaps_go_from_exact_masks_to_the_stream(
     for part in parts.values():
         assert len(part["present"]) == 12 and sum(part["area"]) == pytest.approx(1, abs=1e-4)
         assert all((p == 0) == (a == 0) and a <= p <= 1 for p, a in zip(part["present"], part["area"], strict=True))
+    sources = segmentation.rows.Sources(domain, str(checkpoint), annotator, size=64)
+    drawn = sources.unfiltered.generate(range(6))
+    for name, masks in (
+        ("renders", sources.training[:6].masks),
+        ("annotated", sources.annotated_images.masks),
+        ("by-annotator", sources.annotator_network.annotate(drawn.image)),
+        ("by-interpreter", drawn.mask),
+        ("stream", sources.labeled.generate(range(6)).mask),
+    ):
+        assert parts[name]["area"] == pytest.approx([(masks == c).double().mean().item() for c in range(12)], abs=1e-5)
+    assert parts["stream"]["area"] != parts["by-interpreter"]["area"]  # the filter redraws some of them
     gaps = segmentation.rows.GAPS
     cells = {name: json.loads((out / f"{name}.gap-0.json").read_text()) for name in gaps}
     assert {cell["on"] for cell in cells.values()} == {"validation"}

@@ -17,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "demo_fac
 import renders
 
 IGNORE = 255
+TRAIN, TEST = "train-*.tar", "test-*.tar"  # shards of a domain
 VALIDATION = 240  # the last training renders; 10,000 are left to train on
 
 

@@ -27,7 +27,7 @@ from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose
 
 from .clusters import Clusters, clustered_samples, fit_clusters
-from .data import IGNORE, VALIDATION, Labelled, read_renders
+from .data import IGNORE, TEST, TRAIN, VALIDATION, Labelled, read_renders
 from .semi import S4GANWithMLMT
 from .students import Batch, Objective, Supervised
 
@@ -52,6 +52,9 @@ class Sources:
         device: of generator and batches.
         batch_size: images a step; the rows with unlabelled images take as many of these beside.
         uses: steps that see a generated sample, on average.
+
+    Raises:
+        ValueError: the domain lacks its shards.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class Sources:
     ) -> None:
         self.domain, self.checkpoint, self.annotator = domain, checkpoint, annotator
         self.size, self.device, self.batch_size, self.uses = size, device, batch_size, uses
-        for shards in ("train-*.tar", "test-*.tar"):  # said now rather than after hours of training
+        for shards in (TRAIN, TEST):  # said now rather than after hours of training
             if not any(domain.glob(shards)):
                 raise ValueError(f"no {shards} in {domain}: --domain takes the folder of renders, with classes.json")
         self.labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
@@ -75,7 +78,7 @@ class Sources:
 
     @cached_property
     def _train_shards(self) -> Labelled:
-        return read_renders(sorted(self.domain.glob("train-*.tar")), self.schema, self.size).to(self.device)
+        return read_renders(sorted(self.domain.glob(TRAIN)), self.schema, self.size).to(self.device)
 
     @property
     def training(self) -> Labelled:
@@ -90,7 +93,7 @@ class Sources:
     @cached_property
     def test(self) -> Labelled:
         """The test renders. Nothing but the final measurement of a row may ask for them."""
-        return read_renders(sorted(self.domain.glob("test-*.tar")), self.schema, self.size)
+        return read_renders(sorted(self.domain.glob(TEST)), self.schema, self.size)
 
     @cached_property
     def annotated_images(self) -> Labelled:
