@@ -46,6 +46,22 @@ def test_both_resolutions_see_the_same_changes(domain: Path) -> None:
     assert difference.mean() < 0.02 < (seen[64][0] - seen[64][0].roll(1, 0)).abs().mean()
 
 
+def test_lengths_are_64ths_of_the_width() -> None:
+    widths, patched = [], []
+    for side in (64, 128):
+        spot = torch.zeros(1, 1, side, side)
+        spot[..., side // 2] = 1  # a line, so that only one direction is blurred
+        at = torch.arange(side) - side // 2
+        profile = train_annotator._blur(spot, 3.0)[0, 0, 0]
+        widths.append(float((profile * at**2).sum() / profile.sum()) ** 0.5 * 64 / side)
+        grey = torch.full((16, 3, side, side), 0.5)
+        cut = train_annotator.cut_out(grey, torch.Generator().manual_seed(2))
+        patched.append(F.adaptive_avg_pool2d(cut - grey, 32))
+    assert widths[1] == pytest.approx(widths[0], rel=0.03)
+    assert patched[0].abs().sum() > 0
+    assert (patched[1] - patched[0]).abs().sum() < 0.25 * patched[0].abs().sum()
+
+
 @pytest.mark.parametrize("resolution", [64, 128])
 def test_it_learns_at_both_resolutions(
     domain: Path, tmp_path: Path, resolution: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
