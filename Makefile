@@ -26,13 +26,13 @@ help:  ## list the targets
 	@echo "Targets (PYTHON=... chooses the interpreter, Python 3.11 or 3.12):"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-demo: $(VENV)/.stamp-run  ## install, then write a preview sheet and small shards of labelled faces into demo/
+demo: $(VENV)/.stamp-run  ## install, then write a preview sheet and small shards of labeled faces into demo/
 	@mkdir -p demo && rm -rf demo/shards
 	.venv/bin/dsgan info demo-faces
 	.venv/bin/dsgan preview demo-faces --out demo/preview.png
 	.venv/bin/dsgan shards write demo-faces demo/shards --num-samples 100 --samples-per-shard 50
 	.venv/bin/dsgan shards verify demo/shards
-	@echo; echo "Labelled faces to look at:  $(CURDIR)/demo/preview.png"; echo "A small WebDataset:         $(CURDIR)/demo/shards"
+	@echo; echo "Labeled faces to look at:  $(CURDIR)/demo/preview.png"; echo "A small WebDataset:         $(CURDIR)/demo/shards"
 
 test: $(VENV)/.stamp-test  ## install everything the tests need, both frameworks too, and run them (PYTEST_ARGS="-k name")
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
@@ -46,7 +46,7 @@ test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere
 	@[ -n "$(GOLDEN)" ] || { echo "say where the reference arrays are: make test-golden GOLDEN=dir" >&2; exit 2; }
 	.venv/bin/python tests/compare_golden.py $(GOLDEN)
 
-clean:  ## remove .venv, caches, build artefacts and demo/
+clean:  ## remove .venv, caches, build artifacts and demo/
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -88,7 +88,7 @@ EXTRAS = {
 setup(
     name="dsgan_datasets",
     version="0.1.0",
-    description="Endless labelled images for segmentation training, drawn on the fly from a GAN and its interpreter",
+    description="Endless labeled images for segmentation training, drawn on the fly from a GAN and its interpreter",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

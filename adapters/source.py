@@ -64,7 +64,7 @@ class SampleSource(Protocol):
 
 
 class LabeledSource:
-    """A labelled checkpoint whose weights load on first use; a `SampleSource`.
+    """A labeled checkpoint whose weights load on first use; a `SampleSource`.
 
     Args:
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from measuring import cpu_name, write_json
 
-from dsgan_datasets import Annotated, LabeledGenerator, Recipe, fit_interpreter, sample_latents
+from dsgan_datasets import AnnotatedImages, LabeledGenerator, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.evaluation import evaluate
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import synthesize
@@ -46,11 +46,11 @@ EXAMPLE = "example: python benchmarks/annotations.py --annotator annotator.safet
 Result = dict[str, Any]
 
 
-def annotate(generator: FeatureGenerator, annotator: Annotator, recipe: Recipe, indices: range) -> Annotated:
+def annotate(generator: FeatureGenerator, annotator: Annotator, recipe: Recipe, indices: range) -> AnnotatedImages:
     """Let the stand-in annotate the images of some indices."""
     latents = sample_latents(indices, generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
     masks = [annotator.annotate(synthesize(generator, recipe, z)[0]) for z in latents.split(20)]
-    return Annotated(latents, torch.cat(masks))
+    return AnnotatedImages(latents, torch.cat(masks))
 
 
 def summary(runs: dict[str, Result], variants: Sequence[str], classes: Sequence[str]) -> Result:
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun = time.monotonic()
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
     generator, schema, annotator = labeled.generator, labeled.schema, load_annotator(args.annotator)
-    recipe = Recipe(psi=labeled.recipe.psi)
+    recipe = Recipe(truncation_psi=labeled.recipe.truncation_psi)
     runs: dict[str, Result] = json.loads(args.out.read_text())["runs"] if args.out.is_file() else {}
     truth = annotate(generator, annotator, recipe, range(HELD_OUT_START, HELD_OUT_START + HELD_OUT))
     for k in range(CHOICES):
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "benchmark": "annotations",
         "checkpoint": "demo-faces",
         "generator": labeled.config["weights"]["generator"],
-        "psi": recipe.psi,
+        "psi": recipe.truncation_psi,
     }
     report |= {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     report |= {"images": IMAGES, "choices": CHOICES, "held_out": HELD_OUT, "settings": VARIANTS}

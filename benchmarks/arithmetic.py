@@ -1,4 +1,4 @@
-"""Operations and bytes of a labelled sample, and the time below which no machine can make it.
+"""Operations and bytes of a labeled sample, and the time below which no machine can make it.
 
 Counted, not measured: multiply-adds of the generator, of the projection and of the tail, and the bytes that have to
 pass the memory if everything pointwise is fused and every map is written once and read once. The floor of a part is
@@ -195,7 +195,7 @@ def _milliseconds(seconds: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description="Print operations, bytes and floors of a labelled sample as Markdown.")
+    parser = argparse.ArgumentParser(description="Print operations, bytes and floors of a labeled sample as Markdown.")
     parser.add_argument("--batch", type=int, default=8, help="samples that share a reading of the weights (default: 8)")
     args = parser.parse_args(arguments)
     shapes = [Shape.published(side) for side in SIDES]

@@ -35,7 +35,7 @@ from segmentation.students import PRECISIONS, STUDENTS, Objective, Settings, bui
 from segmentation.table import collect, comparison, fill, floors, markdown, picture, read_report
 from torch import Tensor, nn
 
-from dsgan_datasets.files import write_json, written_whole
+from dsgan_datasets.files import atomic_write, write_json
 from dsgan_datasets.tools.options import count
 
 RESULT = Path(__file__).resolve().parent / "results" / "downstream.json"
@@ -245,7 +245,7 @@ def table(args: argparse.Namespace) -> int:
         write_json(target, report)
         progress(f"written: {target}")
         if drawn is not None:
-            with written_whole(args.picture) as file:
+            with atomic_write(args.picture) as file:
                 drawn.save(file, "PNG", optimize=True)
             progress(f"written: {args.picture}")
     elif args.picture is not None:
@@ -327,7 +327,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _data_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--domain", type=Path, required=True, metavar="DIR", help="train-*.tar, test-*.tar, classes.json")
     add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept")
-    add.add_argument("--checkpoint", default="demo-faces", help="labelled generator (default: demo-faces)")
+    add.add_argument("--checkpoint", default="demo-faces", help="labeled generator (default: demo-faces)")
     add.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
     add.add_argument("--device", default="cpu", help="(default: cpu)")

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from measuring import PeakMemory, cpu_name, write_json
 
-from dsgan_datasets import Annotated, LabelSchema, Recipe, fit_interpreter, sample_latents
+from dsgan_datasets import AnnotatedImages, LabelSchema, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.evaluation import cross_validate, evaluate
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.stylegan1 import StyleGAN1, StyleGAN1Config
@@ -50,7 +50,7 @@ def random_generator(side: int, device: str) -> FeatureGenerator:
     return generator.freeze().to(device)
 
 
-def annotate(generator: FeatureGenerator, recipe: Recipe, images: int, first: int = 0) -> Annotated:
+def annotate(generator: FeatureGenerator, recipe: Recipe, images: int, first: int = 0) -> AnnotatedImages:
     """Masks of equally frequent classes, by the value of one feature at a quarter of the resolution, smoothed."""
     latents = sample_latents(range(first, first + images), generator.z_dim, seed=0)
     side = generator.img_resolution
@@ -61,18 +61,18 @@ def annotate(generator: FeatureGenerator, recipe: Recipe, images: int, first: in
         values = F.interpolate(F.avg_pool2d(maps[level][:, :1], 9, 1, 4).cpu(), size=(side, side), mode="bilinear")[
             0, 0
         ]
-        # By rank of the standardised value: the limits are those of one image, the same for all.
+        # By rank of the standardized value: the limits are those of one image, the same for all.
         limits = torch.linspace(0, 1, CLASSES + 1)[1:-1]
         scaled = (values - values.mean()) / values.std()
         masks.append(torch.bucketize(scaled, torch.erfinv(2 * limits - 1) * 2**0.5))
-    return Annotated(latents, torch.stack(masks))
+    return AnnotatedImages(latents, torch.stack(masks))
 
 
 def measure(side: int, steps: int, folds: int, threads: int, device: str) -> Result:
     """Fit and cross-validate once, as `dsgan fit` does."""
     torch.set_num_threads(threads)
     schema = LabelSchema(tuple(f"class {i}" for i in range(CLASSES)))
-    recipe = Recipe(features="datasetgan", psi=0.7)
+    recipe = Recipe(features="datasetgan", truncation_psi=0.7)
     settings = Settings(members=MEMBERS, steps=steps)
     with PeakMemory(0.005) as memory:
         generator = random_generator(side, device)
@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Time the fitting of an interpreter.", epilog=EXAMPLE)
     parser.add_argument("--side", type=int, default=512, help="pixels, a power of two (default: 512)")
-    parser.add_argument("--steps", type=int, default=Settings().steps, help="optimiser steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=Settings().steps, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=4, help="of the held-out check, 0 for none (default: 4)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")

@@ -1,4 +1,4 @@
-"""The stream on a GPU: what labels cost beside the generator, and how far the labelling kernels are from the roofline.
+"""The stream on a GPU: what labels cost beside the generator, and how far the labeling kernels are from the roofline.
 
 One run, under nine minutes: results are compared with the published order first, then times are taken, a table is
 printed and JSON written. `--device cpu` is the twin on a processor, with small shapes: it shows that the benchmark
@@ -32,10 +32,10 @@ from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from dsgan_datasets.interpreters import batched, projection
 from dsgan_datasets.interpreters.pixel_ensemble import Labels
 from dsgan_datasets.labeled_generator import render
-from dsgan_datasets.parallel import side_by_side
+from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
-TARGETS = {"labelled_over_bare": 1.3, "reference_over_labels": 50.0, "roofline_share": 0.7, "overlap": 1.05}
+TARGETS = {"labeled_over_bare": 1.3, "reference_over_labels": 50.0, "roofline_share": 0.7, "overlap": 1.05}
 #: Share of the pixels whose label may differ from that of the published order in float32, and largest difference of
 #: uncertainties, in nats.
 CHANGED, JS = (
@@ -122,13 +122,13 @@ def check(labeled: LabeledGenerator, features: list[Tensor]) -> Result:
     labels = labeled.interpreter.label(features, (side, side))
     found = {
         "labels_changed": float((labels.mask != expected.mask).double().mean()),
-        "js": float((labels.js - expected.js).abs().max()),
-        "score": float((labels.score - expected.score).abs().max()),
+        "uncertainty": float((labels.uncertainty - expected.uncertainty).abs().max()),
+        "score": float((labels.uncertainty_score - expected.uncertainty_score).abs().max()),
         "classes": len(expected.mask.unique()),
         "kernel": labels_by(labeled),
     }
     # Written so that NaN fails.
-    if not (found["labels_changed"] <= CHANGED[dtype] and found["js"] <= JS[dtype] and found["classes"] > 1):
+    if not (found["labels_changed"] <= CHANGED[dtype] and found["uncertainty"] <= JS[dtype] and found["classes"] > 1):
         raise BenchmarkError(f"labels in {dtype} are not those of the published order: {found}")
     return found
 
@@ -173,7 +173,7 @@ def seconds_a_batch(batches: Iterator[Any], device: torch.device, work: Callable
 
 
 def time_shape(shape: Shape, dtype: str, batch: int, device: torch.device, *, accelerate: bool, peaks: Any) -> Result:
-    """Bare generator, labelled stream, labelling kernels, and the reference, of one shape in one precision."""
+    """Bare generator, labeled stream, labeling kernels, and the reference, of one shape in one precision."""
     labeled = random_labeled(shape, dtype, batch, device)
     generator, recipe, size = labeled.generator, labeled.recipe, (shape.side, shape.side)
     ws = torch.randn(batch, generator.num_ws, generator.w_dim, device=device) * 0.5
@@ -186,7 +186,7 @@ def time_shape(shape: Shape, dtype: str, batch: int, device: torch.device, *, ac
             return render(generator, recipe, rows)[0]
 
         with torch.no_grad():  # a processor computes samples one by one, side by side
-            side_by_side(image, [ws] if device.type == "cuda" else ws.split(1), device)
+            parallel_map(image, [ws] if device.type == "cuda" else ws.split(1), device)
 
     def per_sample(call: Callable[[], object]) -> float:
         return seconds_of(call, device) / batch
@@ -203,14 +203,14 @@ def time_shape(shape: Shape, dtype: str, batch: int, device: torch.device, *, ac
     if accelerate:
         result["accelerated"] = accelerated_times(labeled, ws)
     bare_seconds = min(result["bare"], result.get("accelerated", {}).get("bare_graph", math.inf))
-    result["labelled_over_bare"] = fastest_stream(result) / bare_seconds
+    result["labeled_over_bare"] = fastest_stream(result) / bare_seconds
     result["reference_over_labels"] = result["reference"] / result["labels"]
-    result["reference_over_labelled"] = (bare_seconds + result["reference"]) / fastest_stream(result)
+    result["reference_over_labeled"] = (bare_seconds + result["reference"]) / fastest_stream(result)
     return result
 
 
 def stream_seconds(labeled: LabeledGenerator) -> float:
-    """Seconds a sample of the labelled stream."""
+    """Seconds a sample of the labeled stream."""
     batches = DSGANIterableDataset(labeled, batch_size=labeled.recipe.compute_batch).batches()
     try:
         return seconds_a_batch(batches, labeled.device) / labeled.recipe.compute_batch
@@ -391,7 +391,7 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def fastest_stream(case: Result) -> float:
-    """Seconds a sample of the labelled stream, accelerated if that is faster."""
+    """Seconds a sample of the labeled stream, accelerated if that is faster."""
     return min(case["stream"], case.get("accelerated", {}).get("stream_graph", math.inf))
 
 
@@ -433,7 +433,7 @@ def missed_targets(report: Result) -> list[str]:
     first = [c for c in report["cases"] if (c["side"], c["dtype"]) == _key(report["cases"][0])]
     best = min(first, key=fastest_stream)
     checks = (
-        ("labelled_over_bare", best["labelled_over_bare"], -1),
+        ("labeled_over_bare", best["labeled_over_bare"], -1),
         ("reference_over_labels", best["reference_over_labels"], 1),
         ("roofline_share", best["roofline_share"]["all"], 1),
         *((("overlap", report["training"]["overlap"], -1),) if "training" in report else ()),
@@ -461,7 +461,7 @@ def table(report: Result) -> str:
         graph, memory = c.get("accelerated", {}).get("stream_graph"), c["peak_memory"]["stream"]
         lines.append(
             f"{c['side']:>5} {c['dtype']:<9}{c['batch']:>6}{_ms(c['bare'])}{_ms(c['labels'])}{_ms(c['stream'])}"
-            f"{_ms(graph)}{c['labelled_over_bare']:>7.2f}{c['reference'] * 1e3:>11.2f}"
+            f"{_ms(graph)}{c['labeled_over_bare']:>7.2f}{c['reference'] * 1e3:>11.2f}"
             f"{c['reference_over_labels']:>7.1f}x{c['roofline_share']['all']:>10.0%}{c['check']['labels_changed']:>9.2%}"
             f"{'' if memory is None else f'{memory:.0f} MB':>10}  {c['check']['kernel']}"
         )

@@ -1,4 +1,4 @@
-"""Labelling step (features -> mask, js, score): native resolution against the published order, in one run.
+"""Labeling step (features -> mask, js, score): native resolution against the published order, in one run.
 
 The published order resizes every map to the output size, concatenates thousands of channels and classifies each pixel.
 `PixelEnsemble.label` projects first and resizes then. Both get the same features, weights and threads. Before anything
@@ -216,17 +216,19 @@ def check_equal(reference: Reference, ensemble: PixelEnsemble, features: Sequenc
     check = {
         "tolerance": TOLERANCE,
         "logits": _difference(ensemble.logits(features, size), logits),
-        "js": _difference(actual.js, expected.js),
-        "score": _difference(actual.score, expected.score),
+        "uncertainty": _difference(actual.uncertainty, expected.uncertainty),
+        "score": _difference(actual.uncertainty_score, expected.uncertainty_score),
         "mask_differs": int(differs.sum()),
         "mask_differs_without_tie": int((differs & ~ambiguous).sum()),
         "pixels": differs.numel(),
         "pixels_with_tie": int(ambiguous.sum()),
         "classes_in_mask": len(expected.mask.unique()),
-        "mean_js": round(float(expected.js.mean()), 4),
+        "mean_js": round(float(expected.uncertainty.mean()), 4),
     }
     # Written so that NaN fails.
-    if check["mask_differs_without_tie"] or not all(check[name] <= TOLERANCE for name in ("logits", "js", "score")):
+    if check["mask_differs_without_tie"] or not all(
+        check[name] <= TOLERANCE for name in ("logits", "uncertainty", "score")
+    ):
         raise BenchmarkError(f"native labels are not those of the published order: {check}")
     return check
 
@@ -382,7 +384,7 @@ def missed_targets(results: dict[str, Result]) -> list[str]:
 def table(report: Result) -> str:
     """The report, for people."""
     lines = [
-        f"labelling step, {report['cpu']}, {report['threads']} threads, {report['dtype']}, torch {report['torch']}, "
+        f"labeling step, {report['cpu']}, {report['threads']} threads, {report['dtype']}, torch {report['torch']}, "
         f"batch {report['batch']}, median of {report['runs']} interleaved runs",
         f"{'shape':<6}{'output':>9}{'published':>11}{'native':>9}{'ratio':>8}{'target':>8}{'':>6}"
         f"{'GFLOP/s':>9}{'mm':>7}{'share':>7}{'memory':>10}{'js error':>10}",
@@ -402,7 +404,7 @@ def table(report: Result) -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    description = "Time the labelling step at native resolution against the published order; check the results first."
+    description = "Time the labeling step at native resolution against the published order; check the results first."
     parser = argparse.ArgumentParser(description=description, epilog=EXAMPLE)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all")
     parser.add_argument("--runs", type=int, default=5, help="interleaved runs of each (default: %(default)s)")

@@ -23,7 +23,7 @@ from dsgan_datasets.device import resolve_device
 from dsgan_datasets.interpreters import batched
 from dsgan_datasets.labeled_generator import render, style_vectors
 from dsgan_datasets.latents import Purpose, draw_latents
-from dsgan_datasets.parallel import side_by_side
+from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score
 
 MAX_CHANGED = 0.005  # share of the label pixels
@@ -42,7 +42,7 @@ def labels(labeled: LabeledGenerator, ws: Tensor, dtype: str) -> tuple[Tensor, T
     _, features = render(labeled.generator, recipe, ws)
     if dtype == "float32":
         found = labeled.interpreter.label(features, size, rows=recipe.crop)
-        return found.mask.to(torch.uint8), found.score
+        return found.mask.to(torch.uint8), found.uncertainty_score
     mask, js = batched.label(labeled.interpreter, features, size, recipe.crop or (0, size[0]))
     return mask.to(torch.uint8), image_score(js, recipe.top_fraction)
 
@@ -74,7 +74,7 @@ def run(checkpoint: str, most: int, minutes: float, device: torch.device) -> Res
         masks = {}
         for dtype in DTYPES:
             parts = ws.split(1) if dtype == "float32" and device.type == "cpu" else [ws]
-            rows = side_by_side(lambda part, dtype=dtype: labels(labeled, part, dtype), parts, device)
+            rows = parallel_map(lambda part, dtype=dtype: labels(labeled, part, dtype), parts, device)
             masks[dtype] = torch.cat([mask for mask, _ in rows])
             scores[dtype].append(torch.cat([score for _, score in rows]).cpu())
             changed[dtype] += float((masks[dtype] != masks["float32"]).flatten(1).double().mean(1).sum())

@@ -69,7 +69,7 @@ def random_labeled(side: int, device: str) -> LabeledGenerator:
     weights = {name: torch.randn(shape, generator=random) / shape[0] ** 0.5 for name, shape in shapes.items()}
     ensemble = PixelEnsemble(weights).to(device)
     schema = LabelSchema(tuple(f"part {i}" for i in range(CLASSES)))
-    return LabeledGenerator(generator, ensemble, schema, Recipe(psi=1, threshold=None, reject_fraction=0.0))
+    return LabeledGenerator(generator, ensemble, schema, Recipe(truncation_psi=1, threshold=None, reject_fraction=0.0))
 
 
 def check(labeled: LabeledGenerator, folder: Path, samples: int) -> None:

@@ -1,4 +1,4 @@
-"""Labelled images for segmentation training, generated on the fly from a frozen GAN and its interpreter.
+"""Labeled images for segmentation training, generated on the fly from a frozen GAN and its interpreter.
 
 The flow, one module a step: latents -> generators -> interpreters -> uncertainty -> labeled_generator -> datasets.
 """
@@ -15,11 +15,11 @@ from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
-from dsgan_datasets.training import Annotated, fit_interpreter
+from dsgan_datasets.training import AnnotatedImages, fit_interpreter
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
 __all__ = [
-    "Annotated",
+    "AnnotatedImages",
     "Calibration",
     "CheckpointError",
     "DSGANDataset",

@@ -1,4 +1,4 @@
-"""Labelled generator -> threshold: which scores belong to the most uncertain draws."""
+"""Labeled generator -> threshold: which scores belong to the most uncertain draws."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def calibrate(
             sample of any dataset is among them.
         reject_fraction: share to drop, in [0, 1).
         ignore_fraction: share of the pixels, the most uncertain ones of the draws that are not dropped, to ignore: sets
-            `ignore_js`. 0 ignores none; left out, `ignore_js` stays as it is.
+            `max_uncertainty`. 0 ignores none; left out, `max_uncertainty` stays as it is.
         seed: of these draws.
 
     Returns:
@@ -49,7 +49,7 @@ def calibrate(
         ValueError: fewer than 20 samples, a fraction out of range, or rules that accept less than 2 % of the draws.
 
     Example:
-        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu", psi=0.5)
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu", truncation_psi=0.5)
         >>> calibrate(labeled, 40).calibration.num_samples
         40
     """
@@ -67,13 +67,15 @@ def calibrate_with_scores(
     seed: int = 0,
 ) -> tuple[LabeledGenerator, Tensor]:
     """`calibrate`, and the scores float32 [num_samples] that it looked at; none of them if nothing had to be found."""
-    num_samples = integer("num_samples", num_samples, 20 * labeled.recipe.views)  # fewer say too little of a quantile
+    num_samples = integer(
+        "num_samples", num_samples, 20 * labeled.recipe.group_size
+    )  # fewer say too little of a quantile
     check_fractions(reject_fraction, ignore_fraction, labeled.interpreter.num_members)
     unfiltered = dataclasses.replace(labeled.recipe, threshold=None, reject_fraction=0.0)
     filtered = dataclasses.replace(unfiltered, reject_fraction=reject_fraction)
     if ignore_fraction == 0:
-        unfiltered = dataclasses.replace(unfiltered, ignore_js=None)
-        filtered = dataclasses.replace(filtered, ignore_js=None)
+        unfiltered = dataclasses.replace(unfiltered, max_uncertainty=None)
+        filtered = dataclasses.replace(filtered, max_uncertainty=None)
     if reject_fraction == 0 and not ignore_fraction:
         return labeled.with_recipe(unfiltered), torch.empty(0)
     free = dataclasses.replace(unfiltered, require=())  # draws do not depend on the rules, which count later
@@ -87,21 +89,21 @@ def calibrate_with_scores(
         recipe = dataclasses.replace(filtered, threshold=threshold)
     if ignore_fraction:
         certain = torch.cat(js) if threshold is None else torch.cat(js)[scores <= threshold]
-        recipe = dataclasses.replace(recipe, ignore_js=upper_quantile(certain.flatten(), 1 - ignore_fraction)[0])
+        recipe = dataclasses.replace(recipe, max_uncertainty=upper_quantile(certain.flatten(), 1 - ignore_fraction)[0])
     if threshold is None:
         return labeled.with_recipe(recipe), scores
     drawn: Iterable[Mapping[str, Tensor]]
     if recipe.require and ignore_fraction:
         # What is ignored is known only now: the content rules see the draws again, with the masks that samples have.
-        ignoring = dataclasses.replace(free, ignore_js=recipe.ignore_js)
+        ignoring = dataclasses.replace(free, max_uncertainty=recipe.max_uncertainty)
         drawn = labeled.with_recipe(ignoring).unfiltered(
             num_samples, seed=seed, description="measuring the acceptance rate"
         )
     elif recipe.require:
         batches = zip(scores.split(recipe.compute_batch), masks, strict=True)
-        drawn = ({"score": score, "mask": mask} for score, mask in batches)
+        drawn = ({"uncertainty_score": score, "mask": mask} for score, mask in batches)
     else:
-        drawn = [{"score": scores}]
+        drawn = [{"uncertainty_score": scores}]
     acceptance = Acceptance.measure(recipe, labeled.schema, drawn).check()
     calibration = Calibration(
         num_samples,
@@ -140,12 +142,12 @@ def _observe(
     scores, js, masks, holds = [], [], [], []
     random = torch.Generator().manual_seed(seed & (2**63 - 1))
     for fields in labeled.unfiltered(num_samples, seed=seed, description="calibrating"):
-        scores.append(fields["score"].cpu())
+        scores.append(fields["uncertainty_score"].cpu())
         mask = fields["mask"].flatten(1)
         held = torch.zeros(len(mask), 256, dtype=torch.bool, device=mask.device).scatter_(1, mask, True)
         holds.append(held[:, : labeled.schema.num_classes].cpu())
         if keep_js:
-            flat = fields["js"].flatten(1).cpu()
+            flat = fields["uncertainty"].flatten(1).cpu()
             js.append(flat[:, torch.randperm(flat.shape[1], generator=random)[:_PIXELS_A_DRAW]])
         if keep_masks:
             masks.append(fields["mask"].to(torch.uint8).cpu())

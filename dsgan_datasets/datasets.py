@@ -1,4 +1,4 @@
-"""Labelled generator -> datasets that a DataLoader understands: a stream, and a map.
+"""Labeled generator -> datasets that a DataLoader understands: a stream, and a map.
 
 Which process makes which index is decided here, and nowhere else.
 """
@@ -29,7 +29,7 @@ _AHEAD = 2
 
 
 class DSGANIterableDataset(ResumableStream):
-    """A stream of labelled samples, generated ahead of the consumer on a thread.
+    """A stream of labeled samples, generated ahead of the consumer on a thread.
 
     Index i belongs to consumer (i − start) mod (world size · workers); consumer c is worker c // world size of rank
     c mod world size. If the recipe has views, whole groups are dealt out instead of single indices. Put it into any
@@ -41,7 +41,7 @@ class DSGANIterableDataset(ResumableStream):
         start: first index.
         length: indices an epoch has, over all ranks and workers; None for a stream without end.
         batch_size: samples generated at a time. Only a matter of speed: the samples are the same.
-        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialised).
+        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialized).
         world_size: number of ranks; None likewise.
         transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
         uneven: when `length` does not divide by the world size: "keep" gives some ranks one sample (view group) more,
@@ -85,7 +85,7 @@ class DSGANIterableDataset(ResumableStream):
         _check_labeled(labeled)
         start = integer("start", start, 0, MAX_INDEX)
         length = None if length is None else integer("length", length, 1, MAX_INDEX - start + 1)
-        views = labeled.recipe.views
+        views = labeled.recipe.group_size
         if start % views or (length or 0) % views:
             raise ValueError(f"start {start} and length {length} must be multiples of the recipe's views, {views}")
         self.labeled = labeled
@@ -130,7 +130,7 @@ class DSGANIterableDataset(ResumableStream):
     def _indices(self, consumed: int) -> Iterator[int]:
         """Indices of this consumer in this epoch, without the first `consumed` ones."""
         consumer, consumers = self._consumer()
-        views = self.labeled.recipe.views
+        views = self.labeled.recipe.group_size
         if self.length is None:
             first, length = self.start, MAX_INDEX + 1 - self.start
             groups = range(consumer, length // views, consumers)
@@ -144,14 +144,14 @@ class DSGANIterableDataset(ResumableStream):
     def _even_groups(self) -> int:
         """View groups of the epoch after dropping or padding."""
         assert self.length is not None
-        return self._evened(self.length // self.labeled.recipe.views)
+        return self._evened(self.length // self.labeled.recipe.group_size)
 
     def __len__(self) -> int:
         """Samples that this rank sees in an epoch; TypeError for a stream without end."""
         if self.length is None:
             raise TypeError("this stream has no end; give it a length")
         rank, world_size = self._rank_and_world_size()
-        return len(range(rank, self._even_groups(), world_size)) * self.labeled.recipe.views
+        return len(range(rank, self._even_groups(), world_size)) * self.labeled.recipe.group_size
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the indices start + epoch · length …; takes effect when iteration starts, in living workers too.
@@ -173,7 +173,7 @@ class DSGANIterableDataset(ResumableStream):
 
 
 class DSGANDataset(Dataset[Sample]):
-    """A finite map-style view: index -> labelled sample, the same whatever the order.
+    """A finite map-style view: index -> labeled sample, the same whatever the order.
 
     Asking for whole batches (`__getitems__`, as the stock DataLoader does) is faster than asking sample by sample: a
     GPU always computes `recipe.compute_batch` samples, and a CPU computes them side by side.

@@ -13,21 +13,21 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.labeled_generator import synthesize
-from dsgan_datasets.parallel import side_by_side
+from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
-from dsgan_datasets.training import Annotated, LabelledPixels, Settings, train_ensemble
+from dsgan_datasets.training import AnnotatedImages, LabeledPixels, Settings, train_ensemble
 
 
 @dataclass(frozen=True)
-class Quality:
+class ConfusionMatrix:
     """Agreement of predicted masks with annotated ones, pixels of all images pooled.
 
     Args:
         confusion: number of pixels, int64 [K, K] on the CPU; rows are annotated classes, columns predicted ones.
 
     Example:
-        >>> Quality(torch.tensor([[6, 2], [0, 2]])).iou
+        >>> ConfusionMatrix(torch.tensor([[6, 2], [0, 2]])).iou
         tensor([0.7500, 0.5000], dtype=torch.float64)
     """
 
@@ -66,12 +66,12 @@ def count_pairs(annotated: Tensor, predicted: Tensor, num_classes: int, ignore_i
 def evaluate(
     generator: FeatureGenerator,
     interpreter: PixelEnsemble,
-    annotated: Annotated,
+    annotated: AnnotatedImages,
     *,
     recipe: Recipe,
     ignore_index: int = 255,
-    description: str = "labelling held-out images",
-) -> Quality:
+    description: str = "labeling held-out images",
+) -> ConfusionMatrix:
     """Compare the interpreter's masks with annotated ones, at the size of the images.
 
     Args:
@@ -94,28 +94,28 @@ def evaluate(
             return count_pairs(truth.to(mask.device), mask, k, ignore_index)
 
         pairs = zip(annotated.latents, annotated.masks, strict=True)
-        counted = side_by_side(compare, pairs, generator.device)
-    return Quality(torch.stack(counted).sum(0))
+        counted = parallel_map(compare, pairs, generator.device)
+    return ConfusionMatrix(torch.stack(counted).sum(0))
 
 
 def cross_validate(
     generator: FeatureGenerator,
-    annotated: Annotated,
+    annotated: AnnotatedImages,
     schema: LabelSchema,
     *,
     recipe: Recipe,
     folds: int = 4,
     settings: Settings | None = None,
-) -> Quality:
+) -> ConfusionMatrix:
     """How well an interpreter fitted on most of the images labels the others: k-fold cross-validation over images.
 
     Args:
         generator, annotated, schema, recipe: as for `fit_interpreter`.
-        folds: parts that the images are dealt into; each is labelled by an ensemble fitted on the other parts.
+        folds: parts that the images are dealt into; each is labeled by an ensemble fitted on the other parts.
         settings: of the training; None for the defaults.
 
     Returns:
-        agreement over all images, each labelled by the ensemble that did not see it. With few images it is a
+        agreement over all images, each labeled by the ensemble that did not see it. With few images it is a
         pessimistic estimate: the interpreter that is fitted on all of them has seen more.
 
     Raises:
@@ -127,7 +127,7 @@ def cross_validate(
     integer("folds", folds, 2, len(annotated.masks))
     settings = settings or Settings()
     random = torch.Generator().manual_seed(settings.seed)
-    pixels = LabelledPixels.gather(generator, annotated, schema, recipe, settings.pixels_per_image, random)
+    pixels = LabeledPixels.gather(generator, annotated, schema, recipe, settings.pixels_per_image, random)
     shuffled = torch.randperm(len(annotated.masks), generator=random)
     confusion = torch.zeros(pixels.num_classes, pixels.num_classes, dtype=torch.int64)
     for fold in range(folds):
@@ -136,7 +136,7 @@ def cross_validate(
         ensemble = train_ensemble(
             pixels, recipe, settings, random, rows=rows, description=f"held-out check {fold + 1}/{folds}"
         )
-        rest = Annotated(annotated.latents[held_out], annotated.masks[held_out])
+        rest = AnnotatedImages(annotated.latents[held_out], annotated.masks[held_out])
         confusion += evaluate(
             generator,
             ensemble,
@@ -144,4 +144,4 @@ def cross_validate(
             recipe=dataclasses.replace(recipe, dtype="float32"),
             ignore_index=schema.ignore_index,
         ).confusion
-    return Quality(confusion)
+    return ConfusionMatrix(confusion)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, under a temporary name; flushed to the disk and renamed when the block ends without error.
 
     Raises:
@@ -37,7 +37,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON that people may read too, whole or not at all."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 

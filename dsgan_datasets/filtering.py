@@ -22,14 +22,14 @@ def apply_rules(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]
     """Which draws each rule accepts.
 
     Args:
-        drawn: fields of N draws: "score" [N] on the CPU, "mask" [N, H, W] anywhere.
+        drawn: fields of N draws: "uncertainty_score" [N] on the CPU, "mask" [N, H, W] anywhere.
 
     Returns:
         rule in words -> bool [N] on the CPU; empty if the recipe has no rules.
     """
     rules: dict[str, Tensor] = {}
     if recipe.threshold is not None:
-        rules[f"score <= {recipe.threshold:.4g}"] = drawn["score"] <= recipe.threshold
+        rules[f"score <= {recipe.threshold:.4g}"] = drawn["uncertainty_score"] <= recipe.threshold
     areas = [(drawn["mask"] == i).flatten(1).sum(1) for i in recipe.require]
     for i, area in zip(recipe.require, torch.stack(areas).cpu() if areas else (), strict=True):  # one wait for a GPU
         rules[f"{schema.classes[i]} >= {recipe.min_area} px"] = area >= recipe.min_area
@@ -38,7 +38,7 @@ def apply_rules(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]
 
 def accepts(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]) -> Tensor:
     """Which draws all rules accept, bool [N] on the CPU; arguments as for `apply_rules`."""
-    accepted = torch.ones(len(drawn["score"]), dtype=torch.bool)
+    accepted = torch.ones(len(drawn["uncertainty_score"]), dtype=torch.bool)
     for passed in apply_rules(recipe, schema, drawn).values():
         accepted &= passed
     return accepted
@@ -69,7 +69,7 @@ class Acceptance:
                 passed.setdefault(name, []).append(rule)
         rates = {name: torch.cat(rules).double().mean().item() for name, rules in passed.items()}
         whole = torch.cat(jointly)
-        groups = whole[: len(whole) - len(whole) % recipe.views].view(-1, recipe.views)
+        groups = whole[: len(whole) - len(whole) % recipe.group_size].view(-1, recipe.group_size)
         together = groups.all(1).double()
         return cls(len(together), together.mean().item(), rates)
 

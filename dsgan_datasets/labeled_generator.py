@@ -30,20 +30,20 @@ from dsgan_datasets.generators.loading import build_generator, generator_tensors
 from dsgan_datasets.interpreters.loading import build_interpreter
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.latents import MAX_INDEX, Latents, Purpose, as_indices, check_seed, draw_latents
-from dsgan_datasets.parallel import side_by_side
+from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
 
 #: Fields of a sample that are only made when asked for.
-EXTRAS = ("js", "latent")
+EXTRAS = ("uncertainty", "latent")
 
 #: Draws that tell the acceptance rate of a filter whose calibration did not store it.
 _ESTIMATE_DRAWS = 256
 
 
 class LabeledGenerator:
-    """Generates labelled samples; a sample depends on (weights, recipe, seed, index) and on nothing else.
+    """Generates labeled samples; a sample depends on (weights, recipe, seed, index) and on nothing else.
 
     Args:
         generator: frozen, with the feature layout that the recipe names.
@@ -51,7 +51,7 @@ class LabeledGenerator:
         schema: what the class ids mean.
         recipe: everything else that decides a sample.
         calibration: what `calibrate` measured for this recipe; saves measuring the acceptance rate again.
-        license: licence of the checkpoint, passed on to what is made with it; None is that of the generator.
+        license: license of the checkpoint, passed on to what is made with it; None is that of the generator.
         fit: how the interpreter was fitted, kept with the checkpoint.
 
     Raises:
@@ -158,7 +158,7 @@ class LabeledGenerator:
             seed: 0 … 2^64-1; another seed is another dataset.
             attempts: replay exactly these draws, without the filter; one number for all, or one an index. This is how
                 a recorded sample is made again elsewhere.
-            extras: further fields of the batch: "js" (per-pixel uncertainty), "latent" (z).
+            extras: further fields of the batch: "uncertainty" (per-pixel uncertainty), "latent" (z).
 
         Raises:
             ValueError: indices, seed or attempts out of range, or the filter has no threshold yet.
@@ -201,7 +201,7 @@ class LabeledGenerator:
         if unknown := set(extras) - set(EXTRAS):
             raise ValueError(f"extras are {' and '.join(EXTRAS)}, not {sorted(unknown)}")
         filtered = filtered and self._is_filtered()
-        views = self.recipe.views if filtered else 1
+        views = self.recipe.group_size if filtered else 1
         fresh = _units(draws, views)
         units_at_once = self.recipe.compute_batch // views
         rejected: deque[_Unit] = deque()
@@ -246,7 +246,7 @@ class LabeledGenerator:
         """All fields of up to compute_batch draws, unfiltered; none depends on which others are asked for."""
         latents = draw_latents(self.recipe, self.generator.z_dim, indices, seed=seed, attempt=attempts, purpose=purpose)
         if self.device.type == "cpu":
-            rows = side_by_side(self._compute, [latents[i : i + 1] for i in range(len(latents))], self.device)
+            rows = parallel_map(self._compute, [latents[i : i + 1] for i in range(len(latents))], self.device)
             fields = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         else:
             # The last bits of a convolution depend on its batch size: it is always the same, filled up if need be.
@@ -259,7 +259,12 @@ class LabeledGenerator:
         """Image, mask and uncertainty of latents."""
         compute = self._accelerated or self._image_and_labels
         image, mask, js, score = compute(style_vectors(self.generator, self.recipe, latents))
-        return {"image": image, "mask": mask, "js": js, "score": score.cpu()}  # the one time that the host waits
+        return {
+            "image": image,
+            "mask": mask,
+            "uncertainty": js,
+            "uncertainty_score": score.cpu(),
+        }  # the one time that the host waits
 
     def _image_and_labels(self, ws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Image, mask, uncertainty and score of style vectors; on a GPU nothing in here waits for it."""
@@ -267,9 +272,9 @@ class LabeledGenerator:
         frame = self.recipe.frame_size(self.generator.img_resolution)
         labels = self.interpreter.label(features, frame, rows=self.recipe.crop)
         mask = labels.mask if self._class_map is None else self._class_map[labels.mask]
-        if self.recipe.ignore_js is not None:
-            mask = mask.masked_fill(labels.js > self.recipe.ignore_js, self.schema.ignore_index)
-        return image, mask, labels.js, labels.score
+        if self.recipe.max_uncertainty is not None:
+            mask = mask.masked_fill(labels.uncertainty > self.recipe.max_uncertainty, self.schema.ignore_index)
+        return image, mask, labels.uncertainty, labels.uncertainty_score
 
     def _is_filtered(self) -> bool:
         if self.recipe.needs_calibration:
@@ -285,10 +290,12 @@ class LabeledGenerator:
         if not self.recipe.is_filtered or self.recipe.needs_calibration:
             return 1
         if self.calibration is not None:
-            measured = Acceptance(self.calibration.num_samples // self.recipe.views, self.calibration.acceptance, {})
+            measured = Acceptance(
+                self.calibration.num_samples // self.recipe.group_size, self.calibration.acceptance, {}
+            )
         else:
             drawn = self.unfiltered(
-                max(_ESTIMATE_DRAWS, 32 * self.recipe.views), description="measuring the acceptance rate"
+                max(_ESTIMATE_DRAWS, 32 * self.recipe.group_size), description="measuring the acceptance rate"
             )
             measured = Acceptance.measure(self.recipe, self.schema, drawn)
         return measured.check().attempt_limit
@@ -315,7 +322,7 @@ class LabeledGenerator:
                 bits of samples: those of one dataset should all be made with it, or all without.
 
         Returns:
-            The labelled generator itself.
+            The labeled generator itself.
 
         Example:
             >>> labeled = LabeledGenerator.from_pretrained("demo-faces").accelerate()  # doctest: +SKIP
@@ -455,7 +462,9 @@ def check_recipe(recipe: Recipe, generator: FeatureGenerator, schema: LabelSchem
     if recipe.mixing_layer is not None and recipe.mixing_layer >= generator.num_ws:
         raise ValueError(f"mixing_layer is {recipe.mixing_layer}, this generator can mix at 1 … {generator.num_ws - 1}")
     if generator.mean_w is None and recipe.psi_range != (1, 1):
-        raise ValueError(f"psi is {recipe.psi}, but the average w of this generator is not known: only psi 1 works")
+        raise ValueError(
+            f"psi is {recipe.truncation_psi}, but the average w of this generator is not known: only psi 1 works"
+        )
 
 
 def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:
@@ -480,7 +489,7 @@ class _Unit(NamedTuple):
 
 
 def _units(draws: Iterable[tuple[int, int]], views: int) -> Iterator[_Unit]:
-    """(index, attempt) pairs as units; neighbours of the same group share one."""
+    """(index, attempt) pairs as units; neighbors of the same group share one."""
     if views == 1:
         for place, (index, attempt) in enumerate(draws):
             yield _Unit([(place, 0)], torch.tensor([index]), attempt)
@@ -517,7 +526,7 @@ def style_vectors(generator: FeatureGenerator, recipe: Recipe, latents: Latents)
     ws = _styles(generator, recipe, latents, latents.z)
     if latents.second_z is not None:
         second, layer = _styles(generator, recipe, latents, latents.second_z), recipe.mixing_layer
-        coarse, fine = (ws, second) if recipe.second_latent == "fine" else (second, ws)
+        coarse, fine = (ws, second) if recipe.mixing_side == "fine" else (second, ws)
         ws = torch.cat([coarse[:, :layer], fine[:, layer:]], dim=1)
     return ws
 
@@ -548,4 +557,4 @@ def _styles(generator: FeatureGenerator, recipe: Recipe, latents: Latents, z: Te
     if latents.class_label is not None:
         c = F.one_hot(latents.class_label, generator.c_dim).to(device)
     psi = recipe.psi_range[0] if latents.psi is None else latents.psi
-    return generator.mapping(z.to(device), c, truncation_psi=psi, truncation_cutoff=recipe.cutoff)
+    return generator.mapping(z.to(device), c, truncation_psi=psi, truncation_cutoff=recipe.truncation_cutoff)

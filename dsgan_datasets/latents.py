@@ -166,7 +166,11 @@ class Latents:
         Raises:
             ValueError: psi, class or a second latent would have to be drawn too.
         """
-        if isinstance(recipe.psi, tuple) or recipe.class_weights is not None or recipe.mixing_layer is not None:
+        if (
+            isinstance(recipe.truncation_psi, tuple)
+            or recipe.class_weights is not None
+            or recipe.mixing_layer is not None
+        ):
             raise ValueError(
                 "z alone does not say what to make, as the recipe also draws psi, a class or a second latent: use a "
                 "fixed psi and class and no mixing_layer here, and change the recipe afterwards"
@@ -199,7 +203,7 @@ def draw_latents(
         attempt: int64 [N].
         purpose: which family of draws.
     """
-    groups = indices // recipe.views
+    groups = indices // recipe.group_size
 
     def words(quantity: Quantity, count: int) -> np.ndarray:
         return philox_words(groups, count, seed=seed, domain=domain(quantity, purpose), attempt=attempt)

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 _this_thread = threading.local()
 
 
-def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
     """``[function(item) for item in items]``; on the CPU, on ``torch.get_num_threads()`` threads without gradients.
 
     Each call there sees single-threaded PyTorch operations, so its result does not depend on the number of threads.
@@ -44,7 +44,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     all_started = threading.Barrier(threads + 1)
 
     def become_single_threaded() -> None:
-        torch.get_num_threads()  # has PyTorch initialise this thread now; later it would undo the next line
+        torch.get_num_threads()  # has PyTorch initialize this thread now; later it would undo the next line
         torch.set_num_threads(1)
         _this_thread.is_single_threaded = True
         all_started.wait()

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.schema import LabelSchema
 
@@ -19,7 +19,7 @@ _CELL = 192
 _MARGIN = 12
 _TEXT = 14
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
-#: Dark to bright with even steps in lightness: readable without colour too.
+#: Dark to bright with even steps in lightness: readable without color too.
 _HEAT = np.array([(12, 8, 38), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
@@ -47,7 +47,7 @@ def _zoom(width: int) -> int:
 
 
 def heat_map(values: np.ndarray, highest: float) -> Image.Image:
-    """Values [H, W] from 0 to `highest` as colours, dark to bright."""
+    """Values [H, W] from 0 to `highest` as colors, dark to bright."""
     position = np.clip(values / max(highest, 1e-12), 0, 1) * (len(_HEAT) - 1)
     lower = np.minimum(position.astype(int), len(_HEAT) - 2)
     fraction = (position - lower)[..., None]
@@ -58,18 +58,18 @@ def contact_sheet(batch: SampleBatch, schema: LabelSchema, *, title: str = "", c
     """Image, mask overlay and, if there is one, uncertainty map of every sample, its score, a legend of the classes.
 
     Args:
-        batch: samples, with or without the extra field "js".
-        schema: names and colours.
+        batch: samples, with or without the extra field "uncertainty".
+        schema: names and colors.
         title: first line of the sheet.
         columns: samples side by side.
     """
-    with_js = "js" in batch
-    highest = float(batch.js.max()) if with_js else 0.0
+    with_js = "uncertainty" in batch
+    highest = float(batch.uncertainty.max()) if with_js else 0.0
     pictures, captions = [], []
     for sample in batch.rows():
-        uncertainty = [heat_map(sample.js.cpu().numpy(), highest)] if with_js else []
+        uncertainty = [heat_map(sample.uncertainty.cpu().numpy(), highest)] if with_js else []
         pictures.append([photo(sample.image), overlay(sample, schema), *uncertainty])
-        caption = f"index {int(sample.index)}   score {float(sample.score):.4f} nats"
+        caption = f"index {int(sample.index)}   score {float(sample.uncertainty_score):.4f} nats"
         if "class_label" in sample:
             caption += f"   class {int(sample.class_label)}"
         if int(sample.attempt):
@@ -122,7 +122,7 @@ def sheet(
     return result
 
 
-#: Colours of a chart: what stays, what is dropped, lines and grid.
+#: Colors of a chart: what stays, what is dropped, lines and grid.
 _KEPT, _DROPPED, _GRID = (58, 110, 165), (214, 106, 78), (222, 222, 222)
 
 
@@ -168,8 +168,8 @@ def histogram(
         draw.text((x_of(tick), bottom + 7), f"{tick:g}", _INK, font, anchor="ma")
     for count, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True):
         if count:
-            colour = _KEPT if threshold is None or low < threshold else _DROPPED
-            draw.rectangle((x_of(low), y_of(count), x_of(high) - 1, bottom), colour)
+            color = _KEPT if threshold is None or low < threshold else _DROPPED
+            draw.rectangle((x_of(low), y_of(count), x_of(high) - 1, bottom), color)
     draw.line((left, bottom, right, bottom), _INK)
     draw.text((left, 10), title, _INK, font)
     if threshold is not None and threshold <= highest:
@@ -197,11 +197,11 @@ def _ticks(highest: float, *, whole: bool = False) -> list[float]:
 def class_bars(
     columns: Mapping[str, Sequence[float]], schema: LabelSchema, *, title: str = "", width: int = 720
 ) -> Image.Image:
-    """A row of bars for each class, in its colour; NaN is shown as none.
+    """A row of bars for each class, in its color; NaN is shown as none.
 
     Args:
         columns: heading -> one share (0-1) a class.
-        schema: names and colours.
+        schema: names and colors.
         title: first line.
         width: pixels.
     """
@@ -250,7 +250,7 @@ def as_png(picture: Image.Image) -> bytes:
 def save_png(picture: Image.Image, path: Path) -> None:
     """Write a PNG file, whole or not at all; its folder is made if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(as_png(picture))
 
 

@@ -20,7 +20,7 @@ def mask_to_polygons(mask: Array) -> list[Array]:
     """The outlines of a mask's 8-connected regions, one polygon each, along the edges of pixels.
 
     Formats with polygons know no holes. A hole is joined to what lies left of it by a bridge: a horizontal line within
-    the region that is walked there and back, and so encloses nothing. Filled by pixel centres, as `polygons_to_mask`
+    the region that is walked there and back, and so encloses nothing. Filled by pixel centers, as `polygons_to_mask`
     does, the polygons are exactly the mask.
 
     Args:
@@ -49,7 +49,7 @@ def mask_to_polygons(mask: Array) -> list[Array]:
 
 
 def polygons_to_mask(polygons: Sequence[Array], size: tuple[int, int]) -> Array:
-    """The pixels whose centres lie inside a polygon by the even-odd rule; of several polygons, the union.
+    """The pixels whose centers lie inside a polygon by the even-odd rule; of several polygons, the union.
 
     Args:
         polygons: arrays [P, 2] of (x, y), integers or floats, from `mask_to_polygons` or anywhere; parts beyond the
@@ -114,7 +114,7 @@ def _outlines(mask: Array) -> tuple[Array, list[int]]:
     height, width = mask.shape
     padded = np.pad(mask, 1)
     neighbors = padded[:-2, 1:-1], padded[1:-1, 2:], padded[2:, 1:-1], padded[1:-1, :-2]  # north, east, south, west
-    corners = (0, 0), (0, 1), (1, 1), (1, 0)  # of a pixel: where its edge towards that neighbour starts
+    corners = (0, 0), (0, 1), (1, 1), (1, 0)  # of a pixel: where its edge towards that neighbor starts
     leaves = np.zeros((height + 1, width + 1, 4), dtype=bool)  # whether an edge leaves a lattice point, by direction
     for direction, (neighbor, (down, right)) in enumerate(zip(neighbors, corners, strict=True)):
         leaves[down : down + height, right : right + width, direction] = mask & ~neighbor
@@ -172,10 +172,10 @@ def _corners(loop: Array) -> Array:
 
 
 def _filled(polygon: Array, size: tuple[int, int]) -> Array:
-    """One polygon, even-odd: the edges that a line from the left crosses on its way to a pixel's centre are counted."""
+    """One polygon, even-odd: the edges that a line from the left crosses on its way to a pixel's center are counted."""
     height, width = size
     (x, y), (next_x, next_y) = polygon.T, np.roll(polygon, -1, axis=0).T
-    # Rows whose centre r + 1/2 lies in [upper end, lower end): half-open, so that a corner is crossed once.
+    # Rows whose center r + 1/2 lies in [upper end, lower end): half-open, so that a corner is crossed once.
     first, last = (
         np.clip(np.ceil(bound - 0.5), 0, height).astype(int) for bound in (np.minimum(y, next_y), np.maximum(y, next_y))
     )

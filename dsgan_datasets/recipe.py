@@ -20,13 +20,21 @@ FeatureLayout = Literal["convs", "const+convs", "datasetgan"]
 Precision = Literal["float32", "float16", "bfloat16"]
 Layers = Literal["fine", "coarse"]
 
-#: Longest side of a labelled frame, pixels: more than any generator draws, less than fills the memory.
+#: Longest side of a labeled frame, pixels: more than any generator draws, less than fills the memory.
 MAX_SIDE = 8192
 #: Fields that leave the score of every draw as it is: changing one of them keeps a calibrated threshold.
-_KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch", "ignore_js"})
+_KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch", "max_uncertainty"})
 #: Fields that came after the first checkpoints were written: left out of the JSON form while they are at their default,
 #: so that a recipe that does not use them keeps its fingerprint.
-_LATER = frozenset({"ignore_js"})
+_LATER = frozenset({"max_uncertainty"})
+#: Names of fields in format 1.
+_V1 = {
+    "truncation_psi": "psi",
+    "truncation_cutoff": "cutoff",
+    "mixing_side": "second_latent",
+    "group_size": "views",
+    "max_uncertainty": "ignore_js",
+}
 
 
 @dataclass(frozen=True)
@@ -34,23 +42,23 @@ class Recipe:
     """How samples are made from a generator and an interpreter.
 
     Args:
-        psi: truncation psi; 1 draws the full variety, smaller values draw nearer to the mean. A pair (low, high) draws
-            it uniformly, anew for every index; two equal numbers are one.
-        cutoff: truncate only the first `cutoff` layers; None truncates all.
+        truncation_psi: 1 draws the full variety, smaller values draw nearer to the mean. A pair (low, high) draws it
+            uniformly, anew for every index; two equal numbers are one.
+        truncation_cutoff: truncate only the first `truncation_cutoff` layers; None truncates all.
         noise_mode: "const" uses the noise stored with the generator, "none" leaves it out.
         class_label: class of a conditional generator; None for an unconditional one, or with `class_weights`.
         class_weights: one weight a class: the class is drawn for every index, as often as its weight says. These are
             the classes of all draws; a filter that rejects draws of one class more often leaves fewer of it.
         mixing_layer: style mixing (StyleGAN, section 3.1): the layers on one side of this one (1 … num_ws − 1) take
             their styles from a second latent; None for none.
-        second_latent: which side: "fine", this layer and those after it, or "coarse", those before it. Without
+        mixing_side: which side: "fine", this layer and those after it, or "coarse", those before it. Without
             `mixing_layer` it has no effect.
-        views: so many consecutive indices have the second latent, psi and class in common: a view group, which for
+        group_size: so many consecutive indices have the second latent, psi and class in common: a view group, which for
             instance shares an identity and varies the pose (arXiv 2010.09125, section 3.1). Groups start at the
-            multiples of `views`; a filter accepts or redraws a group as a whole. At most `compute_batch`.
+            multiples of `group_size`; a filter accepts or redraws a group as a whole. At most `compute_batch`.
         features: which maps the interpreter reads, see `load_generator`.
         vote: "majority" (as published, ties to the lowest class) or "mean" (argmax of the mean probability).
-        size: (H, W) at which the full frame is labelled, and to which the image is resized, at most 8192 each; None is
+        size: (H, W) at which the full frame is labeled, and to which the image is resized, at most 8192 each; None is
             the image's own.
         crop: (top, bottom) rows of the frame to keep, for letterboxed generators; None keeps all.
         top_fraction: share of the pixels that decides the image score.
@@ -61,7 +69,7 @@ class Recipe:
         threshold: highest accepted score, in nats.
         require: class ids that must cover at least `min_area` pixels each; ids of the schema, of a merged one if it is.
         min_area: pixels, see `require`; ignored ones do not count.
-        ignore_js: pixels whose uncertainty exceeds so many nats become the schema's `ignore_index`; None for none.
+        max_uncertainty: pixels whose uncertainty exceeds so many nats become the schema's `ignore_index`; None for none.
             ``calibrate(…, ignore_fraction=0.05)`` finds the level.
 
     Numbers may be those of NumPy, lists arrays or tensors.
@@ -70,18 +78,18 @@ class Recipe:
         ValueError: a value outside its range, named with what is allowed.
 
     Example:
-        >>> Recipe(psi=0.7).override(vote="mean").vote
+        >>> Recipe(truncation_psi=0.7).override(vote="mean").vote
         'mean'
     """
 
-    psi: float | tuple[float, float] = 1.0
-    cutoff: int | None = None
+    truncation_psi: float | tuple[float, float] = 1.0
+    truncation_cutoff: int | None = None
     noise_mode: NoiseMode = "const"
     class_label: int | None = None
     class_weights: tuple[float, ...] | None = None
     mixing_layer: int | None = None
-    second_latent: Layers = "fine"
-    views: int = 1
+    mixing_side: Layers = "fine"
+    group_size: int = 1
     features: FeatureLayout = "convs"
     vote: Vote = "majority"
     size: tuple[int, int] | None = None
@@ -93,7 +101,7 @@ class Recipe:
     threshold: float | None = None
     require: tuple[int, ...] = ()
     min_area: int = 1
-    ignore_js: float | None = None
+    max_uncertainty: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -103,18 +111,18 @@ class Recipe:
                 self._set_tuple(name, "integers", partial(integer, name, lowest=0))
         if self.class_weights is not None:
             self._set_tuple("class_weights", "numbers", _as_float)
-        if isinstance(self.psi, Iterable):
-            self._set_tuple("psi", "numbers (low, high), or one number", _as_float)
+        if isinstance(self.truncation_psi, Iterable):
+            self._set_tuple("truncation_psi", "numbers (low, high), or one number", _as_float)
             if len(self.psi_range) == 2 and self.psi_range[0] == self.psi_range[1]:
-                object.__setattr__(self, "psi", self.psi_range[0])
-        elif _is_number(self.psi):
-            object.__setattr__(self, "psi", float(self.psi))  # 1 and 1.0 are one recipe
+                object.__setattr__(self, "truncation_psi", self.psi_range[0])
+        elif _is_number(self.truncation_psi):
+            object.__setattr__(self, "truncation_psi", float(self.truncation_psi))  # 1 and 1.0 are one recipe
         for name, kind in (
             ("noise_mode", NoiseMode),
             ("features", FeatureLayout),
             ("vote", Vote),
             ("dtype", Precision),
-            ("second_latent", Layers),
+            ("mixing_side", Layers),
         ):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
@@ -134,7 +142,7 @@ class Recipe:
         weights = self.class_weights
         limits: tuple[tuple[str, bool, str], ...] = (
             (
-                "psi",
+                "truncation_psi",
                 len(self.psi_range) == 2 and all(map(_is_number, self.psi_range)) and _ascend(-2, *self.psi_range, 2),
                 "a number in -2 … 2, or two of them (low, high) with low <= high",
             ),
@@ -144,7 +152,11 @@ class Recipe:
                 "None, or one weight a class, none negative and not all 0, with class_label=None",
             ),
             ("mixing_layer", self.mixing_layer is None or _is_count(self.mixing_layer, 1), "None or a layer from 1"),
-            ("cutoff", self.cutoff is None or _is_count(self.cutoff, 0), "None or an integer from 0"),
+            (
+                "truncation_cutoff",
+                self.truncation_cutoff is None or _is_count(self.truncation_cutoff, 0),
+                "None or an integer from 0",
+            ),
             (
                 "class_label",
                 self.class_label is None or _is_count(self.class_label, 0),
@@ -163,9 +175,9 @@ class Recipe:
             ("top_fraction", _is_number(self.top_fraction) and 0 < self.top_fraction <= 1, "a number in (0, 1]"),
             ("compute_batch", _is_count(self.compute_batch, 1), "an integer from 1"),
             (
-                "views",
-                _is_count(self.views, 1)
-                and (self.views == 1 or (self.mixing_layer is not None and self.views <= self.compute_batch)),
+                "group_size",
+                _is_count(self.group_size, 1)
+                and (self.group_size == 1 or (self.mixing_layer is not None and self.group_size <= self.compute_batch)),
                 f"1, or with mixing_layer up to compute_batch ({self.compute_batch})",
             ),
             (
@@ -177,8 +189,8 @@ class Recipe:
             ("require", all(i >= 0 for i in self.require), "class ids from 0"),
             ("min_area", _is_count(self.min_area, 1), "an integer number of pixels from 1"),
             (
-                "ignore_js",
-                self.ignore_js is None or (_is_number(self.ignore_js) and self.ignore_js >= 0),
+                "max_uncertainty",
+                self.max_uncertainty is None or (_is_number(self.max_uncertainty) and self.max_uncertainty >= 0),
                 "None or a number of nats from 0",
             ),
         )
@@ -189,7 +201,11 @@ class Recipe:
     @property
     def psi_range(self) -> tuple[float, float]:
         """(low, high) of psi; equal if it is fixed."""
-        return self.psi if isinstance(self.psi, tuple) else (self.psi, self.psi)
+        return (
+            self.truncation_psi
+            if isinstance(self.truncation_psi, tuple)
+            else (self.truncation_psi, self.truncation_psi)
+        )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -232,7 +248,7 @@ class Recipe:
         changed = dataclasses.replace(self, **changes)
         moved = {name for name in known - _KEEP_THRESHOLD if getattr(changed, name) != getattr(self, name)}
         if changed.mixing_layer is None:
-            moved.discard("second_latent")
+            moved.discard("mixing_side")
         if "threshold" in changes:
             return changed if changes["threshold"] is not None else dataclasses.replace(changed, reject_fraction=0.0)
         if moved or changed.reject_fraction != self.reject_fraction:
@@ -240,15 +256,16 @@ class Recipe:
         return changed
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as stored in config.json; `ignore_js` is left out while it is None."""
+        """JSON form, as stored in config.json; `max_uncertainty` is left out while it is None."""
         later = {f.name for f in dataclasses.fields(self) if f.name in _LATER and getattr(self, f.name) == f.default}
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in later}
+        fields = {_V1.get(name, name): value for name, value in dataclasses.asdict(self).items() if name not in later}
         return json.loads(json.dumps(fields))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
         """Inverse of `to_dict`."""
         known = {f.name for f in dataclasses.fields(cls)}
+        data = {{old: new for new, old in _V1.items()}.get(name, name): value for name, value in data.items()}
         if unknown := sorted(set(data) - known):
             raise ValueError(f"recipe has unknown fields {unknown}: written by a newer version of dsgan_datasets?")
         return cls(**data)
@@ -288,8 +305,8 @@ class Calibration:
         reject_fraction: share of the most uncertain draws to drop.
         threshold: score that separates them, nats.
         standard_error: of the threshold, nats, from the order statistics around the quantile.
-        acceptance: share of these draws (with views: of their view groups) that all rules of the recipe accept.
-        ignore_fraction: share of the pixels of accepted draws that `ignore_js` was set to ignore; None if it was given
+        acceptance: share of these draws (with group_size: of their view groups) that all rules of the recipe accept.
+        ignore_fraction: share of the pixels of accepted draws that `max_uncertainty` was set to ignore; None if it was given
             otherwise or is off.
         dropped_by_class: of the draws that hold a class, the share whose score is above the threshold; classes that
             fewer than 20 of the draws hold are left out. None if it was not looked at.

@@ -1,4 +1,4 @@
-"""One labelled sample, a batch of them, and the legend of shapes that the whole project uses.
+"""One labeled sample, a batch of them, and the legend of shapes that the whole project uses.
 
 Shapes: N batch, L num_ws, C channels, H rows, W columns, K classes, M ensemble members, P pixels.
 """
@@ -36,21 +36,21 @@ class Sample(_Fields):
     Attributes:
         image: uint8 RGB [3, H, W], on the generator's device.
         mask: int64 class ids [H, W], on the generator's device.
-        score: float32 scalar on the CPU, the uncertainty in nats; higher is less certain.
+        uncertainty_score: float32 scalar on the CPU, the uncertainty in nats; higher is less certain.
         index: int64 scalar on the CPU, the sample's number in its dataset.
         attempt: int64 scalar on the CPU, how many draws of this index the filter had rejected.
         class_label: int64 scalar on the CPU, the class of the whole image; only of a conditional generator.
-        js: float32 [H, W], per-pixel uncertainty in nats; only if asked for.
+        uncertainty: float32 [H, W], per-pixel uncertainty in nats; only if asked for.
         latent: float32 [z_dim] on the CPU; only if asked for.
     """
 
     image: Tensor
     mask: Tensor
-    score: Tensor
+    uncertainty_score: Tensor
     index: Tensor
     attempt: Tensor
     class_label: Tensor
-    js: Tensor
+    uncertainty: Tensor
     latent: Tensor
 
 
@@ -62,11 +62,11 @@ class SampleBatch(_Fields):
 
     image: Tensor
     mask: Tensor
-    score: Tensor
+    uncertainty_score: Tensor
     index: Tensor
     attempt: Tensor
     class_label: Tensor
-    js: Tensor
+    uncertainty: Tensor
     latent: Tensor
 
     @property

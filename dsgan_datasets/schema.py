@@ -1,4 +1,4 @@
-"""What the class ids of a mask mean: names, colours, and which parts swap sides in a mirror."""
+"""What the class ids of a mask mean: names, colors, and which parts swap sides in a mirror."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LabelSchema:
-    """Names and colours of the classes in a mask.
+    """Names and colors of the classes in a mask.
 
     Args:
         classes: class names; the position is the class id in every mask.
-        palette: one RGB colour (0-255) a class; left out, distinct colours are chosen.
+        palette: one RGB color (0-255) a class; left out, distinct colors are chosen.
         ignore_index: id of pixels that no loss and no metric should count, outside the class ids.
         flip_pairs: pairs of class ids that trade places when an image is mirrored, such as left and right eye.
         class_map: for a coarser task, the id in ``classes`` of each class that the interpreter predicts;
             made by `merge`, None when interpreter and schema have the same classes.
 
     Raises:
-        ValueError: names repeat, there are more than 255 of them, or colours, pairs or map do not fit them.
+        ValueError: names repeat, there are more than 255 of them, or colors, pairs or map do not fit them.
 
     Example:
         >>> LabelSchema(("background", "left_eye", "right_eye"), flip_pairs=((1, 2),)).num_classes
@@ -60,7 +60,7 @@ class LabelSchema:
         if 0 <= self.ignore_index < n or not 0 <= self.ignore_index <= 255:
             raise ValueError(f"ignore_index {self.ignore_index} must lie outside the class ids 0-{n - 1}, up to 255")
         if len(self.palette) != n or any(not 0 <= v <= 255 for color in self.palette for v in color):
-            raise ValueError(f"palette needs {n} RGB colours with values 0-255, one a class; got {self.palette}")
+            raise ValueError(f"palette needs {n} RGB colors with values 0-255, one a class; got {self.palette}")
         swapped = [i for pair in self.flip_pairs for i in pair]
         if len(set(swapped)) != len(swapped) or any(not 0 <= i < n for i in swapped):
             raise ValueError(f"flip_pairs {self.flip_pairs}: each class id 0-{n - 1} may stand in one pair, once")
@@ -79,7 +79,7 @@ class LabelSchema:
         return self.classes.index(name)
 
     def merge(self, groups: Mapping[str, Iterable[str]]) -> LabelSchema:
-        """Fuse classes into coarser ones; each group takes the place and colour of its first member.
+        """Fuse classes into coarser ones; each group takes the place and color of its first member.
 
         The interpreter still votes on the fine classes; its labels are mapped afterwards.
 
@@ -156,6 +156,6 @@ def _color(values: Sequence[int]) -> Color:
 
 
 def _colors(n: int) -> tuple[Color, ...]:
-    """Black for class 0, then hues a golden angle apart, so that neighbours in the list differ most."""
+    """Black for class 0, then hues a golden angle apart, so that neighbors in the list differ most."""
     hues = (colorsys.hsv_to_rgb(i * 0.381966 % 1.0, 0.75 if i % 2 else 0.5, 0.95) for i in range(1, n))
     return ((0, 0, 0), *((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in hues))[:n]

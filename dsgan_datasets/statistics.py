@@ -1,4 +1,4 @@
-"""Labelled generator -> what its samples hold: how often each part appears, how large it is, how certain they are."""
+"""Labeled generator -> what its samples hold: how often each part appears, how large it is, how certain they are."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def measure(labeled: LabeledGenerator, indices: Collection[int], *, seed: int = 
     stream = labeled.stream(indices, seed=seed)
     for sample in tqdm(stream, "looking at samples", total=len(indices), unit="sample", delay=2, leave=False):
         areas.append(torch.bincount(sample.mask.flatten(), minlength=256).cpu())
-        scores.append(sample.score)
+        scores.append(sample.uncertainty_score)
     share = torch.stack(areas).double() / sample.mask.numel()
     of_classes = share[:, : schema.num_classes]
     present = of_classes > 0

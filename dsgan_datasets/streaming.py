@@ -26,7 +26,7 @@ class ResumableStream(IterableDataset[Sample]):
 
     Args:
         rank, world_size: of this process; None asks torch.distributed when iteration starts (one rank if it is not
-            initialised).
+            initialized).
         transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
         uneven: what happens to samples that do not divide by the world size.
 
@@ -143,7 +143,7 @@ def transformed(sample: Sample, transforms: Transforms) -> Sample:
 
 
 def current_rank() -> tuple[int, int] | None:
-    """(rank, world size) of this process; None if torch.distributed is not initialised in it."""
+    """(rank, world size) of this process; None if torch.distributed is not initialized in it."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return None

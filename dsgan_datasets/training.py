@@ -1,6 +1,6 @@
-"""Annotated samples -> interpreter: trains all members of the ensemble at once, on a handful of images.
+"""AnnotatedImages samples -> interpreter: trains all members of the ensemble at once, on a handful of images.
 
-Only labelled pixels are looked at: their features are read from each map at its native resolution, by bilinear
+Only labeled pixels are looked at: their features are read from each map at its native resolution, by bilinear
 interpolation at the pixel's place. The full-resolution tensor of the published code (16 images of 512² with 5,056
 channels: 80 GB in float32) is never made.
 """
@@ -23,13 +23,13 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS, stack_members
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.labeled_generator import synthesize
-from dsgan_datasets.parallel import side_by_side
+from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedImages:
     """Images of a generator that a person has annotated.
 
     Args:
@@ -61,7 +61,7 @@ class Annotated:
 
 def fit_interpreter(
     generator: FeatureGenerator,
-    annotated: Annotated,
+    annotated: AnnotatedImages,
     schema: LabelSchema,
     *,
     recipe: Recipe | None = None,
@@ -92,7 +92,7 @@ def fit_interpreter(
         members: number of classifiers M.
         hidden: widths of the hidden layers; None is (128, 32) up to 31 classes and (256, 128) from 32, as published.
         pixels_per_image: pixels drawn from each image; more than an image has means all of them.
-        steps: optimiser steps (Adam).
+        steps: optimizer steps (Adam).
         batch_pixels: pixels a step, for each member.
         learning_rate: of Adam; at the start, if it is annealed.
         class_balance: pixels of a class of frequency p are drawn with weight p ** -class_balance: 0 draws pixels as
@@ -111,7 +111,7 @@ def fit_interpreter(
         ValueError: masks and images differ in size, or a mask holds a class that the schema does not name.
 
     Example:
-        >>> ensemble = fit_interpreter(generator, Annotated(z, masks), schema)  # doctest: +SKIP
+        >>> ensemble = fit_interpreter(generator, AnnotatedImages(z, masks), schema)  # doctest: +SKIP
     """
     recipe = recipe or Recipe(features=generator.features)
     settings = Settings(
@@ -128,7 +128,7 @@ def fit_interpreter(
         seed=seed,
     )
     random = torch.Generator().manual_seed(seed)
-    pixels = LabelledPixels.gather(generator, annotated, schema, recipe, pixels_per_image, random)
+    pixels = LabeledPixels.gather(generator, annotated, schema, recipe, pixels_per_image, random)
     return train_ensemble(pixels, recipe, settings, random)
 
 
@@ -155,7 +155,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("members", "pixels_per_image", "steps"):
             integer(name, getattr(self, name), 1)
-        integer("batch_pixels", self.batch_pixels, 2)  # batch normalisation needs two
+        integer("batch_pixels", self.batch_pixels, 2)  # batch normalization needs two
         if self.hidden is not None and (len(self.hidden) != 2 or min(self.hidden) < 1):
             raise ValueError(f"hidden must be the widths of two layers, not {self.hidden}")
         if self.dtype not in (None, "float32", "bfloat16"):
@@ -167,7 +167,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class LabelledPixels:
+class LabeledPixels:
     """What an ensemble is trained on.
 
     Attributes:
@@ -187,12 +187,12 @@ class LabelledPixels:
     def gather(
         cls,
         generator: FeatureGenerator,
-        annotated: Annotated,
+        annotated: AnnotatedImages,
         schema: LabelSchema,
         recipe: Recipe,
         pixels_per_image: int,
         random: torch.Generator,
-    ) -> LabelledPixels:
+    ) -> LabeledPixels:
         """Draw pixels evenly from all images and read their features; ValueError if masks or latents do not fit."""
         num_classes = len(schema.class_map or schema.classes)
         check_annotated(generator, annotated, schema, recipe)
@@ -211,14 +211,14 @@ class LabelledPixels:
                 slots[number].copy_(gather_features(maps, places // width + top, places % width, frame))
                 progress.update()
 
-            side_by_side(read, range(len(slots)), generator.device)
+            parallel_map(read, range(len(slots)), generator.device)
         labels = [mask.flatten()[places] for mask, places in zip(annotated.masks, chosen, strict=True)]
         image = torch.repeat_interleave(torch.arange(len(counts)), counts)
         return cls(features, torch.cat(labels).to(generator.device), image, num_classes)
 
 
 def train_ensemble(
-    pixels: LabelledPixels,
+    pixels: LabeledPixels,
     recipe: Recipe,
     settings: Settings,
     random: torch.Generator,
@@ -255,7 +255,7 @@ def train_ensemble(
         def work(number: int) -> None:
             _train(networks[number], pixels, draws[number], mean, std, settings, progress)
 
-        side_by_side(work, range(len(networks)), device)
+        parallel_map(work, range(len(networks)), device)
     weights = stack_members([state for network in networks for state in network.state_dicts()])
     if mean is not None and std is not None:
         # The first layer sees (f − mean) / std: f · (W / std) + (b − mean · W / std).
@@ -282,7 +282,9 @@ def _product_dtype(device: torch.device, settings: Settings) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def check_annotated(generator: FeatureGenerator, annotated: Annotated, schema: LabelSchema, recipe: Recipe) -> None:
+def check_annotated(
+    generator: FeatureGenerator, annotated: AnnotatedImages, schema: LabelSchema, recipe: Recipe
+) -> None:
     """ValueError if latents, sizes or classes do not fit the generator, the recipe or the schema."""
     if annotated.latents.shape[1] != generator.z_dim:
         raise ValueError(f"latents have {annotated.latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
@@ -401,7 +403,7 @@ class _Members(nn.Module):
 
 
 class _MemberNorm(nn.Module):
-    """Batch normalisation of every unit of every member, [M, P, h] -> [M, P, h]; statistics are those of training.
+    """Batch normalization of every unit of every member, [M, P, h] -> [M, P, h]; statistics are those of training.
 
     Written out, as PyTorch's takes [P, M·h]: the transposes cost more than the rest of the small layers.
     """
@@ -419,12 +421,12 @@ class _MemberNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(1, keepdim=True)
-        centred = x - mean
-        var = centred.square().mean(1, keepdim=True)
+        centered = x - mean
+        var = centered.square().mean(1, keepdim=True)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (x.shape[1] / (x.shape[1] - 1)), self.momentum)
-        return centred * (self.weight * (var + BATCH_NORM_EPS).rsqrt()) + self.bias
+        return centered * (self.weight * (var + BATCH_NORM_EPS).rsqrt()) + self.bias
 
 
 class _BalancedDraws:
@@ -446,7 +448,7 @@ class _BalancedDraws:
 
 def _train(
     network: _Members,
-    pixels: LabelledPixels,
+    pixels: LabeledPixels,
     draws: Tensor,
     mean: Tensor | None,
     std: Tensor | None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 def entropy(probabilities: Tensor, dim: int) -> Tensor:
     """Shannon entropy along `dim`, in nats; 0 log 0 = 0."""
-    # log of a clamped value, not xlogy: the same number, and vectorised on the CPU.
+    # log of a clamped value, not xlogy: the same number, and vectorized on the CPU.
     return -(probabilities * probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()).sum(dim)
 
 

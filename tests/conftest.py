@@ -44,7 +44,7 @@ def small_ensemble(channels: int, *, members: int = 3, classes: int = 4, seed: i
 def small_labeled(**recipe: object) -> LabeledGenerator:
     generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels))
-    return LabeledGenerator(generator, ensemble, SCHEMA, Recipe(psi=0.9, **recipe))  # type: ignore[arg-type]
+    return LabeledGenerator(generator, ensemble, SCHEMA, Recipe(truncation_psi=0.9, **recipe))  # type: ignore[arg-type]
 
 
 def small_stylegan1() -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ def filtered(unfiltered: LabeledGenerator) -> LabeledGenerator:
 
 @pytest.fixture(scope="session")
 def domain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of renders, as the demo's domain has them: rectangles whose colour is their class."""
+    """Two shards of renders, as the demo's domain has them: rectangles whose color is their class."""
     folder = tmp_path_factory.mktemp("domain")
     classes = [{"id": i, "name": name} for i, name in enumerate(RENDERED_CLASSES)]
     (folder / "classes.json").write_text(json.dumps({"classes": classes}))

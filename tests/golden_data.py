@@ -46,7 +46,7 @@ GENERATORS = (
 )
 
 #: How DatasetGAN truncates.
-DATASETGAN = Recipe(psi=0.7, cutoff=8, features="datasetgan")
+DATASETGAN = Recipe(truncation_psi=0.7, truncation_cutoff=8, features="datasetgan")
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,9 @@ def _rosinality_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str,
 def _datasetgan_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, Tensor]:
     z = golden.whole("z")
     w = generator.mapping(z)
-    truncated = generator.mapping(z, truncation_psi=DATASETGAN.psi, truncation_cutoff=DATASETGAN.cutoff)
+    truncated = generator.mapping(
+        z, truncation_psi=DATASETGAN.truncation_psi, truncation_cutoff=DATASETGAN.truncation_cutoff
+    )
     image, features = generator.synthesis(truncated)
     without_noise, features_without_noise = generator.synthesis(truncated, noise_mode="none")
     return {
@@ -329,8 +331,8 @@ def label_arrays(folder: Path, name: str) -> dict[str, Computed]:
         "member_entropy_mean": entropy(probabilities, 1).mean(0),
         "mean_softmax": mean.flatten(1).t(),
         "full_entropy": entropy(mean, 0),
-        "js": labels.js[0],
-        "uncertainty": labels.score[0],
+        "js": labels.uncertainty[0],
+        "uncertainty": labels.uncertainty_score[0],
     }
     member_close, mean_close = _nearly_tied(logits, 1), _nearly_tied(mean, 0)
     by_mean = by_vote["mean"].label(maps, how.size, rows=how.rows).mask[0]

@@ -362,7 +362,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a storage whose key is a number": lambda: (
         many(text("storage"), name("torch", "FloatStorage"), number(0), text("cpu"), number(1)) + b"Q"
     ),
-    "a quantised storage": lambda: storage_id(1, dtype="QInt8Storage"),
+    "a quantized storage": lambda: storage_id(1, dtype="QInt8Storage"),
     "a complex storage": lambda: storage_id(1, dtype="ComplexFloatStorage"),
 }
 

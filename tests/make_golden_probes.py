@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from golden_data import GENERATORS, INPUTS, LABELS
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 
 WHOLE_BYTES = 16 * 1024
 PROBE_COUNT = 2048
@@ -94,7 +94,7 @@ def npz(entries: dict[str, np.ndarray]) -> bytes:
 
 def write(path: Path, contents: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(contents)
 
 

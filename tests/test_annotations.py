@@ -169,11 +169,13 @@ def test_informative_export_drafts_what_the_interpreter_sees(tmp_path: Path) -> 
     )
     _, features = synthesize(labeled.generator, labeled.recipe, exported.latents)
     labels = labeled.interpreter.label(features, SIZE)
-    assert [image.score for image in exported.images] == pytest.approx(labels.score.tolist())
+    assert [image.uncertainty_score for image in exported.images] == pytest.approx(labels.uncertainty_score.tolist())
     rest = sample_latents(range(16), 32, seed=0, purpose=Purpose.ANNOTATION)
-    all_scores = labeled.interpreter.label(synthesize(labeled.generator, labeled.recipe, rest)[1], SIZE).score
-    assert labels.score.max() == pytest.approx(float(all_scores.max()))
-    assert labels.score.mean() > all_scores.mean()
+    all_scores = labeled.interpreter.label(
+        synthesize(labeled.generator, labeled.recipe, rest)[1], SIZE
+    ).uncertainty_score
+    assert labels.uncertainty_score.max() == pytest.approx(float(all_scores.max()))
+    assert labels.uncertainty_score.mean() > all_scores.mean()
     drafts = np.stack([np.asarray(Image.open(p)) for p in sorted((tmp_path / "a" / "drafts").glob("*.png"))])
     assert np.array_equal(drafts, labels.mask.numpy())
 
@@ -202,7 +204,7 @@ def test_drafts_of_a_merged_schema_and_of_more_classes(tmp_path: Path) -> None:
         ({"candidates": 2}, "num=3 images among candidates=2"),
         ({"candidates": 10**9}, "candidates must be"),
         ({"select": "best"}, "random, diverse, informative"),
-        ({"recipe": Recipe(psi=(0.5, 0.7))}, "fixed psi"),
+        ({"recipe": Recipe(truncation_psi=(0.5, 0.7))}, "fixed psi"),
     ],
 )
 def test_export_refuses(options: dict[str, object], words: str, tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_masks_come_back(writer: Callable[[Path], Array], folder: Path) -> None:
     found = load_annotations(folder, GENERATOR, device="cpu")
     assert equal(found, masks)
     assert np.array_equal(found.latents.numpy(), np.load(folder / "latents.npy"))
-    assert found.schema == SCHEMA and found.recipe.psi == 0.9 and found.names == tuple(names(folder))
+    assert found.schema == SCHEMA and found.recipe.truncation_psi == 0.9 and found.names == tuple(names(folder))
     assert found.generator is not None and found.generator.features == found.recipe.features
     assert found.images is not None and found.images.shape == (3, 3, *SIZE)
     assert not found.warnings
@@ -252,7 +254,7 @@ def test_a_fit_takes_them_as_they_are(folder: Path, one_thread: None) -> None:
     assert labeled.image_size == SIZE
 
 
-def test_pictures_may_be_grey_rgb_or_rgba(folder: Path) -> None:
+def test_pictures_may_be_gray_rgb_or_rgba(folder: Path) -> None:
     masks = write_masks(folder)
     masks[1, 0, 0] = masks[2, 0, 0] = 255
     palette = np.full((256, 3), 255, dtype=np.uint8)
@@ -431,7 +433,7 @@ def test_colors_of_no_class(folder: Path) -> None:
     soft = Image.fromarray(palette[blocks(0)]).resize((40, 40)).resize(SIZE, Image.Resampling.BILINEAR)
     soft.save(folder / "masks" / f"{name}.png")
     (told,) = mistakes(folder)
-    assert f"{name}.png: is RGB with colours of no class: #" in told and "without soft edges" in told
+    assert f"{name}.png: is RGB with colors of no class: #" in told and "without soft edges" in told
 
 
 def test_brightness_instead_of_ids(folder: Path) -> None:
@@ -440,7 +442,7 @@ def test_brightness_instead_of_ids(folder: Path) -> None:
     palette = np.array(SCHEMA.palette, dtype=np.uint8)
     Image.fromarray(palette[blocks(0)]).convert("L").save(folder / "masks" / f"{name}.png")
     (told,) = mistakes(folder)
-    assert "brightnesses of the classes' colours" in told and "Save it as RGB" in told
+    assert "brightnesses of the classes' colors" in told and "Save it as RGB" in told
 
 
 def test_a_reordered_palette(folder: Path) -> None:
@@ -509,7 +511,7 @@ def test_a_shape_too_small_to_count_is_a_warning(folder: Path) -> None:
     tiny = {"label": "hat", "points": [[3.6, 3.6], [3.9, 3.6], [3.9, 3.9]], "shape_type": "polygon"}
     change(path, lambda c: c["shapes"].append(tiny))
     (warning,) = load_annotations(folder).warnings
-    assert "('hat'): covers the centre of no pixel" in warning
+    assert "('hat'): covers the center of no pixel" in warning
 
 
 def test_mistakes_in_coco_files(folder: Path) -> None:
@@ -622,7 +624,7 @@ def test_the_published_layout(tmp_path: Path) -> None:
     assert "ids up to 2" in told and "--classes" in told
     found = load_annotations(tmp_path / "p", file, classes=("background", "a", "b"), device="cpu")
     assert equal(found, masks) and np.array_equal(found.latents.numpy(), latents.astype(np.float32))
-    assert found.recipe == Recipe(psi=0.7, cutoff=8, features="datasetgan", size=(16, 24))
+    assert found.recipe == Recipe(truncation_psi=0.7, truncation_cutoff=8, features="datasetgan", size=(16, 24))
     assert found.generator is not None and found.generator.mean_w is not None
     assert torch.equal(found.generator.mean_w, torch.full((16,), 0.25))
     images, _ = synthesize(found.generator, found.recipe, found.latents)
@@ -630,8 +632,8 @@ def test_the_published_layout(tmp_path: Path) -> None:
     other = load_generator(file, device="cpu", avg_latent=torch.zeros(16))
     (told,) = mistakes(tmp_path / "p", other, classes=("background", "a", "b"))
     assert "another average w" in told
-    changed = load_annotations(tmp_path / "p", classes=("background", "a", "b"), psi=0.5)
-    assert changed.recipe.psi == 0.5
+    changed = load_annotations(tmp_path / "p", classes=("background", "a", "b"), truncation_psi=0.5)
+    assert changed.recipe.truncation_psi == 0.5
 
 
 def test_mistakes_in_the_published_layout(tmp_path: Path) -> None:
@@ -725,7 +727,7 @@ def test_demo_faces_through_labelme_and_coco(tmp_path: Path) -> None:
         either = np.array([((masks == i) | (source == i)).sum() for i in range(k)])
         iou = both[either > 0] / either[either > 0]
         assert iou.min() > 0.99, iou  # half a pixel of simplification
-        assert found.schema == labeled.schema and found.recipe.psi == labeled.recipe.psi
+        assert found.schema == labeled.schema and found.recipe.truncation_psi == labeled.recipe.truncation_psi
     assert any("8 of 8 annotations are unchanged drafts" in w for w in load_annotations(folder).warnings)
     # Done in another tool, the drafts beside the images are not in the way.
     (folder / "cvat" / "coco_import.json").rename(folder / "coco.json")
@@ -754,7 +756,7 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
     with Image.open(picture) as image:
         assert image.width > 600
     found = load_annotations(out, GENERATOR, device="cpu")
-    assert found.recipe.psi == 0.5 and found.recipe.noise_mode == "none"
+    assert found.recipe.truncation_psi == 0.5 and found.recipe.noise_mode == "none"
     (out / "masks" / f"{names(out)[0]}.png").unlink()
     assert main(["annotate", "check", str(out)]) == 1
     told = capsys.readouterr().err
@@ -782,7 +784,7 @@ def test_a_second_round_has_the_interpreters_recipe(tmp_path: Path, bare: bool) 
     assert main(["annotate", "export", generator, str(out), *options, "--start", "256", "--device", "cpu"]) == 0
     stored = json.loads((out / "annotations.json").read_text())
     assert all(256 <= image["index"] < 260 for image in stored["images"])
-    psi = LabeledGenerator.from_pretrained("demo-faces", device="cpu").recipe.psi
+    psi = LabeledGenerator.from_pretrained("demo-faces", device="cpu").recipe.truncation_psi
     assert stored["recipe"]["psi"] == psi and stored["recipe"]["threshold"] is None
 
 

@@ -24,7 +24,7 @@ def test_the_most_uncertain_are_rejected(unfiltered: LabeledGenerator, fraction:
     calibrated = calibrate(unfiltered, 200, reject_fraction=fraction)
     found = calibrated.calibration
     assert found is not None and found.acceptance == pytest.approx(1 - fraction, abs=0.006)
-    scores = unfiltered.generate(range(400), seed=77).score
+    scores = unfiltered.generate(range(400), seed=77).uncertainty_score
     rejected = (scores > calibrated.recipe.threshold).double().mean().item()
     assert rejected == pytest.approx(fraction, abs=0.09)  # 400 draws: three standard deviations are 0.074
 
@@ -111,9 +111,9 @@ def test_ignored_pixels_are_the_share_that_was_asked_for(unfiltered: LabeledGene
 
 
 def test_exactly_the_uncertain_pixels_are_ignored(unfiltered: LabeledGenerator) -> None:
-    ignoring = with_recipe(unfiltered, ignore_js=0.3)
-    before, after = (labeled.generate(range(20), extras=("js",)) for labeled in (unfiltered, ignoring))
-    uncertain = before.js > 0.3
+    ignoring = with_recipe(unfiltered, max_uncertainty=0.3)
+    before, after = (labeled.generate(range(20), extras=("uncertainty",)) for labeled in (unfiltered, ignoring))
+    uncertain = before.uncertainty > 0.3
     assert 0 < uncertain.sum() < uncertain.numel()
     assert torch.equal(after.mask, before.mask.masked_fill(uncertain, 255))
     assert torch.equal(after.image, before.image) and torch.equal(after.score, before.score)
@@ -136,15 +136,15 @@ def test_content_rules_count_what_is_left(unfiltered: LabeledGenerator) -> None:
     assert ((ignoring.generate(range(40)).mask == 2).flatten(1).sum(1) >= 6).all()
     drawn = torch.cat([fields["mask"] for fields in ignoring.unfiltered(200)])
     passed = (drawn == 2).flatten(1).sum(1) >= 6
-    scores = torch.cat([fields["score"] for fields in ignoring.unfiltered(200)])
+    scores = torch.cat([fields["uncertainty_score"] for fields in ignoring.unfiltered(200)])
     expected = (passed & (scores <= ignoring.recipe.threshold)).double().mean().item()
     assert ignoring.calibration.acceptance == pytest.approx(expected)
 
 
 def test_ignoring_without_a_filter_and_switching_it_off(unfiltered: LabeledGenerator) -> None:
     ignoring = calibrate(unfiltered, 40, reject_fraction=0, ignore_fraction=0.1)
-    assert ignoring.recipe.threshold is None and ignoring.recipe.ignore_js is not None
-    assert calibrate(ignoring, 40).recipe.ignore_js == ignoring.recipe.ignore_js
+    assert ignoring.recipe.threshold is None and ignoring.recipe.max_uncertainty is not None
+    assert calibrate(ignoring, 40).recipe.max_uncertainty == ignoring.recipe.max_uncertainty
     assert calibrate(ignoring, 40, ignore_fraction=0).recipe == calibrate(unfiltered, 40).recipe
 
 
@@ -156,10 +156,10 @@ def test_the_fingerprint_covers_the_id_of_ignored_pixels(unfiltered: LabeledGene
         )
 
     assert made(254).fingerprint == made(255).fingerprint == unfiltered.fingerprint
-    assert made(254, ignore_js=0.1).fingerprint != made(255, ignore_js=0.1).fingerprint
-    made(254, ignore_js=0.1).save_pretrained(tmp_path)
+    assert made(254, max_uncertainty=0.1).fingerprint != made(255, max_uncertainty=0.1).fingerprint
+    made(254, max_uncertainty=0.1).save_pretrained(tmp_path)
     loaded = LabeledGenerator.from_pretrained(tmp_path, device="cpu")
-    assert loaded.fingerprint == made(254, ignore_js=0.1).fingerprint and loaded.recipe.ignore_js == 0.1
+    assert loaded.fingerprint == made(254, max_uncertainty=0.1).fingerprint and loaded.recipe.max_uncertainty == 0.1
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
@@ -172,7 +172,7 @@ def test_the_command_draws_a_histogram_and_names_view_groups(
     unfiltered: LabeledGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unfiltered.save_pretrained(tmp_path / "a")
-    views = ["--set", "mixing_layer=2", "--set", "views=2"]
+    views = ["--set", "mixing_layer=2", "--set", "group_size=2"]
     assert main(["calibrate", *map(str, (tmp_path / "a", tmp_path / "b")), "--num-samples", "60", *views]) == 0
     assert "% of the groups of 2 views pass" in capsys.readouterr().out
     with Image.open(tmp_path / "b" / "calibration.png") as picture:
@@ -182,8 +182,8 @@ def test_the_command_draws_a_histogram_and_names_view_groups(
 
 def test_histogram_is_cut_at_the_threshold() -> None:
     scores = np.linspace(0.01, 1.0, 500)
-    colours = np.asarray(histogram(scores, threshold=0.5)).reshape(-1, 3)
-    kept, dropped = ((colours == colour).all(1).sum() for colour in (_KEPT, _DROPPED))
+    colors = np.asarray(histogram(scores, threshold=0.5)).reshape(-1, 3)
+    kept, dropped = ((colors == color).all(1).sum() for color in (_KEPT, _DROPPED))
     assert kept == pytest.approx(dropped, rel=0.1)
     assert not (np.asarray(histogram(scores)).reshape(-1, 3) == _DROPPED).all(1).any()
     histogram(np.zeros(3))  # all members agree everywhere

@@ -25,7 +25,7 @@ from dsgan_datasets import (
     load_interpreter,
 )
 from dsgan_datasets.checkpoints.tensors import fingerprint
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ FITTED = {
         (edit_config(lambda c: c["recipe"].update(psi=0.3), sign=False), "it says fingerprint [0-9a-f]{16}…, but its"),
         (edit_config(lambda c: c.pop("weights")), "no section 'weights'"),
         (edit_config(lambda c: c["weights"].clear()), "says SHA-256 None"),
-        (edit_config(lambda c: c["recipe"].update(colour=1)), "unknown fields \\['colour'\\]"),
+        (edit_config(lambda c: c["recipe"].update(color=1)), "unknown fields \\['color'\\]"),
         (edit_config(lambda c: c["recipe"].update(psi="high")), "psi"),
         (
             edit_config(lambda c: c["schema"]["classes"].pop()),
@@ -256,7 +256,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(files.os, "fsync", full)
     with (
         pytest.raises(OSError, match="No space left on device, nothing was written.*config.json"),
-        written_whole(path) as file,
+        atomic_write(path) as file,
     ):
         file.write(b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

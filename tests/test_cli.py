@@ -78,7 +78,7 @@ def test_calibrate(tmp_path: Path, capsys: pytest.CaptureFixture[str], filtered:
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--psi", "0.5", "--num-samples", "40"]
     assert main(["calibrate", *arguments, "--device", "cpu"]) == 0
     assert "threshold" in capsys.readouterr().out
-    assert LabeledGenerator.from_pretrained(tmp_path / "b", device="cpu").recipe.psi == 0.5
+    assert LabeledGenerator.from_pretrained(tmp_path / "b", device="cpu").recipe.truncation_psi == 0.5
 
 
 def test_calibrate_does_not_replace_unasked(
@@ -146,7 +146,16 @@ def test_no_filter_shows_uncertain_samples(capsys: pytest.CaptureFixture[str], t
 def test_any_recipe_field_can_be_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["preview", "demo-faces", "--num-samples", "4", "--no-filter", "--device", "cpu"]
     out = tmp_path / "views.png"
-    fields = ["--set", "mixing_layer=4", "--set", "views=2", "--set", "psi=[0.5,0.9]", "--set", "vote=mean"]
+    fields = [
+        "--set",
+        "mixing_layer=4",
+        "--set",
+        "group_size=2",
+        "--set",
+        "truncation_psi=[0.5,0.9]",
+        "--set",
+        "vote=mean",
+    ]
     assert main([*common, "--out", str(out), *fields]) == 0
     width, height = Image.open(out).size
     assert width < 1500 and height > 500, "a view group is a row"

@@ -65,7 +65,7 @@ def labeled() -> LabeledGenerator:
     """16 pixels, four classes with left and right, all of them in nearly every sample; accepts every draw."""
     generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels), seed=33)
-    return LabeledGenerator(generator, ensemble, SCHEMA, Recipe(psi=0.9))
+    return LabeledGenerator(generator, ensemble, SCHEMA, Recipe(truncation_psi=0.9))
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ DATASETS: {{TRAIN: [train], TEST: [test]}}
         adapter.register_from_config(cfg)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
     assert len(DatasetCatalog.get("test")) == 4 and registry.lookup("train").mode == "components"
-    assert registry.lookup("test").source.description.recipe.psi == 0.5
+    assert registry.lookup("test").source.description.recipe.truncation_psi == 0.5
     cfg = cfg.clone()
     cfg.defrost()
     cfg.INPUT.RANDOM_FLIP = "none"
@@ -498,7 +498,7 @@ def test_workers_train_on_the_same_set(
 
 
 @pytest.mark.parametrize("image_format", ["BGR", "RGB"])
-def test_colours_and_labels_in_both_paths(
+def test_colors_and_labels_in_both_paths(
     register: Callable[..., RegisteredDataset], labeled: LabeledGenerator, tmp_path: Path, image_format: str
 ) -> None:
     register()

@@ -1,4 +1,4 @@
-"""The downstream benchmark, on a domain of coloured rectangles: its measures, its rows, and what it may read when."""
+"""The downstream benchmark, on a domain of colored rectangles: its measures, its rows, and what it may read when."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def checkpoint(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels), classes=12)
     schema = LabelSchema(sys.modules["renders"].CLASSES)
-    labeled = LabeledGenerator(generator, ensemble, schema, Recipe(psi=0.9, size=(64, 64)))
+    labeled = LabeledGenerator(generator, ensemble, schema, Recipe(truncation_psi=0.9, size=(64, 64)))
     path = tmp_path_factory.mktemp("checkpoint")
     calibrate(labeled, 20, reject_fraction=0.2).save_pretrained(path)
     return path
@@ -120,13 +120,13 @@ def test_image_and_mask_move_together(segmentation: Any, strength: str) -> None:
     images = (masks[:, None] * 200).expand(-1, 3, -1, -1)
     x, moved = segmentation.augment.augment(images, masks, strength, LabelSchema(("none", "thing")))
     assert (moved != masks).any(0).any() and x.abs().max() <= 1
-    grey, thing = x.mean(1), moved == 1
-    inside = (grey * thing).sum((1, 2)) / thing.sum((1, 2))
-    outside = (grey * ~thing).sum((1, 2)) / (~thing).sum((1, 2))
+    gray, thing = x.mean(1), moved == 1
+    inside = (gray * thing).sum((1, 2)) / thing.sum((1, 2))
+    outside = (gray * ~thing).sum((1, 2)) / (~thing).sum((1, 2))
     assert (inside > outside + 0.3).all()
 
 
-def test_self_training_honours_gamma(segmentation: Any) -> None:
+def test_self_training_honors_gamma(segmentation: Any) -> None:
     semi = segmentation.semi
     logits, scores = torch.randn(4, 3, 5, 5), torch.tensor([0.2, 0.59, 0.6, 0.95])
     targets = semi.self_training_targets(logits, scores, 0.6)
@@ -184,15 +184,15 @@ def test_reused_samples_come_from_the_ring(segmentation: Any) -> None:
 
 
 def test_every_row_trains(segmentation: Any, sources: Any) -> None:
-    """Right shapes, right number of unlabelled images, and a loss that falls."""
+    """Right shapes, right number of unlabeled images, and a loss that falls."""
     students, k = segmentation.students, sources.schema.num_classes
     for name, row in segmentation.rows.ROWS.items():
         torch.manual_seed(0)
         batches = row.batches(sources, 0)
-        image, mask, unlabelled = next(batches)
+        image, mask, unlabeled = next(batches)
         assert image.shape == (4, 3, 64, 64) and image.dtype == torch.uint8 and mask.shape == (4, 64, 64), name
-        assert (unlabelled is None) == ("semi" not in name) and (mask[mask != 255] < k).all(), name
-        assert unlabelled is None or unlabelled.shape == image.shape
+        assert (unlabeled is None) == ("semi" not in name) and (mask[mask != 255] < k).all(), name
+        assert unlabeled is None or unlabeled.shape == image.shape
         assert (mask == 255).any() == (name == "ignore"), name
         network, objective = students.UNet(k, 4), row.objective(k, 20, "cpu")
         losses = students.train(network, batches, students.Settings(1e-2, 20, "weak"), sources.schema, objective)

@@ -56,7 +56,9 @@ def drawn_source(*masks: torch.Tensor, schema: LabelSchema = SCHEMA, views: int 
         for i, mask in enumerate(masks)
     ]
     size = (masks[0].shape[0], masks[0].shape[1])
-    return Source(samples, len(samples), schema, size, seed=0, fingerprint="f" * 64, license="CC0-1.0", views=views)
+    return Source(
+        samples, len(samples), schema, size, seed=0, fingerprint="f" * 64, license="CC0-1.0", group_size=views
+    )
 
 
 # Every format
@@ -74,7 +76,7 @@ def test_images_records_and_classes(tmp_path: Path, source: Source, batch: Sampl
         assert (record["index"], record["seed"], record["attempt"]) == (int(sample.index), SEED, int(sample.attempt))
         assert record["pixels"] == sample.mask.flatten().bincount(minlength=4).tolist()
         assert (record["fingerprint"], record["license"]) == (source.fingerprint, source.license)
-        assert record["score"] == pytest.approx(float(sample.score), abs=1e-6)
+        assert record["score"] == pytest.approx(float(sample.uncertainty_score), abs=1e-6)
         assert f"/{record['split']}/" in record["image"] and record["image"].endswith(f"{int(sample.index):09d}.png")
     assert LabelSchema.from_dict(json.loads((tmp_path / "out" / "classes.json").read_text())) == SCHEMA
     assert Image.open(tmp_path / "out" / "preview.png").width > 300
@@ -92,7 +94,7 @@ def test_the_same_bytes_again(tmp_path: Path, filtered: LabeledGenerator, format
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_coloured_masks_hold_the_ids_too(tmp_path: Path, source: Source, batch: SampleBatch, format: str) -> None:
+def test_colored_masks_hold_the_ids_too(tmp_path: Path, source: Source, batch: SampleBatch, format: str) -> None:
     export(source, tmp_path / "out", format, splits={}, palette=True)
     for sample in batch.rows():
         path = tmp_path / "out" / "masks_color" / f"{int(sample.index):09d}.png"
@@ -102,10 +104,12 @@ def test_coloured_masks_hold_the_ids_too(tmp_path: Path, source: Source, batch: 
 
 
 def test_views_of_a_group_stay_on_one_side(tmp_path: Path) -> None:
-    source = drawn_source(*[torch.zeros(4, 4, dtype=torch.int64)] * 20, views=4)
+    source = drawn_source(*[torch.zeros(4, 4, dtype=torch.int64)] * 20, group_size=4)
     assert export(source, tmp_path / "out", "folder", splits={"val": 0.1}) == {"train": 16, "val": 4}
     with pytest.raises(ValueError, match="too few"):
-        export(drawn_source(*[torch.zeros(4, 4).long()] * 4, views=4), tmp_path / "b", "folder", splits={"val": 0.1})
+        export(
+            drawn_source(*[torch.zeros(4, 4).long()] * 4, group_size=4), tmp_path / "b", "folder", splits={"val": 0.1}
+        )
 
 
 # Folder
@@ -425,7 +429,7 @@ def test_the_command_reads_shards(
 ) -> None:
     write_shards(filtered, tmp_path / "shards", range(5, 9), seed=2)
     command = ["export", str(tmp_path / "shards"), str(tmp_path / "out"), "--format", "folder"]
-    assert main([*command, "--psi", "0.5", "--seed", "2", "--set", "psi=1"]) == 1
+    assert main([*command, "--psi", "0.5", "--seed", "2", "--set", "truncation_psi=1"]) == 1
     assert "holds shards, whose samples are made already: --psi, --set, --seed must be left out" in (
         capsys.readouterr().err
     )

@@ -12,9 +12,9 @@ import torch
 from conftest import GOLDEN
 from PIL import Image
 
-from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator
+from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator
 from dsgan_datasets.annotations import export_annotations
-from dsgan_datasets.evaluation import Quality, count_pairs, cross_validate, evaluate
+from dsgan_datasets.evaluation import ConfusionMatrix, count_pairs, cross_validate, evaluate
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
 from dsgan_datasets.tools.cli import main
@@ -22,16 +22,16 @@ from dsgan_datasets.training import Settings
 
 GENERATOR = GOLDEN / "sg2ada_fullsnapshot16.pkl"
 SCHEMA = LabelSchema(("dark", "middle", "bright"))
-RECIPE = Recipe(psi=0.9)
+RECIPE = Recipe(truncation_psi=0.9)
 QUICK = Settings(members=2, steps=120)
 
 
-def annotated(labeled: LabeledGenerator, indices: range) -> Annotated:
+def annotated(labeled: LabeledGenerator, indices: range) -> AnnotatedImages:
     """Classes by the value of one channel of the finest map: a rule that the features know."""
     latents = sample_latents(indices, 32, seed=0, purpose=Purpose.ANNOTATION)
     _, features = synthesize(labeled.generator, RECIPE, latents)
     channel = features[-1][:, 0]
-    return Annotated(latents, (channel > -0.1).long() + (channel > 0.5).long())
+    return AnnotatedImages(latents, (channel > -0.1).long() + (channel > 0.5).long())
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +55,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_iou_by_hand() -> None:
     truth = torch.tensor([[0, 0, 1, 1, 255, 0]])
     mask = torch.tensor([[0, 1, 1, 255, 1, 0]])
-    quality = Quality(count_pairs(truth, mask, 3, 255))
+    quality = ConfusionMatrix(count_pairs(truth, mask, 3, 255))
     assert quality.confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     assert quality.iou[:2].tolist() == [2 / 3, 1 / 2] and quality.iou[2].isnan()
     assert quality.mean_iou == pytest.approx(7 / 12) and quality.pixel_accuracy == 0.75
 
 
 def test_evaluation_looks_at_the_pixels_of_the_crop(unfiltered: LabeledGenerator) -> None:
-    recipe = Recipe(psi=0.9, crop=(4, 12), size=(16, 24))
+    recipe = Recipe(truncation_psi=0.9, crop=(4, 12), size=(16, 24))
     latents = sample_latents(range(3), 32, seed=0)
     _, features = synthesize(unfiltered.generator, recipe, latents)
     masks = unfiltered.interpreter.label(features, (16, 24), rows=(4, 12)).mask
-    own = evaluate(unfiltered.generator, unfiltered.interpreter, Annotated(latents, masks), recipe=recipe)
+    own = evaluate(unfiltered.generator, unfiltered.interpreter, AnnotatedImages(latents, masks), recipe=recipe)
     assert own.pixel_accuracy == 1 and own.confusion.sum() == 3 * 8 * 24
-    wrong = Annotated(latents, (masks + 1) % 4)
+    wrong = AnnotatedImages(latents, (masks + 1) % 4)
     assert evaluate(unfiltered.generator, unfiltered.interpreter, wrong, recipe=recipe).pixel_accuracy == 0
 
 
@@ -76,7 +76,7 @@ def test_cross_validation_holds_images_out(unfiltered: LabeledGenerator) -> None
     """Masks of noise can be learned by heart, and not be predicted: only a leak would give more than chance."""
     random = torch.Generator().manual_seed(0)
     latents = sample_latents(range(4), 32, seed=0)
-    noise = Annotated(latents, torch.randint(0, 2, (4, 1, 1), generator=random).expand(4, 16, 16).clone())
+    noise = AnnotatedImages(latents, torch.randint(0, 2, (4, 1, 1), generator=random).expand(4, 16, 16).clone())
     noise.masks[:] = torch.tensor([0, 1, 0, 1])[:, None, None]
     schema = LabelSchema(("a", "b"))
     quality = cross_validate(unfiltered.generator, noise, schema, recipe=RECIPE, folds=4, settings=QUICK)
@@ -116,7 +116,7 @@ def test_fit_writes_a_checkpoint_with_its_card(
     assert "middle" in printed and "pixel accuracy" in printed and "threshold" in printed
     labeled = LabeledGenerator.from_pretrained(out, device="cpu")
     assert labeled.license == "CC0-1.0" and labeled.schema.classes == SCHEMA.classes
-    assert labeled.recipe.psi == 0.9 and labeled.recipe.reject_fraction == 0.1
+    assert labeled.recipe.truncation_psi == 0.9 and labeled.recipe.reject_fraction == 0.1
     assert labeled.calibration is not None and labeled.calibration.ignore_fraction == 0.1
     assert labeled.interpreter.num_members == 2
     card = (out / "README.md").read_text()
@@ -155,7 +155,7 @@ def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tm
     assert main(plain) == 0
     assert main([*plain[:3], str(tmp_path / "b"), *plain[4:], "--psi", "0.4", "--set", "vote=mean"]) == 0
     a, b = (LabeledGenerator.from_pretrained(tmp_path / name, device="cpu") for name in "ab")
-    assert (b.recipe.psi, b.recipe.vote) == (0.4, "mean") and torch.equal(a.interpreter.w1, b.interpreter.w1)
+    assert (b.recipe.truncation_psi, b.recipe.vote) == (0.4, "mean") and torch.equal(a.interpreter.w1, b.interpreter.w1)
     assert "IoU" not in (tmp_path / "a" / "README.md").read_text()
 
 

@@ -64,7 +64,7 @@ def test_the_plain_form_is_the_slow_path(name: str) -> None:
     ensemble, maps, size, rows = parts(name, torch.float32)
     expected = ensemble.label(maps, size, rows=rows)
     mask, js = projection.label(ensemble, maps, size, rows)
-    assert (js - expected.js).abs().max() <= 1e-5
+    assert (js - expected.uncertainty).abs().max() <= 1e-5
     assert (mask != expected.mask).double().mean() <= 0.001  # near ties
 
 
@@ -130,7 +130,7 @@ def compare(name: str, dtype: str) -> dict[str, float]:
     if dtype == "float32" and ensemble.w2.shape[1] > 128:
         with pytest.raises(ValueError, match="takes up to 128"):
             FusedTail(ensemble, [f.shape[1:] for f in maps], size, rows, DTYPES[dtype])
-        return {"mask": 0, "js": 0, "alone": 0}
+        return {"mask": 0, "uncertainty": 0, "alone": 0}
     kernel = FusedTail(ensemble, [f.shape[1:] for f in maps], size, rows, DTYPES[dtype])
     mask, js = kernel.label(maps)
     alone = kernel.label([f[1:] for f in maps]) if name == "only coarse maps" else (mask[1:], js[1:])
@@ -140,7 +140,7 @@ def compare(name: str, dtype: str) -> dict[str, float]:
     plain_mask, plain_js = projection.label(ensemble, maps, size, rows)
     return {
         "mask": float((mask != plain_mask).double().mean()),
-        "js": float((js - plain_js).abs().max()),
+        "uncertainty": float((js - plain_js).abs().max()),
         "alone": float((alone[1] - js[1:]).abs().max()),
     }
 
@@ -162,15 +162,15 @@ def interpreted() -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_is_the_plain_form(interpreted: dict[str, dict[str, float]], name: str) -> None:
     exact, half = interpreted[f"{name} float32"], interpreted[f"{name} float16"]
-    assert exact["mask"] <= 0.001 and exact["js"] <= 1e-5
-    assert half["mask"] <= 0.005 and half["js"] <= 2e-3
+    assert exact["mask"] <= 0.001 and exact["uncertainty"] <= 1e-5
+    assert half["mask"] <= 0.005 and half["uncertainty"] <= 2e-3
     # What the interpreter multiplies with (NumPy) may sum in another order for another number of rows.
     assert exact["alone"] <= 1e-5 and half["alone"] <= 2e-3
 
 
 SIGNATURE = {
     **dict.fromkeys(("source_row", "source_column"), "*i32"),
-    **dict.fromkeys(("row_weight", "column_weight", "b1", "b2", "b3", "js"), "*fp32"),
+    **dict.fromkeys(("row_weight", "column_weight", "b1", "b2", "b3", "uncertainty"), "*fp32"),
     **dict.fromkeys(("level_start", "level_area", "level_width"), "*i64"),
     **dict.fromkeys(("height", "width", "tile_columns", "images"), "i32"),
     "mask": "*u8",

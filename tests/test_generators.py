@@ -78,7 +78,7 @@ def test_info_names_dialect_resolution_and_layout(
     assert [text for text in expected if text not in printed] == []
 
 
-def test_the_licence_of_a_checkpoint_is_kept(tmp_path: Path) -> None:
+def test_the_license_of_a_checkpoint_is_kept(tmp_path: Path) -> None:
     assert main(["convert", "demo-faces", str(tmp_path / "out"), "--license", ""]) == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["license"] == config["source"]["license"] == "CC0-1.0"
@@ -108,7 +108,7 @@ def test_a_conversion_is_not_overwritten_by_chance(tmp_path: Path, capsys: pytes
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
 
 
-def test_a_labelled_checkpoint_remembers_where_its_generator_came_from(tmp_path: Path) -> None:
+def test_a_labeled_checkpoint_remembers_where_its_generator_came_from(tmp_path: Path) -> None:
     from conftest import small_labeled
 
     labeled = small_labeled()
@@ -207,7 +207,7 @@ def with_channels(generator: FeatureGenerator, channels: int) -> FeatureGenerato
 
 @pytest.mark.parametrize("name", ["sg2ada_fullsnapshot16", "dgan_sg1_128", "ros_sg2_64"])
 @pytest.mark.parametrize("channels", [1, 4])
-def test_grey_is_repeated_and_a_fourth_channel_dropped(tmp_path: Path, name: str, channels: int) -> None:
+def test_gray_is_repeated_and_a_fourth_channel_dropped(tmp_path: Path, name: str, channels: int) -> None:
     rgb = load_generator(generator_file(PROBES, name), device="cpu")
     generator = with_channels(rgb, channels)
     image, expected = outputs(generator)[0], outputs(rgb)[0]
@@ -343,7 +343,7 @@ def test_an_array_serves_as_average(tmp_path: Path) -> None:
             load_generator(tmp_path / "faces.pt", device="cpu", avg_latent=wrong)
 
 
-def test_the_licence_reaches_the_labelled_generator(tmp_path: Path) -> None:
+def test_the_license_reaches_the_labeled_generator(tmp_path: Path) -> None:
     from conftest import small_labeled
 
     parts = small_labeled()

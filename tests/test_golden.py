@@ -76,7 +76,7 @@ def test_the_sets_hold_what_the_package_promises():
         names = set(Golden(PROBES / f"{name}.npz").names)
         assert {"logits", "member_argmax", "features_at_check_pixels", "image_uint8"} <= names
         if how.members_here == 10:
-            assert {"js", "uncertainty", "label_mode", "label_argmax_mean", "mean_softmax", "full_entropy"} <= names
+            assert {"uncertainty", "label_mode", "label_argmax_mean", "mean_softmax", "full_entropy"} <= names
 
 
 @pytest.mark.parametrize("name", LABELS)

@@ -37,7 +37,7 @@ def test_bits_do_not_depend_on_company(on_gpu: LabeledGenerator) -> None:
 
 def test_every_index_is_an_accepted_sample(on_gpu: LabeledGenerator) -> None:
     batch = on_gpu.generate(range(100))
-    assert batch.index.tolist() == list(range(100)) and (batch.score <= 0.08).all()
+    assert batch.index.tolist() == list(range(100)) and (batch.uncertainty_score <= 0.08).all()
     assert batch.attempt.max() > 0, "some draws were rejected, or this shows nothing"
     assert_same_samples(on_gpu.generate(range(100), attempts=batch.attempt).rows(), batch.rows())
 
@@ -46,7 +46,7 @@ def test_samples_stay_on_the_device_and_arrive_whole(on_gpu: LabeledGenerator) -
     """The consumer works on its own stream right away: without the hand-over it would see unfinished images."""
     expected = rows_by_index(on_gpu.generate(range(64)))
     for sample in itertools.islice(DSGANIterableDataset(on_gpu), 64):
-        assert sample.image.is_cuda and sample.mask.is_cuda and not sample.score.is_cuda
+        assert sample.image.is_cuda and sample.mask.is_cuda and not sample.uncertainty_score.is_cuda
         doubled = sample.image.int() * 2
         assert torch.equal(doubled, expected[int(sample.index)].image.int() * 2)
 
@@ -143,7 +143,7 @@ def test_the_fused_kernel_is_chosen(dtype: torch.dtype, recwarn: pytest.Warnings
     labels = ensemble.label(maps, size, rows=rows)
     assert batched._kernels[ensemble][1] is not None, "a GPU with Triton labels by the fused kernel"
     assert not [w for w in recwarn if "fused kernel" in str(w.message)]
-    assert labels.mask.dtype == torch.int64 and labels.js.dtype == torch.float32
+    assert labels.mask.dtype == torch.int64 and labels.uncertainty.dtype == torch.float32
 
 
 def test_labels_do_not_need_the_memory_of_their_activations() -> None:

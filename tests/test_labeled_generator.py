@@ -38,7 +38,7 @@ def test_samples_next_to_the_threshold(filtered: LabeledGenerator) -> None:
     """The draws whose score lies nearest to the threshold are decided the same way alone and in company."""
     drawn = filtered.generate(range(200), seed=9, attempts=0)
     assert filtered.recipe.threshold is not None
-    nearest = (drawn.score - filtered.recipe.threshold).abs().argsort()[:6].tolist()
+    nearest = (drawn.uncertainty_score - filtered.recipe.threshold).abs().argsort()[:6].tolist()
     together = rows_by_index(filtered.generate(range(200), seed=9))
     for i in nearest:
         assert_same_samples(filtered.generate([i], seed=9).rows(), [together[i]])
@@ -74,8 +74,8 @@ def test_stream_is_generate(filtered: LabeledGenerator, reference: dict) -> None
 
 def test_every_sample_passes_the_filter(filtered: LabeledGenerator, unfiltered: LabeledGenerator) -> None:
     threshold = filtered.recipe.threshold
-    assert bool((filtered.generate(range(60), seed=1).score <= threshold).all())
-    assert bool((unfiltered.generate(range(60), seed=1).score > threshold).any())
+    assert bool((filtered.generate(range(60), seed=1).uncertainty_score <= threshold).all())
+    assert bool((unfiltered.generate(range(60), seed=1).uncertainty_score > threshold).any())
 
 
 def test_recorded_attempts_replay(filtered: LabeledGenerator) -> None:
@@ -123,12 +123,17 @@ def test_generation_stops_when_the_acceptance_rate_was_wrong(filtered: LabeledGe
 def test_changed_recipe_needs_calibration(tmp_path_factory: pytest.TempPathFactory, filtered: LabeledGenerator) -> None:
     path = tmp_path_factory.mktemp("checkpoint")
     filtered.save_pretrained(path)
-    changed = LabeledGenerator.from_pretrained(path, device="cpu", psi=0.5)
+    changed = LabeledGenerator.from_pretrained(path, device="cpu", truncation_psi=0.5)
     assert changed.fingerprint != filtered.fingerprint
     with pytest.raises(ValueError, match="rejects 40%.*calibrate"):
         changed.generate([0])
     assert calibrate(changed, 40, reject_fraction=0.4).generate([0]).num_samples == 1
-    assert LabeledGenerator.from_pretrained(path, device="cpu", psi=0.5, threshold=None).generate([0]).num_samples == 1
+    assert (
+        LabeledGenerator.from_pretrained(path, device="cpu", truncation_psi=0.5, threshold=None)
+        .generate([0])
+        .num_samples
+        == 1
+    )
 
 
 def test_calibration_draws_are_of_their_own_family(unfiltered: LabeledGenerator) -> None:
@@ -138,16 +143,16 @@ def test_calibration_draws_are_of_their_own_family(unfiltered: LabeledGenerator)
 
 
 def test_empty_request(filtered: LabeledGenerator) -> None:
-    batch = filtered.generate([], extras=("js",))
-    assert batch.image.shape == (0, 3, 16, 16) and batch.js.shape == (0, 16, 16) and batch.num_samples == 0
+    batch = filtered.generate([], extras=("uncertainty",))
+    assert batch.image.shape == (0, 3, 16, 16) and batch.uncertainty.shape == (0, 16, 16) and batch.num_samples == 0
 
 
 def test_crop_keeps_rows_of_the_full_frame() -> None:
     whole, cropped = small_labeled(), small_labeled(crop=(3, 12))
-    a, b = whole.generate([0, 1], extras=("js",)), cropped.generate([0, 1], extras=("js",))
+    a, b = whole.generate([0, 1], extras=("uncertainty",)), cropped.generate([0, 1], extras=("uncertainty",))
     assert torch.equal(a.image[:, :, 3:12], b.image)
     assert torch.equal(a.mask[:, 3:12], b.mask)
-    assert torch.allclose(a.js[:, 3:12], b.js, atol=1e-6)
+    assert torch.allclose(a.uncertainty[:, 3:12], b.uncertainty, atol=1e-6)
     assert cropped.image_size == (9, 16)
 
 
@@ -182,7 +187,7 @@ def test_global_state_is_left_alone(unfiltered: LabeledGenerator) -> None:
         torch.get_float32_matmul_precision(),
         torch.get_default_dtype(),
     )
-    assert torch.is_grad_enabled() and not batch.score.is_inference()
+    assert torch.is_grad_enabled() and not batch.uncertainty_score.is_inference()
     batch.image.add_(1)  # an in-place augmentation must be possible
 
 
@@ -197,8 +202,8 @@ def test_half_precision_stays_in_range() -> None:
     """Styles and activations far above one, as trained networks have: float16 ends at 65504."""
     generator = load_generator("demo-faces", device="cpu")
     latent = sample_latents(range(2), generator.z_dim, seed=0)
-    full, _ = synthesize(generator, Recipe(psi=1.0), latent)
-    half, features = synthesize(generator, Recipe(psi=1.0, dtype="float16"), latent)
+    full, _ = synthesize(generator, Recipe(truncation_psi=1.0), latent)
+    half, features = synthesize(generator, Recipe(truncation_psi=1.0, dtype="float16"), latent)
     assert all(bool(f.isfinite().all()) for f in features)
     assert (half.int() - full.int()).abs().max() <= 4
 

@@ -29,7 +29,7 @@ from dsgan_datasets.shards.codec import Encoding, record
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 VIEWS = 4
-MIXED = {"mixing_layer": 3, "views": VIEWS}
+MIXED = {"mixing_layer": 3, "group_size": VIEWS}
 
 
 def conditional(**recipe: object) -> LabeledGenerator:
@@ -50,14 +50,17 @@ def grouped() -> LabeledGenerator:
 def test_psi_of_each_sample_is_its_own() -> None:
     labeled = small_labeled()
     ranged = LabeledGenerator(
-        labeled.generator, labeled.interpreter, labeled.schema, dataclasses.replace(labeled.recipe, psi=(0.2, 0.9))
+        labeled.generator,
+        labeled.interpreter,
+        labeled.schema,
+        dataclasses.replace(labeled.recipe, truncation_psi=(0.2, 0.9)),
     )
     batch = ranged.generate(range(5), seed=1)
     indices = torch.arange(5)
     psi = draw_latents(ranged.recipe, 32, indices, seed=1, attempt=torch.zeros_like(indices)).psi
     z = sample_latents(range(5), 32, seed=1)
     for i in range(5):
-        image, _ = synthesize(labeled.generator, Recipe(psi=float(psi[i])), z[i : i + 1])
+        image, _ = synthesize(labeled.generator, Recipe(truncation_psi=float(psi[i])), z[i : i + 1])
         assert (image.int() - batch.image[i : i + 1].int()).abs().max() <= 1  # one number or one a latent: last bit
     assert_same_samples(ranged.generate([3], seed=1).rows(), [rows_by_index(batch)[3]])
 
@@ -69,7 +72,7 @@ def test_without_an_average_psi_must_be_one() -> None:
     LabeledGenerator(*parts, Recipe())
     for psi in (0.7, (0.7, 1.0)):
         with pytest.raises(ValueError, match="average w of this generator is not known: only psi 1"):
-            LabeledGenerator(*parts, Recipe(psi=psi))
+            LabeledGenerator(*parts, Recipe(truncation_psi=psi))
 
 
 # --- classes ---
@@ -127,7 +130,7 @@ def test_classes_of_an_unconditional_generator() -> None:
 @pytest.mark.parametrize("side", ["fine", "coarse"])
 @pytest.mark.parametrize("layer", [1, 3, 5])
 def test_each_layer_takes_its_style_from_one_of_two_latents(side: str, layer: int) -> None:
-    labeled = small_labeled(mixing_layer=layer, second_latent=side)
+    labeled = small_labeled(mixing_layer=layer, mixing_side=side)
     generator = labeled.generator
     one = torch.zeros(1, dtype=torch.int64)
     latents = draw_latents(labeled.recipe, 32, one, seed=0, attempt=one)
@@ -151,7 +154,7 @@ def test_a_layer_that_is_none() -> None:
 
 @pytest.mark.parametrize("side", ["fine", "coarse"])
 def test_views_of_a_group_share_one_side_and_vary_the_other(side: str) -> None:
-    labeled = small_labeled(**MIXED, second_latent=side)
+    labeled = small_labeled(**MIXED, mixing_side=side)
     seen: list[torch.Tensor] = []
     labeled.generator.synthesis_network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     labeled.generate(range(8))
@@ -165,11 +168,13 @@ def test_a_group_is_accepted_or_drawn_again_as_a_whole(grouped: LabeledGenerator
     batch = grouped.generate(range(60), seed=2)
     attempts = batch.attempt.view(-1, VIEWS)
     assert (attempts == attempts[:, :1]).all() and attempts.max() >= 2
-    assert (batch.score <= grouped.recipe.threshold).all()
+    assert (batch.uncertainty_score <= grouped.recipe.threshold).all()
     for group in range(15):  # every earlier attempt had at least one view above the threshold
         for attempt in range(int(attempts[group, 0])):
             members = range(group * VIEWS, (group + 1) * VIEWS)
-            assert (grouped.generate(members, seed=2, attempts=attempt).score > grouped.recipe.threshold).any()
+            assert (
+                grouped.generate(members, seed=2, attempts=attempt).uncertainty_score > grouped.recipe.threshold
+            ).any()
     assert grouped.calibration.acceptance < 0.8, "of groups, not of draws"
 
 
@@ -228,9 +233,9 @@ def test_groups_are_not_cut(arguments: dict[str, int]) -> None:
 
 
 def test_round_trip(tmp_path: Path, grouped: LabeledGenerator) -> None:
-    grouped.save_pretrained(tmp_path / "views")
-    loaded = LabeledGenerator.from_pretrained(tmp_path / "views", device="cpu")
-    assert loaded.recipe == grouped.recipe and loaded.fingerprint == describe(tmp_path / "views").fingerprint
+    grouped.save_pretrained(tmp_path / "group_size")
+    loaded = LabeledGenerator.from_pretrained(tmp_path / "group_size", device="cpu")
+    assert loaded.recipe == grouped.recipe and loaded.fingerprint == describe(tmp_path / "group_size").fingerprint
     assert_same_samples(loaded.generate(range(8)).rows(), grouped.generate(range(8)).rows())
 
 

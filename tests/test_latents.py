@@ -132,14 +132,14 @@ def drawn(recipe: Recipe, indices: range | list[int], seed: int = 0, attempt: in
 
 
 def test_nothing_is_drawn_that_the_recipe_fixes() -> None:
-    latents = drawn(Recipe(psi=0.7), range(3))
+    latents = drawn(Recipe(truncation_psi=0.7), range(3))
     assert (latents.second_z, latents.psi, latents.class_label) == (None, None, None)
     assert torch.equal(latents.z, sample_latents(range(3), 8, seed=0))
     assert drawn(Recipe(class_label=2), range(3)).class_label.tolist() == [2, 2, 2]
 
 
 def test_psi_is_uniform_in_its_range() -> None:
-    psi = drawn(Recipe(psi=(0.5, 0.9)), range(2000)).psi
+    psi = drawn(Recipe(truncation_psi=(0.5, 0.9)), range(2000)).truncation_psi
     assert psi.dtype == torch.float64 and 0.5 <= psi.min() < 0.51 and 0.89 < psi.max() <= 0.9
     counts = torch.histc(psi.float(), 8, 0.5, 0.9)
     assert (counts - 250).abs().max() < 75  # five standard deviations
@@ -153,24 +153,24 @@ def test_classes_come_as_often_as_their_weights_say() -> None:
     assert torch.equal(classes, again), "only the ratio matters"
 
 
-EVERYTHING = Recipe(psi=(0.4, 1), class_weights=(1, 1), mixing_layer=2)
+EVERYTHING = Recipe(truncation_psi=(0.4, 1), class_weights=(1, 1), mixing_layer=2)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=6), st.sampled_from([1, 4]))
 def test_everything_drawn_depends_on_the_index_alone(indices: list[int], views: int) -> None:
-    recipe = dataclasses.replace(EVERYTHING, views=views)
+    recipe = dataclasses.replace(EVERYTHING, group_size=views)
     together = drawn(recipe, indices, seed=3, attempt=2)
     for i, index in enumerate(indices):
         alone = drawn(recipe, [index], seed=3, attempt=2)
-        for name in ("z", "second_z", "psi", "class_label"):
+        for name in ("z", "second_z", "truncation_psi", "class_label"):
             assert torch.equal(getattr(together, name)[i], getattr(alone, name)[0])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"attempt": 1}])
 def test_everything_drawn_depends_on_seed_and_attempt(other: dict[str, int]) -> None:
     first, second = drawn(EVERYTHING, range(50)), drawn(EVERYTHING, range(50), **other)
-    for name in ("z", "second_z", "psi", "class_label"):
+    for name in ("z", "second_z", "truncation_psi", "class_label"):
         assert not torch.equal(getattr(first, name), getattr(second, name))
 
 
@@ -182,13 +182,13 @@ def test_quantities_do_not_share_their_numbers() -> None:
 
 
 def test_views_share_all_but_z() -> None:
-    latents = drawn(dataclasses.replace(EVERYTHING, views=4), range(3, 9))  # 3 | 4 5 6 7 | 8
+    latents = drawn(dataclasses.replace(EVERYTHING, group_size=4), range(3, 9))  # 3 | 4 5 6 7 | 8
     for shared in (latents.second_z, latents.psi[:, None]):
         assert [bool((a == b).all()) for a, b in pairwise(shared)] == [False, True, True, True, False]
     assert len(latents.z.unique(dim=0)) == 6
 
 
-@pytest.mark.parametrize("recipe", [Recipe(psi=(0.5, 1)), CONDITIONAL, Recipe(mixing_layer=1)])
+@pytest.mark.parametrize("recipe", [Recipe(truncation_psi=(0.5, 1)), CONDITIONAL, Recipe(mixing_layer=1)])
 def test_z_alone_is_not_enough_for_a_recipe_that_draws_more(recipe: Recipe) -> None:
     with pytest.raises(ValueError, match="z alone does not say what to make"):
         Latents.of(recipe, torch.zeros(1, 8))

@@ -227,16 +227,18 @@ def test_building_reads_no_weights_and_all_datasets_share_them(
     monkeypatch.setattr(
         LabeledGenerator, "from_pretrained", classmethod(lambda cls, *a, **k: loads.append(a) or load(cls, *a, **k))
     )
-    both = [DATASETS.build(build(checkpoint, psi=0.8, threshold=None)) for build in (dataset, stream)]
+    both = [DATASETS.build(build(checkpoint, truncation_psi=0.8, threshold=None)) for build in (dataset, stream)]
     assert len(both[0]) == 40 and both[1].metainfo["classes"] == SCHEMA.classes and loads == []
     next(iter(both[0])), next(iter(both[1]))
     assert len(loads) == 1
 
 
 def test_recipe_fields_reach_the_samples(checkpoint: str, unfiltered: LabeledGenerator) -> None:
-    narrow = DATASETS.build(dataset(checkpoint, psi=0.5, threshold=None))[0]["inputs"]
+    narrow = DATASETS.build(dataset(checkpoint, truncation_psi=0.5, threshold=None))[0]["inputs"]
     assert not torch.equal(narrow, bgr(next(unfiltered.generate([0]).rows())))
-    assert torch.equal(narrow, bgr(next(small_labeled().from_pretrained(checkpoint, psi=0.5).generate([0]).rows())))
+    assert torch.equal(
+        narrow, bgr(next(small_labeled().from_pretrained(checkpoint, truncation_psi=0.5).generate([0]).rows()))
+    )
 
 
 # Paths
@@ -287,7 +289,7 @@ def test_annotations_loaded_after_a_resize_keep_their_size(checkpoint: str) -> N
         assert item["data_samples"].gt_sem_seg.data.shape[1:] == (size, size)
 
 
-# Geometry and colours
+# Geometry and colors
 
 
 def placed(item: Any, sample: Any, size: int) -> list[tuple[bool, int, int]]:
@@ -420,7 +422,7 @@ def test_epochs_with_validation(tmp_path: Path, checkpoint: str, unfiltered: Lab
 
 
 def test_the_visualization_hook_draws_samples(tmp_path: Path, checkpoint: str, unfiltered: LabeledGenerator) -> None:
-    """Pictures are named by index, and show the sample behind colours of its classes."""
+    """Pictures are named by index, and show the sample behind colors of its classes."""
     name = f"visualizer{next(_runs)}"
     run(
         tmp_path,
@@ -439,8 +441,8 @@ def test_the_visualization_hook_draws_samples(tmp_path: Path, checkpoint: str, u
     sample = next(unfiltered.generate([1], seed=9).rows())
     colors = torch.tensor(SCHEMA.palette)[sample.mask].numpy()
     expected = 0.2 * sample.image.permute(1, 2, 0).numpy() + 0.8 * colors
-    unlabelled = np.abs(truth - expected).max(-1) <= 1  # names are written over some of it
-    assert unlabelled.mean() > 0.3
+    unlabeled = np.abs(truth - expected).max(-1) <= 1  # names are written over some of it
+    assert unlabeled.mean() > 0.3
 
 
 # Together with real data

@@ -104,7 +104,7 @@ def test_one_member_matches_the_oracle():
     assert_matches_oracle(ensemble, maps, (37, 53))
     labels = ensemble.label(maps, (37, 53))
     assert torch.equal(labels.mask, oracle.logits(ensemble, maps, (37, 53))[0].argmax(1))
-    assert labels.js.max() <= 1e-6, "one member cannot disagree"
+    assert labels.uncertainty.max() <= 1e-6, "one member cannot disagree"
 
 
 @pytest.mark.parametrize("rows", [None, (5, 31)])
@@ -157,7 +157,7 @@ def test_threads_change_nothing(monkeypatch, classes):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         labels = ensemble.label(maps, size)
-        results.append((ensemble.logits(maps, size), labels.mask, labels.js, labels.score))
+        results.append((ensemble.logits(maps, size), labels.mask, labels.uncertainty, labels.uncertainty_score))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -170,10 +170,10 @@ def test_the_position_in_the_batch_changes_nothing():
         labels = ensemble.label(alone, size)
         assert torch.equal(ensemble.logits(alone, size), logits[:, i : i + 1])
         assert torch.equal(labels.mask[0], together.mask[i])
-        assert torch.equal(labels.js[0], together.js[i])
-        assert torch.equal(labels.score[0], together.score[i])
+        assert torch.equal(labels.uncertainty[0], together.uncertainty[i])
+        assert torch.equal(labels.uncertainty_score[0], together.uncertainty_score[i])
     turned = ensemble.label([f.flip(0) for f in maps], size)
-    assert torch.equal(turned.js.flip(0), together.js)
+    assert torch.equal(turned.uncertainty.flip(0), together.uncertainty)
     assert torch.equal(turned.mask.flip(0), together.mask)
 
 
@@ -216,8 +216,8 @@ def test_labels_follow_from_the_logits(vote):
     assert labels.mask.shape == (2, 26, 53)
     assert labels.mask.dtype == torch.int64
     assert torch.equal(labels.mask, expected)
-    torch.testing.assert_close(labels.js, js_divergence(probabilities), rtol=0, atol=1e-6)
-    torch.testing.assert_close(labels.score, image_score(labels.js))
+    torch.testing.assert_close(labels.uncertainty, js_divergence(probabilities), rtol=0, atol=1e-6)
+    torch.testing.assert_close(labels.uncertainty_score, image_score(labels.uncertainty))
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_labels_follow_from_the_logits(vote):
 )
 def test_js_reaches_its_bounds(votes, k, expected):
     labels = label_constant(one_hot(votes, k, logit=40.0))
-    torch.testing.assert_close(labels.js, torch.full((1, 4, 4), expected), rtol=0, atol=1e-5)
-    torch.testing.assert_close(labels.score, torch.tensor([expected]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(labels.uncertainty, torch.full((1, 4, 4), expected), rtol=0, atol=1e-5)
+    torch.testing.assert_close(labels.uncertainty_score, torch.tensor([expected]), rtol=0, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -238,7 +238,7 @@ def test_js_reaches_its_bounds(votes, k, expected):
     )
 )
 def test_js_stays_within_its_bounds(logits):
-    js = label_constant(logits).js
+    js = label_constant(logits).uncertainty
     assert js.min() >= 0
     assert js.max() <= math.log(min(len(logits), len(logits[0]))) + 1e-5
 
@@ -247,8 +247,8 @@ def test_js_stays_within_its_bounds(logits):
 def test_the_score_is_the_mean_of_the_most_uncertain_pixels(fraction, count):
     ensemble = random_ensemble(24, top_fraction=fraction)
     labels = ensemble.label(random_maps(MIXED, batch=2), (10, 13))
-    expected = labels.js.flatten(1).sort(1, descending=True).values[:, :count].mean(1)
-    torch.testing.assert_close(labels.score, expected, rtol=1e-6, atol=0)
+    expected = labels.uncertainty.flatten(1).sort(1, descending=True).values[:, :count].mean(1)
+    torch.testing.assert_close(labels.uncertainty_score, expected, rtol=1e-6, atol=0)
 
 
 # --- refusals ---

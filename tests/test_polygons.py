@@ -69,7 +69,7 @@ def test_blobs_come_back(mask: np.ndarray) -> None:
     polygons = mask_to_polygons(mask)
     assert np.array_equal(polygons_to_mask(polygons, mask.shape), mask)
     assert len(polygons) == regions(mask)
-    # Rounded to the precision of a label file, the outlines enclose the same pixel centres.
+    # Rounded to the precision of a label file, the outlines enclose the same pixel centers.
     scale = np.array(mask.shape[::-1])
     rounded = [np.round(polygon / scale, 6) * scale for polygon in polygons]
     assert np.array_equal(polygons_to_mask(rounded, mask.shape), mask)
@@ -101,17 +101,17 @@ def test_pixels_that_touch_at_a_corner_are_one_region() -> None:
     assert len(mask_to_polygons(np.eye(4, dtype=bool))) == 1
 
 
-def test_fill_agrees_with_another_rasteriser_away_from_the_outline() -> None:
+def test_fill_agrees_with_another_rasterizer_away_from_the_outline() -> None:
     random = np.random.default_rng(0)
     for _ in range(10):
         polygon = random.random((7, 2)) * 60 - 6
         picture = Image.new("L", (48 * 8, 40 * 8))  # eight times as large: its outline is thin
         ImageDraw.Draw(picture).polygon([tuple(point * 8) for point in polygon], fill=255)
         large = np.asarray(picture) > 0
-        centres = large[4::8, 4::8]
+        centers = large[4::8, 4::8]
         blocks = large.reshape(40, 8, 48, 8).mean((1, 3))
         sure = (blocks == 0) | (blocks == 1)
-        assert np.array_equal(polygons_to_mask([polygon], (40, 48))[sure], centres[sure])
+        assert np.array_equal(polygons_to_mask([polygon], (40, 48))[sure], centers[sure])
 
 
 def test_run_lengths_come_back() -> None:

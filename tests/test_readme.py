@@ -27,8 +27,8 @@ def paint(folder: Path) -> None:
     """What the person does between two commands: class 1 where an image is bright, class 2 in the middle."""
     (folder / "masks").mkdir()
     for path in (folder / "images").glob("*.png"):
-        grey = np.asarray(Image.open(path).convert("L"))
-        mask = (grey > np.median(grey)).astype(np.uint8)
+        gray = np.asarray(Image.open(path).convert("L"))
+        mask = (gray > np.median(gray)).astype(np.uint8)
         mask[6:10, 6:10] = 2
         Image.fromarray(mask).save(folder / "masks" / path.name)
 

@@ -11,19 +11,19 @@ from dsgan_datasets import LabeledGenerator, Sample, SampleBatch
 
 
 def test_fields_are_attributes_and_keys(unfiltered: LabeledGenerator) -> None:
-    batch = unfiltered.generate([3, 1], extras=("js", "latent"))
+    batch = unfiltered.generate([3, 1], extras=("uncertainty", "latent"))
     assert batch.image is batch["image"] and batch.num_samples == 2
     assert batch.image.dtype == torch.uint8 and batch.image.shape == (2, 3, 16, 16)
     assert batch.mask.dtype == torch.int64 and batch.mask.shape == (2, 16, 16)
-    assert batch.score.dtype == torch.float32 and batch.index.tolist() == [3, 1]
-    assert batch.js.shape == (2, 16, 16) and batch.latent.shape == (2, 32)
+    assert batch.uncertainty_score.dtype == torch.float32 and batch.index.tolist() == [3, 1]
+    assert batch.uncertainty.shape == (2, 16, 16) and batch.latent.shape == (2, 32)
 
 
 def test_fields_not_asked_for_are_absent(unfiltered: LabeledGenerator) -> None:
     sample = next(unfiltered.generate([0]).rows())
-    assert "js" not in sample and not hasattr(sample, "latent")
+    assert "uncertainty" not in sample and not hasattr(sample, "latent")
     with pytest.raises(AttributeError, match="it has: image, mask"):
-        _ = sample.js
+        _ = sample.uncertainty
 
 
 def test_stock_collate_makes_a_batch(unfiltered: LabeledGenerator) -> None:

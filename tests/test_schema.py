@@ -54,7 +54,7 @@ def test_colors_differ_when_none_are_given() -> None:
         ({"classes": ("a", "a")}, "repeated: \\['a'\\]"),
         ({"classes": tuple(map(str, range(256)))}, "at most 255"),
         ({"classes": ("a", "b"), "ignore_index": 1}, "outside the class ids"),
-        ({"classes": ("a", "b"), "palette": ((1, 2, 3),)}, "2 RGB colours"),
+        ({"classes": ("a", "b"), "palette": ((1, 2, 3),)}, "2 RGB colors"),
         ({"classes": ("a",), "palette": ((1, 2, 300),)}, "0-255"),
         ({"classes": ("a", "b"), "flip_pairs": ((0, 2),)}, "flip_pairs"),
         ({"classes": ("a", "b", "c"), "flip_pairs": ((0, 1), (1, 2))}, "one pair, once"),

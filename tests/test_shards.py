@@ -88,17 +88,17 @@ def test_entries_carry_no_time_user_or_host(tmp_path: Path, filtered: LabeledGen
     assert str(tmp_path) not in text and "hostname" not in text
 
 
-def test_masks_are_grey_and_uncertainty_and_latents_come_back(tmp_path: Path, filtered: LabeledGenerator) -> None:
+def test_masks_are_gray_and_uncertainty_and_latents_come_back(tmp_path: Path, filtered: LabeledGenerator) -> None:
     (path,) = write_shards(filtered, tmp_path, range(3), encoding=EVERYTHING)
     with tarfile.open(path) as tar:
         files = {m.name.partition(".")[2]: tar.extractfile(m).read() for m in tar.getmembers()[:5]}  # type: ignore[union-attr]
     assert Image.open(io.BytesIO(files["seg.png"])).mode == "L"  # readers turn palettes into luminance
-    expected = next(filtered.stream([0], extras=("js", "latent")))
+    expected = next(filtered.stream([0], extras=("uncertainty", "latent")))
     sample = decode(files)
     assert set(sample) == set(expected)
-    for name in expected.keys() - {"js"}:
+    for name in expected.keys() - {"uncertainty"}:
         assert torch.equal(sample[name], expected[name]) and sample[name].dtype == expected[name].dtype
-    assert float((sample.js - expected.js).abs().max()) <= 0.5 / 8192 + 1e-7
+    assert float((sample.uncertainty - expected.uncertainty).abs().max()) <= 0.5 / 8192 + 1e-7
 
 
 def test_parts_are_what_pycocotools_draws(tmp_path: Path, filtered: LabeledGenerator) -> None:
@@ -176,7 +176,7 @@ def test_a_second_call_mends_what_is_missing_or_damaged(tmp_path: Path, filtered
 
 
 def test_views_are_whole_where_a_shard_cuts_their_group(tmp_path: Path) -> None:
-    labeled = small_labeled(mixing_layer=2, views=4)
+    labeled = small_labeled(mixing_layer=2, group_size=4)
     write_shards(labeled, tmp_path, range(8), samples_per_shard=3)
     read = [
         decode({k: v for k, v in record.items() if not k.startswith("__")})
@@ -270,7 +270,7 @@ def test_another_recipe_or_schema_or_version_is_refused_by_name(
     tmp_path: Path, filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_shards(filtered, tmp_path, range(4), samples_per_shard=2, shard_range=(0, 1))
-    other = small_labeled(threshold=None, reject_fraction=0.0, cutoff=3)
+    other = small_labeled(threshold=None, reject_fraction=0.0, truncation_cutoff=3)
     with pytest.raises(ShardError, match=r"recipe\.cutoff is 3, there null"):
         write_shards(other, tmp_path, range(4), samples_per_shard=2)
     parts = (filtered.generator, filtered.interpreter)

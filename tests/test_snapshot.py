@@ -70,7 +70,7 @@ def typed_storage(n: int) -> torch.TypedStorage:
     )
 
 
-def test_strides_are_honoured(tmp_path: Path) -> None:
+def test_strides_are_honored(tmp_path: Path) -> None:
     storage = io.BytesIO()
     torch.save(typed_storage(6), storage, _use_new_zipfile_serialization=False)
     nested = Call(torch.storage._load_from_bytes, storage.getvalue())

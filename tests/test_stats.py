@@ -22,11 +22,11 @@ def test_shares_are_those_of_the_masks(filtered: LabeledGenerator) -> None:
         area = (batch.mask == i).flatten(1).double().mean(1)
         assert found.frequency[i] == pytest.approx((area > 0).double().mean().item())
         assert found.mean_area[i] == pytest.approx(area[area > 0].mean().item(), nan_ok=True)
-    assert torch.equal(found.scores, batch.score) and found.ignored == 0
+    assert torch.equal(found.scores, batch.uncertainty_score) and found.ignored == 0
 
 
 def test_ignored_pixels_are_no_class(unfiltered: LabeledGenerator) -> None:
-    recipe = unfiltered.recipe.override(ignore_js=0.3)
+    recipe = unfiltered.recipe.override(max_uncertainty=0.3)
     ignoring = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, unfiltered.schema, recipe)
     found = measure(ignoring, range(10))
     assert found.ignored == pytest.approx((ignoring.generate(range(10)).mask == 255).double().mean().item())
@@ -34,7 +34,7 @@ def test_ignored_pixels_are_no_class(unfiltered: LabeledGenerator) -> None:
 
 
 def test_a_class_that_never_appears_is_null_in_json(unfiltered: LabeledGenerator) -> None:
-    recipe = unfiltered.recipe.override(ignore_js=0.0)  # hardly a pixel on which all members agree exactly
+    recipe = unfiltered.recipe.override(max_uncertainty=0.0)  # hardly a pixel on which all members agree exactly
     ignoring = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, unfiltered.schema, recipe)
     found = measure(ignoring, range(4)).to_dict()
     assert any(entry["mean_area"] is None for entry in found["classes"])

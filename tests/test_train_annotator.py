@@ -38,7 +38,7 @@ def test_both_resolutions_see_the_same_changes(domain: Path) -> None:
         x = images.float() / 255
         g = torch.Generator().manual_seed(5)
         x, moved = train_annotator.warp(x, masks, g)
-        x = train_annotator.tint_background(train_annotator.recolour(train_annotator.muddle(x, moved, g), g), moved, g)
+        x = train_annotator.tint_background(train_annotator.recolor(train_annotator.muddle(x, moved, g), g), moved, g)
         seen[side] = F.adaptive_avg_pool2d(train_annotator.cut_out(x, g), 32), moved
     assert seen[64][1].max() == seen[128][1].max() == len(renders.CLASSES) - 1
     assert (seen[128][1][:, ::2, ::2] == seen[64][1]).double().mean() > 0.93
@@ -54,9 +54,9 @@ def test_lengths_are_64ths_of_the_width() -> None:
         at = torch.arange(side) - side // 2
         profile = train_annotator._blur(spot, 3.0)[0, 0, 0]
         widths.append(float((profile * at**2).sum() / profile.sum()) ** 0.5 * 64 / side)
-        grey = torch.full((16, 3, side, side), 0.5)
-        cut = train_annotator.cut_out(grey, torch.Generator().manual_seed(2))
-        patched.append(F.adaptive_avg_pool2d(cut - grey, 32))
+        gray = torch.full((16, 3, side, side), 0.5)
+        cut = train_annotator.cut_out(gray, torch.Generator().manual_seed(2))
+        patched.append(F.adaptive_avg_pool2d(cut - gray, 32))
     assert widths[1] == pytest.approx(widths[0], rel=0.03)
     assert patched[0].abs().sum() > 0
     assert (patched[1] - patched[0]).abs().sum() < 0.25 * patched[0].abs().sum()

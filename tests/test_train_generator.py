@@ -68,7 +68,7 @@ def write_images(folder: Path, images: Tensor) -> Path:
 # --- a step ---
 
 
-def test_the_generator_learns_the_colour_of_the_images() -> None:
+def test_the_generator_learns_the_color_of_the_images() -> None:
     red = torch.tensor([220, 40, 40], dtype=torch.uint8)[None, :, None, None].expand(16, 3, 16, 16)
     training = tiny(lr=0.02, ema_images=16)
     z = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
@@ -258,7 +258,7 @@ def test_a_kill_at_any_write_leaves_one_whole_state(tmp_path: Path, monkeypatch:
         folder = tmp_path / str(victim)
         save_state(folder, {"value": 1}, {"value": 1}, state(1), limit=400)
         calls = 0
-        write, remove = training_state.written_whole, training_state.shutil.rmtree
+        write, remove = training_state.atomic_write, training_state.shutil.rmtree
 
         def dying(real: object) -> object:
             def call(*args: object, **kwargs: object) -> object:
@@ -271,7 +271,7 @@ def test_a_kill_at_any_write_leaves_one_whole_state(tmp_path: Path, monkeypatch:
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(training_state, "written_whole", dying(write))
+            patch.setattr(training_state, "atomic_write", dying(write))
             patch.setattr(training_state.shutil, "rmtree", dying(remove))
             try:
                 save_state(folder, {"value": 2}, {"value": 2}, state(2), limit=400)

@@ -9,23 +9,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dsgan_datasets import Annotated, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
+from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
 from dsgan_datasets.evaluation import evaluate
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
-from dsgan_datasets.training import LabelledPixels, Settings, _MemberNorm, _moments, gather_features, train_ensemble
+from dsgan_datasets.training import LabeledPixels, Settings, _MemberNorm, _moments, gather_features, train_ensemble
 
 SCHEMA = LabelSchema(("dark", "middle", "bright"))
-RECIPE = Recipe(psi=0.9)
+RECIPE = Recipe(truncation_psi=0.9)
 
 
-def annotated(labeled: LabeledGenerator, indices: range) -> Annotated:
+def annotated(labeled: LabeledGenerator, indices: range) -> AnnotatedImages:
     """Classes by the value of one channel of the finest map: a rule that the features know."""
     latents = sample_latents(indices, 32, seed=0, purpose=Purpose.ANNOTATION)
     _, features = synthesize(labeled.generator, RECIPE, latents)
     channel = features[-1][:, 0]
-    return Annotated(latents, (channel > -0.1).long() + (channel > 0.5).long())
+    return AnnotatedImages(latents, (channel > -0.1).long() + (channel > 0.5).long())
 
 
 def test_gathered_features_are_those_of_the_resized_maps() -> None:
@@ -64,12 +64,12 @@ def test_same_seed_same_interpreter(unfiltered: LabeledGenerator) -> None:
 
 def test_ignored_pixels_and_crop(unfiltered: LabeledGenerator) -> None:
     """Half of the pixels carry wrong labels but are ignored; rows are those of the crop."""
-    recipe = Recipe(psi=0.9, crop=(4, 12))
+    recipe = Recipe(truncation_psi=0.9, crop=(4, 12))
     plain = annotated(unfiltered, range(6))
     masks = plain.masks[:, 4:12].clone()
     masks[:, :, 8:] = 255
     ensemble = fit_interpreter(
-        unfiltered.generator, Annotated(plain.latents, masks), SCHEMA, recipe=recipe, members=2, steps=200
+        unfiltered.generator, AnnotatedImages(plain.latents, masks), SCHEMA, recipe=recipe, members=2, steps=200
     )
     _, features = synthesize(unfiltered.generator, recipe, plain.latents)
     predicted = ensemble.label(features, (16, 16), rows=(4, 12)).mask
@@ -81,7 +81,7 @@ def test_hidden_sizes_follow_the_number_of_classes(unfiltered: LabeledGenerator)
     masks = torch.arange(256).view(1, 16, 16)
     for classes, hidden in ((31, [128, 32]), (32, [256, 128])):
         schema = LabelSchema(tuple(f"c{i}" for i in range(classes)))
-        data = Annotated(latents, masks % classes)
+        data = AnnotatedImages(latents, masks % classes)
         ensemble = fit_interpreter(unfiltered.generator, data, schema, members=1, steps=1)
         assert ensemble.config["hidden"] == hidden and ensemble.num_classes == classes
 
@@ -96,29 +96,29 @@ def test_hidden_sizes_follow_the_number_of_classes(unfiltered: LabeledGenerator)
 )
 def test_masks_that_do_not_fit(unfiltered: LabeledGenerator, masks: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fit_interpreter(unfiltered.generator, Annotated(torch.zeros(1, 32), masks), SCHEMA, steps=1)
+        fit_interpreter(unfiltered.generator, AnnotatedImages(torch.zeros(1, 32), masks), SCHEMA, steps=1)
 
 
 def test_latents_that_do_not_fit(unfiltered: LabeledGenerator) -> None:
     with pytest.raises(ValueError, match="latents have 31 numbers"):
         fit_interpreter(
-            unfiltered.generator, Annotated(torch.zeros(1, 31), torch.zeros(1, 16, 16, dtype=torch.int64)), SCHEMA
+            unfiltered.generator, AnnotatedImages(torch.zeros(1, 31), torch.zeros(1, 16, 16, dtype=torch.int64)), SCHEMA
         )
     with pytest.raises(ValueError, match="latents must be"):
-        Annotated(torch.zeros(2, 32), torch.zeros(1, 16, 16, dtype=torch.int64))
+        AnnotatedImages(torch.zeros(2, 32), torch.zeros(1, 16, 16, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("masks", [torch.zeros(1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.bool)])
 def test_masks_of_the_wrong_type(masks: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="integer class ids"):
-        Annotated(torch.zeros(1, 32), masks)
+        AnnotatedImages(torch.zeros(1, 32), masks)
 
 
 def test_masks_of_any_integer_type_and_latents_that_are_numbers() -> None:
-    assert Annotated(torch.zeros(1, 32), torch.zeros(1, 4, 4, dtype=torch.uint8)).masks.dtype == torch.int64
-    assert Annotated(torch.zeros(1, 32), torch.zeros(1, 4, 4).numpy().astype("int32")).masks.dtype == torch.int64  # type: ignore[arg-type]
+    assert AnnotatedImages(torch.zeros(1, 32), torch.zeros(1, 4, 4, dtype=torch.uint8)).masks.dtype == torch.int64
+    assert AnnotatedImages(torch.zeros(1, 32), torch.zeros(1, 4, 4).numpy().astype("int32")).masks.dtype == torch.int64  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no finite numbers"):
-        Annotated(torch.full((1, 32), float("nan")), torch.zeros(1, 4, 4, dtype=torch.int64))
+        AnnotatedImages(torch.full((1, 32), float("nan")), torch.zeros(1, 4, 4, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,16 @@ def test_arguments_out_of_range_are_named(unfiltered: LabeledGenerator, change: 
 def test_a_single_usable_pixel_gives_numbers(unfiltered: LabeledGenerator) -> None:
     masks = torch.full((1, 16, 16), 255)
     masks[0, 3, 3] = 1
-    data = Annotated(sample_latents(range(1), 32, seed=0), masks)
+    data = AnnotatedImages(sample_latents(range(1), 32, seed=0), masks)
     ensemble = fit_interpreter(unfiltered.generator, data, SCHEMA, recipe=RECIPE, members=1, steps=2)
     assert all(bool(t.isfinite().all()) for t in ensemble.state_dict().values())
 
 
-def test_standardising_folds_into_the_first_layer(unfiltered: LabeledGenerator) -> None:
+def test_standardizing_folds_into_the_first_layer(unfiltered: LabeledGenerator) -> None:
     """The ensemble reads plain features: what the network saw in training gives the same logits."""
     random = torch.Generator().manual_seed(0)
     data = annotated(unfiltered, range(4))
-    pixels = LabelledPixels.gather(unfiltered.generator, data, SCHEMA, RECIPE, 256, random)
+    pixels = LabeledPixels.gather(unfiltered.generator, data, SCHEMA, RECIPE, 256, random)
     mean, std = _moments(pixels.features, torch.arange(len(pixels.labels)))
     assert torch.allclose(mean, pixels.features.mean(0), atol=1e-5)
     assert torch.allclose(std, pixels.features.std(0, correction=0), rtol=1e-4)
@@ -188,7 +188,7 @@ def test_bfloat16_learns_as_float32_does(unfiltered: LabeledGenerator) -> None:
     assert accuracy["float32"] > majority + 0.15
 
 
-def test_normalisation_is_that_of_pytorch() -> None:
+def test_normalization_is_that_of_pytorch() -> None:
     x = torch.randn(2, 7, 3)
     ours, theirs = _MemberNorm(2, 3), torch.nn.BatchNorm1d(6, eps=BATCH_NORM_EPS)
     expected = theirs(x.transpose(0, 1).flatten(1)).unflatten(1, (2, 3)).transpose(0, 1)

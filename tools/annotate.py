@@ -14,7 +14,7 @@ from dsgan_datasets.annotations.export import Selection
 from dsgan_datasets.annotations.loading import AnnotationFormat
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.description import describe
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
 from dsgan_datasets.pictures import overlay, photo, sheet
@@ -60,7 +60,7 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--interpreter",
         metavar="CHECKPOINT",
-        help="a first labelled checkpoint of this generator: drafts annotations to correct, and finds informative ones",
+        help="a first labeled checkpoint of this generator: drafts annotations to correct, and finds informative ones",
     )
     parser.add_argument(
         "--classes",
@@ -157,7 +157,7 @@ def run_export(args: argparse.Namespace) -> None:
         interpreter=interpreter,
         name=args.generator,
     )
-    psi = exported.recipe.psi
+    psi = exported.recipe.truncation_psi
     print(
         f"{len(exported.images)} images, {exported.size[1]}×{exported.size[0]}, psi {psi:g}: {args.out.resolve()}\n"
         f"classes: {', '.join(exported.schema.classes)}\n"
@@ -168,7 +168,7 @@ def run_export(args: argparse.Namespace) -> None:
 def _parts(
     args: argparse.Namespace, interpreter: LabeledGenerator | None
 ) -> tuple[FeatureGenerator, LabelSchema | None, Recipe]:
-    """Generator, schema of a labelled checkpoint, and a recipe: that of the checkpoint, or else the interpreter's."""
+    """Generator, schema of a labeled checkpoint, and a recipe: that of the checkpoint, or else the interpreter's."""
     changes = options.recipe_changes(args)
     path = checkpoint_directory.find(args.generator)
     if path.is_dir() and "interpreter" in checkpoint_directory.read_config(path):
@@ -179,7 +179,7 @@ def _parts(
     generator = load_generator(path, device=args.device, features=features)
     if interpreter is not None:
         return generator, None, interpreter.recipe.override(**changes)
-    default = Recipe(features=generator.features, psi=_PSI if generator.mean_w is not None else 1.0)
+    default = Recipe(features=generator.features, truncation_psi=_PSI if generator.mean_w is not None else 1.0)
     return generator, None, default.override(**changes)
 
 
@@ -197,7 +197,7 @@ def run_check(args: argparse.Namespace) -> None:
     for warning in found.warnings:
         print(f"warning: {warning}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(out) as file:
+    with atomic_write(out) as file:
         _picture(found, str(args.folder)).save(file, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
     print(f"no mistakes; what was understood: {out.resolve()}")
 

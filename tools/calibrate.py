@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
 def save_with_pictures(labeled: LabeledGenerator, scores: Tensor, out: Path) -> None:
     """Save a checkpoint whose card shows samples and, if there are any, the scores of unfiltered draws."""
     title = labeled.fit.title if labeled.fit else out.resolve().name
-    samples = SampleBatch.stack(list(labeled.stream(range(_PREVIEWED), extras=("js",))))
+    samples = SampleBatch.stack(list(labeled.stream(range(_PREVIEWED), extras=("uncertainty",))))
     drawn = {"preview.png": contact_sheet(samples, labeled.schema, title=f"{title} · {labeled.fingerprint[:8]}")}
     if len(scores):
         heading = f"{title}: scores of unfiltered draws"
@@ -86,7 +86,7 @@ def report(recipe: Recipe, found: Calibration | None) -> list[str]:
     """What was found, in lines."""
     lines = []
     if found is not None:
-        units = f"groups of {recipe.views} views" if recipe.views > 1 else "draws"
+        units = f"groups of {recipe.group_size} views" if recipe.group_size > 1 else "draws"
         threshold = f"threshold {found.threshold:.5g} ± {found.standard_error:.2g} nats"
         lines.append(f"{threshold}; {found.acceptance:.1%} of the {units} pass")
         if found.dropped_most:
@@ -96,6 +96,6 @@ def report(recipe: Recipe, found: Calibration | None) -> list[str]:
             )
     else:
         lines.append("no filter: every draw is accepted")
-    if recipe.ignore_js is not None:
-        lines.append(f"pixels above {recipe.ignore_js:.4g} nats are ignored")
+    if recipe.max_uncertainty is not None:
+        lines.append(f"pixels above {recipe.max_uncertainty:.4g} nats are ignored")
     return lines

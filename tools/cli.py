@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="dsgan",
-        description="Labelled images, generated on the fly from a frozen GAN and its interpreter.",
+        description="Labeled images, generated on the fly from a frozen GAN and its interpreter.",
         epilog="example:\n  dsgan preview demo-faces --out faces.png",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -28,7 +28,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         metavar="NPY",
         help="average w, [w_dim] or equal rows (default: the file's own; of StyleGAN1 <stem>_avg_latent.npy beside it)",
     )
-    parser.add_argument("--license", help="licence note of the weights, kept in config.json (default: unspecified)")
+    parser.add_argument("--license", help="license note of the weights, kept in config.json (default: unspecified)")
     options.add_overwrite(parser)
     parser.set_defaults(run=run)
 
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> None:
     options.check_out(args)
     if (args.out / "interpreter.safetensors").exists():
         raise ValueError(
-            f"{args.out} is a labelled checkpoint, whose interpreter would be left behind: choose another name"
+            f"{args.out} is a labeled checkpoint, whose interpreter would be left behind: choose another name"
         )
     average = None if args.avg_latent is None else read_average(args.avg_latent)
     generator = load_generator(args.source, device="cpu", avg_latent=average)
     save_generator(generator, args.out, license=args.license)
     rows = generator_rows(load_generator(args.out, device="cpu"))
-    options.print_rows({**rows, "licence": args.license or rows["licence"], "written to": str(args.out.resolve())})
+    options.print_rows({**rows, "license": args.license or rows["license"], "written to": str(args.out.resolve())})

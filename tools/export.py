@@ -45,8 +45,8 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--palette",
         action="store_true",
-        help="write masks in colours too, into masks_color/: to look at, not to train on. The masks of folder and "
-        "mmseg are 8-bit greyscale, pixel = class id, in any case",
+        help="write masks in colors too, into masks_color/: to look at, not to train on. The masks of folder and "
+        "mmseg are 8-bit grayscale, pixel = class id, in any case",
     )
     parser.add_argument(
         "--instance-class",

@@ -1,4 +1,4 @@
-"""`dsgan fit`: annotated images -> a labelled, calibrated checkpoint with its model card."""
+"""`dsgan fit`: annotated images -> a labeled, calibrated checkpoint with its model card."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dsgan_datasets.annotations import Annotations, load_annotations
 from dsgan_datasets.calibration import calibrate_with_scores, check_fractions
 from dsgan_datasets.checkpoints.fitting import FitReport
 from dsgan_datasets.checks import integer
-from dsgan_datasets.evaluation import Quality, cross_validate
+from dsgan_datasets.evaluation import ConfusionMatrix, cross_validate
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import LabeledGenerator, check_recipe
 from dsgan_datasets.recipe import Recipe
@@ -59,7 +59,7 @@ def _add_training(parser: argparse._ArgumentGroup) -> None:
         metavar=("H1", "H2"),
         help="units of the hidden layers (default: 128 32 up to 31 classes, 256 128 from 32)",
     )
-    parser.add_argument("--steps", type=options.count, default=default.steps, help="optimiser steps (default: 1500)")
+    parser.add_argument("--steps", type=options.count, default=default.steps, help="optimizer steps (default: 1500)")
     parser.add_argument(
         "--pixels-per-image", type=options.count, default=default.pixels_per_image, help="pixels to use (default: 4096)"
     )
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     generator, recipe = found.generator, _recipe(found, args)
     assert generator is not None  # as one was named
     check_recipe(recipe, generator, found.schema)
-    integer("num_samples", args.num_samples, 20 * recipe.views)
+    integer("num_samples", args.num_samples, 20 * recipe.group_size)
     quality = _check(generator, found, settings, args.folds)
     # The images are those of the annotations' recipe, whatever samples shall be like.
     trained = dataclasses.replace(found.recipe, vote=recipe.vote, top_fraction=recipe.top_fraction)
@@ -151,13 +151,13 @@ def _recipe(found: Annotations, args: argparse.Namespace) -> Recipe:
         raise ValueError(
             "--set features: the features are those of the annotated images; export them anew to change it"
         )
-    plain = dataclasses.replace(found.recipe, reject_fraction=0.0, threshold=None, require=(), ignore_js=None)
+    plain = dataclasses.replace(found.recipe, reject_fraction=0.0, threshold=None, require=(), max_uncertainty=None)
     if isinstance(names := changes.get("require"), list):
         changes["require"] = [found.schema.index(n) if isinstance(n, str) else n for n in names]
     return plain.override(**changes)
 
 
-def _check(generator: FeatureGenerator, found: Annotations, settings: Settings, folds: int) -> Quality | None:
+def _check(generator: FeatureGenerator, found: Annotations, settings: Settings, folds: int) -> ConfusionMatrix | None:
     """Held-out agreement, printed; None if it was not asked for or there is one image."""
     if not folds:
         return None
@@ -168,18 +168,18 @@ def _check(generator: FeatureGenerator, found: Annotations, settings: Settings, 
     quality = cross_validate(
         generator, found.annotated, found.schema, recipe=found.recipe, folds=folds, settings=settings
     )
-    print(f"{len(found.masks)} images, each labelled by an ensemble fitted without it ({folds} folds):")
+    print(f"{len(found.masks)} images, each labeled by an ensemble fitted without it ({folds} folds):")
     _print_quality(quality, found.schema)
     return quality
 
 
-def _iou(quality: Quality, schema: LabelSchema) -> dict[str, float | None]:
+def _iou(quality: ConfusionMatrix, schema: LabelSchema) -> dict[str, float | None]:
     """IoU by class name; None for a class that occurs nowhere."""
     values = zip(schema.classes, quality.iou.tolist(), strict=True)
     return {name: None if value != value else round(value, 4) for name, value in values}
 
 
-def _print_quality(quality: Quality, schema: LabelSchema) -> None:
+def _print_quality(quality: ConfusionMatrix, schema: LabelSchema) -> None:
     width = max(map(len, schema.classes))
     print(f"{'class':>{width}}   IoU")
     for name, value in zip(schema.classes, quality.iou.tolist(), strict=True):

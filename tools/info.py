@@ -59,7 +59,7 @@ def _checkpoint(path: Path) -> dict[str, str]:
         rows["recipe"] = ", ".join(f"{k} {v}" for k, v in labeled.recipe.to_dict().items() if v not in (None, []))
         rows["filter"] = _filter(labeled.calibration)
         rows["fingerprint"] = labeled.fingerprint
-    rows["licence"] = str(config.get("license", "not stated"))
+    rows["license"] = str(config.get("license", "not stated"))
     return rows
 
 
@@ -85,7 +85,7 @@ def generator_rows(generator: FeatureGenerator) -> dict[str, str]:
         "features": f"{sum(generator.feature_channels)} channels in layout {generator.features}: {', '.join(maps)}",
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
         "weights": f"sha256 {digest_tensors(generator_tensors(generator))[:16]}…",
-        "licence": source.license if source else "unspecified",
+        "license": source.license if source else "unspecified",
     }
 
 

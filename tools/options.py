@@ -53,14 +53,14 @@ def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
         type=recipe_field,
         action="append",
         default=[],
-        help="change any other field of the recipe, the value as JSON: --set mixing_layer=4 --set psi=[0.5,0.9]",
+        help="change any other field of the recipe, the value as JSON: --set mixing_layer=4 --set truncation_psi=[0.5,0.9]",
     )
 
 
 def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of the recipe that the options change."""
     changes = dict(args.recipe)
-    return changes if args.psi is None else {**changes, "psi": args.psi}
+    return changes if args.psi is None else {**changes, "truncation_psi": args.psi}
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.tools import options
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out}: a picture file must end in .png or .jpg")
     labeled = options.load(args)
     indices = range(args.start, args.start + args.num_samples)
-    samples = labeled.stream(indices, seed=args.seed, extras=("js",))
+    samples = labeled.stream(indices, seed=args.seed, extras=("uncertainty",))
     progress = tqdm(samples, "generating", total=args.num_samples, unit="sample", delay=2, leave=False)
     batch = SampleBatch.stack(list(progress))
     psi = " … ".join(f"{number:g}" for number in dict.fromkeys(labeled.recipe.psi_range))
     title = f"{args.checkpoint} · psi {psi} · seed {args.seed} · {labeled.fingerprint[:8]}"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if args.out.suffix.lower() == ".png" else "JPEG"
-    with written_whole(args.out) as file:
-        columns = labeled.recipe.views if labeled.recipe.views > 1 else 3  # a view group is a row
+    with atomic_write(args.out) as file:
+        columns = labeled.recipe.group_size if labeled.recipe.group_size > 1 else 3  # a view group is a row
         contact_sheet(batch, labeled.schema, title=title, columns=columns).save(file, format=kind)
     print(f"preview of {args.num_samples} samples: {args.out.resolve()}")

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 from dsgan_datasets.pictures import class_bars, histogram, save_png, stacked
 from dsgan_datasets.statistics import Statistics, measure
 from dsgan_datasets.tools import options
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         content = {"checkpoint": args.checkpoint, "fingerprint": labeled.fingerprint, "seed": args.seed}
-        with written_whole(args.json) as file:
+        with atomic_write(args.json) as file:
             file.write((json.dumps({**content, "start": args.start, **found.to_dict()}, indent=1) + "\n").encode())
         print(f"numbers: {args.json.resolve()}")
 

@@ -53,7 +53,7 @@ def register(
             one of all things together.
         min_instance_area: pixels; smaller instances are left out.
         device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
-        recipe: fields of `Recipe` to change, such as ``psi=0.7``.
+        recipe: fields of `Recipe` to change, such as ``truncation_psi=0.7``.
 
     Returns:
         The dataset: its records and the addresses of its samples.

@@ -164,7 +164,7 @@ class DSGANSegDataset(_Generated, _MapStyle):
             empty) gets samples as loaded: ``img`` uint8 BGR [H, W, 3] and ``gt_seg_map`` uint8 [H, W], numpy arrays.
             Loading steps are not needed, but do no harm; LoadAnnotations after a resize keeps masks at full size.
         device: None is the rank's current CUDA device if there is one, else the CPU. On a GPU: ``num_workers=0``.
-        recipe: fields of `Recipe` to change, such as ``psi=0.5, threshold=None``.
+        recipe: fields of `Recipe` to change, such as ``truncation_psi=0.5, threshold=None``.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -250,7 +250,7 @@ class DSGANSegIterableDataset(_Generated, IterableDataset[Item]):
         self, checkpoint: str | os.PathLike[str], *, length: int | None = None, start: int = 0, **options: Any
     ) -> None:
         super().__init__(checkpoint, length=length, **options)
-        if self.store.source.description.recipe.views > 1:
+        if self.store.source.description.recipe.group_size > 1:
             raise ValueError(
                 "a stream deals out single samples, which would tear view groups apart: use DSGANSegDataset"
             )
@@ -313,7 +313,7 @@ class DSGANConcatDataset(ConcatDataset):
 
     Args:
         datasets: configs, generated and real ones; their classes and palettes must be the same.
-        lazy_init, ignore_keys: see https://mmengine.readthedocs.io (``ignore_keys=["palette"]`` for other colours).
+        lazy_init, ignore_keys: see https://mmengine.readthedocs.io (``ignore_keys=["palette"]`` for other colors).
 
     Example:
         >>> faces = dict(type=DSGANSegDataset, checkpoint="demo-faces", device="cpu")

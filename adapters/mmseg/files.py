@@ -111,7 +111,7 @@ def open_shards(shards: Locations) -> SampleStore[ShardSource]:
 
 @register_backend("dsgan", prefixes="dsgan", force=True)
 class DSGANBackend(BaseStorageBackend):
-    """Reads the paths of `SampleStore` as PNG: images in RGB, masks as 8-bit greyscale whose pixels are class ids.
+    """Reads the paths of `SampleStore` as PNG: images in RGB, masks as 8-bit grayscale whose pixels are class ids.
 
     Example:
         >>> from mmengine import fileio

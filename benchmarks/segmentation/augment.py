@@ -36,7 +36,7 @@ def augment(images: Tensor, masks: Tensor, strength: str, schema: LabelSchema) -
     s = STRENGTHS[strength]
     x, masks = _mirror(images.float() / 255, masks.long(), schema)
     x, masks = _move(x, masks, s)
-    x = _recolour(x, s)
+    x = _recolor(x, s)
     for _ in range(s.patches):
         x = _cover(x)
     x = x + torch.randn_like(x) * _uniform(x, 0, s.noise)
@@ -72,17 +72,17 @@ def _move(x: Tensor, masks: Tensor, s: Strength) -> tuple[Tensor, Tensor]:
     return x, moved[:, 0].long()
 
 
-def _recolour(x: Tensor, s: Strength) -> Tensor:
+def _recolor(x: Tensor, s: Strength) -> Tensor:
     x = x.clamp(1e-3, 1) ** torch.exp(_uniform(x, -s.contrast, s.contrast))
-    grey = x.mean(1, keepdim=True)
-    x = grey + (x - grey) * torch.exp(_uniform(x, -s.contrast, s.contrast))
+    gray = x.mean(1, keepdim=True)
+    x = gray + (x - gray) * torch.exp(_uniform(x, -s.contrast, s.contrast))
     mean = x.mean((1, 2, 3), keepdim=True)
     x = mean + (x - mean) * torch.exp(_uniform(x, -s.contrast, s.contrast))
     return x + _uniform(x, -s.tint, s.tint, channels=3)
 
 
 def _cover(x: Tensor) -> Tensor:
-    """Fill a rectangle of up to a seventh of the width with one colour, in a third of the images."""
+    """Fill a rectangle of up to a seventh of the width with one color, in a third of the images."""
     at = (torch.arange(x.shape[-1], device=x.device) + 0.5) / x.shape[-1]
     rows = (at.view(1, 1, -1, 1) - _uniform(x, 0, 1)).abs() < _uniform(x, 0.02, 0.07)
     columns = (at.view(1, 1, 1, -1) - _uniform(x, 0, 1)).abs() < _uniform(x, 0.02, 0.07)

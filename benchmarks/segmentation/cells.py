@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dsgan_datasets.files import remove_leftovers, write_json, written_whole
+from dsgan_datasets.files import atomic_write, remove_leftovers, write_json
 
 Cell = dict[str, Any]
 
@@ -88,7 +88,7 @@ class Cells:
     def write_arrays(self, name: str, **arrays: Tensor) -> None:
         """One array as .npy (named "masks"), several as .npz."""
         held = {key: value.cpu().numpy() for key, value in arrays.items()}
-        with written_whole(self.folder / name) as file:
+        with atomic_write(self.folder / name) as file:
             np.save(file, held["masks"]) if name.endswith(".npy") else np.savez_compressed(file, **held)
 
     def check_time(self) -> None:

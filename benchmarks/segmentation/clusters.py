@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgan_datasets import Annotated, LabeledGenerator, sample_latents
+from dsgan_datasets import AnnotatedImages, LabeledGenerator, sample_latents
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose
 
@@ -30,7 +30,7 @@ class Clusters:
     Args:
         side: rows of the feature maps that are clustered.
         mean, std: [C], of the features.
-        centers: [k, C], of standardised features.
+        centers: [k, C], of standardized features.
         classes: class id of each cluster, int64 [k].
     """
 
@@ -52,7 +52,7 @@ def level(features: list[Tensor], side: int) -> Tensor:
 
 
 @torch.no_grad()
-def fit_clusters(labeled: LabeledGenerator, annotated: Annotated) -> Clusters:
+def fit_clusters(labeled: LabeledGenerator, annotated: AnnotatedImages) -> Clusters:
     """Cluster every level from 16 rows on, name the clusters, keep the level that fits the annotated images best."""
     generator, recipe = labeled.generator, labeled.recipe
     random = torch.Generator().manual_seed(0)
@@ -97,12 +97,12 @@ def majority_class(found: Tensor, truth: Tensor, clusters: int, num_classes: int
 
 
 def k_means(points: Tensor, k: int, random: torch.Generator, iterations: int = 50) -> Tensor:
-    """Centres [k, C] of points [P, C]: Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii 2007).
+    """Centers [k, C] of points [P, C]: Lloyd's iterations from a k-means++ start (Arthur and Vassilvitskii 2007).
 
-    A centre that loses all its points stays where it is.
+    A center that loses all its points stays where it is.
 
     Raises:
-        ValueError: fewer points than centres.
+        ValueError: fewer points than centers.
     """
     if len(points) < k:
         raise ValueError(f"{k} clusters need at least as many points, got {len(points)}")
@@ -126,7 +126,7 @@ def k_means(points: Tensor, k: int, random: torch.Generator, iterations: int = 5
 
 
 def assign(points: Tensor, centers: Tensor) -> Tensor:
-    """The nearest centre of each point, int64 [P]."""
+    """The nearest center of each point, int64 [P]."""
     return (2 * points @ centers.T - centers.square().sum(1)).argmax(1)
 
 

@@ -21,30 +21,30 @@ TRAIN, TEST = "train-*.tar", "test-*.tar"  # shards of a domain
 VALIDATION = 240  # the last training renders; 10,000 are left to train on
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """Images uint8 [N, 3, H, W] and masks uint8 [N, H, W]."""
 
     images: Tensor
     masks: Tensor
 
-    def __getitem__(self, rows: object) -> Labelled:  # type: ignore[override]
-        return Labelled(self.images[rows], self.masks[rows])  # type: ignore[index]
+    def __getitem__(self, rows: object) -> Labeled:  # type: ignore[override]
+        return Labeled(self.images[rows], self.masks[rows])  # type: ignore[index]
 
-    def to(self, device: str) -> Labelled:
-        return Labelled(self.images.to(device), self.masks.to(device))
+    def to(self, device: str) -> Labeled:
+        return Labeled(self.images.to(device), self.masks.to(device))
 
     @property
     def count(self) -> int:
         return len(self.images)
 
 
-def read_renders(shards: list[Path], schema: LabelSchema, size: int) -> Labelled:
+def read_renders(shards: list[Path], schema: LabelSchema, size: int) -> Labeled:
     """All renders of some shards, in their order, with the classes of a schema.
 
     Raises:
         ValueError: a shard that is not one of the domain's, or a schema or size that renders cannot have.
     """
-    return Labelled(*renders.read_renders(shards, class_lookup(shards[0].parent, schema, size), size))
+    return Labeled(*renders.read_renders(shards, class_lookup(shards[0].parent, schema, size), size))
 
 
 def class_lookup(domain: Path, schema: LabelSchema, size: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The rows of the table: each is what a student trains on, as batches without end, and what it minimises."""
+"""The rows of the table: each is what a student trains on, as batches without end, and what it minimizes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgan_datasets import (
-    Annotated,
+    AnnotatedImages,
     DSGANIterableDataset,
     LabeledGenerator,
     PixelEnsemble,
@@ -27,7 +27,7 @@ from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose
 
 from .clusters import Clusters, clustered_samples, fit_clusters
-from .data import IGNORE, TEST, TRAIN, VALIDATION, Labelled, read_renders
+from .data import IGNORE, TEST, TRAIN, VALIDATION, Labeled, read_renders
 from .semi import S4GANWithMLMT
 from .students import Batch, Objective, Supervised
 
@@ -45,12 +45,12 @@ class Sources:
 
     Args:
         domain: folder of renders with train-*.tar, test-*.tar and classes.json.
-        checkpoint: of the labelled generator.
+        checkpoint: of the labeled generator.
         annotator: weights of the stand-in for the person who annotates generated images, or a folder that a person has
             annotated (`dsgan annotate`); None where no row needs it.
         size: of the students' images.
         device: of generator and batches.
-        batch_size: images a step; the rows with unlabelled images take as many of these beside.
+        batch_size: images a step; the rows with unlabeled images take as many of these beside.
         uses: steps that see a generated sample, on average.
 
     Raises:
@@ -77,32 +77,32 @@ class Sources:
         self.schema = self.labeled.schema
 
     @cached_property
-    def _train_shards(self) -> Labelled:
+    def _train_shards(self) -> Labeled:
         return read_renders(sorted(self.domain.glob(TRAIN)), self.schema, self.size).to(self.device)
 
     @property
-    def training(self) -> Labelled:
+    def training(self) -> Labeled:
         """Renders to train on: all but the last `VALIDATION`."""
         return self._train_shards[:-VALIDATION]
 
     @property
-    def validation(self) -> Labelled:
+    def validation(self) -> Labeled:
         """The last training renders: they choose the settings of every row."""
         return self._train_shards[-VALIDATION:]
 
     @cached_property
-    def test(self) -> Labelled:
+    def test(self) -> Labeled:
         """The test renders. Nothing but the final measurement of a row may ask for them."""
         return read_renders(sorted(self.domain.glob(TEST)), self.schema, self.size)
 
     @cached_property
-    def annotated_images(self) -> Labelled:
+    def annotated_images(self) -> Labeled:
         """The 16 annotated samples as training data."""
         annotated = self.annotated(ANNOTATED)
         images, _ = synthesize(self.labeled.generator, self.labeled.recipe, annotated.latents)
-        return Labelled(*resized(images, annotated.masks.to(self.device), self.size))
+        return Labeled(*resized(images, annotated.masks.to(self.device), self.size))
 
-    def annotated(self, count: int) -> Annotated:
+    def annotated(self, count: int) -> AnnotatedImages:
         """The first images of an annotated folder; or images unlike each other, with the masks of the stand-in."""
         assert self.annotator is not None
         generator, recipe = self.labeled.generator, self.labeled.recipe
@@ -113,12 +113,12 @@ class Sources:
                 raise ValueError(f"{self.annotator} has the classes {theirs}; the checkpoint has {ours}")
             if len(held.annotated.masks) < count:
                 raise ValueError(f"{self.annotator} holds {len(held.annotated.masks)} annotated images, not {count}")
-            return Annotated(held.annotated.latents[:count], held.annotated.masks[:count])
+            return AnnotatedImages(held.annotated.latents[:count], held.annotated.masks[:count])
         latents = sample_latents(range(CANDIDATES * count), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
         pooled = [pooled_features(synthesize(generator, recipe, part)[1]) for part in latents.split(32)]
         chosen = latents[diverse(torch.cat(pooled), count)]
         images, _ = synthesize(generator, recipe, chosen)
-        return Annotated(chosen, self.annotator_network.annotate(images))
+        return AnnotatedImages(chosen, self.annotator_network.annotate(images))
 
     @cached_property
     def annotator_network(self) -> Any:
@@ -145,10 +145,10 @@ class Sources:
         return network.to(self.device)
 
     @cached_property
-    def reannotated(self) -> Labelled:
+    def reannotated(self) -> Labeled:
         """The training renders with the masks of who annotates."""
         masks = self.annotator_network.annotate(self.training.images)
-        return Labelled(self.training.images, masks.to(torch.uint8))
+        return Labeled(self.training.images, masks.to(torch.uint8))
 
     @cached_property
     def clusters(self) -> Clusters:
@@ -182,7 +182,7 @@ class Sources:
     @cached_property
     def ignore_level(self) -> float:
         """Nats that 90 % of the pixels do not exceed."""
-        js = torch.cat([fields["js"].flatten().cpu() for fields in self.unfiltered.unfiltered(LEVEL_DRAWS)])
+        js = torch.cat([fields["uncertainty"].flatten().cpu() for fields in self.unfiltered.unfiltered(LEVEL_DRAWS)])
         return js.kthvalue(round((1 - IGNORED_SHARE) * len(js))).values.item()
 
 
@@ -199,7 +199,7 @@ def resized_masks(masks: Tensor, size: int) -> Tensor:
     return F.interpolate(masks[:, None].float(), size=(size, size), mode="nearest-exact")[:, 0].long()
 
 
-def drawn(data: Labelled, batch_size: int, seed: int) -> Samples:
+def drawn(data: Labeled, batch_size: int, seed: int) -> Samples:
     """Random batches without end, each image as often as any other."""
     random = torch.Generator().manual_seed(seed)
     order = iter(())
@@ -238,18 +238,18 @@ def reused(samples: Samples, batch_size: int, uses: int, seed: int) -> Samples:
         yield torch.stack(images), torch.stack(masks)
 
 
-def _labelled(data: Callable[[Sources], Labelled]) -> Batches:
+def _labeled(data: Callable[[Sources], Labeled]) -> Batches:
     def batches(sources: Sources, seed: int) -> Iterator[Batch]:
         return (Batch(*pair) for pair in drawn(data(sources), sources.batch_size, seed))
 
     return batches
 
 
-def _with_unlabelled(data: Callable[[Sources], Labelled]) -> Batches:
+def _with_unlabeled(data: Callable[[Sources], Labeled]) -> Batches:
     def batches(sources: Sources, seed: int) -> Iterator[Batch]:
-        unlabelled = drawn(sources.training, sources.batch_size, seed + 1)
-        labelled = drawn(data(sources), sources.batch_size, seed)
-        return (Batch(*pair, images) for pair, (images, _) in zip(labelled, unlabelled, strict=True))
+        unlabeled = drawn(sources.training, sources.batch_size, seed + 1)
+        labeled = drawn(data(sources), sources.batch_size, seed)
+        return (Batch(*pair, images) for pair, (images, _) in zip(labeled, unlabeled, strict=True))
 
     return batches
 
@@ -276,10 +276,10 @@ def _stream(labeled: Callable[[Sources], LabeledGenerator]) -> Batches:
 
 def _ignoring(sources: Sources, seed: int, fresh: int) -> Samples:
     """Nothing is dropped but the most uncertain pixels."""
-    samples = sources.unfiltered.stream(itertools.count(), seed=seed, extras=("js",))
+    samples = sources.unfiltered.stream(itertools.count(), seed=seed, extras=("uncertainty",))
     while True:
         batch = list(itertools.islice(samples, fresh))
-        masks = [torch.where(s.js > sources.ignore_level, sources.schema.ignore_index, s.mask) for s in batch]
+        masks = [torch.where(s.uncertainty > sources.ignore_level, sources.schema.ignore_index, s.mask) for s in batch]
         yield torch.stack([s.image for s in batch]), torch.stack(masks)
 
 
@@ -295,7 +295,7 @@ class Row(NamedTuple):
     Attributes:
         title: what the table says; {renders} is the number of training renders.
         batches: sources, seed -> what the student sees.
-        objective: (classes, steps, device) -> what it minimises.
+        objective: (classes, steps, device) -> what it minimizes.
         annotator: whether annotated samples have to be made.
     """
 
@@ -306,17 +306,17 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "few": Row("few labels: 16 annotated samples", _labelled(lambda s: s.annotated_images), annotator=True),
-    "few-real": Row("few labels: 16 renders with exact masks", _labelled(lambda s: s.training[:ANNOTATED])),
+    "few": Row("few labels: 16 annotated samples", _labeled(lambda s: s.annotated_images), annotator=True),
+    "few-real": Row("few labels: 16 renders with exact masks", _labeled(lambda s: s.training[:ANNOTATED])),
     "semi": Row(
-        "semi-supervised (s4GAN): 16 annotated samples, {renders} unlabelled renders",
-        _with_unlabelled(lambda s: s.annotated_images),
+        "semi-supervised (s4GAN): 16 annotated samples, {renders} unlabeled renders",
+        _with_unlabeled(lambda s: s.annotated_images),
         S4GANWithMLMT,
         annotator=True,
     ),
     "semi-real": Row(
-        "semi-supervised (s4GAN): 16 renders with exact masks, {renders} unlabelled renders",
-        _with_unlabelled(lambda s: s.training[:ANNOTATED]),
+        "semi-supervised (s4GAN): 16 renders with exact masks, {renders} unlabeled renders",
+        _with_unlabeled(lambda s: s.training[:ANNOTATED]),
         S4GANWithMLMT,
     ),
     "clusters": Row(
@@ -329,13 +329,13 @@ ROWS = {
     "ignore": Row("ours, uncertain pixels ignored instead of samples dropped", _generated(_ignoring)),
     "one-member": Row("ours, 1 pixel classifier (no filter)", _stream(lambda s: s.one_member)),
     "annotations-30": Row("ours, 30 annotations", _stream(lambda s: s.more_annotations), annotator=True),
-    "full-1000": Row("full supervision: 1,000 renders with exact masks", _labelled(lambda s: s.training[:1000])),
-    "full": Row("full supervision: {renders} renders with exact masks", _labelled(lambda s: s.training)),
+    "full-1000": Row("full supervision: 1,000 renders with exact masks", _labeled(lambda s: s.training[:1000])),
+    "full": Row("full supervision: {renders} renders with exact masks", _labeled(lambda s: s.training)),
 }
 #: From full supervision to the stream, one difference at a time: what each costs a student.
 GAPS = {
     "full": Row("renders, exact masks", ROWS["full"].batches),
-    "renders-annotated": Row("renders, masks of who annotates", _labelled(lambda s: s.reannotated), annotator=True),
+    "renders-annotated": Row("renders, masks of who annotates", _labeled(lambda s: s.reannotated), annotator=True),
     "generated-annotated": Row("generated images, masks of who annotates", _generated(_annotating), annotator=True),
     "no-filter": Row("generated images, masks of the interpreter", ROWS["no-filter"].batches),
     "ours": Row("the same, filter on: the stream", ROWS["ours"].batches),

@@ -1,7 +1,7 @@
 """Semi-supervised segmentation in two branches: Mittal, Tatarchenko and Brox 2019, https://arxiv.org/abs/1908.05724.
 
 s4GAN: a discriminator looks at (image, mask). It teaches the student by feature matching, and its score says which
-predictions on unlabelled images the student may learn from. MLMT: a mean teacher that says which classes an image
+predictions on unlabeled images the student may learn from. MLMT: a mean teacher that says which classes an image
 holds; classes that it does not see are taken out of the student's output.
 
 Changed for this benchmark: everything is trained from scratch (the paper starts from pretrained networks), so networks
@@ -21,7 +21,7 @@ from .data import IGNORE
 from .students import Batch, Predictor, segmentation_loss
 
 GAMMA = 0.6  # discriminator score above which a prediction becomes a label
-# Weights of the losses. The paper, with hundreds of labelled images, has 0.1 for feature matching. The averages over
+# Weights of the losses. The paper, with hundreds of labeled images, has 0.1 for feature matching. The averages over
 # sixteen masks are not those of the domain (hair covers 13 % of them, 17 % of the renders), and with 0.1 students
 # shrank hair to match.
 FEATURE_MATCHING, SELF_TRAINING = 0.01, 1.0
@@ -46,12 +46,12 @@ class Discriminator(nn.Module):
     def __init__(self, num_classes: int, widths: tuple[int, ...] = (32, 64, 128, 128)) -> None:
         super().__init__()
         self.features = _strided(3 + num_classes, widths, dropout=0.2)
-        self.score = nn.Linear(widths[-1], 1)
+        self.uncertainty_score = nn.Linear(widths[-1], 1)
 
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N, 3, H, W] and class probabilities [N, K, H, W] -> features [N, C], score logits [N]."""
         features = self.features(torch.cat([images, masks], 1))
-        return features, self.score(features)[:, 0]
+        return features, self.uncertainty_score(features)[:, 0]
 
 
 class Classifier(nn.Module):
@@ -77,31 +77,31 @@ class S4GANWithMLMT:
         self.multi_label = MultiLabelMeanTeacher(num_classes, device)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
-        assert batch.unlabelled is not None
+        assert batch.unlabeled is not None
         self.multi_label.update(batch)
-        logits = student(torch.cat([batch.image, batch.unlabelled]))
-        labelled, unlabelled = logits[: len(batch.image)], logits[len(batch.image) :]
+        logits = student(torch.cat([batch.image, batch.unlabeled]))
+        labeled, unlabeled = logits[: len(batch.image)], logits[len(batch.image) :]
         truth = one_hot(batch.mask, self.num_classes)
-        predicted = unlabelled.softmax(1)
+        predicted = unlabeled.softmax(1)
         self._update_discriminator(batch, truth, predicted.detach())
 
         self.discriminator.requires_grad_(False)
         with torch.no_grad():
             real, _ = self.discriminator(batch.image, truth)
-        fake, score = self.discriminator(batch.unlabelled, predicted)
+        fake, score = self.discriminator(batch.unlabeled, predicted)
         self.discriminator.requires_grad_(True)
         matching = (real.mean(0) - fake.mean(0)).abs().mean()
-        targets = self_training_targets(unlabelled, score.sigmoid(), GAMMA)
-        self_training = F.cross_entropy(unlabelled, targets, ignore_index=IGNORE, reduction="sum") / targets.numel()
+        targets = self_training_targets(unlabeled, score.sigmoid(), GAMMA)
+        self_training = F.cross_entropy(unlabeled, targets, ignore_index=IGNORE, reduction="sum") / targets.numel()
         self.step += 1
         ramp = min(1.0, max(0.0, (self.step / self.steps - START) / RAMP))
         unsupervised = FEATURE_MATCHING * matching + SELF_TRAINING * self_training
-        return segmentation_loss(labelled, batch.mask) + ramp * unsupervised
+        return segmentation_loss(labeled, batch.mask) + ramp * unsupervised
 
     def _update_discriminator(self, batch: Batch, truth: Tensor, predicted: Tensor) -> None:
-        assert batch.unlabelled is not None
+        assert batch.unlabeled is not None
         _, real = self.discriminator(batch.image, truth)
-        _, fake = self.discriminator(batch.unlabelled, predicted)
+        _, fake = self.discriminator(batch.unlabeled, predicted)
         loss = F.binary_cross_entropy_with_logits(real, torch.ones_like(real))
         loss = loss + F.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
         _descend(loss, self.discriminator_optimizer)
@@ -113,7 +113,7 @@ class S4GANWithMLMT:
 
 
 class MultiLabelMeanTeacher:
-    """A classifier, and its moving average that it has to agree with on unlabelled images seen differently."""
+    """A classifier, and its moving average that it has to agree with on unlabeled images seen differently."""
 
     def __init__(self, num_classes: int, device: str) -> None:
         self.num_classes = num_classes
@@ -123,12 +123,12 @@ class MultiLabelMeanTeacher:
 
     def update(self, batch: Batch) -> None:
         """One step of the pupil, then of the average."""
-        assert batch.unlabelled is not None
+        assert batch.unlabeled is not None
         present = one_hot(batch.mask, self.num_classes).amax((2, 3))
         loss = F.binary_cross_entropy_with_logits(self.pupil(batch.image), present)
         with torch.no_grad():
-            taught = self.teacher(_perturbed(batch.unlabelled)).sigmoid()
-        seen = self.pupil(_perturbed(batch.unlabelled)).sigmoid()
+            taught = self.teacher(_perturbed(batch.unlabeled)).sigmoid()
+        seen = self.pupil(_perturbed(batch.unlabeled)).sigmoid()
         _descend(loss + CONSISTENCY * F.mse_loss(seen, taught), self.optimizer)
         with torch.no_grad():
             for average, value in zip(self.teacher.parameters(), self.pupil.parameters(), strict=True):

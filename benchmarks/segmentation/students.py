@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dsgan_datasets import LabelSchema
 
 from .augment import augment, network_input
-from .data import IGNORE, Labelled
+from .data import IGNORE, Labeled
 
 STUDENTS = ("unet", "deeplabv3")
 PRECISIONS = ("float32", "bfloat16")
@@ -25,7 +25,7 @@ Predictor = Callable[[Tensor], Tensor]
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) of four levels, with group normalisation.
+    """U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) of four levels, with group normalization.
 
     Args:
         num_classes: K.
@@ -104,15 +104,15 @@ class Settings:
 
 
 class Batch(NamedTuple):
-    """Labelled images, and unlabelled ones for the rows that use them."""
+    """Labeled images, and unlabeled ones for the rows that use them."""
 
     image: Tensor
     mask: Tensor
-    unlabelled: Tensor | None = None
+    unlabeled: Tensor | None = None
 
 
 class Objective(Protocol):
-    """What a step minimises; it may train networks of its own beside the student."""
+    """What a step minimizes; it may train networks of its own beside the student."""
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor: ...
 
@@ -122,7 +122,7 @@ class Objective(Protocol):
 
 
 class Supervised:
-    """Cross-entropy and Dice on labelled images."""
+    """Cross-entropy and Dice on labeled images."""
 
     def __init__(self, num_classes: int, steps: int, device: str) -> None:
         pass
@@ -162,11 +162,11 @@ def train(
     student.train().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     losses = []
     bar = tqdm(islice(batches, settings.steps), name, settings.steps, unit="step", delay=2, leave=False)
-    for image, mask, unlabelled in bar:
+    for image, mask, unlabeled in bar:
         image, mask = augment(image, mask, settings.augmentation, schema)
-        if unlabelled is not None:
-            unlabelled, _ = augment(unlabelled, torch.zeros_like(unlabelled[:, 0]), settings.augmentation, schema)
-        loss = objective(student, Batch(image, mask, unlabelled))
+        if unlabeled is not None:
+            unlabeled, _ = augment(unlabeled, torch.zeros_like(unlabeled[:, 0]), settings.augmentation, schema)
+        loss = objective(student, Batch(image, mask, unlabeled))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -207,7 +207,7 @@ def class_iou(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     return both / (confusion.sum(0) + confusion.sum(1) - both)
 
 
-def evaluate(predictor: Predictor, data: Labelled, num_classes: int, device: str) -> tuple[Tensor, Tensor]:
+def evaluate(predictor: Predictor, data: Labeled, num_classes: int, device: str) -> tuple[Tensor, Tensor]:
     """IoU of each class, and the predicted masks."""
     masks = predict(predictor, data.images, device)
     return class_iou(masks, data.masks.cpu(), num_classes), masks

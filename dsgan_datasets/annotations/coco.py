@@ -124,7 +124,7 @@ def _read(
             unknown.add(repr(name if name is not None else category)[:40])
         elif region is not None:
             if not region.any():
-                found.odd(place, "covers the centre of no pixel, so it has no effect")
+                found.odd(place, "covers the center of no pixel, so it has no effect")
             painted.append((schema.ignore_index if name == IGNORE else schema.index(name), region))
     if unknown:
         found.wrong(

@@ -24,7 +24,7 @@ from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.projects import write_drafts, write_projects, write_readme
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.checks import integer
-from dsgan_datasets.files import check_writable, written_whole
+from dsgan_datasets.files import atomic_write, check_writable
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
@@ -74,7 +74,7 @@ def export_annotations(
         schema: the classes to annotate.
         out: folder to write; new, or empty.
         num: images to annotate, at most 10,000.
-        select: "random" takes the first draws as they come; "diverse" takes draws unlike each other (k-centre over
+        select: "random" takes the first draws as they come; "diverse" takes draws unlike each other (k-center over
             pooled features); "informative" those that `interpreter` is unsure about, and unlike each other.
         candidates: draws to choose from, `num` … 100,000; None is 4 × `num`, and 16 × `num` for informative ones. The
             more candidates, the more of those that are unlike all others are flawed images.
@@ -82,7 +82,7 @@ def export_annotations(
         seed: of the draws, 0 … 2^64-1.
         recipe: psi, size, crop, … of the images, and the features that an interpreter will be fitted on; its filter
             does not count here. None is the default recipe.
-        interpreter: a first labelled checkpoint of this generator; it drafts annotations, to be corrected rather than
+        interpreter: a first labeled checkpoint of this generator; it drafts annotations, to be corrected rather than
             drawn. Its classes must be among those of the schema.
         name: what to call the generator, so that a person finds it again.
 
@@ -217,7 +217,7 @@ def _look(
         if labeled is not None:
             labels = labeled.interpreter.label(features, frame, rows=recipe.crop)
             masks.append(labels.mask.cpu())
-            scores.append(labels.score.cpu())
+            scores.append(labels.uncertainty_score.cpu())
     return _Looked(
         torch.cat(images),
         torch.cat(points),
@@ -243,7 +243,11 @@ def _write_sheet(path: Path, exported: Exported, images: Tensor, masks: Array | 
         if masks is not None:
             cells.append(overlay(Sample(image=images[i], mask=torch.from_numpy(masks[i])), exported.schema))
         pictures.append(cells)
-        captions.append(image.name if image.score is None else f"{image.name}   score {image.score:.4f} nats")
+        captions.append(
+            image.name
+            if image.uncertainty_score is None
+            else f"{image.name}   score {image.uncertainty_score:.4f} nats"
+        )
     title = f"{exported.generator} · {len(pictures)} images to annotate, {select} · seed {exported.seed}"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         sheet(pictures, captions, title, exported.schema, columns=4).save(file, format="PNG")

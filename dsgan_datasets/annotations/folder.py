@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsgan_datasets.annotations.mistakes import AnnotationError
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.recipe import Recipe
@@ -191,7 +191,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that appears whole or not at all."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 

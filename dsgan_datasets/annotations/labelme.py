@@ -90,7 +90,7 @@ def read_labelme(
         region = _region(shape, size, place, found)
         if region is not None and label in (*schema.classes, IGNORE):
             if not region.any():
-                found.odd(place, "covers the centre of no pixel, so it has no effect")
+                found.odd(place, "covers the center of no pixel, so it has no effect")
             painted.append((schema.ignore_index if label == IGNORE else schema.index(label), region))
     return None if len(found.mistakes) > before else paint(painted, size)
 
@@ -126,7 +126,7 @@ def _check_labels(labels: Sequence[Any], where: str, schema: LabelSchema, found:
 
 
 def _region(shape: Mapping[str, Any], size: tuple[int, int], place: str, found: Findings) -> Array | None:
-    """bool [H, W] of the pixels whose centres a shape covers."""
+    """bool [H, W] of the pixels whose centers a shape covers."""
     kind = shape.get("shape_type", "polygon")
     points = _points(shape.get("points"))
     needed = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind) if isinstance(kind, str) else None

@@ -38,7 +38,7 @@ from dsgan_datasets.generators.loading import load_generator
 from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.schema import LabelSchema
-from dsgan_datasets.training import Annotated
+from dsgan_datasets.training import AnnotatedImages
 
 #: Kinds of annotations.
 AnnotationFormat = Literal["masks", "labelme", "coco", "published"]
@@ -69,7 +69,7 @@ class Annotations:
         warnings: what an annotator should look at, one sentence each.
     """
 
-    annotated: Annotated
+    annotated: AnnotatedImages
     schema: LabelSchema
     recipe: Recipe
     names: tuple[str, ...]
@@ -115,7 +115,7 @@ def load_annotations(
 ) -> Annotations:
     """Read what an annotator made of a folder that `dsgan annotate export` wrote, or of DatasetGAN's published layout.
 
-    An exported folder may hold ``masks/NAME.png`` (class ids as palette or grey PNG, or RGB in exactly the colours of
+    An exported folder may hold ``masks/NAME.png`` (class ids as palette or gray PNG, or RGB in exactly the colors of
     the classes), ``images/NAME.json`` (LabelMe) or ``coco.json``; what no shape covers is class 0. The published layout
     is ``image_mask{i}.npy`` and ``latent_stylegan1.npy``, perhaps with ``avg_latent*.npy`` and classes.json; its images
     are those of psi 0.7 on the first 8 layers (7 of 256-pixel models), resized to the masks.
@@ -175,7 +175,7 @@ def load_annotations(
     stacked = torch.from_numpy(np.stack(list(masks.values())))
     _warn_absent(stacked, material.schema, found)
     return Annotations(
-        Annotated(material.latents[rows], stacked),
+        AnnotatedImages(material.latents[rows], stacked),
         material.schema,
         material.recipe,
         tuple(masks),
@@ -293,7 +293,7 @@ def _readers(
         if path.suffix.lower() == ".png":
             readers[path.stem] = partial(read_picture, path, where(path), schema, size)
         else:
-            found.wrong(where(path), "is no PNG file, and other formats change colours: save the mask as PNG")
+            found.wrong(where(path), "is no PNG file, and other formats change colors: save the mask as PNG")
     return readers
 
 

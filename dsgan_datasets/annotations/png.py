@@ -1,4 +1,4 @@
-"""PNG masks <-> class ids: palette or grey pictures of ids, or RGB in exactly the colours of the classes."""
+"""PNG masks <-> class ids: palette or gray pictures of ids, or RGB in exactly the colors of the classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.schema import Color, LabelSchema
 
-#: What ignored pixels look like, unless a class has that colour.
+#: What ignored pixels look like, unless a class has that color.
 IGNORED_COLOR = (255, 255, 255)
 _ID_MODES = ("P", "L", "1")
 
@@ -22,13 +22,13 @@ _ID_MODES = ("P", "L", "1")
 def read_picture(path: Path, where: str, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
     """Class ids int64 [H, W] of a mask picture, or None with the reason among the mistakes.
 
-    In a palette or grey picture the numbers are the class ids (255, or the schema's `ignore_index`, is ignored). In an
-    RGB picture every colour must be exactly that of a class, and white is ignored unless a class is white.
+    In a palette or gray picture the numbers are the class ids (255, or the schema's `ignore_index`, is ignored). In an
+    RGB picture every color must be exactly that of a class, and white is ignored unless a class is white.
 
     Args:
         path: the file.
         where: what to call it in messages.
-        schema: classes and their colours.
+        schema: classes and their colors.
         size: (H, W) that it must have.
         found: takes up mistakes.
     """
@@ -45,12 +45,12 @@ def read_picture(path: Path, where: str, schema: LabelSchema, size: tuple[int, i
         return _from_ids(picture, where, schema, found)
     if picture.mode in ("RGB", "RGBA"):
         return _from_colors(np.asarray(picture), where, schema, found)
-    found.wrong(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, grey or RGB PNG")
+    found.wrong(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, gray or RGB PNG")
     return None
 
 
 def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
-    """A PNG of uint8 RGB pixels [H, W, 3], or of class ids [H, W] with their colours as its palette."""
+    """A PNG of uint8 RGB pixels [H, W, 3], or of class ids [H, W] with their colors as its palette."""
     picture = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
     if palette:
         colors = [*palette, *[IGNORED_COLOR] * (256 - len(palette))]
@@ -82,10 +82,10 @@ def _from_ids(picture: Image.Image, where: str, schema: LabelSchema, found: Find
         return ids
     counts = listed([f"{i} ({int((ids == i).sum())} px)" for i in unknown])
     message = f"holds unknown class {counts}; the classes are 0-{schema.num_classes - 1} ({listed(schema.classes)})"
-    grey = {_luminance(color): name for color, name in zip(schema.palette, schema.classes, strict=True)}
-    if picture.mode == "L" and all(any(abs(int(i) - g) <= 1 for g in (*grey, 255)) for i in present):
+    gray = {_luminance(color): name for color, name in zip(schema.palette, schema.classes, strict=True)}
+    if picture.mode == "L" and all(any(abs(int(i) - g) <= 1 for g in (*gray, 255)) for i in present):
         message += (
-            ". These are the brightnesses of the classes' colours: a colour mask was converted to grey. Save it as RGB "
+            ". These are the brightnesses of the classes' colors: a color mask was converted to gray. Save it as RGB "
             "or as a palette PNG instead"
         )
     else:
@@ -95,7 +95,7 @@ def _from_ids(picture: Image.Image, where: str, schema: LabelSchema, found: Find
 
 
 def _reordered(present: Array, colors: Array, schema: LabelSchema) -> str | None:
-    """What to say if a palette shows, for the ids in use, the classes' colours in another order; else None."""
+    """What to say if a palette shows, for the ids in use, the classes' colors in another order; else None."""
     if len(set(schema.palette)) < schema.num_classes or (len(present) and present.max() >= len(colors)):
         return None
     shown = [tuple(map(int, colors[i])) for i in present if i != schema.ignore_index]
@@ -107,8 +107,8 @@ def _reordered(present: Array, colors: Array, schema: LabelSchema) -> str | None
         return None
     wrong = next((i, c) for i, c in zip(ids, classes, strict=True) if i != c)
     return (
-        f"its palette was reordered: id {wrong[0]} is shown in the colour of class {wrong[1]} "
-        f"({schema.classes[wrong[1]]}), so ids and colours disagree. Save it as RGB: then the colours count"
+        f"its palette was reordered: id {wrong[0]} is shown in the color of class {wrong[1]} "
+        f"({schema.classes[wrong[1]]}), so ids and colors disagree. Save it as RGB: then the colors count"
     )
 
 
@@ -117,7 +117,7 @@ def _from_colors(pixels: Array, where: str, schema: LabelSchema, found: Findings
         found.wrong(where, "has transparent pixels: fill them with a class, or save it without an alpha channel")
         return None
     if len(set(schema.palette)) < schema.num_classes:
-        found.wrong(where, "is RGB, but two classes have the same colour: save class ids as a palette or grey PNG")
+        found.wrong(where, "is RGB, but two classes have the same color: save class ids as a palette or gray PNG")
         return None
     codes = pixels[..., :3].astype(np.int64) @ (65536, 256, 1)
     known = {_code(color): i for i, color in enumerate(schema.palette)}
@@ -129,8 +129,8 @@ def _from_colors(pixels: Array, where: str, schema: LabelSchema, found: Findings
         examples = listed([f"#{value:06x} ({n} px)" for n, value in strange], 4)
         found.wrong(
             where,
-            f"is RGB with colours of no class: {examples}. Paint with the exact colours of classes.json, without "
-            "soft edges or JPEG, or save class ids as a palette or grey PNG",
+            f"is RGB with colors of no class: {examples}. Paint with the exact colors of classes.json, without "
+            "soft edges or JPEG, or save class ids as a palette or gray PNG",
         )
         return None
     ids = np.array([known[int(value)] for value in values], dtype=np.int64)
@@ -144,6 +144,6 @@ def _code(color: Any) -> int:
 
 
 def _luminance(color: tuple[int, int, int]) -> int:
-    """Grey value of a colour, ITU-R BT.601, as picture editors and Pillow convert."""
+    """Gray value of a color, ITU-R BT.601, as picture editors and Pillow convert."""
     red, green, blue = color
     return round(0.299 * red + 0.587 * green + 0.114 * blue)

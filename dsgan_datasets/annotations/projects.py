@@ -67,10 +67,10 @@ What no shape covers is "{schema.classes[0]}". Where shapes overlap, the later o
    When done: Export task dataset > COCO 1.0; put its instances_default.json here as coco.json.
 
 3. Any painting program: {paint}.
-   masks/NAME.png belongs to images/NAME.png and has its size: a palette or grey PNG of class ids, or RGB in
-   exactly the colours of classes.json (white is ignored).
+   masks/NAME.png belongs to images/NAME.png and has its size: a palette or gray PNG of class ids, or RGB in
+   exactly the colors of classes.json (white is ignored).
 
-Classes (names and colours: classes.json):
+Classes (names and colors: classes.json):
 {classes}
 
 Then, in this folder, see what was understood, as often as you like:

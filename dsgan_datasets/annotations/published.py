@@ -64,7 +64,7 @@ def published_recipe(generator: FeatureGenerator | None, size: tuple[int, int]) 
     """Psi 0.7 on the first 8 layers (7 of 256-pixel models), the features and, as size, that of the masks."""
     features = "datasetgan" if generator is None else generator.features
     cutoff = 7 if generator is not None and generator.img_resolution == 256 else 8
-    return Recipe(psi=0.7, cutoff=cutoff, features=features, size=size)
+    return Recipe(truncation_psi=0.7, truncation_cutoff=cutoff, features=features, size=size)
 
 
 def check_average(generator: FeatureGenerator, average: Tensor | None, folder: Path, found: Findings) -> None:

@@ -10,9 +10,9 @@ from dsgan_datasets.parts import connected_components
 
 
 def absorb_specks(mask: Array, min_region: int, ignore_index: int = 255) -> Array:
-    """Give every connected region (8 neighbours) of fewer pixels the class that most of its border pixels see.
+    """Give every connected region (8 neighbors) of fewer pixels the class that most of its border pixels see.
 
-    Smallest regions first, so that neighbouring specks grow together; ignored pixels stay ignored. Of equally frequent
+    Smallest regions first, so that neighboring specks grow together; ignored pixels stay ignored. Of equally frequent
     classes the lowest is taken, and a picture that is one region stays as it is.
 
     Args:

@@ -12,8 +12,8 @@ def pooled_features(features: list[Tensor]) -> Tensor:
 
 
 def diverse(points: Tensor, count: int, weights: Tensor | None = None) -> list[int]:
-    """Rows that cover the others well: k-centre, greedily (Gonzalez, "Clustering to minimize the maximum intercluster
-    distance", 1985), over standardised columns.
+    """Rows that cover the others well: k-center, greedily (Gonzalez, "Clustering to minimize the maximum intercluster
+    distance", 1985), over standardized columns.
 
     Begins with the most ordinary row, then takes the one farthest from all taken so far. With weights it begins with
     the heaviest, and distances count times the weight: rows that are both heavy and unlike the others.

@@ -23,7 +23,7 @@ def generator_card(config: Mapping[str, Any]) -> str:
     hashed = f"\nSHA-256 of that file: `{source['sha256']}`\n" if source else ""
     return f"""# Image generator
 
-{generator["architecture"]}, {side}×{side}. Licence: {config["license"]}. {origin}
+{generator["architecture"]}, {side}×{side}. License: {config["license"]}. {origin}
 
 {notes}{hashed}"""
 
@@ -38,10 +38,10 @@ def model_card(config: Mapping[str, Any], pictures: Collection[str] = ()) -> str
     generator, interpreter, recipe = config["generator"], config["interpreter"], config["recipe"]
     fit = FitReport.from_dict(config["fit"]) if config["fit"] else None
     side = generator["img_resolution"]
-    return f"""# {fit.title if fit else "Labelled-image generator"}
+    return f"""# {fit.title if fit else "Labeled-image generator"}
 {f"{chr(10)}{fit.description}{chr(10)}" if fit and fit.description else ""}
 Generator: {generator["architecture"]}, {side}×{side}. Interpreter: {interpreter["members"]} pixel classifiers on
-{interpreter["in_channels"]} features. Truncation psi {recipe["psi"]}. Licence: {config["license"]}.
+{interpreter["in_channels"]} features. Truncation psi {recipe["psi"]}. License: {config["license"]}.
 
 {_picture("preview.png", pictures)}{_filtering(config)}
 
@@ -60,7 +60,7 @@ def _picture(name: str, present: Collection[str]) -> str:
 def _filtering(config: Mapping[str, Any]) -> str:
     calibration, recipe = config["calibration"], config["recipe"]
     ignored = ""
-    if (level := recipe.get("ignore_js")) is not None:
+    if (level := recipe.get("max_uncertainty")) is not None:
         ignored = f" Pixels more uncertain than {level:.4g} nats are {config['schema']['ignore_index']} (ignored)."
     if calibration is None:
         return "Not calibrated." + ignored
@@ -75,7 +75,7 @@ def _filtering(config: Mapping[str, Any]) -> str:
 def _class_table(classes: Sequence[Mapping[str, Any]], fit: FitReport | None, dropped: Mapping[str, float]) -> str:
     """Rows of classes; `dropped` is the share of the draws that hold a class and are too uncertain."""
     iou = fit.iou if fit else {}
-    heading = "| id | class | colour |" + (" IoU |" if iou else "") + (" dropped |" if dropped else "")
+    heading = "| id | class | color |" + (" IoU |" if iou else "") + (" dropped |" if dropped else "")
     rows = [heading, "|---|---|---|" + ("---|" if iou else "") + ("---|" if dropped else "")]
     for i, entry in enumerate(classes):
         value = ""
@@ -94,7 +94,7 @@ def _fitting(fit: FitReport) -> str:
     if fit.mean_iou is not None:
         accuracy = "" if fit.pixel_accuracy is None else f", pixel accuracy {fit.pixel_accuracy:.3f}"
         quality = (
-            f"\nHeld out: mean IoU {fit.mean_iou:.3f}{accuracy}. Each image was labelled by an ensemble fitted\n"
+            f"\nHeld out: mean IoU {fit.mean_iou:.3f}{accuracy}. Each image was labeled by an ensemble fitted\n"
             f"without it ({fit.folds} folds); the interpreter here has seen all of them. With so few images these are "
             "estimates.\n"
         )

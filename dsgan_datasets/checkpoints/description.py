@@ -1,4 +1,4 @@
-"""What a labelled checkpoint is, read from its config.json alone: no weights are touched."""
+"""What a labeled checkpoint is, read from its config.json alone: no weights are touched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dsgan_datasets.schema import LabelSchema
 
 @dataclass(frozen=True)
 class Description:
-    """A labelled checkpoint without its weights; make one with `describe`.
+    """A labeled checkpoint without its weights; make one with `describe`.
 
     Attributes:
         path: its directory.
@@ -69,13 +69,13 @@ def sample_fingerprint(
     Of a schema that is what it does to masks: the class map, and `ignore_index` if the recipe ignores pixels.
     """
     classes: object = schema.class_map
-    if recipe.ignore_js is not None:
+    if recipe.max_uncertainty is not None:
         classes = {"class_map": schema.class_map, "ignore_index": schema.ignore_index}
     return fingerprint(weights, generator, interpreter, classes, recipe.to_dict())
 
 
 def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> Description:
-    """Read config.json of a labelled checkpoint; registering a dataset needs no more.
+    """Read config.json of a labeled checkpoint; registering a dataset needs no more.
 
     Args:
         name_or_path: a path, the name of a built-in checkpoint, or "hf://org/name".
@@ -119,7 +119,7 @@ def describe(name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> D
         raise CheckpointError(
             f"{path / 'config.json'} was changed or damaged: it says fingerprint {expected[:16]}…, "
             f"but its content gives {found[:16]}…. Copy the checkpoint again; a recipe is changed with options "
-            "(--psi 0.9, psi=0.9), not in the file"
+            "(--psi 0.9, truncation_psi=0.9), not in the file"
         )
     if isinstance(names := recipe_overrides.get("require"), Collection):
         names = [names] if isinstance(names, str) else names

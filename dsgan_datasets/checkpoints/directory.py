@@ -14,7 +14,7 @@ from torch import Tensor
 from dsgan_datasets.checkpoints.card import PICTURES
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.pickles import check_content
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 
 FORMAT_VERSION = 1
 _LARGEST_CONFIG = 4 * 2**20  # bytes
@@ -149,5 +149,5 @@ def write(
 
 
 def _write(path: Path, contents: bytes) -> None:
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(contents)

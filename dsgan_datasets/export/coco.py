@@ -69,7 +69,7 @@ class Coco:
             file.close(
                 {
                     "info": {
-                        "description": "Generated labelled samples",
+                        "description": "Generated labeled samples",
                         "seed": source.seed,
                         "fingerprint": source.fingerprint,
                     },

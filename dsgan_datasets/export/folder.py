@@ -13,7 +13,7 @@ from dsgan_datasets.shards.codec import png
 
 
 class Folder:
-    """``images/*.png`` (RGB) and ``masks/*.png`` (8-bit greyscale, pixel = class id); see `Layout`."""
+    """``images/*.png`` (RGB) and ``masks/*.png`` (8-bit grayscale, pixel = class id); see `Layout`."""
 
     default_splits: ClassVar[Mapping[str, float]] = {}
     images, masks = "images", "masks"

@@ -27,7 +27,7 @@ class Source:
         fingerprint: of the checkpoint that made them.
         license: of the samples.
         start: index of the first sample; the others follow it without gaps.
-        views: samples of one group, which share a latent and so must not be torn apart between training and validation.
+        group_size: samples of one group, which share a latent and so must not be torn apart between training and validation.
     """
 
     samples: Iterable[Sample]
@@ -38,7 +38,7 @@ class Source:
     fingerprint: str
     license: str
     start: int = 0
-    views: int = 1
+    group_size: int = 1
 
     @classmethod
     def generated(cls, labeled: LabeledGenerator, num_samples: int, *, start: int = 0, seed: int = 0) -> Source:
@@ -63,7 +63,7 @@ class Source:
             fingerprint=labeled.fingerprint,
             license=labeled.license,
             start=first,
-            views=labeled.recipe.views,
+            group_size=labeled.recipe.group_size,
         )
 
     @classmethod
@@ -103,5 +103,5 @@ class Source:
             fingerprint=plan.fingerprint,
             license=plan.license,
             start=first,
-            views=plan.recipe.views,
+            group_size=plan.recipe.group_size,
         )

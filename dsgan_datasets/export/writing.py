@@ -64,7 +64,7 @@ def export(
         format: "folder", "coco", "mmseg" or "yolo-seg".
         splits: name -> share of the samples, such as ``{"val": 0.1}``: the last ones, in this order, and "train" is the
             rest. ``{}`` for one dataset without splits. None: ``{"val": 0.1}`` for mmseg and yolo-seg, else ``{}``.
-        palette: write coloured masks too, to look at.
+        palette: write colored masks too, to look at.
         things: for coco and yolo-seg, names of the classes that instances are made of; None for all but class 0.
         instances: for coco, "classes" (one instance a class) or "components" (one a connected region of a class, which
             yolo-seg always has).
@@ -118,7 +118,7 @@ def _counts(source: Source, splits: Mapping[str, float]) -> dict[str, int]:
     for name, share in reversed(list(splits.items())):
         # A group of views stays on one side: the first index of the split is a multiple of their number.
         first = source.start + end - max(1, round(share * source.num_samples))
-        begin = first // source.views * source.views - source.start
+        begin = first // source.group_size * source.group_size - source.start
         counts[name], end = end - begin, begin
     if end < 1:
         raise ValueError(f"{source.num_samples} samples are too few for the splits {dict(splits)} and train: take more")
@@ -179,7 +179,7 @@ def _facts(sample: Sample, source: Source) -> dict[str, Any]:
         "index": int(sample.index),
         "seed": source.seed,
         "attempt": int(sample.attempt),
-        "score": round(float(sample.score), 6),
+        "score": round(float(sample.uncertainty_score), 6),
         "pixels": pixel_counts(sample.mask, source.schema.num_classes),
         "fingerprint": source.fingerprint,
         "license": source.license,
@@ -190,7 +190,7 @@ def _facts(sample: Sample, source: Source) -> dict[str, Any]:
 
 
 def colored(mask: Tensor, schema: LabelSchema) -> bytes:
-    """A mask [H, W] as PNG in the colours of its classes, ignored pixels white; a palette image of the ids."""
+    """A mask [H, W] as PNG in the colors of its classes, ignored pixels white; a palette image of the ids."""
     picture = Image.fromarray(mask.cpu().byte().numpy())
     colors = [*schema.palette, *[(255, 255, 255)] * (256 - schema.num_classes)]
     picture.putpalette([value for color in colors for value in color])

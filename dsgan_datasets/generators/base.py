@@ -279,7 +279,7 @@ class FeatureGenerator(nn.Module, ABC):
 
         Returns:
             image float32 RGB [N, 3, H, W], nominally -1..1 (not clipped), and a list of feature maps [N, C, h, w] in
-            `dtype`, ordered as `feature_channels` says. A grey image is repeated to three channels, and of four the
+            `dtype`, ordered as `feature_channels` says. A gray image is repeated to three channels, and of four the
             first three are kept.
 
         Raises:

@@ -232,7 +232,7 @@ def _rosinality(theirs: Tensors, average: object) -> tuple[GeneratorConfig, Tens
         return theirs.pop(name)
 
     def scaled(name: str) -> Tensor:
-        """Kernels [1, O, I, k, k] get the equalised gain that our layers leave to demodulation."""
+        """Kernels [1, O, I, k, k] get the equalized gain that our layers leave to demodulation."""
         kernel = take(f"{name}.conv.weight")[0]
         return kernel / math.sqrt(kernel[0].numel())
 

@@ -1,4 +1,4 @@
-"""Layers that every StyleGAN has: equalised linear layers and the mapping network."""
+"""Layers that every StyleGAN has: equalized linear layers and the mapping network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOPE = 0.2
 
 
 class EqualizedLinear(nn.Module):
-    """Fully connected layer with equalised learning rate: the stored weight times lr / sqrt(fan_in).
+    """Fully connected layer with equalized learning rate: the stored weight times lr / sqrt(fan_in).
 
     Source: Progressive GAN, section 4.1 (arXiv 1710.10196).
     """
@@ -71,7 +71,7 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
     return F.conv2d(x, kernel.to(x.dtype).expand(channels, -1, -1, -1), padding=1, groups=channels)
 
 
-def laid_out(x: Tensor) -> Tensor:
+def to_conv_layout(x: Tensor) -> Tensor:
     """X as convolutions of its precision are fastest: channels last for the tensor cores of a GPU, else as it is."""
     is_for_tensor_cores = x.is_cuda and x.dtype != torch.float32
     return x.contiguous(memory_format=torch.channels_last) if is_for_tensor_cores else x

@@ -88,7 +88,7 @@ def load_generator(
 
 
 def _source_of_directory(config: Mapping[str, Any], directory: Path) -> Source:
-    """Where the generator of a checkpoint directory came from, with the licence that the directory states."""
+    """Where the generator of a checkpoint directory came from, with the license that the directory states."""
     source = read_source(config, directory)
     if source is None:
         digest = hashlib.sha256((directory / "generator.safetensors").read_bytes()).hexdigest()

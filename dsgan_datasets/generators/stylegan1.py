@@ -1,6 +1,6 @@
 """StyleGAN (Karras et al., CVPR 2019, arXiv 1812.04948) as DatasetGAN uses it, returning its features.
 
-Written from the papers: adaptive instance normalisation and per-pixel noise (section 2), equalised learning rate and
+Written from the papers: adaptive instance normalization and per-pixel noise (section 2), equalized learning rate and
 fused up-convolution (Progressive GAN, section 4.1 and its release). The order of the features is DatasetGAN's.
 """
 
@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.generators.base import FeatureGenerator, Precomputed, PyramidConfig
-from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork, blur, blur_kernel, laid_out
+from dsgan_datasets.generators.layers import (
+    SLOPE,
+    SQRT2,
+    EqualizedLinear,
+    MappingNetwork,
+    blur,
+    blur_kernel,
+    to_conv_layout,
+)
 from dsgan_datasets.recipe import FeatureLayout
 
 #: Output resolution from which the published networks fuse upsampling and convolution.
@@ -72,7 +80,7 @@ class _Conv(Precomputed):
 
 
 class _Epilogue(nn.Module):
-    """Noise, leaky ReLU, and adaptive instance normalisation (StyleGAN, equation 1)."""
+    """Noise, leaky ReLU, and adaptive instance normalization (StyleGAN, equation 1)."""
 
     noise_const: Tensor
 
@@ -140,7 +148,7 @@ class _Synthesis(nn.Module):
         x = ws.new_empty(0)
         for i, block in enumerate(self.blocks()):
             if i == 0:
-                x = laid_out((block.const + block.bias[:, None, None]).to(dtype).expand(len(ws), -1, -1, -1))
+                x = to_conv_layout((block.const + block.bias[:, None, None]).to(dtype).expand(len(ws), -1, -1, -1))
             else:
                 x = block.conv0(x)
             x = block.epilogue0(x, ws[:, 2 * i], noise[2 * i])
@@ -156,7 +164,7 @@ class StyleGAN1(FeatureGenerator):
     Args:
         config: its shape.
         features: "datasetgan": of each block, coarse to fine, its output (after the second AdaIN) and its raw second
-            convolution (with bias; before noise, activation and normalisation).
+            convolution (with bias; before noise, activation and normalization).
 
     Raises:
         ValueError: a feature layout that StyleGAN1 does not have.

@@ -1,6 +1,6 @@
 """StyleGAN2 (Karras et al., CVPR 2020, arXiv 1912.04958) in plain PyTorch, returning its features.
 
-Written from the papers: equalised learning rate (Progressive GAN, section 4.1), weight demodulation (StyleGAN2, section
+Written from the papers: equalized learning rate (Progressive GAN, section 4.1), weight demodulation (StyleGAN2, section
 2.2), skip and residual generators (section 4.1), clamping (StyleGAN2-ADA, appendix D). Parameters carry the names of
 the files that people have, so that their tensors load as they are.
 """
@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.generators.base import FeatureGenerator, Precomputed, PyramidConfig, positive
-from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork, blur, blur_kernel, laid_out
+from dsgan_datasets.generators.layers import (
+    SLOPE,
+    SQRT2,
+    EqualizedLinear,
+    MappingNetwork,
+    blur,
+    blur_kernel,
+    to_conv_layout,
+)
 from dsgan_datasets.recipe import FeatureLayout
 
 
@@ -158,7 +166,7 @@ class _Synthesis(nn.Module):
             block = self.get_submodule(f"b{resolution}")
             assert isinstance(block, _Block)
             if resolution == 4:
-                x = laid_out(block.const.to(dtype).expand(len(ws), -1, -1, -1))
+                x = to_conv_layout(block.const.to(dtype).expand(len(ws), -1, -1, -1))
                 features.append(x)
             else:
                 residual = None if block.skip is None else block.skip(x)

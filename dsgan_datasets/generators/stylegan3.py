@@ -176,7 +176,7 @@ class _Input(nn.Module):
 
 
 class _Layer(Precomputed):
-    """Modulated convolution and filtered nonlinearity; the last layer only makes colours."""
+    """Modulated convolution and filtered nonlinearity; the last layer only makes colors."""
 
     magnitude_ema: Tensor
     squared_weight: Tensor
@@ -212,7 +212,7 @@ class _Layer(Precomputed):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.affine(w)
         fan_in = self.weight[0].numel()
-        # The published code first normalises weights and styles, which demodulation undoes: it is left out here.
+        # The published code first normalizes weights and styles, which demodulation undoes: it is left out here.
         if self.is_torgb:
             gain = style.new_full((1, 1), 1 / math.sqrt(fan_in))
         else:
@@ -282,13 +282,13 @@ class StyleGAN3(FeatureGenerator):
 
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         image, maps = self.synthesis_network(ws, dtype)
-        return image, [_centre(f, side) for f, side in zip(maps, self.feature_resolutions, strict=True)]
+        return image, [_center(f, side) for f, side in zip(maps, self.feature_resolutions, strict=True)]
 
     def _stored_noise(self) -> list[Tensor]:
         return []
 
 
-def _centre(x: Tensor, side: int) -> Tensor:
+def _center(x: Tensor, side: int) -> Tensor:
     """The image area of a map with margins."""
     margin = (x.shape[2] - side) // 2
     return x[:, :, margin : margin + side, margin : margin + side]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: Precisions that whole batches are computed in; maps of any other are made float32.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-#: The kernel of an ensemble, for the maps that it labelled last; None where they do not suit the kernel.
+#: The kernel of an ensemble, for the maps that it labeled last; None where they do not suit the kernel.
 _kernels: WeakKeyDictionary[PixelEnsemble, tuple[Hashable, FusedTail | None]] = WeakKeyDictionary()
 
 

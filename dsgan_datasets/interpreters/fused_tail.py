@@ -139,7 +139,7 @@ def default_tile(hidden: int, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def _has_large_blocks(device: torch.device) -> bool:
-    """Whether a block may use the shared memory of a data-centre GPU (A100, H100 and later)."""
+    """Whether a block may use the shared memory of a data-center GPU (A100, H100 and later)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0), (10, 3))
 
 

@@ -89,7 +89,7 @@ def build_interpreter(
 
 
 def stack_members(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack classifiers and fold their batch normalisations.
+    """Stack classifiers and fold their batch normalizations.
 
     Args:
         members: of each, the state dict of Linear, ReLU, BatchNorm, Linear, ReLU, BatchNorm, Linear with the names

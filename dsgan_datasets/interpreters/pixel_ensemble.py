@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.interpreters import batched
-from dsgan_datasets.parallel import side_by_side
+from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Vote
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
@@ -40,20 +40,20 @@ class Labels:
 
     Attributes:
         mask: int64 class ids [N, H, W].
-        js: float32 [N, H, W], disagreement of the members in nats.
-        score: float32 [N], mean of the most uncertain pixels of each image, in nats.
+        uncertainty: float32 [N, H, W], disagreement of the members in nats.
+        uncertainty_score: float32 [N], mean of the most uncertain pixels of each image, in nats.
     """
 
     mask: Tensor
-    js: Tensor
-    score: Tensor
+    uncertainty: Tensor
+    uncertainty_score: Tensor
 
 
 class PixelEnsemble(nn.Module):
     """M pixel classifiers with two hidden layers, as stacked matrices.
 
     A member maps the C features of a pixel to K logits: relu(relu(f · W1 + b1) · W2 + b2) · W3 + b3. The batch
-    normalisations of the published classifiers follow a ReLU, so in evaluation they fold into the next matrix.
+    normalizations of the published classifiers follow a ReLU, so in evaluation they fold into the next matrix.
 
     Args:
         weights: "w1" [C, M, h1] (so that the block of a feature map is contiguous), "b1" [M, h1], "w2" [M, h1, h2],
@@ -150,7 +150,7 @@ class PixelEnsemble(nn.Module):
     ) -> Labels:
         """Class and uncertainty of every pixel, score of every image; arguments as for `logits`.
 
-        On a GPU the whole batch is labelled at once, in the precision of the maps; see `batched`.
+        On a GPU the whole batch is labeled at once, in the precision of the maps; see `batched`.
 
         Example:
             >>> labels = ensemble.label(features, (256, 256), rows=(32, 224))  # doctest: +SKIP
@@ -168,7 +168,7 @@ class PixelEnsemble(nn.Module):
             mask[n, chunk], js[n, chunk] = self._label_chunk(logits)
 
         self._each_chunk(features, size, rows, keep)
-        score = side_by_side(lambda one: image_score(one[None], self.top_fraction), js, js.device)
+        score = parallel_map(lambda one: image_score(one[None], self.top_fraction), js, js.device)
         return Labels(mask, js, torch.cat(score))
 
     def _label_chunk(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +220,7 @@ class PixelEnsemble(nn.Module):
                 keep(n, slice(row, row + logits.shape[2]), logits)
                 row += logits.shape[2]
 
-        side_by_side(work, bands, self.w1.device)
+        parallel_map(work, bands, self.w1.device)
 
     def _tail(self, hidden: Tensor) -> Tensor:
         """Second and third layer: [P, M·h1] -> logits [M, K, P]."""
@@ -333,7 +333,7 @@ class _Interpolation:
 
 
 def _argmax(values: Tensor, dim: int = 0) -> Tensor:
-    """Argmax, the lowest index where several are equal. Along the last axis it is vectorised, elsewhere it is not."""
+    """Argmax, the lowest index where several are equal. Along the last axis it is vectorized, elsewhere it is not."""
     return values.movedim(dim, -1).contiguous().argmax(-1)
 
 

@@ -30,7 +30,7 @@ class Encoding:
 
     Args:
         image_format: "png" is lossless; "jpg" is smaller, and pixels differ a little from the generated ones.
-        quality: of JPEG, 1 … 100; colours are stored at full resolution.
+        quality: of JPEG, 1 … 100; colors are stored at full resolution.
         uncertainty: also the per-pixel uncertainty, as a 16-bit picture.
         latent: also z, as float32.
         parts: also box, area and COCO run-length code of every class in the mask (needs pycocotools).
@@ -56,7 +56,7 @@ class Encoding:
     @property
     def extras(self) -> tuple[str, ...]:
         """Fields of a sample that the generator makes only when asked."""
-        return ("js",) * self.uncertainty + ("latent",) * self.latent
+        return ("uncertainty",) * self.uncertainty + ("latent",) * self.latent
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -76,7 +76,7 @@ def record(sample: Sample, encoding: Encoding, num_classes: int, facts: Mapping[
     description: dict[str, Any] = {
         "index": int(sample.index),
         "attempt": int(sample.attempt),
-        "score": _shortest(sample.score),
+        "score": _shortest(sample.uncertainty_score),
         "pixels": pixel_counts(sample.mask, num_classes),
         **facts,
     }
@@ -92,7 +92,7 @@ def record(sample: Sample, encoding: Encoding, num_classes: int, facts: Mapping[
         f"{key}.json": json.dumps(description).encode(),
     }
     if encoding.uncertainty:
-        files[f"{key}.uncertainty.png"] = _uncertainty_png(sample.js)
+        files[f"{key}.uncertainty.png"] = _uncertainty_png(sample.uncertainty)
     if encoding.latent:
         files[f"{key}.latent.npy"] = _npy(sample.latent)
     return files
@@ -115,7 +115,7 @@ def decode(files: Mapping[str, bytes]) -> Sample:
         fields = {
             "image": torch.from_numpy(_pixels(picture, "RGB").transpose(2, 0, 1).copy()),
             "mask": torch.from_numpy(_pixels(files["seg.png"], "L").astype(np.int64)),
-            "score": torch.tensor(facts["score"], dtype=torch.float32),
+            "uncertainty_score": torch.tensor(facts["score"], dtype=torch.float32),
             "index": torch.tensor(facts["index"]),
             "attempt": torch.tensor(facts["attempt"]),
         }
@@ -123,7 +123,7 @@ def decode(files: Mapping[str, bytes]) -> Sample:
             fields["class_label"] = torch.tensor(facts["class_label"])
         if "uncertainty.png" in files:
             levels = _pixels(files["uncertainty.png"], "I;16").astype(np.float32)
-            fields["js"] = torch.from_numpy(levels / np.float32(LEVELS_PER_NAT))
+            fields["uncertainty"] = torch.from_numpy(levels / np.float32(LEVELS_PER_NAT))
         if "latent.npy" in files:
             fields["latent"] = torch.from_numpy(np.load(io.BytesIO(files["latent.npy"]), allow_pickle=False))
     except KeyError as error:
@@ -139,7 +139,7 @@ def pixel_counts(mask: Tensor, num_classes: int) -> list[int]:
 
 
 def png(picture: Tensor) -> bytes:
-    """An image [3, H, W] as RGB, or a mask [H, W] as 8-bit greyscale whose pixels are class ids, losslessly."""
+    """An image [3, H, W] as RGB, or a mask [H, W] as 8-bit grayscale whose pixels are class ids, losslessly."""
     return _saved(_pillow(picture), format="PNG", compress_level=_PNG_EFFORT)
 
 

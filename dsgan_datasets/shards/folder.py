@@ -12,7 +12,7 @@ from typing import IO, Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from dsgan_datasets.files import remove_leftovers, written_whole
+from dsgan_datasets.files import atomic_write, remove_leftovers
 
 
 class Folder:
@@ -120,7 +120,7 @@ class Folder:
         if local is not None:
             with self._as_os_error(name):
                 (local / name).parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(local / name) as file:
+            with atomic_write(local / name) as file:
                 yield file
             return
         with tempfile.TemporaryDirectory(prefix="dsgan-upload-") as scratch:

@@ -159,7 +159,7 @@ class ShardMapDataset(Dataset[Sample]):
 class ShardDataset(ResumableStream):
     """A stream of the samples in shards, read from front to back; they are those that the generator gave.
 
-    An epoch is cut into one run of neighbouring samples for each rank, and that into one for each worker: no gap and no
+    An epoch is cut into one run of neighboring samples for each rank, and that into one for each worker: no gap and no
     overlap, at most one sample more or less, with any number of shards. With `shuffle`, shards come in another order
     every epoch, and samples are drawn from a buffer; both depend only on seed and epoch.
 
@@ -170,7 +170,7 @@ class ShardDataset(ResumableStream):
         path_or_urls: see `ShardSet`.
         shuffle: samples in the shuffling buffer; 0 keeps the order.
         seed: of the shuffling.
-        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialised).
+        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialized).
         world_size: number of ranks; None likewise.
         uneven: when the samples do not divide by the world size: "keep" gives some ranks one more, "drop" leaves out
             the last ones, "pad" repeats the first ones.

@@ -275,7 +275,7 @@ def _write_one(
                 attempts[int(sample.index)] = attempt
             for class_id, count in enumerate(pixel_counts(sample.mask, len(pixels))):
                 pixels[class_id] += count
-            scores.append(float(sample.score))
+            scores.append(float(sample.uncertainty_score))
             if bar is not None:
                 bar.add(1, attempt)
             yield files

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dsgan_datasets.annotations.folder import read_classes
 from dsgan_datasets.annotations.png import encode_png
-from dsgan_datasets.files import written_whole
+from dsgan_datasets.files import atomic_write
 
 
 def annotate(folder: Path, annotator: Path) -> int:
@@ -49,7 +49,7 @@ def annotate(folder: Path, annotator: Path) -> int:
                 f"{path} is {size} pixels; the annotator labels {side}×{side}: train one with --resolution"
             )
         mask = network.annotate(pixels.permute(2, 0, 1)[None])[0].numpy()
-        with written_whole(masks / path.name) as file:
+        with atomic_write(masks / path.name) as file:
             file.write(encode_png(mask, schema.palette))
     return len(images)
 

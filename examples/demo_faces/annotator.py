@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dsgan_datasets.files import write_json, written_whole
+from dsgan_datasets.files import atomic_write, write_json
 
 #: Channels at each level, by resolution: the coarsest level has 8 pixels across.
 WIDTHS = {64: (16, 32, 64, 128), 128: (16, 32, 64, 128, 128)}
@@ -103,7 +103,7 @@ def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, obj
     metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(report_path(path), report)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(save(weights, metadata))
 
 

@@ -37,7 +37,7 @@ def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
 
 
 class _Conv(nn.Module):
-    """Convolution with equalised learning rate: weights of unit scale times gain / sqrt(fan_in)."""
+    """Convolution with equalized learning rate: weights of unit scale times gain / sqrt(fan_in)."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -131,9 +131,9 @@ def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, p: float, random: torch.Generator) -> Tensor:
-    """Move, scale, turn and recolour each image, each with probability p; differentiable by x.
+    """Move, scale, turn and recolor each image, each with probability p; differentiable by x.
 
-    A part of what the paper does (appendix B): the geometric and colour transforms that made up most of the gain.
+    A part of what the paper does (appendix B): the geometric and color transforms that made up most of the gain.
     """
     if p == 0:
         return x
@@ -157,6 +157,6 @@ def augment(x: Tensor, p: float, random: torch.Generator) -> Tensor:
     x = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
     brightness, contrast = 0.2 * normal() * chosen(), torch.exp2(0.5 * normal() * chosen())
     saturation = torch.exp2(normal() * chosen())
-    grey = x.mean(1, keepdim=True)
-    x = grey + (x - grey) * saturation[:, None, None, None]
+    gray = x.mean(1, keepdim=True)
+    x = gray + (x - gray) * saturation[:, None, None, None]
     return x * contrast[:, None, None, None] + brightness[:, None, None, None]

@@ -50,7 +50,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def precision_recall(real: Tensor, generated: Tensor, k: int = 3) -> tuple[float, float]:
     """Share of generated images among the real ones, and of real images among the generated.
 
-    "Among": not farther from one of them than that one's k-th neighbour of its own kind (Kynkäänniemi et al. 2019,
+    "Among": not farther from one of them than that one's k-th neighbor of its own kind (Kynkäänniemi et al. 2019,
     https://arxiv.org/abs/1904.06991, equation 1).
     """
 

@@ -20,7 +20,7 @@ CLASSES = (
 )  # fmt: skip
 #: The 14 rendered classes (index) as the 12 annotated ones (value): eye_white + iris -> eye, upper + lower lip -> lips.
 MERGE = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11], dtype=np.uint8)
-# Annotated classes from the most to the least frequent by pixels, and the rank of each in that order.
+# AnnotatedImages classes from the most to the least frequent by pixels, and the rank of each in that order.
 BY_FREQUENCY = (
     "background", "skin", "hair", "neck", "nose", "clothes", "beard", "lips", "brow", "ear", "eye", "mouth",
 )  # fmt: skip

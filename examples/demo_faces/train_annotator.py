@@ -97,18 +97,18 @@ def muddle(x: Tensor, mask: Tensor, g: torch.Generator) -> Tensor:
     return _sometimes(0.3, x * (1 + neck * _uniform(x, -0.5, 0.2, g)), x, g)  # deeper or fainter shadow of the chin
 
 
-def recolour(x: Tensor, g: torch.Generator) -> Tensor:
+def recolor(x: Tensor, g: torch.Generator) -> Tensor:
     """Gamma, saturation, contrast, brightness and white balance."""
     x = x.clamp(1e-3, 1) ** torch.exp(_uniform(x, -0.4, 0.4, g))
-    grey = x.mean(1, keepdim=True)
-    x = grey + (x - grey) * _uniform(x, 0.4, 1.5, g)
+    gray = x.mean(1, keepdim=True)
+    x = gray + (x - gray) * _uniform(x, 0.4, 1.5, g)
     mean = x.mean((1, 2, 3), keepdim=True)
     x = mean + (x - mean) * _uniform(x, 0.6, 1.4, g)
     return x * _uniform(x, 0.85, 1.15, g, channels=3) + _uniform(x, -0.1, 0.1, g)
 
 
 def tint_background(x: Tensor, mask: Tensor, g: torch.Generator) -> Tensor:
-    """Blend the background with a random cloudy colour, and draw the halo such generators leave around a head."""
+    """Blend the background with a random cloudy color, and draw the halo such generators leave around a head."""
     figure = (mask != CLASSES.index("background"))[:, None].float()
     cloud = _uniform(x, 0.1, 0.9, g, channels=3) + 0.15 * _smooth_noise(x, 5, 3, g)
     x = _sometimes(0.6, torch.lerp(x, cloud, _uniform(x, 0.2, 1, g) * (1 - figure)), x, g)
@@ -126,13 +126,13 @@ def degrade(x: Tensor, g: torch.Generator) -> Tensor:
     x = _sometimes(0.3, F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False), x, g)
     x = _sometimes(0.3, x + (x - _blur(x, 1.0)), x, g)  # ringing, as of an over-sharpened image
     for cells, amplitude in ((6, 0.08), (12, 0.06), (24, 0.05)):
-        grey, colour = _smooth_noise(x, cells, 1, g), _smooth_noise(x, cells, 3, g)
-        x = _sometimes(0.6, x + (grey + 0.4 * colour) * _uniform(x, 0, amplitude, g), x, g)
+        gray, color = _smooth_noise(x, cells, 1, g), _smooth_noise(x, cells, 3, g)
+        x = _sometimes(0.6, x + (gray + 0.4 * color) * _uniform(x, 0, amplitude, g), x, g)
     return _sometimes(0.5, x + torch.randn(x.shape, generator=g, device=g.device) * _uniform(x, 0, 0.05, g), x, g)
 
 
 def cut_out(x: Tensor, g: torch.Generator) -> Tensor:
-    """Up to two patches of 3 to 9 64ths filled with one colour; the mask keeps what was there."""
+    """Up to two patches of 3 to 9 64ths filled with one color; the mask keeps what was there."""
     at = (torch.arange(x.shape[3], dtype=x.dtype, device=x.device) + 0.5) * 64 / x.shape[3]
     for _ in range(2):
         y0, x0 = _uniform(x, 0, 64, g), _uniform(x, 0, 64, g)
@@ -147,7 +147,7 @@ def augment(images: Tensor, masks: Tensor, g: torch.Generator) -> tuple[Tensor, 
     """Network inputs float [N, 3, H, W] in [-1, 1] and targets int64 [N, H, W] from uint8 images and masks."""
     x, mask = warp(images.float() / 255, masks, g)
     x = muddle(x, mask, g)
-    x = tint_background(recolour(x, g), mask, g)
+    x = tint_background(recolor(x, g), mask, g)
     x = cut_out(degrade(x, g), g)
     return x.clamp(0, 1) * 2 - 1, mask
 
@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--val-count {args.val_count} of {len(images)} renders leaves too few for --batch-size")
     held_out, kept = torch.randperm(len(images), generator=g, device=g.device).tensor_split([args.val_count])
 
-    with torch.random.fork_rng(devices=[]):  # torch initialises layers from its global generator only
+    with torch.random.fork_rng(devices=[]):  # torch initializes layers from its global generator only
         torch.manual_seed(args.seed)
         annotator = Annotator(args.resolution)
     annotator.to(args.device, memory_format=torch.channels_last)  # the faster layout on a CPU

@@ -52,7 +52,7 @@ from training_state import (
     save_state,
 )
 
-from dsgan_datasets.files import write_json, written_whole
+from dsgan_datasets.files import atomic_write, write_json
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.base import Precomputed
 from dsgan_datasets.generators.layers import EqualizedLinear
@@ -169,7 +169,7 @@ def images_of(generator: FeatureGenerator, z: Tensor, psi: float = 1.0, batch_si
 
 
 class Training:
-    """Generator, its average, discriminator and their optimisers: everything that a step changes.
+    """Generator, its average, discriminator and their optimizers: everything that a step changes.
 
     Each step draws its random numbers from (seed, step) alone, so stopping and going on changes nothing.
 
@@ -190,7 +190,7 @@ class Training:
         self.config, self.settings = config, settings
         self.device, self.dtype = torch.device(device), dtype
         random = torch.Generator().manual_seed(settings.seed)
-        with torch.random.fork_rng(devices=[]):  # torch initialises layers from its global generator only
+        with torch.random.fork_rng(devices=[]):  # torch initializes layers from its global generator only
             torch.manual_seed(settings.seed)
             self.discriminator = Discriminator(config.channels)
         self.generator = new_generator(config, random)
@@ -396,7 +396,7 @@ def mosaic(images: Tensor, columns: int) -> Image.Image:
 
 def save_png(image: Image.Image, path: Path) -> None:
     """The file appears whole or not at all."""
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         image.save(file, "png")
 
 

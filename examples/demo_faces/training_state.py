@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from dsgan_datasets.files import write_json, written_whole
+from dsgan_datasets.files import atomic_write, write_json
 
 try:
     import fcntl
@@ -68,7 +68,7 @@ def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor], limit:
     stems = [name] if len(parts) == 1 else [f"{name}-{i}-of-{len(parts)}" for i in range(1, len(parts) + 1)]
     paths = [folder / f"{stem}.safetensors" for stem in stems]
     for path, part in zip(paths, parts, strict=True):
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(save(part))
     return paths
 

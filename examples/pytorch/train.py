@@ -1,4 +1,4 @@
-"""Streams labelled faces into a torchvision segmentation model: python examples/pytorch/train.py --steps 100"""
+"""Streams labeled faces into a torchvision segmentation model: python examples/pytorch/train.py --steps 100"""
 
 import argparse
 
