@@ -17,9 +17,14 @@ PACKAGES = [
     "dsgan_datasets.annotations",
     "dsgan_datasets.checkpoints",
     "dsgan_datasets.export",
+    "dsgan_datasets.fitting",
     "dsgan_datasets.generators",
+    "dsgan_datasets.generators.dialects",
     "dsgan_datasets.interpreters",
+    "dsgan_datasets.labelers",
     "dsgan_datasets.shards",
+    "dsgan_datasets.sources",
+    "dsgan_datasets.targets",
     "dsgan_datasets.tools",
 ]
 

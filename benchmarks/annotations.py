@@ -1,6 +1,6 @@
 """What sixteen annotated samples give: held-out IoU of the published recipe and of others, on `demo-faces`.
 
-A segmentation network stands in for the person who annotates (see examples/demo_faces). Five times sixteen random
+A segmentation network stands in for the person who annotates (see demo). Five times sixteen random
 samples are annotated; on each sixteen an interpreter is fitted by every recipe, and compared with the stand-in on 200
 further samples. A fit takes less than a minute; what is in the file that is written is not measured again.
 """
@@ -20,9 +20,9 @@ import torch
 from measuring import cpu_name, write_json
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, Recipe, fit_interpreter, sample_latents
-from dsgan_datasets.evaluation import evaluate
+from dsgan_datasets.fitting.evaluation import evaluate
 from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "demo_faces"))

@@ -40,9 +40,7 @@ from dsgan_datasets.tools.options import count
 
 RESULT = Path(__file__).resolve().parent / "results" / "downstream.json"
 LEARNING_RATES = (2e-3, 6e-3)
-ANNOTATOR = (
-    "weights of examples/demo_faces/train_annotator.py, or a folder that `dsgan annotate export` made, annotated"
-)
+ANNOTATOR = "weights of demo/train_annotator.py, or a folder that `dsgan annotate export` made, annotated"
 EXAMPLES = 6  # test images whose predictions are kept for the picture
 Build = Callable[[int], nn.Module]  # number of classes -> a student with fresh weights
 

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from measuring import PeakMemory, cpu_name, write_json
 
 from dsgan_datasets import AnnotatedImages, LabelSchema, Recipe, fit_interpreter, sample_latents
-from dsgan_datasets.evaluation import cross_validate, evaluate
+from dsgan_datasets.fitting.evaluation import cross_validate, evaluate
+from dsgan_datasets.fitting.pixel_ensemble import Settings
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.stylegan1 import StyleGAN1, StyleGAN1Config
-from dsgan_datasets.labeled_generator import synthesize
-from dsgan_datasets.training import Settings
+from dsgan_datasets.generators.synthesis import synthesize
 
 IMAGES, CLASSES, MEMBERS = 16, 20, 10
 MINUTES_LIMIT, GB_LIMIT = 15.0, 4.0

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator, LabelSchema, PixelEnsemble, Recipe
 from dsgan_datasets.device import resolve_device
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
+from dsgan_datasets.generators.synthesis import render
 from dsgan_datasets.interpreters import batched, projection
 from dsgan_datasets.interpreters.pixel_ensemble import Labels
-from dsgan_datasets.labeled_generator import render
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score, js_divergence
 

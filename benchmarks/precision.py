@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from dsgan_datasets import LabeledGenerator
 from dsgan_datasets.device import resolve_device
+from dsgan_datasets.generators.synthesis import render, style_vectors
 from dsgan_datasets.interpreters import batched
-from dsgan_datasets.labeled_generator import render, style_vectors
 from dsgan_datasets.latents import Purpose, draw_latents
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score

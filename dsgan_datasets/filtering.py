@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: Rules that accept less are refused: nearly all work would be thrown away.
 MIN_ACCEPTANCE = 0.02

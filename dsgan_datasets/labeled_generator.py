@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,20 +19,21 @@ from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.card import PICTURES, model_card
 from dsgan_datasets.checkpoints.description import describe, sample_fingerprint
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.fitting import FitReport
+from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checkpoints.tensors import digest_tensors
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.filtering import Acceptance, accepts
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import build_generator, generator_tensors, parse_config, read_source
+from dsgan_datasets.generators.synthesis import render, style_vectors
 from dsgan_datasets.interpreters.loading import build_interpreter
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.latents import MAX_INDEX, Latents, Purpose, as_indices, check_seed, draw_latents
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Calibration, Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: Fields of a sample that are only made when asked for.
 EXTRAS = ("uncertainty", "latent")
@@ -498,63 +498,3 @@ def _units(draws: Iterable[tuple[int, int]], views: int) -> Iterator[_Unit]:
         wanted = [(place, index - group * views) for place, (index, _) in members]
         last = min((group + 1) * views - 1, MAX_INDEX)
         yield _Unit(wanted, torch.arange(last - group * views + 1) + group * views, attempt)
-
-
-@torch.no_grad()
-def synthesize(generator: FeatureGenerator, recipe: Recipe, latents: Latents | Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Images and features of latents, as the recipe says.
-
-    Args:
-        generator: makes them.
-        recipe: truncation, noise, mixing, size, crop, precision.
-        latents: all that the recipe leaves to chance; if that is z alone, simply z [N, z_dim].
-
-    Returns:
-        uint8 RGB images [N, 3, H, W], resized and cropped, and the generator's feature maps (neither).
-
-    Raises:
-        ValueError: z alone was given, but the recipe draws more.
-    """
-    if isinstance(latents, Tensor):
-        latents = Latents.of(recipe, latents)
-    return render(generator, recipe, style_vectors(generator, recipe, latents))
-
-
-def style_vectors(generator: FeatureGenerator, recipe: Recipe, latents: Latents) -> Tensor:
-    """Truncated and mixed style vectors [N, num_ws, w_dim] of latents."""
-    _check_classes(generator, latents)
-    ws = _styles(generator, recipe, latents, latents.z)
-    if latents.second_z is not None:
-        second, layer = _styles(generator, recipe, latents, latents.second_z), recipe.mixing_layer
-        coarse, fine = (ws, second) if recipe.mixing_side == "fine" else (second, ws)
-        ws = torch.cat([coarse[:, :layer], fine[:, layer:]], dim=1)
-    return ws
-
-
-def render(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Images uint8 [N, 3, H, W] and feature maps of style vectors [N, num_ws, w_dim]."""
-    image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
-    size = recipe.frame_size(generator.img_resolution)
-    if tuple(image.shape[2:]) != size:
-        image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-    if recipe.crop is not None:
-        image = image[:, :, recipe.crop[0] : recipe.crop[1]]
-    return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8), features
-
-
-def _check_classes(generator: FeatureGenerator, latents: Latents) -> None:
-    drawn, classes = latents.class_label, generator.c_dim
-    if (drawn is None) == bool(classes) or (drawn is not None and len(drawn) and int(drawn.max()) >= classes):
-        given = "None" if drawn is None else f"{int(drawn.max())}"
-        allowed = f"0 … {classes - 1}" if classes else "None: the generator is unconditional"
-        raise ValueError(f"the recipe's class_label is {given}, allowed is {allowed}")
-
-
-def _styles(generator: FeatureGenerator, recipe: Recipe, latents: Latents, z: Tensor) -> Tensor:
-    """Truncated style vectors [N, num_ws, w_dim] of z, with the class and psi of the draws."""
-    device = generator.device
-    c = None
-    if latents.class_label is not None:
-        c = F.one_hot(latents.class_label, generator.c_dim).to(device)
-    psi = recipe.psi_range[0] if latents.psi is None else latents.psi
-    return generator.mapping(z.to(device), c, truncation_psi=psi, truncation_cutoff=recipe.truncation_cutoff)

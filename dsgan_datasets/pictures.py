@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: Pictures on a sheet are enlarged to about so many pixels: images smoothly, masks and maps pixel by pixel.
 _CELL = 192

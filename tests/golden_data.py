@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from oracle import pixel_features
 from torch import Tensor
 
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.stylegan2 import upsample_image
 from dsgan_datasets.generators.stylegan3 import StyleGAN3
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters import load_interpreter
-from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.recipe import FeatureLayout, Recipe
+from dsgan_datasets.reference import pixel_features
 from dsgan_datasets.uncertainty import entropy
 
 PROBES = Path(__file__).resolve().parent / "golden"

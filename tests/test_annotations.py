@@ -24,7 +24,7 @@ from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.regions import absorb_specks, drop_rare
 from dsgan_datasets.annotations.selection import diverse
 from dsgan_datasets.annotations.shapes import mask_to_shapes, paint, simplified
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
 from dsgan_datasets.polygons import encode_rle, polygons_to_mask
 from dsgan_datasets.tools.cli import main

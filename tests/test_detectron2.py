@@ -55,7 +55,7 @@ from scipy import ndimage  # noqa: E402
 from dsgan_datasets.adapters import detectron2 as adapter  # noqa: E402
 from dsgan_datasets.adapters.detectron2 import registered as registry  # noqa: E402
 from dsgan_datasets.adapters.detectron2.registered import Record, RegisteredDataset  # noqa: E402
-from dsgan_datasets.parts import connected_components, find_instances, tight_boxes  # noqa: E402
+from dsgan_datasets.targets.instances import connected_components, find_instances, tight_boxes  # noqa: E402
 
 SEED = 5
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, SampleBatch, write_shards
 from dsgan_datasets.export import FORMATS, Source, export, writing
-from dsgan_datasets.parts import connected_components
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.samples import Sample
+from dsgan_datasets.targets.instances import connected_components
 from dsgan_datasets.tools.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")

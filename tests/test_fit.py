@@ -14,11 +14,11 @@ from PIL import Image
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator
 from dsgan_datasets.annotations import export_annotations
-from dsgan_datasets.evaluation import ConfusionMatrix, count_pairs, cross_validate, evaluate
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs, cross_validate, evaluate
+from dsgan_datasets.fitting.pixel_ensemble import Settings
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
 from dsgan_datasets.tools.cli import main
-from dsgan_datasets.training import Settings
 
 GENERATOR = GOLDEN / "sg2ada_fullsnapshot16.pkl"
 SCHEMA = LabelSchema(("dark", "middle", "bright"))

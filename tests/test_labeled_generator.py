@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from properties import assert_same_samples, rows_by_index
 
 from dsgan_datasets import LabeledGenerator, Recipe, calibrate, load_generator
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
 
 

@@ -22,7 +22,7 @@ from dsgan_datasets import (
     describe,
     load_generator,
 )
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Latents, draw_latents, sample_latents
 from dsgan_datasets.shards.codec import Encoding, record
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dsgan_datasets import reference as oracle
 from dsgan_datasets.interpreters import pixel_ensemble
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.uncertainty import image_score, js_divergence

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from dsgan_datasets.parts import connected_components
 from dsgan_datasets.polygons import encode_rle, mask_to_polygons, polygons_to_mask
+from dsgan_datasets.targets.instances import connected_components
 
 NESTED = """
     ###########

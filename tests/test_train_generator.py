@@ -543,7 +543,7 @@ def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert exit_of_help.value.code == 0
     text = capsys.readouterr().out
-    assert "python examples/demo_faces/train_generator.py --images" in text and "never trained on" in text
+    assert "python demo/train_generator.py --images" in text and "never trained on" in text
     for wrong in (["--batch", "0"], ["--validation", "1"], ["--resolution", "48"], ["--threads", "0"]):
         with pytest.raises(SystemExit) as exit_of_usage:
             main(["--images", "x", "--state", "y", *wrong])

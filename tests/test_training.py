@@ -10,11 +10,18 @@ import torch
 import torch.nn.functional as F
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
-from dsgan_datasets.evaluation import evaluate
+from dsgan_datasets.fitting.evaluation import evaluate
+from dsgan_datasets.fitting.pixel_ensemble import (
+    LabeledPixels,
+    Settings,
+    _MemberNorm,
+    _moments,
+    gather_features,
+    train_ensemble,
+)
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS
-from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
-from dsgan_datasets.training import LabeledPixels, Settings, _MemberNorm, _moments, gather_features, train_ensemble
 
 SCHEMA = LabelSchema(("dark", "middle", "bright"))
 RECIPE = Recipe(truncation_psi=0.9)

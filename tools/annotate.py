@@ -16,11 +16,12 @@ from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.description import describe
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators import FeatureGenerator, load_generator
-from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
+from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.pictures import overlay, photo, sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import options
 
 #: Truncation of images to annotate, of a generator that has no recipe yet; as published.

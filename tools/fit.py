@@ -8,16 +8,16 @@ from pathlib import Path
 
 from dsgan_datasets.annotations import Annotations, load_annotations
 from dsgan_datasets.calibration import calibrate_with_scores, check_fractions
-from dsgan_datasets.checkpoints.fitting import FitReport
+from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checks import integer
-from dsgan_datasets.evaluation import ConfusionMatrix, cross_validate
+from dsgan_datasets.fitting.evaluation import ConfusionMatrix, cross_validate
+from dsgan_datasets.fitting.pixel_ensemble import Settings, fit_interpreter
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import LabeledGenerator, check_recipe
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.calibrate import add_filter_options, report, save_with_pictures
-from dsgan_datasets.training import Settings, fit_interpreter
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:

@@ -16,12 +16,12 @@ from torch.utils.data import IterableDataset
 
 from dsgan_datasets.adapters.detectron2.registered import InstanceMode, RegisteredDataset, Task, forget, intern, lookup
 from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordList, RecordStream
-from dsgan_datasets.adapters.source import LabeledSource, Locations, SampleSource, ShardSource
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import check_seed
 from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.sources.local import LabeledSource, Locations, SampleSource, ShardSource
 
 
 def register(

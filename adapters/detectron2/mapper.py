@@ -14,7 +14,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from dsgan_datasets.adapters.detectron2.registered import SCHEME, Record, RegisteredDataset, resolve
-from dsgan_datasets.parts import tight_boxes
+from dsgan_datasets.targets.instances import tight_boxes
 from dsgan_datasets.transforms import RandomHorizontalFlip
 
 

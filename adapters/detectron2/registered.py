@@ -12,11 +12,11 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 from torch import Tensor
 
-from dsgan_datasets.adapters.source import SampleSource
 from dsgan_datasets.checks import integer
 from dsgan_datasets.latents import MAX_INDEX, check_seed
-from dsgan_datasets.parts import find_instances, tight_boxes
 from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.sources.local import SampleSource
+from dsgan_datasets.targets.instances import find_instances, tight_boxes
 
 Task = Literal["sem_seg", "instances", "panoptic"]
 InstanceMode = Literal["classes", "components", "object"]

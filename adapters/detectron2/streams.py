@@ -12,11 +12,11 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from dsgan_datasets.adapters.detectron2.registered import Record, lookup
-from dsgan_datasets.adapters.resuming import resumed_worker
-from dsgan_datasets.adapters.source import LabeledSource
 from dsgan_datasets.checks import integer
-from dsgan_datasets.datasets import generated_ahead
 from dsgan_datasets.latents import MAX_INDEX
+from dsgan_datasets.sources.datasets import generated_ahead
+from dsgan_datasets.sources.local import LabeledSource
+from dsgan_datasets.sources.resuming import resumed_worker
 
 
 class RecordStream(IterableDataset[Record]):

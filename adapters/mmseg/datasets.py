@@ -19,15 +19,15 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from dsgan_datasets.adapters.mmseg.files import SampleStore, open_shards, open_store
 from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
 from dsgan_datasets.adapters.mmseg.resume import samples_ahead
-from dsgan_datasets.adapters.source import Locations
 from dsgan_datasets.checks import integer, position
-from dsgan_datasets.datasets import DSGANIterableDataset
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
-from dsgan_datasets.schema import LabelSchema
-from dsgan_datasets.streaming import current_rank
+from dsgan_datasets.sources.datasets import DSGANIterableDataset
+from dsgan_datasets.sources.local import Locations
+from dsgan_datasets.sources.streaming import current_rank
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 Item = dict[str, Any]
 Pipeline = Sequence[Any] | None

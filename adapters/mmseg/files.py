@@ -12,10 +12,10 @@ from weakref import WeakValueDictionary
 
 from mmengine.fileio import BaseStorageBackend, register_backend
 
-from dsgan_datasets.adapters.source import LabeledSource, Locations, SampleSource, ShardSource
 from dsgan_datasets.device import Device
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.codec import png
+from dsgan_datasets.sources.local import LabeledSource, Locations, SampleSource, ShardSource
 
 Kind = Literal["image", "mask"]
 Source = TypeVar("Source", bound=SampleSource)

@@ -12,9 +12,9 @@ import torch
 from mmcv.transforms import RandomFlip
 from mmseg.registry import TRANSFORMS
 
-from dsgan_datasets.adapters.source import Locations, ShardSource
 from dsgan_datasets.checkpoints.description import describe
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.sources.local import Locations, ShardSource
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 @TRANSFORMS.register_module()

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from dsgan_datasets.adapters.resuming import resumed_worker
+from dsgan_datasets.sources.resuming import resumed_worker
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, sample_latents
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose
 
 from .data import IGNORE

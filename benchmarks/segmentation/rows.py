@@ -23,7 +23,7 @@ from dsgan_datasets import (
 )
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.selection import diverse, pooled_features
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose
 
 from .clusters import Clusters, clustered_samples, fit_clusters

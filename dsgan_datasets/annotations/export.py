@@ -26,12 +26,13 @@ from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.checks import integer
 from dsgan_datasets.files import atomic_write, check_writable
 from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.labeled_generator import LabeledGenerator, synthesize
+from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import Purpose, sample_latents
 from dsgan_datasets.pictures import overlay, photo, sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: More than people annotate, and less than fills the memory.
 _MOST_IMAGES, _MOST_CANDIDATES = 10_000, 100_000

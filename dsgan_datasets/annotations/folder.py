@@ -19,7 +19,7 @@ from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

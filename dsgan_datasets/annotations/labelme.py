@@ -22,7 +22,7 @@ from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.annotations.shapes import paint, within_reach
 from dsgan_datasets.polygons import polygons_to_mask
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 def labelme_file(image: str, size: tuple[int, int], shapes: Sequence[tuple[str, Array]]) -> dict[str, Any]:

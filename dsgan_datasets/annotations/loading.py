@@ -33,12 +33,12 @@ from dsgan_datasets.annotations.png import read_picture
 from dsgan_datasets.annotations.regions import absorb_specks, drop_rare
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
+from dsgan_datasets.fitting.pixel_ensemble import AnnotatedImages
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import load_generator
-from dsgan_datasets.labeled_generator import synthesize
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.schema import LabelSchema
-from dsgan_datasets.training import AnnotatedImages
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: Kinds of annotations.
 AnnotationFormat = Literal["masks", "labelme", "coco", "published"]

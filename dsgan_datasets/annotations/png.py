@@ -12,7 +12,7 @@ from PIL import Image
 
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.schema import Color, LabelSchema
+from dsgan_datasets.targets.segmentation import Color, LabelSchema
 
 #: What ignored pixels look like, unless a class has that color.
 IGNORED_COLOR = (255, 255, 255)

@@ -12,7 +12,7 @@ from dsgan_datasets.annotations.folder import IGNORE, Array, write_bytes, write_
 from dsgan_datasets.annotations.labelme import labelme_file
 from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.shapes import mask_to_shapes
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 def write_projects(folder: Path, schema: LabelSchema) -> None:

@@ -20,7 +20,7 @@ from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.dialects import read_average
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 _MASK = re.compile(r"image_mask(\d+)\.npy")
 

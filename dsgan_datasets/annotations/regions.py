@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dsgan_datasets.annotations.folder import Array
-from dsgan_datasets.parts import connected_components
+from dsgan_datasets.targets.instances import connected_components
 
 
 def absorb_specks(mask: Array, min_region: int, ignore_index: int = 255) -> Array:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from dsgan_datasets.annotations.folder import Array
-from dsgan_datasets.parts import connected_components
 from dsgan_datasets.polygons import mask_to_polygons
+from dsgan_datasets.targets.instances import connected_components
 
 
 def mask_to_shapes(mask: Array, tolerance: float = 0.0) -> list[tuple[int, Array]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dsgan_datasets.checkpoints.fitting import FitReport
+from dsgan_datasets.checkpoints.fit_report import FitReport
 
 #: Pictures that may lie beside a card, and what they show.
 PICTURES = {

@@ -10,10 +10,10 @@ from typing import Any
 
 from dsgan_datasets.checkpoints import directory
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.fitting import FitReport
+from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checkpoints.tensors import fingerprint
 from dsgan_datasets.recipe import Calibration, Recipe
-from dsgan_datasets.schema import LabelSchema
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from dsgan_datasets.export.source import Source
-from dsgan_datasets.parts import find_instances
 from dsgan_datasets.polygons import Array
 from dsgan_datasets.samples import Sample
+from dsgan_datasets.targets.instances import find_instances
 
 
 @dataclass(frozen=True)

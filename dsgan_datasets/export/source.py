@@ -10,8 +10,8 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.shards import Folder, Manifest, ShardMapDataset
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from dsgan_datasets.export.source import Source
 from dsgan_datasets.export.yolo import YoloSeg
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.shards.codec import pixel_counts, png
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: What `export` can write.
 FORMATS: dict[str, type[Layout]] = {"folder": Folder, "coco": Coco, "mmseg": MMSeg, "yolo-seg": YoloSeg}

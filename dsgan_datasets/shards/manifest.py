@@ -24,9 +24,9 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.shards.codec import Encoding
 from dsgan_datasets.shards.folder import Folder
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 MANIFEST = "manifest.json"
 WIDS_INDEX = "wids.json"

@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 from dsgan_datasets.checks import integer, position
 from dsgan_datasets.latents import check_seed
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.shards.codec import decode
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.manifest import MANIFEST, Manifest, Plan, Shard, ShardError
 from dsgan_datasets.shards.tar import read_record, sha256
-from dsgan_datasets.streaming import ResumableStream, Transforms, Uneven, transformed
+from dsgan_datasets.sources.streaming import ResumableStream, Transforms, Uneven, transformed
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 _WAY_OUT = "`dsgan shards verify FOLDER` says what is wrong, with --repair it makes damaged shards again"
 

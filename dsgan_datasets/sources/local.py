@@ -15,13 +15,13 @@ from typing import Any, Protocol
 import torch
 
 from dsgan_datasets.checkpoints.description import describe
-from dsgan_datasets.datasets import refuse_cuda_in_worker
 from dsgan_datasets.device import Device, resolve_device
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.samples import SampleBatch
-from dsgan_datasets.schema import LabelSchema
 from dsgan_datasets.shards import ShardMapDataset
+from dsgan_datasets.sources.datasets import refuse_cuda_in_worker
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: A folder or URL, or several.
 Locations = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

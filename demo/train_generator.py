@@ -2,15 +2,15 @@
 
 Examples:
     # from a trained start, until Ctrl-C (or SIGTERM); the same command goes on
-    python examples/demo_faces/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
+    python demo/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
         --annotator annotator.safetensors --state runs/faces
 
     # in slices of nine minutes
-    python examples/demo_faces/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
+    python demo/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
         --annotator annotator.safetensors --state runs/faces --minutes 9
 
     # 128×128 from nothing, on a GPU
-    python examples/demo_faces/train_generator.py --images photos/ --state runs/big --resolution 128 --batch 32
+    python demo/train_generator.py --images photos/ --state runs/big --resolution 128 --batch 32
 
 The state folder holds all that is needed to go on (files of at most 15 MB), grids of samples over time (samples/,
 evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on

@@ -1,7 +1,7 @@
 """Annotate a folder of `dsgan annotate export` as a person would, by a network that has seen the masks of the renders.
 
-dsgan annotate export runs/faces/best to-annotate --num 16 --psi 1 --classes examples/demo_faces/classes.json
-python examples/demo_faces/annotate.py to-annotate --annotator annotator.safetensors
+dsgan annotate export runs/faces/best to-annotate --num 16 --psi 1 --classes demo/classes.json
+python demo/annotate.py to-annotate --annotator annotator.safetensors
 dsgan fit runs/faces/best to-annotate my-faces
 """
 

@@ -22,7 +22,7 @@ from dsgan_datasets.checks import integer, position
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.streaming import ResumableStream, Transforms, Uneven, transformed
+from dsgan_datasets.sources.streaming import ResumableStream, Transforms, Uneven, transformed
 
 #: Batches that the generating thread may be ahead of the consumer, unless it is said.
 _AHEAD = 2

@@ -10,13 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets.checks import integer
+from dsgan_datasets.fitting.pixel_ensemble import AnnotatedImages, LabeledPixels, Settings, train_ensemble
 from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
-from dsgan_datasets.labeled_generator import synthesize
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.schema import LabelSchema
-from dsgan_datasets.training import AnnotatedImages, LabeledPixels, Settings, train_ensemble
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 @dataclass(frozen=True)

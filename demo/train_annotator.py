@@ -1,10 +1,10 @@
 """Train the stand-in annotator on renders with exact part masks, hardened for images of a half-trained GAN.
 
 Examples:
-    python examples/demo_faces/train_annotator.py --data DOMAIN --out annotator.safetensors
+    python demo/train_annotator.py --data DOMAIN --out annotator.safetensors
 
     # for a generator of 128×128, on a GPU
-    python examples/demo_faces/train_annotator.py --data DOMAIN --resolution 128 --device cuda \\
+    python demo/train_annotator.py --data DOMAIN --resolution 128 --device cuda \\
         --out annotator-128.safetensors
 
 Shapes: N images, C classes, H = W = 64 or 128 pixels. Images are float [N, 3, H, W] in [0, 1] while they are augmented;

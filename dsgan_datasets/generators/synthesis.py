@@ -1,0 +1,71 @@
+"""Latents -> style vectors -> images and features: what a recipe asks of a generator."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.latents import Latents
+from dsgan_datasets.recipe import Recipe
+
+
+@torch.no_grad()
+def synthesize(generator: FeatureGenerator, recipe: Recipe, latents: Latents | Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Images and features of latents, as the recipe says.
+
+    Args:
+        generator: makes them.
+        recipe: truncation, noise, mixing, size, crop, precision.
+        latents: all that the recipe leaves to chance; if that is z alone, simply z [N, z_dim].
+
+    Returns:
+        uint8 RGB images [N, 3, H, W], resized and cropped, and the generator's feature maps (neither).
+
+    Raises:
+        ValueError: z alone was given, but the recipe draws more.
+    """
+    if isinstance(latents, Tensor):
+        latents = Latents.of(recipe, latents)
+    return render(generator, recipe, style_vectors(generator, recipe, latents))
+
+
+def style_vectors(generator: FeatureGenerator, recipe: Recipe, latents: Latents) -> Tensor:
+    """Truncated and mixed style vectors [N, num_ws, w_dim] of latents."""
+    _check_classes(generator, latents)
+    ws = _styles(generator, recipe, latents, latents.z)
+    if latents.second_z is not None:
+        second, layer = _styles(generator, recipe, latents, latents.second_z), recipe.mixing_layer
+        coarse, fine = (ws, second) if recipe.mixing_side == "fine" else (second, ws)
+        ws = torch.cat([coarse[:, :layer], fine[:, layer:]], dim=1)
+    return ws
+
+
+def render(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Images uint8 [N, 3, H, W] and feature maps of style vectors [N, num_ws, w_dim]."""
+    image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
+    size = recipe.frame_size(generator.img_resolution)
+    if tuple(image.shape[2:]) != size:
+        image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
+    if recipe.crop is not None:
+        image = image[:, :, recipe.crop[0] : recipe.crop[1]]
+    return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8), features
+
+
+def _check_classes(generator: FeatureGenerator, latents: Latents) -> None:
+    drawn, classes = latents.class_label, generator.c_dim
+    if (drawn is None) == bool(classes) or (drawn is not None and len(drawn) and int(drawn.max()) >= classes):
+        given = "None" if drawn is None else f"{int(drawn.max())}"
+        allowed = f"0 … {classes - 1}" if classes else "None: the generator is unconditional"
+        raise ValueError(f"the recipe's class_label is {given}, allowed is {allowed}")
+
+
+def _styles(generator: FeatureGenerator, recipe: Recipe, latents: Latents, z: Tensor) -> Tensor:
+    """Truncated style vectors [N, num_ws, w_dim] of z, with the class and psi of the draws."""
+    device = generator.device
+    c = None
+    if latents.class_label is not None:
+        c = F.one_hot(latents.class_label, generator.c_dim).to(device)
+    psi = recipe.psi_range[0] if latents.psi is None else latents.psi
+    return generator.mapping(z.to(device), c, truncation_psi=psi, truncation_cutoff=recipe.truncation_cutoff)

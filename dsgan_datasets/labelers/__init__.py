@@ -1,0 +1,1 @@
+"""What a `LabeledGenerator` schedules: latents -> image, labels and, where there is one, uncertainty."""

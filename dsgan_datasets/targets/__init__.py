@@ -1,0 +1,1 @@
+"""Label kinds: what a label is, how it is stored, counted, mirrored and drawn."""
