@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
-from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, SampleBatch, datasets
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, SampleBatch
+from dsgan_datasets.sources import datasets
 
 
 def indices(dataset: Any) -> list[int]:

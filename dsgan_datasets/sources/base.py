@@ -1,0 +1,52 @@
+"""What a dataset needs of the place that samples come from: a generator, shards, or later another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.targets.base import Target
+
+
+@runtime_checkable
+class SampleSource(Protocol):
+    """Samples by number.
+
+    Attributes:
+        targets: the labels of each sample.
+        image_size: (H, W) of images.
+        fingerprint: SHA-256 (hex); equal prints, equal samples under equal numbers and seeds.
+        license: of the samples.
+        group: samples that belong together and are made or read as a whole: a view group (1 for none).
+        block: samples that cost together no more than one of them: a GPU's compute batch (1 elsewhere).
+        num_samples: how many there are; None without end.
+    """
+
+    @property
+    def targets(self) -> tuple[Target, ...]: ...
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def license(self) -> str: ...
+
+    @property
+    def group(self) -> int: ...
+
+    @property
+    def block(self) -> int: ...
+
+    @property
+    def num_samples(self) -> int | None: ...
+
+    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
+        """The samples of some numbers, one by one, in order; a source may read a little ahead of `indices`."""
+
+    def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
+        """The samples of some numbers, in the order asked for. `sample.index` is what the sample was made as, which in
+        shards need not be its number."""
