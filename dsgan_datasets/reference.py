@@ -1,4 +1,9 @@
-"""The pixel classifiers as the paper writes them: resize every map, concatenate, classify every pixel."""
+"""The method in the order of the paper and in plain PyTorch: read this first. The tests compare the fast code with it.
+
+Y. Zhang et al., "DatasetGAN: Efficient Labeled Data Factory with Minimal Human Effort", CVPR 2021, arXiv 2104.06490.
+Nothing here is fast: at 512² the concatenated features of one image take 5 GB. `interpreters.rowwise` and
+`interpreters.batched` compute the same numbers up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +13,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
+from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, Prediction
+from dsgan_datasets.interpreters.weights import EnsembleWeights
 
 
-def pixel_features(features: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int] | None = None) -> Tensor:
-    """Maps [N, C_l, h_l, w_l] resized to `size`, concatenated and cropped to `rows`: [N, C, H, W]."""
-    resized = [F.interpolate(f, size=size, mode="bilinear", align_corners=False) for f in features]
-    top, bottom = rows or (0, size[0])
-    return torch.cat(resized, 1)[:, :, top:bottom]
+def pixel_features(features: Sequence[Tensor], frame: Frame) -> Tensor:
+    """Section 3.1: all feature maps of the generator, resized to the output and concatenated.
+
+    Args:
+        features: maps S_l [N, C_l, h_l, w_l], coarse to fine.
+        frame: output size, and the rows that are kept of it.
+
+    Returns:
+        [N, C, H, W] with C = Σ C_l: one feature vector per pixel.
+    """
+    resized = [F.interpolate(s, size=frame.size, mode="bilinear", align_corners=False) for s in features]
+    top, bottom = frame.kept
+    return torch.cat(resized, dim=1)[:, :, top:bottom]
 
 
-def logits(
-    ensemble: PixelEnsemble,
-    features: Sequence[Tensor],
-    size: tuple[int, int],
-    rows: tuple[int, int] | None = None,
-) -> Tensor:
-    """What `PixelEnsemble.logits` returns, [M, N, K, H, W], computed in float64."""
-    w1, b1, w2, b2, w3, b3 = (getattr(ensemble, name).double() for name in ("w1", "b1", "w2", "b2", "w3", "b3"))
-    pixels = pixel_features([f.double() for f in features], size, rows).movedim(1, -1)  # [N, H, W, C]
+def classify(weights: EnsembleWeights, pixels: Tensor) -> Tensor:
+    """Section 3.1: an ensemble of three-layer classifiers (M = 10 in the paper) looks at each pixel by itself.
+
+    Args:
+        weights: the classifiers, batch normalization folded in; their dtype is that of the computation.
+        pixels: features [N, C, H, W].
+
+    Returns:
+        logits [M, N, K, H, W].
+    """
+    f = pixels.movedim(1, -1).to(weights.w1)  # [N, H, W, C]
     members = []
-    for m in range(ensemble.num_members):
-        hidden = (pixels @ w1[:, m] + b1[m]).relu()
-        hidden = (hidden @ w2[m] + b2[m]).relu()
-        members.append(hidden @ w3[m] + b3[m])
+    for m in range(weights.num_members):
+        hidden = (f @ weights.w1[:, m] + weights.b1[m]).relu()
+        hidden = (hidden @ weights.w2[m] + weights.b2[m]).relu()
+        members.append(hidden @ weights.w3[m] + weights.b3[m])
     return torch.stack(members).movedim(-1, 2)
+
+
+def label(
+    weights: EnsembleWeights, features: Sequence[Tensor], frame: Frame, options: LabelingOptions = DEFAULT_OPTIONS
+) -> Prediction:
+    """Mask, uncertainty and score of N images, like `PixelEnsemble.predict`.
+
+    Example:
+        >>> ensemble = load_interpreter("demo-faces", device="cpu")
+        >>> features = [torch.zeros(1, c, 8, 8) for c in ensemble.channels]
+        >>> label(ensemble.weights, features, Frame((16, 16))).labels["mask"].shape
+        torch.Size([1, 16, 16])
+    """
+    logits = classify(weights, pixel_features(features, frame))
+    p = logits.softmax(dim=2)  # [M, N, K, H, W]
+
+    # Section 3.1: the members vote; of equally many votes the lowest class wins.
+    votes = F.one_hot(logits.argmax(dim=2), weights.num_classes).sum(dim=0)  # [N, H, W, K]
+    mask = votes.argmax(dim=-1) if options.vote == "majority" else p.mean(dim=0).argmax(dim=1)
+
+    # Section 3.2: Jensen-Shannon divergence of the members, JS = H(mean p) - mean H(p) with H(p) = -Σ p log p.
+    uncertainty = torch.special.entr(p.mean(dim=0)).sum(dim=1) - torch.special.entr(p).sum(dim=2).mean(dim=0)
+    uncertainty = uncertainty.clamp_min(0)
+
+    # Section 3.2: the score of an image is the mean of its most uncertain pixels, 10 % of them as published.
+    flat = uncertainty.flatten(1)
+    count = max(1, int(flat.shape[1] * options.top_fraction + 1e-9))
+    score = flat.topk(count, dim=1).values.mean(dim=1)
+    return Prediction({"mask": mask}, uncertainty, score)

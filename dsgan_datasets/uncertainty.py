@@ -1,4 +1,4 @@
-"""Ensemble probabilities -> per-pixel disagreement -> one score an image (DatasetGAN section 3.2)."""
+"""Class probabilities of an ensemble -> disagreement per pixel -> one score per image (DatasetGAN, section 3.2)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,41 @@ from torch import Tensor
 
 
 def entropy(probabilities: Tensor, dim: int) -> Tensor:
-    """Shannon entropy along `dim`, in nats; 0 log 0 = 0."""
+    """Shannon entropy along `dim`, in nats; 0 log 0 = 0.
+
+    Example:
+        >>> entropy(torch.tensor([0.5, 0.5]), 0)  # log 2
+        tensor(0.6931)
+    """
     # log of a clamped value, not xlogy: the same number, and vectorized on the CPU.
     return -(probabilities * probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()).sum(dim)
 
 
-def js_divergence(probabilities: Tensor) -> Tensor:
+def jensen_shannon(probabilities: Tensor, dim: int) -> Tensor:
     """Jensen-Shannon divergence of the members' class distributions, H(mean) - mean(H), in nats.
 
-    0 where all members agree, at most log(min(M, K)). Computed on probabilities: the published code feeds logits.
+    Args:
+        probabilities: members first, [M, …, K, …], summing to 1 over K.
+        dim: the dimension of the K classes, counted from the left, at least 1.
+
+    Returns:
+        the shape of `probabilities` without M and K; 0 where all members agree, at most log(min(M, K)).
+    """
+    divergence = entropy(probabilities.mean(0), dim - 1) - entropy(probabilities, dim).mean(0)
+    return divergence.clamp_min(0)  # rounding may leave -1e-8 where all members agree
+
+
+def js_divergence(probabilities: Tensor) -> Tensor:
+    """`jensen_shannon` of a batch of images. Computed on probabilities: the published code passes logits.
 
     Args:
         probabilities: [M, N, K, H, W], summing to 1 over K.
 
     Returns:
-        [N, H, W].
+        [N, H, W], nats.
+
+    Raises:
+        ValueError: another number of dimensions.
 
     Example:
         >>> js_divergence(torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 2, 1, 1)).item()  # log 2
@@ -31,20 +51,23 @@ def js_divergence(probabilities: Tensor) -> Tensor:
     """
     if probabilities.dim() != 5:
         raise ValueError(f"probabilities must be [M, N, K, H, W], got shape {tuple(probabilities.shape)}")
-    divergence = entropy(probabilities.mean(0), 1) - entropy(probabilities, 2).mean(0)
-    return divergence.clamp_min(0)  # rounding may leave -1e-8 where all members agree
+    return jensen_shannon(probabilities, 2)
 
 
-def image_score(js: Tensor, top_fraction: float = 0.1) -> Tensor:
+def image_score(uncertainty: Tensor, top_fraction: float = 0.1) -> Tensor:
     """Mean of the most uncertain pixels of each image: the score that the filter ranks by.
 
     Args:
-        js: [N, H, W], nats.
+        uncertainty: [N, H, W], nats.
         top_fraction: share of the pixels that counts; max(1, floor(HW * top_fraction + 1e-9)) of them.
 
     Returns:
         [N], nats.
+
+    Example:
+        >>> image_score(torch.arange(20.0).view(1, 4, 5))  # the mean of the two highest
+        tensor([18.5000])
     """
-    flat = js.flatten(1)
+    flat = uncertainty.flatten(1)
     count = max(1, math.floor(flat.shape[1] * top_fraction + 1e-9))
     return flat.topk(count, dim=1).values.mean(1)

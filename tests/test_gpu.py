@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 import time
 import warnings
 from typing import Any
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator, load_generator
 from dsgan_datasets.interpreters import batched, projection
+from dsgan_datasets.interpreters.base import Frame
 
 pytestmark = [
     pytest.mark.gpu,
@@ -114,7 +117,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {
 def labeled_maps(name: str, dtype: torch.dtype, batch: int) -> tuple[Any, ...]:
     shapes, size, rows, members, hidden, classes = SHAPES[name]
     ensemble = random_ensemble(sum(c for c, _, _ in shapes), members, hidden, classes).cuda()
-    return ensemble, [f.cuda().to(dtype) for f in random_maps(shapes, batch)], size, rows or (0, size[0])
+    return ensemble, [f.cuda().to(dtype) for f in random_maps(shapes, batch)], Frame(size, rows)
 
 
 @pytest.mark.usefixtures("no_tf32")
@@ -123,36 +126,53 @@ def labeled_maps(name: str, dtype: torch.dtype, batch: int) -> tuple[Any, ...]:
 def test_the_fused_kernel_is_the_plain_form(name: str, dtype: torch.dtype) -> None:
     from dsgan_datasets.interpreters.fused_tail import FusedTail
 
-    ensemble, maps, size, rows = labeled_maps(name, dtype, 2)
-    if dtype == torch.float32 and ensemble.w2.shape[1] > 128:
+    ensemble, maps, frame = labeled_maps(name, dtype, 2)
+    weights = ensemble.weights
+    if dtype == torch.float32 and weights.hidden[0] > 128:
         pytest.skip("does not fit into the registers; the plain form is used")
-    kernel = FusedTail(ensemble, [f.shape[1:] for f in maps], size, rows, dtype)
-    mask, js = kernel.label(maps)
-    again, js_again = kernel.label(maps)
-    assert torch.equal(mask, again) and torch.equal(js, js_again), "sums are always made in the same order"
-    expected, expected_js = projection.label(ensemble, maps, size, rows)
-    deviation, changed = float((js - expected_js).abs().max()), float((mask != expected).double().mean())
-    print(f"{name} {dtype}: js {deviation:.1e}, labels {changed:.1e}")  # shown by pytest -rP
+    kernel = FusedTail(weights, [f.shape[1:] for f in maps], frame, dtype, "majority")
+    mask, uncertainty = kernel.label(maps)
+    again, uncertainty_again = kernel.label(maps)
+    assert torch.equal(mask, again) and torch.equal(uncertainty, uncertainty_again), "sums are made in one order"
+    expected, expected_uncertainty = projection.label(weights, maps, frame, "majority")
+    deviation = float((uncertainty - expected_uncertainty).abs().max())
+    changed = float((mask != expected).double().mean())
+    print(f"{name} {dtype}: uncertainty {deviation:.1e}, labels {changed:.1e}")  # shown by pytest -rP
     assert deviation <= 20 * torch.finfo(dtype).eps
     assert changed <= (1e-3 if dtype == torch.float32 else 5e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_fused_kernel_is_chosen(dtype: torch.dtype, recwarn: pytest.WarningsRecorder) -> None:
-    ensemble, maps, size, rows = labeled_maps("two classes, odd", dtype, 3)
-    labels = ensemble.label(maps, size, rows=rows)
-    assert batched._kernels[ensemble][1] is not None, "a GPU with Triton labels by the fused kernel"
+    ensemble, maps, frame = labeled_maps("two classes, odd", dtype, 3)
+    prepared = batched.prepare(ensemble.weights, maps, frame, "majority")
+    assert prepared.fused, "a GPU with Triton labels by the fused kernel"
     assert not [w for w in recwarn if "fused kernel" in str(w.message)]
-    assert labels.mask.dtype == torch.int64 and labels.uncertainty.dtype == torch.float32
+    found, (mask, uncertainty) = ensemble.predict(maps, frame), prepared.label(maps)
+    assert torch.equal(found.labels["mask"], mask) and torch.equal(found.uncertainty, uncertainty)
+    assert mask.dtype == torch.int64 and uncertainty.dtype == torch.float32
+
+
+def test_changed_weights_and_copies_on_a_gpu() -> None:
+    """What an ensemble prepared is dropped when its weights change, and is neither copied nor pickled."""
+    ensemble, maps, frame = labeled_maps("two classes, odd", torch.float16, 2)
+    before = ensemble.predict(maps, frame).uncertainty
+    assert torch.equal(pickle.loads(pickle.dumps(ensemble)).predict(maps, frame).uncertainty, before)
+    assert torch.equal(copy.deepcopy(ensemble).predict(maps, frame).uncertainty, before)
+    assert torch.equal(ensemble.cpu().cuda().predict(maps, frame).uncertainty, before)
+    ensemble.b3.mul_(3)
+    after = ensemble.predict(maps, frame).uncertainty
+    assert not torch.equal(after, before)
+    assert torch.equal(type(ensemble)(ensemble.state_dict()).cuda().predict(maps, frame).uncertainty, after)
 
 
 def test_labels_do_not_need_the_memory_of_their_activations() -> None:
     """512², 10 members: the first layer alone would take 2.7 GB an image, in half precision 1.3."""
-    ensemble, maps, size, rows = labeled_maps("car", torch.float16, 2)
-    ensemble.label(maps, size, rows=rows)
+    ensemble, maps, frame = labeled_maps("car", torch.float16, 2)
+    ensemble.predict(maps, frame)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    ensemble.label(maps, size, rows=rows)
+    ensemble.predict(maps, frame)
     projections = 2 * sum(h * w for _, h, w in SHAPES["car"][0][:-2:2]) * 1280 * 2
     assert torch.cuda.max_memory_allocated() - before <= 1.5 * projections
 

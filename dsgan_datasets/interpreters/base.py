@@ -1,4 +1,4 @@
-"""What every interpreter offers: features -> labels, and where it has one, their uncertainty."""
+"""What every interpreter offers: features -> labels and, where it has one, their uncertainty."""
 
 from __future__ import annotations
 
@@ -18,15 +18,36 @@ class Frame(NamedTuple):
     Attributes:
         size: (H, W) of the full frame, to which every map is resized (bilinear, align_corners=False).
         rows: (top, bottom) rows of the frame that are labeled; None for all.
+
+    Example:
+        >>> Frame((512, 512), (64, 448)).shape
+        (384, 512)
     """
 
     size: tuple[int, int]
     rows: tuple[int, int] | None = None
 
+    @property
+    def kept(self) -> tuple[int, int]:
+        """(top, bottom) of the labeled rows, also where these are all."""
+        return self.rows or (0, self.size[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the labels."""
+        top, bottom = self.kept
+        return bottom - top, self.size[1]
+
+    def check(self) -> None:
+        """ValueError if the rows lie outside the frame."""
+        top, bottom = self.kept
+        if not 0 <= top < bottom <= self.size[0]:
+            raise ValueError(f"rows {self.rows} must lie inside the frame: 0 <= top < bottom <= {self.size[0]}")
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """Labels of N images. What an interpreter cannot tell is None, never made up.
+    """Labels of N images. What an interpreter does not know is None.
 
     Attributes:
         labels: field of the target ("mask") -> label, [N, ...], on the interpreter's device.
@@ -41,11 +62,20 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LabelingOptions:
-    """Fields of a recipe that an interpreter may heed; one that knows no such thing ignores the default and refuses
-    others in `check_options`."""
+    """Fields of a recipe that change how labels are made from the same weights.
+
+    An interpreter that has no use for an option accepts its default only, see `Interpreter.check_options`.
+
+    Attributes:
+        vote: "majority" of the members' classes (ties go to the lowest class) or argmax of the "mean" probability.
+        top_fraction: share of the pixels that decides the score of an image, in (0, 1].
+    """
 
     vote: Vote = "majority"
     top_fraction: float = 0.1
+
+
+DEFAULT_OPTIONS = LabelingOptions()
 
 
 class Interpreter(Protocol):
@@ -53,8 +83,9 @@ class Interpreter(Protocol):
 
     Attributes:
         architecture: name in config.json, the key of its class in `loading.ARCHITECTURES`.
-        layout: the feature layout that it was fitted on.
-        channels: channels of each map of that layout, in order.
+        layout: the feature layout that it was fitted on; None where that is not recorded (published classifiers).
+        channels: channels of each map of that layout, in order. A single number is the total of all maps where the
+            channels of each are not recorded; see `check_channels`.
         num_classes: classes K of its mask, before any class map.
         has_uncertainty: whether predictions have an uncertainty and a score.
     """
@@ -62,7 +93,7 @@ class Interpreter(Protocol):
     architecture: ClassVar[str]
 
     @property
-    def layout(self) -> str: ...
+    def layout(self) -> str | None: ...
 
     @property
     def channels(self) -> tuple[int, ...]: ...
@@ -75,17 +106,53 @@ class Interpreter(Protocol):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json says of it, with "architecture", "layout" and "channels"; it decides samples."""
+        """What config.json says about it, with "architecture", "layout" and "channels"; it decides samples."""
 
     @property
     def device(self) -> torch.device: ...
+
+    @classmethod
+    def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The interpreter of a config and its tensors, on their device; ValueError or KeyError if they do not fit."""
+
+    def with_layout(self, layout: str, channels: Sequence[int]) -> Self:
+        """The same weights for maps of this layout, once it is known; ValueError if the channels do not fit."""
 
     def check_options(self, options: LabelingOptions) -> None:
         """ValueError for options that this architecture does not have."""
 
     def predict(self, features: Sequence[Tensor], frame: Frame, options: LabelingOptions) -> Prediction:
-        """Labels of feature maps [N, C_l, h_l, w_l]; a sample's are the same in any company (see `parallel`)."""
+        """Labels of feature maps [N, C_l, h_l, w_l]. On one machine a sample's labels are bit-identical whatever else
+        is in the batch on a CPU, and for batches of one size on a GPU.
+
+        Raises:
+            ValueError: maps of other channels than `channels`, rows outside the frame, or unknown options.
+        """
 
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
     def to(self, device: torch.device | str) -> Self: ...
+
+
+def check_channels(fitted: Sequence[int], given: Sequence[int]) -> None:
+    """Refuse maps that an interpreter was not fitted on.
+
+    Args:
+        fitted: `Interpreter.channels`; a single number is compared with the total.
+        given: channels of each map that it is to read.
+
+    Raises:
+        ValueError: they differ; the message names both.
+
+    Example:
+        >>> check_channels((512, 512, 256), [512, 256, 512])  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: the interpreter was fitted on maps of [512, 512, 256] channels, these have [512, 256, 512]: ...
+    """
+    fitted, given = list(fitted), list(given)
+    if given != fitted and [sum(given)] != fitted:
+        raise ValueError(
+            f"the interpreter was fitted on maps of {fitted} channels, these have {given}: they come from another "
+            "generator or feature layout"
+        )

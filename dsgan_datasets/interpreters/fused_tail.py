@@ -5,14 +5,14 @@ the other interpolates the projected maps, adds the maps as large as the frame, 
 member's probabilities, entropy and vote to running sums. What it writes is the mask and the uncertainty. See
 `projection` for the tables, and for the same arithmetic in plain PyTorch.
 
-The tile is fixed by the shapes, never tuned by timing on the spot: sums are ordered by it, and a sample must not depend
-on which run was faster.
+The tile follows from the shapes and is never tuned by timing: it orders the sums, and a sample must not depend on which
+run was faster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.projection import SMALLEST_SIDE, Projection, Tiling, padded_side
+from dsgan_datasets.interpreters.weights import EnsembleWeights
+from dsgan_datasets.recipe import Vote
 
-if TYPE_CHECKING:
-    from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
-
-#: Sources of a tile, and outputs of a member's first layer, at most: more of them do not fit into the registers.
+#: Most sources of a tile, and most outputs of a member's first layer, that fit into the registers.
 #: IEEE float32 products do not run on tensor cores; Triton unrolls them, so that they fit only while small.
 _MAX_SOURCES = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 _MAX_HIDDEN = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
@@ -34,7 +34,7 @@ _CHANNELS = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 16}
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _tail(  # type: ignore[no-untyped-def]
+def tail_kernel(  # type: ignore[no-untyped-def]
     coarse,  # [images · area, M · H1], see `Projected`
     fine,  # [images, height, width, C]
     source_row,  # [tile rows, S]
@@ -51,7 +51,7 @@ def _tail(  # type: ignore[no-untyped-def]
     w3,  # [M, H2, K]
     b3,  # -inf for the classes that only fill up K
     mask,  # uint8 [images, height, width]
-    js,  # float32 [images, height, width]
+    uncertainty,  # float32 [images, height, width]
     height,
     width,
     tile_columns,
@@ -67,6 +67,7 @@ def _tail(  # type: ignore[no-untyped-def]
     TILE_COLUMNS: tl.constexpr,
     MEAN_VOTE: tl.constexpr,
 ):
+    """Mask and uncertainty of one tile of pixels of one image; `FusedTail` passes what it reads."""
     tile, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     tile_row, tile_column = tile // tile_columns, tile % tile_columns
     pixel = tl.arange(0, TILE_ROWS * TILE_COLUMNS)
@@ -126,7 +127,7 @@ def _tail(  # type: ignore[no-untyped-def]
 
     mean /= MEMBERS
     of_mean = -tl.sum(mean * tl.log(tl.maximum(mean, 1.1754943508222875e-38)), 1)
-    tl.store(js + place, tl.maximum(of_mean - entropy / MEMBERS, 0.0), mask=inside)
+    tl.store(uncertainty + place, tl.maximum(of_mean - entropy / MEMBERS, 0.0), mask=inside)
     winner = tl.argmax(mean, 1) if MEAN_VOTE else tl.argmax(votes, 1)
     tl.store(mask + place, winner.to(tl.uint8), mask=inside)
 
@@ -147,11 +148,11 @@ class FusedTail:
     """Labels of feature maps of given shapes, by the fused kernel.
 
     Args:
-        ensemble: the classifiers, on the device.
+        weights: the classifiers, on the device.
         shapes: [C_l, h_l, w_l] of every map.
-        size: (H, W) of the frame.
-        rows: (top, bottom) kept rows.
+        frame: size and kept rows.
         dtype: float16, bfloat16 or float32: precision of the maps and of the operands. Sums are float32.
+        vote: of the members.
         tile: (rows, columns) of a tile, powers of two, at least 16 pixels; None takes what suits shapes and dtype.
 
     Raises:
@@ -160,34 +161,33 @@ class FusedTail:
 
     def __init__(
         self,
-        ensemble: PixelEnsemble,
+        weights: EnsembleWeights,
         shapes: Sequence[Sequence[int]],
-        size: tuple[int, int],
-        rows: tuple[int, int],
+        frame: Frame,
         dtype: torch.dtype,
+        vote: Vote,
         tile: tuple[int, int] | None = None,
     ) -> None:
-        if ensemble.num_classes > 256:
-            raise ValueError(f"the fused tail counts up to 256 classes, the ensemble has {ensemble.num_classes}")
-        self.projection = projection = Projection(ensemble, shapes, size, rows, dtype)
-        h1, h2, k = projection.hidden, padded_side(ensemble.w2.shape[2]), padded_side(ensemble.num_classes)
-        self.tiling = tiling = Tiling.of(projection.levels, size, rows, tile or default_tile(h1, dtype))
+        if weights.num_classes > 256:
+            raise ValueError(f"the fused tail counts up to 256 classes, the ensemble has {weights.num_classes}")
+        self.projection = projection = Projection(weights, shapes, frame, dtype)
+        h1, h2, k = projection.hidden, padded_side(weights.hidden[1]), padded_side(weights.num_classes)
+        self.tiling = tiling = Tiling.of(projection.levels, frame, tile or default_tile(h1, dtype))
         if tiling.num_sources > _MAX_SOURCES[dtype] or h1 > _MAX_HIDDEN[dtype]:
             raise ValueError(
                 f"in {dtype} the fused tail takes up to {_MAX_HIDDEN[dtype]} outputs of a first layer and "
-                f"{_MAX_SOURCES[dtype]} pixels of the coarse maps a tile; here are {h1} and {tiling.num_sources}"
+                f"{_MAX_SOURCES[dtype]} pixels of the coarse maps per tile; here are {h1} and {tiling.num_sources}"
             )
         self.sources = padded_side(tiling.num_sources) if tiling.num_sources else 0
-        self.mean_vote = ensemble.vote == "mean"
-        missing1, missing2, missing3 = h1 - ensemble.w2.shape[1], h2 - ensemble.w2.shape[2], k - ensemble.num_classes
+        missing1, missing2, missing3 = h1 - weights.hidden[0], h2 - weights.hidden[1], k - weights.num_classes
         self.tensors = [
-            *self._tables(ensemble.w1.device),
+            *self._tables(weights.device),
             projection.fine_weight,
-            F.pad(ensemble.b1, (0, missing1)),
-            F.pad(ensemble.w2, (0, missing2, 0, missing1)).to(dtype).contiguous(),
-            F.pad(ensemble.b2, (0, missing2)),
-            F.pad(ensemble.w3, (0, missing3, 0, missing2)).to(dtype).contiguous(),
-            F.pad(ensemble.b3, (0, missing3), value=float("-inf")),
+            F.pad(weights.b1, (0, missing1)),
+            F.pad(weights.w2, (0, missing2, 0, missing1)).to(dtype).contiguous(),
+            F.pad(weights.b2, (0, missing2)),
+            F.pad(weights.w3, (0, missing3, 0, missing2)).to(dtype).contiguous(),
+            F.pad(weights.b3, (0, missing3), value=float("-inf")),
         ]
         channels = projection.fine_weight.shape[1]
         self.constants: dict[str, Any] = {
@@ -200,10 +200,10 @@ class FusedTail:
             "K": k,
             "TILE_ROWS": tiling.tile[0],
             "TILE_COLUMNS": tiling.tile[1],
-            "MEAN_VOTE": self.mean_vote,
+            "MEAN_VOTE": vote == "mean",
             "num_warps": 8,
             # Loads ahead of the products, where shared memory has room for them.
-            "num_stages": 2 if dtype != torch.float32 and h1 <= 128 and _has_large_blocks(ensemble.w1.device) else 1,
+            "num_stages": 2 if dtype != torch.float32 and h1 <= 128 and _has_large_blocks(weights.device) else 1,
         }
 
     def _tables(self, device: torch.device) -> list[Tensor]:
@@ -226,23 +226,23 @@ class FusedTail:
         count, width = len(features[0]), self.projection.size[1]
         height = self.projection.rows[1] - self.projection.rows[0]
         mask = features[0].new_empty(count, height, width, dtype=torch.uint8)
-        js = features[0].new_empty(count, height, width, dtype=torch.float32)
+        uncertainty = features[0].new_empty(count, height, width, dtype=torch.float32)
         at_once = self.projection.images_at_once(count)
         rows, columns = self.tiling.tile
         tile_rows, tile_columns = triton.cdiv(height, rows), triton.cdiv(width, columns)
         for first in range(0, count, at_once):
             images = slice(first, first + at_once)
             projected = self.projection([f[images] for f in features])
-            _tail[(tile_rows * tile_columns, at_once)](
+            tail_kernel[(tile_rows * tile_columns, at_once)](
                 projected.coarse,
                 projected.fine,
                 *self.tensors,
                 mask[images],
-                js[images],
+                uncertainty[images],
                 height,
                 width,
                 tile_columns,
                 at_once,
                 **self.constants,
             )
-        return mask, js
+        return mask, uncertainty

@@ -1,4 +1,4 @@
-"""A checkpoint directory, or a folder of published classifiers -> an interpreter."""
+"""A checkpoint directory or a folder of published classifiers -> an interpreter, by the architecture that it names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsgan_datasets._deprecation import warn_renamed
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.tensors import check_numbers
 from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.device import Device, resolve_device
+from dsgan_datasets.interpreters.base import Interpreter, LabelingOptions
+from dsgan_datasets.interpreters.clusters import ClusterInterpreter
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.recipe import Vote
 
@@ -26,31 +29,107 @@ _LINEAR = ("layers.0", "layers.3", "layers.6")
 _NORM = ("layers.2", "layers.5")
 
 
-def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vote: Vote = "majority") -> PixelEnsemble:
-    """Load an ensemble of pixel classifiers. No code from the files is run.
+#: "architecture" in config.json -> class, built by its `from_parts`.
+ARCHITECTURES: dict[str, type[Interpreter]] = {
+    PixelEnsemble.architecture: PixelEnsemble,
+    ClusterInterpreter.architecture: ClusterInterpreter,
+}
+
+
+def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vote: Vote | None = None) -> Interpreter:
+    """Load an interpreter. No code from the files is run.
 
     Args:
         path: a checkpoint directory or the name of a built-in checkpoint; or a folder of ``model_0.pth``,
-            ``model_1.pth``, … as DatasetGAN and EditGAN publish them.
+            ``model_1.pth``, … as DatasetGAN and EditGAN publish them, of which the feature layout is not known
+            (`PixelEnsemble.with_layout` adds it).
         device: where to put it; None is the current CUDA device if there is one, else the CPU.
-        vote: "majority" (as published, ties to the lowest class) or "mean".
+        vote: deprecated; pass ``LabelingOptions(vote=…)`` to `predict`.
+
+    Returns:
+        the class in `ARCHITECTURES` that config.json names; a `PixelEnsemble` for published classifiers.
 
     Raises:
         CheckpointError: nothing of that kind is there, or a file is damaged or does not fit the others.
 
     Example:
-        >>> load_interpreter("demo-faces", device="cpu").num_members
+        >>> load_interpreter("demo-faces", device="cpu").config["members"]
         10
     """
     source = checkpoint_directory.find(path)
     if (source / "config.json").is_file():
-        config = checkpoint_directory.section(checkpoint_directory.read_config(source), "interpreter", source)
+        config = interpreter_config(checkpoint_directory.read_config(source), source)
         tensors = checkpoint_directory.read_tensors(source / "interpreter.safetensors")
-        return build_interpreter(config, tensors, vote=vote, device=device, source=source)
+        interpreter = build_interpreter(config, tensors, device=device, source=source)
+    else:
+        interpreter = _published(source).to(resolve_device(device))
+    if vote is not None:
+        warn_renamed("load_interpreter(vote=…)", "interpreter.predict(…, LabelingOptions(vote=…))")
+        interpreter.check_options(LabelingOptions(vote))
+        if isinstance(interpreter, PixelEnsemble):  # the one class that has the deprecated `label`
+            interpreter.label_options = LabelingOptions(vote)
+    return interpreter
+
+
+def interpreter_config(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The interpreter's config in a config.json of format 1 or 2.
+
+    Format 1 recorded the layout in the recipe, and the channels of all maps together.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    section = checkpoint_directory.section
+    if "parts" in config:
+        part = section(section(config, "parts", directory), "interpreter", directory)
+        return section(part, "config", directory)
+    found = section(config, "interpreter", directory)
+    if "in_channels" not in found:
+        return found
+    total = found.pop("in_channels")
+    return {**found, "layout": section(config, "recipe", directory).get("features"), "channels": [total]}
+
+
+def build_interpreter(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    device: Device = None,
+    source: object = "interpreter",
+) -> Interpreter:
+    """An interpreter from its config and tensors.
+
+    Args:
+        config: with "architecture", a key of `ARCHITECTURES`.
+        tensors: by name.
+        device: where to put it; None is the current CUDA device if there is one, else the CPU.
+        source: names config and tensors in errors.
+
+    Raises:
+        CheckpointError: an unknown architecture, or tensors that do not fit together or are not what config promises.
+    """
+    name = config.get("architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise CheckpointError(
+            f"{source}: interpreter architecture {name!r:.60} is unknown; known: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    for tensor_name, tensor in tensors.items():
+        check_numbers(tensor, f"{source}: tensor {tensor_name}")
+    try:
+        interpreter = ARCHITECTURES[name].from_parts(config, tensors)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{source}: the interpreter's tensors do not fit together: {error}") from error
+    if interpreter.config != dict(config):
+        raise CheckpointError(f"{source}: config.json promises {dict(config)}, the tensors are {interpreter.config}")
+    return interpreter.to(resolve_device(device))
+
+
+def _published(source: Path) -> PixelEnsemble:
+    """The classifiers in a folder of model_*.pth."""
     files = sorted(source.glob("model_*.pth"), key=_member_number)
     if not files:
         raise CheckpointError(
-            f"{source} is no interpreter: expected config.json, or a folder of model_0.pth, model_1.pth, …"
+            f"{source} is not an interpreter: expected config.json, or a folder of model_0.pth, model_1.pth, …"
         )
     members = [_published_member(file) for file in files]
     for file, member in zip(files, members, strict=True):
@@ -60,32 +139,7 @@ def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vot
                     f"{file}: {name} has shape {list(tensor.shape)}, "
                     f"but {list(members[0][name].shape)} in {files[0].name}"
                 )
-    return PixelEnsemble(stack_members(members), vote=vote).to(resolve_device(device))
-
-
-def build_interpreter(
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    *,
-    vote: Vote = "majority",
-    top_fraction: float = 0.1,
-    device: Device = None,
-    source: object = "interpreter",
-) -> PixelEnsemble:
-    """An interpreter from its config and tensors; `source` names them in errors."""
-    if config.get("architecture") != "pixel_ensemble":
-        raise CheckpointError(
-            f"{source}: interpreter architecture {config.get('architecture')!r} is unknown; known: pixel_ensemble"
-        )
-    for name, tensor in tensors.items():
-        check_numbers(tensor, f"{source}: tensor {name}")
-    try:
-        ensemble = PixelEnsemble(tensors, vote=vote, top_fraction=top_fraction)
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{source}: the interpreter's tensors do not fit together: {error}") from error
-    if ensemble.config != dict(config):
-        raise CheckpointError(f"{source}: config.json promises {dict(config)}, the tensors are {ensemble.config}")
-    return ensemble.to(resolve_device(device))
+    return PixelEnsemble(stack_members(members))
 
 
 def stack_members(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -96,8 +150,8 @@ def stack_members(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
             ``layers.0`` … ``layers.6``.
 
     Returns:
-        the matrices of `PixelEnsemble`. BatchNorm computes a·x + d with a = γ / sqrt(σ² + ε) and d = β − μ·a; the layer
-        after it computes W·(a·x + d) + b, which is (W·diag a)·x + (W·d + b).
+        the matrices of `EnsembleWeights`. BatchNorm computes a·x + d with a = γ / sqrt(σ² + ε) and d = β − μ·a; the
+        layer after it computes W·(a·x + d) + b, which is (W·diag a)·x + (W·d + b).
     """
 
     def stacked(name: str) -> Tensor:
@@ -129,14 +183,14 @@ def _published_member(path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and "model_state_dict" in content:
         content = content["model_state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path} holds no state dict of a pixel classifier")
+        raise CheckpointError(f"{path} does not hold the state dict of a pixel classifier")
     member = {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
     wanted = {
         *(f"{layer}.{kind}" for layer in _LINEAR for kind in ("weight", "bias")),
         *(f"{norm}.{kind}" for norm in _NORM for kind in ("weight", "bias", "running_mean", "running_var")),
     }
     if missing := sorted(wanted - member.keys()):
-        raise CheckpointError(f"{path} is no pixel classifier as published: it lacks {missing}")
+        raise CheckpointError(f"{path} is not a pixel classifier as published: it lacks {missing}")
     _check_member(member, path)
     for name in wanted:
         check_numbers(member[name], f"{path}: {name}")

@@ -1,37 +1,37 @@
 """The first layer of an ensemble for a whole batch, and the rest of it in plain PyTorch: what a GPU runs.
 
-The same arithmetic as in `pixel_ensemble`, cut differently. There, rows of one image stay in a core's cache; here, a
-batch is projected in a few large products, and the pixels of the frame are cut into tiles. A tile of pixels reads few
+The same arithmetic as in `rowwise`, divided differently. There, rows of one image stay in a core's cache; here, a batch
+is projected in a few large products, and the pixels of the frame are divided into tiles. A tile of pixels reads few
 pixels of each coarse map, its *sources*, so that interpolation is one small product as well:
 
     hidden [P, h1] = weights [P, S] · projected [S, h1] + fine [P, C] · W1 [C, h1] + b1
 
 where weights[p, s] = (share of source s's row in pixel p's row) · (share of its column): bilinear resizing, exactly.
-`fused_tail` does this and everything after it in one kernel; `Tiling` are the tables that it reads, and `label` is the
-plain form of it.
+`fused_tail` computes this and everything after it in one kernel; `Tiling` holds the tables that it reads, and `label`
+is its plain form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsgan_datasets.uncertainty import entropy
+from dsgan_datasets.interpreters.base import Frame
+from dsgan_datasets.interpreters.reduce import reduce_members
+from dsgan_datasets.interpreters.resizing import bilinear_matrix
+from dsgan_datasets.interpreters.weights import EnsembleWeights
+from dsgan_datasets.recipe import Vote
 
-if TYPE_CHECKING:
-    from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
-
-#: Operands of a tensor core are at least so large along each side.
+#: Smallest side of an operand of a tensor core.
 SMALLEST_SIDE = 16
-#: Projected maps of so many bytes are held at a time; the images of a batch are computed in equal parts if need be.
-_PROJECTED_BYTES = 2 << 30
-#: Hidden activations of so many numbers are held at a time by the plain form.
-_PLAIN_NUMBERS = 1 << 26
+#: Bytes of projected maps that are held at a time; if need be a batch is computed in equal parts.
+MAX_PROJECTED_BYTES = 2 << 30
+#: Hidden activations that the plain form holds at a time.
+MAX_HIDDEN_NUMBERS = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,9 @@ class Tiling:
     level: Tensor
 
     @classmethod
-    def of(
-        cls, levels: Sequence[tuple[int, int]], size: tuple[int, int], rows: tuple[int, int], tile: tuple[int, int]
-    ) -> Tiling:
+    def of(cls, levels: Sequence[tuple[int, int]], frame: Frame, tile: tuple[int, int]) -> Tiling:
         """Tables of coarse maps of these sizes, for the kept rows of a frame."""
+        size, rows = frame.size, frame.kept
         row_axes = [_Axis.of(h, size[0], rows, tile[0]) for h, _ in levels]
         column_axes = [_Axis.of(w, size[1], (0, size[1]), tile[1]) for _, w in levels]
         slots = [(i, r, c) for i in range(len(levels)) for r in row_axes[i].slots for c in column_axes[i].slots]
@@ -105,8 +104,6 @@ class _Axis:
 
     @classmethod
     def of(cls, n_in: int, n_out: int, kept: tuple[int, int], tile: int) -> _Axis:
-        from dsgan_datasets.interpreters.pixel_ensemble import bilinear_matrix
-
         matrix = bilinear_matrix(n_in, n_out)[kept[0] : kept[1]]
         spans = []  # first and one past the last source that a tile reads
         for rows in matrix.split(tile):
@@ -140,24 +137,25 @@ class Projection:
     """The first layer of an ensemble, for maps of given shapes, in the precision of these maps.
 
     Args:
-        ensemble: its weights.
+        weights: of the ensemble.
         shapes: [C_l, h_l, w_l] of every map.
-        size: (H, W) of the frame.
-        rows: (top, bottom) kept rows.
+        frame: size and kept rows.
         dtype: precision of the operands; products are summed in float32.
+        max_bytes: bytes of projected maps that are held at a time, see `images_at_once`.
     """
 
     def __init__(
         self,
-        ensemble: PixelEnsemble,
+        weights: EnsembleWeights,
         shapes: Sequence[Sequence[int]],
-        size: tuple[int, int],
-        rows: tuple[int, int],
+        frame: Frame,
         dtype: torch.dtype,
+        max_bytes: int = MAX_PROJECTED_BYTES,
     ) -> None:
-        self.size, self.rows, self.dtype = size, rows, dtype
-        self.members, self.hidden = ensemble.num_members, padded_side(ensemble.b1.shape[1])
-        w1 = F.pad(ensemble.w1, (0, self.hidden - ensemble.w1.shape[2])).to(dtype)
+        size = frame.size
+        self.size, self.rows, self.dtype, self.max_bytes = size, frame.kept, dtype, max_bytes
+        self.members, self.hidden = weights.num_members, padded_side(weights.hidden[0])
+        w1 = F.pad(weights.w1, (0, self.hidden - weights.hidden[0])).to(dtype)
         blocks = w1.split([int(shape[0]) for shape in shapes])
         self.fine_maps = [i for i, (_, h, w) in enumerate(shapes) if h >= size[0] and w >= size[1]]
         self.coarse_maps: dict[tuple[int, int], list[int]] = {}
@@ -176,7 +174,7 @@ class Projection:
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:
-        """(h, w) of the coarse maps, as they follow each other."""
+        """(h, w) of the coarse maps, in order."""
         return tuple(self.coarse_maps)
 
     @property
@@ -187,7 +185,7 @@ class Projection:
     def images_at_once(self, count: int) -> int:
         """Images of a batch whose projections are held at a time: a divisor of `count`, so that all parts are alike."""
         image = self.area * self.members * self.hidden * self.dtype.itemsize
-        fitting = [d for d in range(1, count + 1) if count % d == 0 and d * image <= _PROJECTED_BYTES]
+        fitting = [d for d in range(1, count + 1) if count % d == 0 and d * image <= self.max_bytes]
         return max(fitting, default=1)
 
     def __call__(self, features: Sequence[Tensor]) -> Projected:
@@ -223,43 +221,49 @@ def _resized(f: Tensor, size: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def label(
-    ensemble: PixelEnsemble, features: Sequence[Tensor], size: tuple[int, int], rows: tuple[int, int]
+    weights: EnsembleWeights,
+    features: Sequence[Tensor],
+    frame: Frame,
+    vote: Vote,
+    *,
+    max_bytes: int = MAX_PROJECTED_BYTES,
+    max_hidden: int = MAX_HIDDEN_NUMBERS,
 ) -> tuple[Tensor, Tensor]:
     """Mask int64 and uncertainty float32 [N, H, W] of a whole batch, in plain PyTorch.
 
     Operands are rounded to the precision of the features where `fused_tail` rounds them, and multiplied in float32: the
-    numbers differ from the kernel's by the order of summation only. Serves where there is no Triton, and as the measure
+    numbers differ from the kernel's by the order of summation only. Used where there is no Triton, and as the measure
     of what half precision does to labels.
 
     Args:
-        ensemble: the classifiers.
+        weights: the classifiers.
         features: maps [N, C_l, h_l, w_l] of one dtype.
-        size: (H, W) of the frame.
-        rows: (top, bottom) kept rows.
+        frame: size and kept rows.
+        vote: of the members.
+        max_bytes: bytes of projected maps that are held at a time.
+        max_hidden: hidden activations that are held at a time.
     """
     dtype = features[0].dtype
-    projection = Projection(ensemble, [f.shape[1:] for f in features], size, rows, dtype)
-    count, kept = len(features[0]), rows[1] - rows[0]
-    mask = ensemble.w1.new_empty(count, kept, size[1], dtype=torch.int64)
-    js = ensemble.w1.new_empty(count, kept, size[1])
+    projection = Projection(weights, [f.shape[1:] for f in features], frame, dtype, max_bytes)
+    count, (kept, width) = len(features[0]), frame.shape
+    mask = weights.w1.new_empty(count, kept, width, dtype=torch.int64)
+    uncertainty = weights.w1.new_empty(count, kept, width)
     at_once = projection.images_at_once(count)
     for first in range(0, count, at_once):
         images = slice(first, first + at_once)
         projected = projection([f[images] for f in features])
-        step = max(1, _PLAIN_NUMBERS // (at_once * size[1] * projection.members * projection.hidden))
+        step = max(1, max_hidden // (at_once * width * projection.members * projection.hidden))
         for top in range(0, kept, step):
             chunk = slice(top, min(top + step, kept))
-            hidden = _hidden(ensemble, projection, projected, at_once, chunk)
-            mask[images, chunk], js[images, chunk] = _label(ensemble, hidden, dtype)
-    return mask, js
+            hidden = _hidden(weights, projection, projected, at_once, chunk)
+            mask[images, chunk], uncertainty[images, chunk] = _label(weights, hidden, dtype, vote)
+    return mask, uncertainty
 
 
-def _hidden(ensemble: PixelEnsemble, projection: Projection, projected: Projected, count: int, chunk: slice) -> Tensor:
+def _hidden(weights: EnsembleWeights, projection: Projection, projected: Projected, count: int, chunk: slice) -> Tensor:
     """First layer of some kept rows, rectified: [N, rows, W, M, h1]."""
-    from dsgan_datasets.interpreters.pixel_ensemble import bilinear_matrix
-
     (height, width), (top, _), device = projection.size, projection.rows, projected.coarse.device
-    bias = F.pad(ensemble.b1, (0, projection.hidden - ensemble.b1.shape[1])).flatten()
+    bias = F.pad(weights.b1, (0, projection.hidden - weights.hidden[0])).flatten()
     total = projected.fine[:, chunk].float() @ projection.fine_weight.float().movedim(0, 1).flatten(1) + bias
     start = 0
     for h, w in projection.levels:
@@ -269,24 +273,17 @@ def _hidden(ensemble: PixelEnsemble, projection: Projection, projected: Projecte
         total += bilinear_matrix(w, width).to(device) @ (rows @ level).unflatten(2, (w, -1))
         start = stop
     hidden: Tensor = total.relu_().unflatten(3, (projection.members, -1))
-    return hidden[..., : ensemble.b1.shape[1]]
+    return hidden[..., : weights.hidden[0]]
 
 
-def _label(ensemble: PixelEnsemble, hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _label(weights: EnsembleWeights, hidden: Tensor, dtype: torch.dtype, vote: Vote) -> tuple[Tensor, Tensor]:
     """Mask and uncertainty [N, rows, W] from the first layer [N, rows, W, M, h1]."""
 
     def rounded(x: Tensor) -> Tensor:
         return x.to(dtype).float()
 
     shape, pixels = hidden.shape[:3], hidden.flatten(0, 2).transpose(0, 1)  # [M, P, h1]
-    second = torch.baddbmm(ensemble.b2[:, None], rounded(pixels), rounded(ensemble.w2)).relu_()
-    logits = torch.baddbmm(ensemble.b3[:, None], rounded(second), rounded(ensemble.w3))
-    probabilities = logits.softmax(2)
-    mean = probabilities.mean(0)
-    js = (entropy(mean, 1) - entropy(probabilities, 2).mean(0)).clamp_min(0)
-    if ensemble.vote == "mean":
-        return mean.argmax(1).view(shape), js.view(shape)
-    votes = torch.zeros_like(mean)
-    for choice in logits.argmax(2):
-        votes.scatter_add_(1, choice[:, None], votes.new_ones(()).expand(len(choice), 1))
-    return votes.argmax(1).view(shape), js.view(shape)
+    second = torch.baddbmm(weights.b2[:, None], rounded(pixels), rounded(weights.w2)).relu_()
+    logits = torch.baddbmm(weights.b3[:, None], rounded(second), rounded(weights.w3))  # [M, P, K]
+    mask, uncertainty = reduce_members(logits, 2, vote)
+    return mask.view(shape), uncertainty.view(shape)
