@@ -1,6 +1,6 @@
 """Bool masks <-> polygons along the pixel edges, and COCO's run lengths; both give the mask back exactly.
 
-Coordinates are those of images: x to the right, y down; pixel (row, column) is the square from (column, row) on.
+Coordinates are those of images: x to the right, y down; pixel (row, column) is the unit square at (column, row).
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from dsgan_datasets._deprecation import moved
+
+__getattr__ = moved(__name__, {"tight_box": "dsgan_datasets.targets.instances:tight_box"})
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -19,8 +23,8 @@ _STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 def mask_to_polygons(mask: Array) -> list[Array]:
     """The outlines of a mask's 8-connected regions, one polygon each, along the edges of pixels.
 
-    Formats with polygons know no holes. A hole is joined to what lies left of it by a bridge: a horizontal line within
-    the region that is walked there and back, and so encloses nothing. Filled by pixel centers, as `polygons_to_mask`
+    Polygon formats have no holes. A hole is joined to the outline on its left by a bridge: a horizontal line within the
+    region that is traversed in both directions, and so encloses nothing. Filled by pixel centers, as `polygons_to_mask`
     does, the polygons are exactly the mask.
 
     Args:
@@ -94,17 +98,6 @@ def encode_rle(mask: Array) -> dict[str, Any]:
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
-def tight_box(mask: Array) -> list[int]:
-    """Box (x, y, width, height) around a bool mask [H, W] that is not empty.
-
-    Example:
-        >>> tight_box(np.array([[False, True, True], [False, False, True]]))
-        [1, 0, 2, 2]
-    """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return [int(v) for v in (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)]
-
-
 def _outlines(mask: Array) -> tuple[Array, list[int]]:
     """Every pixel edge between inside and outside, walked with the inside to the right.
 
@@ -123,7 +116,7 @@ def _outlines(mask: Array) -> tuple[Array, list[int]]:
     number[leaves] = np.arange(len(rows))
     end_rows, end_columns = (np.stack([rows, columns], 1) + _STEPS[directions]).T
     following = np.full(len(rows), -1)
-    # Where two pixels touch at a corner, the turn to the left goes on to the other one: looked for last, it wins.
+    # Where two pixels touch at a corner, the turn to the left leads to the other one: tried last, it wins.
     for turn in (1, 0, 3):  # right, straight on, left
         candidate = number[end_rows, end_columns, (directions + turn) % 4]
         following = np.where(candidate >= 0, candidate, following)

@@ -1,7 +1,7 @@
 """A target: one kind of label, and everything that depends on its kind.
 
-What stores, filters, counts, mirrors, draws or exports samples asks the target, never which kind it is. A new kind is a
-class with these members and an entry in `KINDS`.
+Code that stores, filters, counts, mirrors, draws or exports samples asks the target and never checks which kind it is.
+A new kind is a class with these members and an entry in `KINDS`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from PIL import Image
 from torch import Tensor
 
+#: RGB, 0-255.
+Color = tuple[int, int, int]
+
 
 @runtime_checkable
 class Target(Protocol):
     """One label of an image.
 
+    A label's tensor has no batch axis unless a method says so. Methods that take batches keep the labels on their
+    device and never wait for it.
+
     Attributes:
         kind: name of the kind in config.json, such as "segmentation".
-        field: key of the label in a `Sample`, such as "mask".
+        field: key of the label in a `Sample`, such as "mask"; unique among the targets of a source.
+        folder: folder of its files in an export, such as "masks".
         extension: of the file that holds it in a shard or an export, without a leading dot, such as "seg.png".
         tally_names: what the numbers of `tally` count, such as class names.
+        tally_colors: a color for each of them, used in legends and charts.
     """
 
     kind: ClassVar[str]
@@ -30,34 +38,47 @@ class Target(Protocol):
     def field(self) -> str: ...
 
     @property
+    def folder(self) -> str: ...
+
+    @property
     def extension(self) -> str: ...
 
     @property
     def tally_names(self) -> tuple[str, ...]: ...
 
-    def check(self, value: Tensor, size: tuple[int, int]) -> None:
-        """ValueError unless this is one label of an image of that (H, W)."""
+    @property
+    def tally_colors(self) -> tuple[Color, ...]: ...
 
-    def mirror(self, value: Tensor) -> Tensor:
-        """The label of the horizontally mirrored image."""
+    def check(self, value: Tensor, size: tuple[int, int]) -> None:
+        """Raise a ValueError unless this is the label of an image of that (H, W); waits for a GPU."""
+
+    def mirror(self, values: Tensor) -> Tensor:
+        """The label of the horizontally mirrored image, left and right parts exchanged; also of N labels [N, ...]."""
+
+    def ignore(self, values: Tensor, pixels: Tensor) -> Tensor:
+        """Labels [N, ...] without what they say about some pixels, bool [N, H, W]."""
 
     def encode(self, value: Tensor) -> bytes:
-        """Content of its file; `decode` gives the same tensor back, bit for bit or as exactly as the kind documents."""
+        """Content of the label's file; `decode` gives the same tensor back, as exactly as the kind documents."""
 
     def decode(self, content: bytes) -> Tensor:
-        """Inverse of `encode`, on the CPU; ValueError for damaged content."""
+        """Inverse of `encode`, on the CPU; raises a ValueError for damaged content."""
 
     def tally(self, values: Tensor) -> Tensor:
-        """Counts of N labels, int64 [N, T], on their device: what manifests sum, statistics show and rules compare."""
+        """Counts of N labels, int64 [N, T], on their device: manifests sum them, statistics show them, rules compare
+        them."""
+
+    def tally_total(self, size: tuple[int, int]) -> int:
+        """What the counts of one label of an (H, W) image add up to if nothing is ignored."""
 
     def wrap(self, value: Tensor) -> Tensor:
         """The label as the tv_tensor that torchvision's v2 transforms understand."""
 
     def draw(self, image: Image.Image, value: Tensor) -> Image.Image:
-        """The label drawn on the image, which may be an enlarged one."""
+        """The label drawn on a copy of the RGB image, which may be an enlarged one."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with "kind"."""
+        """JSON form, with "kind" and "field"; `target_from_dict` reads it."""
 
 
 #: Kind -> `from_dict` of that kind's JSON form. Third parties add theirs with `register`.
@@ -74,8 +95,15 @@ def target_from_dict(data: Mapping[str, Any]) -> Target:
 
     Raises:
         ValueError: an unknown kind, or a form that its kind does not understand.
+
+    Example:
+        >>> target_from_dict({"kind": "segmentation", "classes": [{"name": "background"}, {"name": "face"}]}).field
+        'mask'
     """
     kind = data.get("kind") if isinstance(data, Mapping) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"unknown kind of label {kind!r:.40}; known: {', '.join(sorted(KINDS))}")
-    return KINDS[kind](data)
+    try:
+        return KINDS[kind](data)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"damaged description of a {kind} label: {error!r:.200}") from error

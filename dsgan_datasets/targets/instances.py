@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +16,7 @@ def find_instances(
 
     Args:
         mask: class ids [H, W].
-        categories: int64 [256], the category of each class id, -1 for what is no part of an instance; on the device
+        categories: int64 [256], the category of each class id, -1 for what belongs to no instance; on the device
             of the mask.
         components: True makes an instance of each connected region of a category, False one of each category.
         min_area: pixels; smaller instances are left out.
@@ -84,3 +87,14 @@ def tight_boxes(masks: Tensor) -> Tensor:
     left, top = columns.argmax(1), rows.argmax(1)  # the first of the largest
     right, bottom = width - columns.flip(1).argmax(1), height - rows.flip(1).argmax(1)
     return torch.stack([left, top, right, bottom], 1).float()
+
+
+def tight_box(mask: np.ndarray[Any, np.dtype[Any]]) -> list[int]:
+    """Box (x, y, width, height) around a bool mask [H, W] that is not empty.
+
+    Example:
+        >>> tight_box(np.array([[False, True, True], [False, False, True]]))
+        [1, 0, 2, 2]
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [int(v) for v in (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)]

@@ -1,54 +1,66 @@
-"""What the class ids of a mask mean: names, colors, and which parts swap sides in a mirror."""
+"""Masks of class ids: names and colors of the classes, and which of them swap sides in a mirror."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-Color = tuple[int, int, int]
+from dsgan_datasets.images import png, read_pixels
+from dsgan_datasets.targets.base import Color, Target, register
+
+#: What ignored pixels and ids without a class look like in colored masks.
+IGNORED_COLOR: Color = (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class LabelSchema:
-    """Names and colors of the classes in a mask.
+    """Names and colors of the classes in a mask: the segmentation `Target`.
+
+    A mask holds class ids, int64 [H, W]. Its file is an 8-bit grayscale PNG whose pixels are the ids; it gives the mask
+    back exactly. Its tally counts the pixels of each class; ignored pixels are not counted.
 
     Args:
         classes: class names; the position is the class id in every mask.
-        palette: one RGB color (0-255) a class; left out, distinct colors are chosen.
+        palette: one RGB color (0-255) for each class; distinct colors are chosen if it is left out.
         ignore_index: id of pixels that no loss and no metric should count, outside the class ids.
         flip_pairs: pairs of class ids that trade places when an image is mirrored, such as left and right eye.
-        class_map: for a coarser task, the id in ``classes`` of each class that the interpreter predicts;
-            made by `merge`, None when interpreter and schema have the same classes.
 
     Raises:
-        ValueError: names repeat, there are more than 255 of them, or colors, pairs or map do not fit them.
+        ValueError: names repeat, there are more than 255 of them, or colors or pairs do not fit them.
 
     Example:
-        >>> LabelSchema(("background", "left_eye", "right_eye"), flip_pairs=((1, 2),)).num_classes
+        >>> schema = LabelSchema(("background", "left_eye", "right_eye"), flip_pairs=((1, 2),))
+        >>> schema.num_classes
         3
+        >>> schema.mirror(torch.tensor([[1, 0, 0]]))
+        tensor([[0, 0, 2]])
     """
+
+    kind: ClassVar[str] = "segmentation"
+    field: ClassVar[str] = "mask"
+    folder: ClassVar[str] = "masks"
+    extension: ClassVar[str] = "seg.png"
 
     classes: tuple[str, ...]
     palette: tuple[Color, ...] = ()
     ignore_index: int = 255
     flip_pairs: tuple[tuple[int, int], ...] = ()
-    class_map: tuple[int, ...] | None = field(default=None)
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
         fill(self, "classes", tuple(self.classes))
         fill(self, "palette", tuple(map(_color, self.palette)) or _colors(len(self.classes)))
         fill(self, "flip_pairs", tuple((int(a), int(b)) for a, b in self.flip_pairs))
-        if self.class_map is not None:
-            fill(self, "class_map", tuple(int(i) for i in self.class_map))
-        self._check()
+        self._check_fields()
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         n = self.num_classes
         if n > 255:
             raise ValueError(f"masks are stored in 8 bits, so a schema has at most 255 classes, not {n}")
@@ -60,12 +72,10 @@ class LabelSchema:
         if 0 <= self.ignore_index < n or not 0 <= self.ignore_index <= 255:
             raise ValueError(f"ignore_index {self.ignore_index} must lie outside the class ids 0-{n - 1}, up to 255")
         if len(self.palette) != n or any(not 0 <= v <= 255 for color in self.palette for v in color):
-            raise ValueError(f"palette needs {n} RGB colors with values 0-255, one a class; got {self.palette}")
+            raise ValueError(f"palette needs {n} RGB colors with values 0-255, one for each class; got {self.palette}")
         swapped = [i for pair in self.flip_pairs for i in pair]
         if len(set(swapped)) != len(swapped) or any(not 0 <= i < n for i in swapped):
-            raise ValueError(f"flip_pairs {self.flip_pairs}: each class id 0-{n - 1} may stand in one pair, once")
-        if self.class_map is not None and any(not 0 <= i < n for i in self.class_map):
-            raise ValueError(f"class_map {self.class_map} points outside the class ids 0-{n - 1}")
+            raise ValueError(f"flip_pairs {self.flip_pairs}: each class id 0-{n - 1} may be in at most one pair")
 
     @property
     def num_classes(self) -> int:
@@ -78,22 +88,53 @@ class LabelSchema:
             raise ValueError(f"no class {name!r}; the classes are: {', '.join(self.classes)}")
         return self.classes.index(name)
 
-    def merge(self, groups: Mapping[str, Iterable[str]]) -> LabelSchema:
-        """Fuse classes into coarser ones; each group takes the place and color of its first member.
+    @property
+    def tally_names(self) -> tuple[str, ...]:
+        """The class names: `tally` counts pixels of each."""
+        return self.classes
 
-        The interpreter still votes on the fine classes; its labels are mapped afterwards.
+    @property
+    def tally_colors(self) -> tuple[Color, ...]:
+        """The palette."""
+        return self.palette
+
+    def merge(self, groups: Mapping[str, Iterable[str]]) -> LabelSchema:
+        """The schema of a coarser task; each group takes the place and color of its first member.
 
         Args:
             groups: new class name -> names of the classes it replaces. Classes in no group stay as they are.
 
         Raises:
-            ValueError: an unknown class, or one that stands in two groups.
+            ValueError: an unknown class, or one that is in two groups.
 
         Example:
-            >>> LabelSchema(("skin", "iris", "eye_white")).merge({"eye": ["iris", "eye_white"]}).class_map
+            >>> LabelSchema(("skin", "iris", "eye_white")).merge({"eye": ["iris", "eye_white"]}).classes
+            ('skin', 'eye')
+        """
+        renamed = self._renamed(groups)
+        classes, coarse = tuple(dict.fromkeys(renamed)), self.class_map_to(groups)
+        pairs = {(min(p), max(p)) for p in ((coarse[a], coarse[b]) for a, b in self.flip_pairs) if p[0] != p[1]}
+        return LabelSchema(
+            classes=classes,
+            palette=tuple(self.palette[renamed.index(name)] for name in classes),
+            ignore_index=self.ignore_index,
+            flip_pairs=tuple(sorted(pairs)),
+        )
+
+    def class_map_to(self, groups: Mapping[str, Iterable[str]]) -> tuple[int, ...]:
+        """For each class of this schema its id in the schema that `merge` gives for the same groups.
+
+        Example:
+            >>> LabelSchema(("skin", "iris", "eye_white")).class_map_to({"eye": ["iris", "eye_white"]})
             (0, 1, 1)
         """
-        target = list(self.classes)
+        renamed = self._renamed(groups)
+        classes = list(dict.fromkeys(renamed))
+        return tuple(classes.index(name) for name in renamed)
+
+    def _renamed(self, groups: Mapping[str, Iterable[str]]) -> list[str]:
+        """The name of each class after merging."""
+        renamed = list(self.classes)
         grouped: set[int] = set()
         for name, members in groups.items():
             members = [members] if isinstance(members, str) else list(members)
@@ -102,20 +143,81 @@ class LabelSchema:
             for member in members:
                 i = self.index(member)
                 if i in grouped:
-                    raise ValueError(f"class {member!r} stands in two groups of {dict(groups)}")
+                    raise ValueError(f"class {member!r} is in two groups of {dict(groups)}")
                 grouped.add(i)
-                target[i] = name
-        classes = tuple(dict.fromkeys(target))
-        coarse = tuple(classes.index(name) for name in target)
-        pairs = {(min(p), max(p)) for p in ((coarse[a], coarse[b]) for a, b in self.flip_pairs) if p[0] != p[1]}
-        fine = self.class_map or tuple(range(self.num_classes))
-        return LabelSchema(
-            classes=classes,
-            palette=tuple(self.palette[target.index(name)] for name in classes),
-            ignore_index=self.ignore_index,
-            flip_pairs=tuple(sorted(pairs)),
-            class_map=tuple(coarse[i] for i in fine),
-        )
+                renamed[i] = name
+        return renamed
+
+    def check(self, value: Tensor, size: tuple[int, int]) -> None:
+        """Raise a ValueError unless this is a mask int64 [H, W] of class ids and `ignore_index`."""
+        if value.dtype != torch.int64 or value.shape != size:
+            raise ValueError(f"a mask is int64 {list(size)}, got {str(value.dtype)[6:]} {list(value.shape)}")
+        unknown = value[((value < 0) | (value >= self.num_classes)) & (value != self.ignore_index)]
+        if len(unknown):
+            raise ValueError(
+                f"a mask holds class id {int(unknown[0])}, the schema has the ids 0-{self.num_classes - 1} and "
+                f"{self.ignore_index} for ignored pixels"
+            )
+
+    def mirror(self, values: Tensor) -> Tensor:
+        """The mask of the mirrored image: pixels mirrored, then sides swapped; [H, W] or [N, H, W]."""
+        return self.swap_sides(values.flip(-1))
+
+    def ignore(self, values: Tensor, pixels: Tensor) -> Tensor:
+        """Masks [N, H, W] with `ignore_index` where `pixels` (bool [N, H, W]) is set."""
+        return values.masked_fill(pixels, self.ignore_index)
+
+    def encode(self, value: Tensor) -> bytes:
+        """An 8-bit grayscale PNG whose pixels are the ids."""
+        return png(value)
+
+    def decode(self, content: bytes) -> Tensor:
+        """Inverse of `encode`, int64 [H, W]; ids are not compared with the classes, see `check`.
+
+        Raises:
+            ValueError: not an 8-bit grayscale picture, or a damaged one.
+        """
+        return torch.from_numpy(read_pixels(content, "L").astype(np.int64))
+
+    def tally(self, values: Tensor) -> Tensor:
+        """Pixels of each class in masks [N, H, W], int64 [N, K]; ignored pixels are not counted."""
+        flat = values.flatten(1)
+        if flat.device.type == "cpu":
+            numbered = flat + 256 * torch.arange(len(flat))[:, None]
+            return numbered.flatten().bincount(minlength=256 * len(flat)).view(len(flat), 256)[:, : self.num_classes]
+        counts = torch.zeros(len(flat), 256, dtype=torch.int64, device=flat.device)  # bincount would wait for the GPU
+        return counts.scatter_add_(1, flat, torch.ones_like(flat))[:, : self.num_classes]
+
+    def tally_total(self, size: tuple[int, int]) -> int:
+        """Pixels of the image."""
+        return size[0] * size[1]
+
+    def wrap(self, value: Tensor) -> Tensor:
+        """The mask as a ``tv_tensors.Mask``."""
+        from torchvision import tv_tensors
+
+        mask: Tensor = tv_tensors.Mask(value)
+        return mask
+
+    def colored(self, mask: Tensor) -> Image.Image:
+        """A mask [H, W] as a palette picture: pixels are the ids, shown in the colors of the classes, the rest white.
+
+        Example:
+            >>> LabelSchema(("sky", "sea"), ((0, 0, 9), (0, 9, 0))).colored(torch.tensor([[1]])).mode
+            'P'
+        """
+        picture = Image.fromarray(mask.cpu().byte().numpy())
+        colors = [*self.palette, *[IGNORED_COLOR] * (256 - self.num_classes)]
+        picture.putpalette([value for color in colors for value in color])
+        return picture
+
+    def draw(self, image: Image.Image, value: Tensor, opacity: float = 0.55) -> Image.Image:
+        """The classes' colors painted over the image; pixels of class 0 and ignored ones stay as they are."""
+        ids = Image.fromarray(value.cpu().byte().numpy()).resize(image.size, Image.Resampling.NEAREST)
+        colors = self.colored(torch.from_numpy(np.array(ids))).convert("RGB")
+        hidden = np.zeros(256, np.uint8)
+        hidden[1 : self.num_classes] = round(255 * opacity)
+        return Image.composite(colors, image, Image.fromarray(hidden[np.asarray(ids)]))
 
     def swap_sides(self, mask: Tensor) -> Tensor:
         """Exchange the class ids of every flip pair; what a mask needs after its pixels were mirrored.
@@ -129,25 +231,48 @@ class LabelSchema:
         return lookup[mask.long()]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, as stored in config.json."""
+        """JSON form, as stored in config.json and classes.json."""
         return {
+            "kind": self.kind,
+            "field": self.field,
             "classes": [{"name": n, "color": list(c)} for n, c in zip(self.classes, self.palette, strict=True)],
             "ignore_index": self.ignore_index,
             "flip_pairs": [list(pair) for pair in self.flip_pairs],
-            "class_map": None if self.class_map is None else list(self.class_map),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LabelSchema:
-        """Inverse of `to_dict`; also reads a plain ``{"classes": [{"name", "color"}, …]}`` file."""
+        """Inverse of `to_dict`; also reads a plain ``{"classes": [{"name", "color"}, …]}`` file, and schemas of format
+        1, whose class map belongs to the recipe now.
+
+        Raises:
+            ValueError: another kind or field, or values that do not fit (see the class).
+        """
+        if (data.get("kind", cls.kind), data.get("field", cls.field)) != (cls.kind, cls.field):
+            raise ValueError(f"a schema describes the {cls.field} of a sample, not {data.get('field')!r:.40}")
         entries: Sequence[Mapping[str, Any]] = data["classes"]
         return cls(
             classes=tuple(e["name"] for e in entries),
             palette=tuple(_color(e["color"]) for e in entries) if all("color" in e for e in entries) else (),
             ignore_index=int(data.get("ignore_index", 255)),
             flip_pairs=tuple((int(a), int(b)) for a, b in data.get("flip_pairs", ())),
-            class_map=data.get("class_map"),
         )
+
+
+register(LabelSchema.kind, LabelSchema.from_dict)
+
+
+def schema_of(targets: Iterable[Target]) -> LabelSchema:
+    """The schema among the targets of a source, for what makes sense with masks only.
+
+    Raises:
+        ValueError: the source has no masks.
+    """
+    targets = tuple(targets)
+    for target in targets:
+        if isinstance(target, LabelSchema):
+            return target
+    raise ValueError(f"this needs masks, and there are none; the labels are: {', '.join(t.field for t in targets)}")
 
 
 def _color(values: Sequence[int]) -> Color:

@@ -1,0 +1,150 @@
+"""Every kind of label keeps the contract of `Target`, and what asks targets takes any of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEMA
+from PIL import Image
+from scalar_map import ScalarMap, depth_labeled
+
+from dsgan_datasets.export import ExportInput, export
+from dsgan_datasets.pictures import contact_sheet
+from dsgan_datasets.statistics import measure
+from dsgan_datasets.targets import Target, target_from_dict
+from dsgan_datasets.targets.segmentation import schema_of
+
+TARGETS: list[Target] = [SCHEMA, ScalarMap()]
+SIZE = (6, 10)
+
+
+def label(target: Target, seed: int = 0) -> torch.Tensor:
+    """A label with pixels that are ignored."""
+    random = torch.Generator().manual_seed(seed)
+    value = torch.randint(0, 4, SIZE, generator=random)
+    value = value if target.field == "mask" else (value.double() / 65534 * 20000).float()
+    return target.ignore(value[None], torch.rand(1, *SIZE, generator=random) < 0.2)[0]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.kind)
+class TestContract:
+    def test_is_a_target(self, target: Target) -> None:
+        assert isinstance(target, Target)
+        assert len(target.tally_names) == len(target.tally_colors)
+        assert target_from_dict(json.loads(json.dumps(target.to_dict()))) == target
+
+    def test_storage_is_exact(self, target: Target) -> None:
+        value = label(target)
+        target.check(value, SIZE)
+        assert torch.equal(target.decode(target.encode(value)).nan_to_num(9), value.nan_to_num(9))
+        assert target.decode(target.encode(value)).dtype == value.dtype
+
+    @pytest.mark.parametrize("content", [b"", b"no picture", SCHEMA.encode(torch.zeros(3, 3))[:40]])
+    def test_damaged_content_is_refused(self, target: Target, content: bytes) -> None:
+        with pytest.raises(ValueError):
+            target.decode(content)
+
+    def test_mirroring_twice_changes_nothing(self, target: Target) -> None:
+        values = torch.stack([label(target, seed) for seed in range(3)])
+        assert torch.equal(target.mirror(target.mirror(values)).nan_to_num(9), values.nan_to_num(9))
+        assert not torch.equal(target.mirror(values).nan_to_num(9), values.nan_to_num(9))
+        assert torch.equal(target.mirror(values)[1].nan_to_num(9), target.mirror(values[1]).nan_to_num(9))
+
+    def test_tallies_add_up_to_what_is_not_ignored(self, target: Target) -> None:
+        values = torch.stack([label(target, seed) for seed in range(3)])
+        tally = target.tally(values)
+        assert tally.dtype == torch.int64 and tally.shape == (3, len(target.tally_names))
+        assert torch.equal(tally[1], target.tally(values[1:2])[0])
+        nothing = target.ignore(values, torch.ones_like(values, dtype=torch.bool))
+        assert target.tally(nothing).sum() == 0
+        assert 0 < tally.sum() < 3 * target.tally_total(SIZE)
+
+    def test_wrong_labels_are_refused(self, target: Target) -> None:
+        for wrong in (label(target)[:, 1:], label(target).to(torch.int16), label(target) + 100):
+            with pytest.raises(ValueError):
+                target.check(wrong, SIZE)
+
+    def test_drawing_leaves_the_image_alone(self, target: Target) -> None:
+        image = Image.new("RGB", (SIZE[1] * 4, SIZE[0] * 4), (90, 90, 90))
+        drawn = target.draw(image, label(target))
+        assert drawn.size == image.size and drawn.mode == "RGB"
+        assert np.ptp(np.asarray(drawn).reshape(-1, 3), 0).max() > 0 == np.ptp(np.asarray(image))
+
+    def test_wrapped_labels_are_tv_tensors(self, target: Target) -> None:
+        from torchvision import tv_tensors
+
+        assert isinstance(target.wrap(label(target)), tv_tensors.TVTensor)
+
+
+def test_unknown_and_damaged_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown kind of label 'smell'; known: .*segmentation"):
+        target_from_dict({"kind": "smell"})
+    with pytest.raises(ValueError, match="damaged description of a segmentation label"):
+        target_from_dict({"kind": "segmentation"})
+    with pytest.raises(ValueError, match="describes the mask"):
+        target_from_dict({"kind": "segmentation", "field": "depth", "classes": [{"name": "a"}]})
+
+
+def test_schema_of_names_the_labels_that_there_are() -> None:
+    assert schema_of(TARGETS) == SCHEMA
+    with pytest.raises(ValueError, match="the labels are: depth"):
+        schema_of([ScalarMap()])
+
+
+def test_statistics_of_two_kinds() -> None:
+    labeled = depth_labeled()
+    found, batch = measure(labeled, range(6)), labeled.generate(range(6))
+    assert list(found.labels) == ["mask", "depth"]
+    inside = ((batch["depth"] >= 0.25) & (batch["depth"] < 0.5)).flatten(1).double().mean(1)
+    assert found.labels["depth"].frequency[1] == pytest.approx((inside > 0).double().mean().item())
+    assert found.labels["depth"].mean_share[1] == pytest.approx(inside[inside > 0].mean().item())
+    assert found.labels["depth"].ignored == 0
+
+
+def test_statistics_without_uncertainty() -> None:
+    found = measure(depth_labeled(bare=True), range(3))
+    assert found.scores is None and found.to_dict()["uncertainty_score"] is None
+    assert found.num_samples == 3
+
+
+def test_contact_sheets_show_every_label() -> None:
+    both, bare = depth_labeled(), depth_labeled(bare=True)
+    sheets = [contact_sheet(labeled.generate([0, 1]), labeled.targets) for labeled in (both, bare)]
+    assert sheets[0].width > sheets[1].width
+
+
+def test_the_folder_holds_every_label(tmp_path: Path) -> None:
+    labeled = depth_labeled()
+    export(ExportInput.generated(labeled, 5), tmp_path / "out", "folder", splits={"val": 0.2})
+    records = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    for record, sample in zip(records, labeled.generate(range(5)).rows(), strict=True):
+        assert record["tallies"]["depth"] == ScalarMap().tally(sample["depth"][None])[0].tolist()
+        path = tmp_path / "out" / record["image"].replace("images/", "depths/")
+        assert torch.equal(ScalarMap().decode(path.read_bytes()), sample["depth"])
+        assert torch.equal(SCHEMA.decode(Path(str(path).replace("depths", "masks")).read_bytes()), sample.mask)
+    assert target_from_dict(json.loads((tmp_path / "out" / "depth.json").read_text())) == ScalarMap()
+    assert (tmp_path / "out" / "classes.json").is_file()
+
+
+def test_the_folder_needs_no_masks(tmp_path: Path) -> None:
+    labeled = depth_labeled(bare=True)
+    export(ExportInput.generated(labeled, 2), tmp_path / "out", "folder")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"images", "depths", "depth.json", "samples.jsonl", "preview.png"}
+    record = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
+    assert "uncertainty_score" not in record
+
+
+@pytest.mark.parametrize(
+    "options", [{"format": "coco"}, {"format": "mmseg"}, {"format": "yolo-seg"}, {"palette": True}]
+)
+def test_what_needs_masks_says_so(tmp_path: Path, options: dict[str, object]) -> None:
+    pytest.importorskip("pycocotools")
+    input = ExportInput.generated(depth_labeled(bare=True), 12)
+    with pytest.raises(ValueError, match="needs masks, and there are none; the labels are: depth"):
+        export(input, tmp_path / "out", **{"format": "folder", **options})  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
