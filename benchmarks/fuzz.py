@@ -32,7 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, as in the chil
 
 import mutators  # noqa: E402
 from conftest import small_labeled, small_stylegan1  # noqa: E402
-from measuring import cpu_name, progress, write_json  # noqa: E402
+from measuring import cpu_name, progress, write_report  # noqa: E402
 from watched import Outcome, Watched  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress(f"FAILED: {report['violations']} violations; the files are in {args.keep}")
         return 1
     if args.out:
-        write_json(report, args.out)
+        write_report(args.out, report)
     return 0
 
 

@@ -26,7 +26,7 @@ from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.stylegan2 import upsample_image
 from dsgan_datasets.generators.stylegan3 import StyleGAN3
 from dsgan_datasets.generators.synthesis import synthesize
-from dsgan_datasets.interpreters import load_interpreter
+from dsgan_datasets.interpreters import Frame, LabelingOptions, PixelEnsemble, load_interpreter
 from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.reference import pixel_features
 from dsgan_datasets.uncertainty import entropy
@@ -36,17 +36,20 @@ PROBES = Path(__file__).resolve().parent / "golden"
 GENERATORS = (
     "dgan_sg1_128",
     "ros_sg2_64",
+    "semanticgan_32",
+    "sg2ada_4ch_32",
     "sg2ada_cond32_skip",
     "sg2ada_fullsnapshot16",
     "sg2ada_uncond32_resnet",
     "sg2ada_uncond64_skip",
+    "sg3_4ch_t_32",
     "sg3_r_32",
     "sg3_t_32",
     "sg3repo_sg2_32_skip",
 )
 
 #: How DatasetGAN truncates.
-DATASETGAN = Recipe(truncation_psi=0.7, truncation_cutoff=8, features="datasetgan")
+DATASETGAN = Recipe(truncation_psi=0.7, truncation_cutoff=8)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,10 @@ LABELS = {
 }
 
 #: Arrays that nothing is compared with.
-INPUTS = re.compile(r"z|c|check_pixels|logit_pixels|latent_avg|noise/.*")
+INPUTS = re.compile(r"z|c|check_pixels|logit_pixels|latent_avg|w_mean|w_mean_seed|noise/.*")
+
+#: Generators that make a mask beside the image; all their channels are compared.
+JOINT = ("semanticgan_32", "sg2ada_4ch_32", "sg3_4ch_t_32")
 
 #: Largest error allowed, by kind of array: max|a-b| / max|b| of numbers, levels of uint8 images, and pixels of
 #: labels that differ although their two best classes do not nearly tie.
@@ -121,6 +127,10 @@ class Golden:
     def whole(self, name: str) -> Tensor:
         """An array that is stored whole."""
         return torch.from_numpy(self._entries[name])
+
+    def rows(self, name: str) -> int:
+        """Length of the first axis of an array."""
+        return int(self._entries[name].shape[0] if name in self._entries else self._entries[f"{name}@shape"][0])
 
     def compare(self, name: str, got: Tensor, close: Tensor | None = None) -> Comparison:
         """Compare an array with its reference.
@@ -179,9 +189,10 @@ def generator_file(folder: Path, name: str) -> Path:
 
 def reference_generator(folder: Path, name: str) -> FeatureGenerator:
     """The generator of a set, with the widest feature layout and the noise of the reference."""
-    layout: FeatureLayout | None = "const+convs" if "sg2" in name else None
-    generator = load_generator(generator_file(folder, name), device="cpu", features=layout)
+    layout: FeatureLayout | None = "const+convs" if "sg2" in name or name == "semanticgan_32" else None
     golden = Golden(folder / f"{name}.npz")
+    average = golden.whole("w_mean") if "w_mean" in golden.names else None  # of files that have none
+    generator = load_generator(generator_file(folder, name), device="cpu", features=layout, avg_latent=average)
     if noise := [key for key in golden.names if key.startswith("noise/")]:
         for stored, key in zip(generator._stored_noise(), noise, strict=True):
             stored.copy_(golden.whole(key)[0, 0])
@@ -193,7 +204,7 @@ def generator_arrays(folder: Path, name: str) -> dict[str, Computed]:
     """All that the package can say about the generator of a set, under the names of the reference."""
     golden = Golden(folder / f"{name}.npz")
     generator = reference_generator(folder, name)
-    by_kind = {"dgan": _datasetgan_arrays, "ros": _rosinality_arrays}
+    by_kind = {"dgan": _datasetgan_arrays, "ros": _rosinality_arrays, "semanticgan": _semanticgan_arrays}
     arrays = by_kind.get(name.partition("_")[0], _snapshot_arrays)(generator, golden)
     return {key: Computed(value) for key, value in arrays.items()}
 
@@ -208,12 +219,13 @@ def _snapshot_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, T
             ws = generator.mapping(
                 z, c, truncation_psi=float(psi), truncation_cutoff=None if cutoff is None else int(cutoff)
             )
-            arrays[key] = ws if what == "ws" else generator.synthesis(ws, noise_mode=noise_mode)[0]
+            arrays[key] = ws if what == "ws" else generator.synthesis_channels(ws, noise_mode=noise_mode or "const")[0]
     ws = generator.mapping(z, c)
     if isinstance(generator, StyleGAN3):
         image, maps = generator.synthesis_network(ws, torch.float32)
         names = ["input", *generator._config.layer_names]
         maps = [*maps, image / generator._config.output_scale]
+        maps = [m[: golden.rows("feat/input")] for m in maps]  # of some sets the maps of the first sample only
         return arrays | {f"feat/{key}": value for key, value in zip(names, maps, strict=True)}
     arrays.update({f"feat/{key}": value for key, value in layer_outputs(generator, ws, "const").items()})
     arrays.update({f"feat_none/{key}": value for key, value in layer_outputs(generator, ws, "none").items()})
@@ -239,6 +251,18 @@ def _rosinality_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str,
         image = outputs[f"b{r}.torgb"] + upsample_image(image)  # theirs is the image so far
         arrays[f"feat/to_rgbs.{j}"] = image
         arrays |= {f"feat/convs.{2 * j + i}": outputs[f"b{r}.conv{i}"] for i in (0, 1)}
+    return arrays
+
+
+def _semanticgan_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, Tensor]:
+    arrays = {}
+    for psi in ("1", "0.7"):
+        ws = generator.mapping(golden.whole("z"), truncation_psi=float(psi))
+        channels, maps = generator.synthesis_channels(ws)
+        arrays |= {f"ws_psi{psi}": ws, f"img_psi{psi}": channels[:, :3], f"seg_psi{psi}": channels[:, 3:]}
+        if psi == "1":
+            names = ["const", "conv1", *(f"convs.{i}" for i in range(len(maps) - 2))]
+            arrays |= {f"feat/{name}": value for name, value in zip(names, maps, strict=True)}
     return arrays
 
 
@@ -279,7 +303,7 @@ def layer_outputs(generator: FeatureGenerator, ws: Tensor, noise_mode: str) -> d
     hooks = []
     for r in network.resolutions:
         block = network.get_submodule(f"b{r}")
-        if block.torgb is not None:
+        if "torgb" in block.heads:
             hooks.append(block.torgb.register_forward_hook(save_output(f"b{r}.torgb")))
         if block.skip is not None:
             hooks.append(block.skip.register_forward_hook(save_output(f"b{r}.skip")))
@@ -309,36 +333,34 @@ def label_arrays(folder: Path, name: str) -> dict[str, Computed]:
     """All that the package can say about a set of labels, under the names of the reference."""
     golden, how = Golden(folder / f"{name}.npz"), LABELS[name]
     generator = reference_generator(folder, how.generator)
-    recipe = DATASETGAN if how.generator.startswith("dgan") else Recipe(features="const+convs")
+    recipe = DATASETGAN if how.generator.startswith("dgan") else Recipe()
     recipe = dataclasses.replace(recipe, size=how.size, crop=how.rows)
     image, maps = synthesize(generator, recipe, golden.whole("z"))
     arrays: dict[str, Tensor] = {"image_uint8": image[0].permute(1, 2, 0)}
 
-    by_vote = {
-        vote: load_interpreter(folder / how.classifiers, device="cpu", vote=vote) for vote in ("majority", "mean")
-    }
-    ensemble = by_vote["majority"]
-    labels = ensemble.label(maps, how.size, rows=how.rows)
+    ensemble, frame = load_interpreter(folder / how.classifiers, device="cpu"), Frame(how.size, how.rows)
+    assert isinstance(ensemble, PixelEnsemble)
+    found = ensemble.predict(maps, frame)
     logits = ensemble.logits(maps, how.size, rows=how.rows)[:, 0]  # [M, K, H, W]
     probabilities = ensemble.probabilities(maps, how.size, rows=how.rows)[:, 0]
     mean = probabilities.mean(0)
 
     by_pixel = logits.flatten(2).transpose(1, 2)
-    features = pixel_features(maps, how.size, how.rows)[0].flatten(1).t()
+    features = pixel_features(maps, frame)[0].flatten(1).t()
     arrays |= {
         "features_at_check_pixels": features[golden.whole("check_pixels")],
         "logits": by_pixel[:, golden.whole("logit_pixels")] if "logit_pixels" in golden.names else by_pixel,
         "member_entropy_mean": entropy(probabilities, 1).mean(0),
         "mean_softmax": mean.flatten(1).t(),
         "full_entropy": entropy(mean, 0),
-        "js": labels.uncertainty[0],
-        "uncertainty": labels.uncertainty_score[0],
+        "js": found.uncertainty[0],
+        "uncertainty": found.uncertainty_score[0],
     }
     member_close, mean_close = _nearly_tied(logits, 1), _nearly_tied(mean, 0)
-    by_mean = by_vote["mean"].label(maps, how.size, rows=how.rows).mask[0]
+    by_mean = ensemble.predict(maps, frame, LabelingOptions(vote="mean")).labels["mask"][0]
     return {key: Computed(value) for key, value in arrays.items()} | {
         "member_argmax": Computed(logits.argmax(1), member_close),
-        "label_mode": Computed(labels.mask[0], member_close.any(0)),
+        "label_mode": Computed(found.labels["mask"][0], member_close.any(0)),
         "label_argmax_mean": Computed(by_mean, mean_close),
     }
 

@@ -18,6 +18,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from dsgan_datasets.checkpoints.tensors import digest_tensors
+
 GOLDEN = Path(__file__).parent / "golden"
 SMALL_SNAPSHOT = GOLDEN / "sg2ada_fullsnapshot16.pkl"
 CLASSIFIERS = GOLDEN / "dgan_sg1_128_c7_ckpt"
@@ -79,7 +81,7 @@ def listed(*items: bytes) -> bytes:
 
 
 def repeated(function: bytes, argument: bytes, times: int) -> bytes:
-    """A tuple that begins with the function and its arguments, and goes on with the results of calling it."""
+    """A tuple that begins with the function and its arguments, and continues with the results of calling it."""
     return many(function + put(0), argument + b"\x85" + put(1), (get(0) + get(1) + b"R") * times)
 
 
@@ -343,10 +345,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "a text that is none": lambda: b"X\x02\x00\x00\x00\xff\xff",
     "drops": lambda: b"N" * 1000 + b"0" * 999,
     "duplicates": lambda: b"]" + b"2" * 1000 + b"a" * 1000,
-    "a dict made again and again": lambda: repeated(ORDERED, _pairs(20_000), 20_000),
-    "a set made again and again": lambda: repeated(
-        name("builtins", "set"), listed(*map(number, range(99_000))), 20_000
-    ),
+    "a dict made over and over": lambda: repeated(ORDERED, _pairs(20_000), 20_000),
+    "a set made over and over": lambda: repeated(name("builtins", "set"), listed(*map(number, range(99_000))), 20_000),
     "a call with many arguments": lambda: many(
         name("torch._utils", "_rebuild_parameter") + put(0),
         many(b"N" * 100_000) + put(1),
@@ -529,8 +529,15 @@ def _tensors(stem: str, change: Callable[[dict[str, torch.Tensor]], object]) -> 
         tensors = safetensors.torch.load_file(folder / f"{stem}.safetensors")
         change(tensors)
         safetensors.torch.save_file(tensors, folder / f"{stem}.safetensors")
+        # With its digest, which would give the change away before anything looks at the tensors.
+        _config(lambda config: config["parts"][stem].update(sha256=digest_tensors(tensors)))(folder)
 
     return edit
+
+
+def _network(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The config of a network, in that of a checkpoint."""
+    return config["parts"][name]["config"]
 
 
 def _bytes(file: str, data: bytes) -> Callable[[Path], None]:
@@ -550,7 +557,7 @@ DIRECTORIES: dict[str, Callable[[Path], None]] = {
     "deep values": _bytes("config.json", b'{"format_version":' + b"[" * 900 + b"]" * 900 + b"}"),
     "a version of many digits": _bytes("config.json", b'{"format_version":' + b"9" * 10**6 + b"}"),
     "a config that is too large": _bytes("config.json", b'{"format_version":1,"x":"' + b"x" * 5 * 10**6 + b'"}'),
-    "a config that is no text": _bytes("config.json", b"\xff\xfe{"),
+    "a config that is not text": _bytes("config.json", b"\xff\xfe{"),
     "a config of a list": _bytes("config.json", b"[1]"),
     "a header of absurd length": _header("generator", b"{}", 2**63),
     "a header beyond the file": _header("interpreter", b"{}", 10**8),
@@ -574,20 +581,29 @@ DIRECTORIES: dict[str, Callable[[Path], None]] = {
     "NaN": _tensors("generator", lambda t: t["mapping.w_avg"].fill_(float("nan"))),
     "matrices of one dimension": _tensors("interpreter", lambda t: t.update(w1=t["w1"].flatten())),
     "a matrix without dimension": _tensors("interpreter", lambda t: t.update(w3=torch.tensor(1.0))),
-    "layers without end": _config(lambda c: c["generator"].update(mapping_layers=8192, w_dim=8192, z_dim=8192)),
-    "wide blocks": _config(lambda c: c["generator"].update(channels=dict.fromkeys(c["generator"]["channels"], 8192))),
-    "a million classes": _config(lambda c: c["generator"].update(c_dim=2**20, embed_dim=2**20)),
-    "an image of absurd size": _config(lambda c: c["generator"].update(img_resolution=2**40)),
-    "a clamp of many digits": _config(lambda c: c["generator"].update(conv_clamp=10**400)),
-    "an architecture of a list": _config(lambda c: c["generator"].update(architecture=["stylegan2"] * 10**5)),
-    "a section of another type": _config(lambda c: c.update(generator=[1])),
-    "another number of members": _config(lambda c: c["interpreter"].update(members=10**12)),
-    "many names": _config(lambda c: c["schema"].update(classes=[{"name": f"{i}"} for i in range(50_000)])),
-    "a name that is a dict": _config(lambda c: c["schema"]["classes"][0].update(name={"a": 1})),
-    "a map of infinity": _config(lambda c: c["schema"].update(class_map=[float("inf")])),
-    "pairs of three": _config(lambda c: c["schema"].update(flip_pairs=[[1, 2, 3]])),
-    "features of a list": _config(lambda c: c["recipe"].update(features=["convs"])),
-    "psi of many digits": _config(lambda c: c["recipe"].update(psi=10**400)),
+    "layers without end": _config(
+        lambda c: _network(c, "generator").update(mapping_layers=8192, w_dim=8192, z_dim=8192)
+    ),
+    "wide blocks": _config(
+        lambda c: _network(c, "generator").update(channels=dict.fromkeys(_network(c, "generator")["channels"], 8192))
+    ),
+    "a million classes": _config(lambda c: _network(c, "generator").update(c_dim=2**20, embed_dim=2**20)),
+    "an image of absurd size": _config(lambda c: _network(c, "generator").update(img_resolution=2**40)),
+    "a clamp of many digits": _config(lambda c: _network(c, "generator").update(conv_clamp=10**400)),
+    "an architecture of a list": _config(lambda c: _network(c, "generator").update(architecture=["stylegan2"] * 10**5)),
+    "a section of another type": _config(lambda c: c["parts"].update(generator=[1])),
+    "parts of another type": _config(lambda c: c.update(parts=["generator"])),
+    "a digest of a list": _config(lambda c: c["parts"]["generator"].update(sha256=["x"] * 10**5)),
+    "a labeler of another kind": _config(lambda c: c.update(labeler=["joint"])),
+    "a joint generator of colors": _config(lambda c: c.update(labeler="joint")),
+    "an origin of a list": _config(lambda c: c.update(provenance=["x"])),
+    "another number of members": _config(lambda c: _network(c, "interpreter").update(members=10**12)),
+    "many names": _config(lambda c: c["targets"][0].update(classes=[{"name": f"{i}"} for i in range(50_000)])),
+    "a name that is a dict": _config(lambda c: c["targets"][0]["classes"][0].update(name={"a": 1})),
+    "a map of infinity": _config(lambda c: c["recipe"]["labeling"].update(class_map=[float("inf")])),
+    "pairs of three": _config(lambda c: c["targets"][0].update(flip_pairs=[[1, 2, 3]])),
+    "a layout of a list": _config(lambda c: _network(c, "interpreter").update(layout=["convs"])),
+    "psi of many digits": _config(lambda c: c["recipe"]["sampling"].update(truncation_psi=10**400)),
     "a fingerprint of a list": _config(lambda c: c.update(fingerprint=["x" * 10**5])),
     "a calibration of text": _config(lambda c: c.update(calibration="x")),
 }

@@ -1,4 +1,4 @@
-"""Make tests/golden from the full reference arrays: `make_golden_probes.py GOLDEN OUT`.
+"""Make tests/golden from the full reference arrays: `make_golden_probes.py GOLDEN [GOLDEN ...] OUT`.
 
 Copies the model files, keeps small arrays whole, and of larger ones the values at fixed places. Running it again gives
 the same bytes.
@@ -14,37 +14,49 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from golden_data import GENERATORS, INPUTS, LABELS
+from golden_data import GENERATORS, INPUTS, JOINT, LABELS
 
 from dsgan_datasets.files import atomic_write
 
 WHOLE_BYTES = 16 * 1024
+#: Masks are compared pixel by pixel, from all channels that make them.
+WHOLE_BYTES_OF_MASKS = 48 * 1024
 PROBE_COUNT = 2048
 LIMIT_BYTES = 25_000_000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("golden", type=Path, metavar="GOLDEN", help="folder with the full reference arrays")
+    parser.add_argument("golden", type=Path, nargs="+", metavar="GOLDEN", help="folders with full reference arrays")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, such as tests/golden")
     args = parser.parse_args()
 
+    folders = {name: folder_of(f"{name}.npz", args.golden) for name in (*GENERATORS, *LABELS)}
     for name in GENERATORS:
-        copy(args.golden, args.out, *model_files(args.golden, name))
-    for how in LABELS.values():
-        copy(args.golden, args.out, *(f"{how.classifiers}/model_{i}.pth" for i in range(how.members_here)))
-    for name in (*GENERATORS, *LABELS):
-        with np.load(args.golden / f"{name}.npz") as arrays:
+        copy(folders[name], args.out, *model_files(folders[name], name))
+    for name, how in LABELS.items():
+        copy(folders[name], args.out, *(f"{how.classifiers}/model_{i}.pth" for i in range(how.members_here)))
+    for name, folder in folders.items():
+        with np.load(folder / f"{name}.npz") as arrays:
             wanted = {key: arrays[key] for key in arrays.files}
         if name in LABELS and LABELS[name].members_here < 10:
             wanted = without_members(wanted, LABELS[name].members_here)
-        entries = {k: v for key, array in wanted.items() for k, v in probes(f"{name}/{key}", key, array).items()}
+        whole = WHOLE_BYTES_OF_MASKS if name in JOINT else WHOLE_BYTES
+        entries = {k: v for key, array in wanted.items() for k, v in probes(f"{name}/{key}", key, array, whole).items()}
         write(args.out / f"{name}.npz", npz(entries))
 
     total = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     print(f"{total / 1e6:.2f} MB of at most {LIMIT_BYTES / 1e6:.0f} MB")
     if total > LIMIT_BYTES:
         sys.exit("too large for the repository")
+
+
+def folder_of(file: str, folders: list[Path]) -> Path:
+    """The first folder that has a file."""
+    for folder in folders:
+        if (folder / file).is_file():
+            return folder
+    sys.exit(f"{file} is in none of {', '.join(map(str, folders))}")
 
 
 def model_files(golden: Path, name: str) -> list[str]:
@@ -55,7 +67,7 @@ def model_files(golden: Path, name: str) -> list[str]:
 
 
 def without_members(arrays: dict[str, np.ndarray], members: int) -> dict[str, np.ndarray]:
-    """The arrays of a label set that its first so many classifiers determine."""
+    """The arrays of a label set that its first `members` classifiers determine."""
     of_members = {key: arrays[key][:members] for key in ("logits", "member_argmax")}
     inputs = {key: array for key, array in arrays.items() if INPUTS.fullmatch(key)}
     return {**inputs, **of_members, **{key: arrays[key] for key in ("features_at_check_pixels", "image_uint8")}}
@@ -66,9 +78,9 @@ def copy(golden: Path, out: Path, *names: str) -> None:
         write(out / name, (golden / name).read_bytes())
 
 
-def probes(seed: str, key: str, array: np.ndarray) -> dict[str, np.ndarray]:
+def probes(seed: str, key: str, array: np.ndarray, whole_bytes: int = WHOLE_BYTES) -> dict[str, np.ndarray]:
     """The entries that stand for an array: itself, or shape, places, values there, and largest magnitude."""
-    if array.nbytes <= WHOLE_BYTES or INPUTS.fullmatch(key):
+    if array.nbytes <= whole_bytes or INPUTS.fullmatch(key):
         return {key: array}
     index = np.random.RandomState(zlib.crc32(seed.encode())).choice(array.size, PROBE_COUNT, replace=False)
     index = np.sort(index).astype(np.int32)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from golden_data import (
     GENERATORS,
+    JOINT,
     LABELS,
     PROBES,
     TOLERANCE,
@@ -18,6 +19,7 @@ from golden_data import (
     all_sets,
     compare_set,
     generator_arrays,
+    generator_file,
     label_arrays,
     layer_outputs,
     reference_generator,
@@ -30,6 +32,7 @@ from dsgan_datasets.interpreters import load_interpreter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CONVS_TO_16 = ["b8.conv0", "b8.conv1", "b16.conv0", "b16.conv1"]
 CLASSIFIERS = PROBES / "dgan_sg1_128_c7_ckpt"
 
 
@@ -49,6 +52,9 @@ def test_the_sets_hold_what_the_package_promises():
             *("img_psi1_const", "img_psi0.7_const", "img_psi1_none", "img_psi1_const_uint8"),
         },
         "sg3_": {"w_avg", "ws_psi1", "ws_psi0.7_cut4", "img_psi1_const", "img_psi0.7_cut8_const", "feat/input"},
+        "semanticgan": {"ws_psi1", "img_psi1", "img_psi0.7", "seg_psi1", "seg_psi0.7", "feat/conv1", "feat/convs.3"},
+        "sg2ada_4ch": {"w_avg", "ws_psi0.7", "img_psi1", "img_psi0.7", "feat/b32.conv1"},
+        "sg3_4ch": {"w_avg", "ws_psi0.7", "img_psi1", "img_psi0.7", "feat/input", "feat/L5_32_12"},
         "ros": {
             "w",
             "latent_psi0.7",
@@ -66,8 +72,11 @@ def test_the_sets_hold_what_the_package_promises():
     }
     for name in GENERATORS:
         names = set(Golden(PROBES / f"{name}.npz").names)
-        kind = next((kind for kind in ("sg3_", "ros", "dgan") if name.startswith(kind)), "sg2")
+        kinds = ("semanticgan", "sg2ada_4ch", "sg3_4ch", "sg3_", "ros", "dgan")
+        kind = next((kind for kind in kinds if name.startswith(kind)), "sg2")
         assert expected[kind] <= names
+        if name in JOINT:
+            continue
         if name.startswith("sg3_"):
             assert len([key for key in names if re.match(r"feat/L\d+_", key)]) == 15
         if name.startswith("sg"):
@@ -98,6 +107,20 @@ def test_layouts_share_their_maps():
     assert [f.shape[2] for f in expected] == with_const.feature_resolutions
     assert len(got) == len(expected) - 1
     assert all(torch.equal(a, b) for a, b in zip(got, expected[1:], strict=True))
+    assert [info.name for info in with_const.feature_info] == ["b4.const", "b4.conv1", *CONVS_TO_16]
+    assert with_const.feature_info[1:] == convs.feature_info
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_each_map_is_as_its_info_says(name):
+    generator = load_generator(generator_file(PROBES, name), device="cpu")
+    c = torch.eye(generator.c_dim)[:1] if generator.c_dim else None
+    _, maps = generator.synthesis(generator.mapping(torch.ones(1, generator.z_dim), c))
+    shapes = [(info.channels, info.resolution, info.resolution) for info in generator.feature_info]
+    assert [tuple(f.shape[1:]) for f in maps] == shapes
+    assert [info.channels for info in generator.feature_info] == generator.feature_channels
+    assert [info.resolution for info in generator.feature_info] == generator.feature_resolutions
+    assert len({info.name for info in generator.feature_info}) == len(maps)
 
 
 @pytest.mark.parametrize("name", ["sg2ada_fullsnapshot16", "sg2ada_uncond32_resnet"])

@@ -31,12 +31,12 @@ LONGEST = 10.0  # seconds
 
 #: Kind of a file -> how it is loaded, and its name.
 KINDS = {
-    **dict.fromkeys(("snapshot", "stylegan3"), ("generator", "x.pkl")),
-    **dict.fromkeys(("state dict", "rosinality", "stylegan1"), ("generator", "x.pt")),
+    **dict.fromkeys(("snapshot", "stylegan3", "four channels"), ("generator", "x.pkl")),
+    **dict.fromkeys(("state dict", "rosinality", "semanticgan", "stylegan1"), ("generator", "x.pt")),
     "torch file": ("torch file", "x.pt"),
     **dict.fromkeys(("classifier", "zip", "legacy"), ("interpreter", "model_0.pth")),
 }
-REAL = ["snapshot", "stylegan3", "rosinality", "stylegan1", "zip", "legacy"]
+REAL = ["snapshot", "stylegan3", "four channels", "rosinality", "semanticgan", "stylegan1", "zip", "legacy"]
 
 Loads = Callable[..., Outcome]
 
@@ -57,7 +57,9 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     torch.save(small_stylegan1(), legacy.with_name("stylegan1.pt"), _use_new_zipfile_serialization=False)
     return {
         "stylegan3": (GOLDEN / "sg3_r_32.pkl").read_bytes(),
+        "four channels": (GOLDEN / "sg3_4ch_t_32.pkl").read_bytes(),
         "rosinality": (GOLDEN / "ros_sg2_64.pt").read_bytes(),
+        "semanticgan": (GOLDEN / "semanticgan_32.pt").read_bytes(),
         "stylegan1": legacy.with_name("stylegan1.pt").read_bytes(),
         "snapshot": hostile.SMALL_SNAPSHOT.read_bytes(),
         "zip": classifier.read_bytes(),
@@ -191,7 +193,7 @@ def test_torch_files(loads: Loads, name: str) -> None:
         ("a module that is its own child", "a part of the content holds itself"),
         ("many sets", "more than 200000 opcodes"),
         ("equal hashes", "keys are strings or integers below 2^60"),
-        ("a dict made again and again", "asks for more data than it holds"),
+        ("a dict made over and over", "asks for more data than it holds"),
         ("one storage again and again", "asks for more data than it holds"),
         ("a tensor of terabytes", "reaches beyond its 4 stored values"),
         ("a tensor beyond its storage", "reaches beyond its 4 stored values"),
@@ -228,7 +230,7 @@ def test_each_rule_of_the_snapshot_reader(loads: Loads, name: str, reason: str) 
         ("legacy with other keys", "not those that the tensors refer to"),
         ("legacy with a key twice", "not those that the tensors refer to"),
         ("legacy with fewer values", "is shorter or longer than that"),
-        ("legacy with more values", "goes on after its last storage"),
+        ("legacy with more values", "continues after its last storage"),
         ("another magic number", "neither of the two formats"),
     ],
 )
@@ -268,7 +270,7 @@ FUZZ = settings(
 )
 
 
-@settings(FUZZ, max_examples=400)
+@settings(FUZZ, max_examples=500)
 @given(
     kind=st.sampled_from(REAL),
     mutator=st.sampled_from([*mutators.PLAIN, *mutators.OPCODES]),

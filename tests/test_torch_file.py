@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from torch import Tensor, nn
 
 from dsgan_datasets import CheckpointError
-from dsgan_datasets.checkpoints.torch_file import read_torch_file
+from dsgan_datasets.checkpoints.torch_file import WITH_ARGUMENTS, read_torch_file
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8]
 DTYPES += [torch.int16, torch.int32, torch.int64]
@@ -60,8 +60,9 @@ def test_a_state_dict(save: Any) -> None:
 def test_plain_values_and_training_arguments(save: Any) -> None:
     content = {"n": 3, "big": 2**70, "x": 0.5, "t": (1, [None, True]), "s": "é", "o": OrderedDict(a=1), "set": {1, 2}}
     arguments = argparse.Namespace(size=256, path="x")
-    found = read_torch_file(save({**content, "args": arguments}))
-    assert found == {**content, "args": {}}
+    assert read_torch_file(save({**content, "args": arguments}), WITH_ARGUMENTS) == {**content, "args": {}}
+    with pytest.raises(CheckpointError, match=r"refused: the file asks for argparse\.Namespace"):
+        read_torch_file(save({**content, "args": arguments}))
 
 
 @pytest.mark.parametrize("file", sorted(GOLDEN.glob("*_ckpt/model_0.pth")), ids=lambda path: path.parent.name)
@@ -94,5 +95,5 @@ def test_what_is_no_plain_tensor_is_refused_by_name(save: Any, content: Any, ask
 
 def test_no_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing.pt"):
-        with pytest.raises(CheckpointError, match="is no regular file"):
+        with pytest.raises(CheckpointError, match="is not a regular file"):
             read_torch_file(path)

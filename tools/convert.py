@@ -7,8 +7,11 @@ from pathlib import Path
 
 from dsgan_datasets.generators import load_generator, save_generator
 from dsgan_datasets.generators.dialects import read_average
+from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.labelers.joint import MASK_CHANNEL, joint_labeler
+from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.tools import options
-from dsgan_datasets.tools.info import generator_rows
+from dsgan_datasets.tools.info import info_rows
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -16,17 +19,29 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         verbs,
         "convert",
-        "turn a StyleGAN1, 2 or 3 of another project into the project's own files, running nothing from it",
+        "turn a generator of another project into the project's own files, running nothing from it",
         "dsgan convert network-snapshot-025000.pkl my-generator\n"
-        "  dsgan convert ffhq.for_g_all.pt ffhq --avg-latent avg_latent_stylegan1.npy --license CC-BY-NC-SA-4.0",
+        "  dsgan convert ffhq.for_g_all.pt ffhq --avg-latent avg_latent_stylegan1.npy --license CC-BY-NC-SA-4.0\n"
+        "  dsgan convert rgb-and-mask.pkl lesions --classes background,lesion --label-channel",
     )
-    parser.add_argument("source", help=".pkl snapshot, .pt state dict, or checkpoint directory (its generator)")
+    parser.add_argument("source", help=".pkl snapshot, .pt file, or checkpoint directory (its generator)")
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
     parser.add_argument(
         "--avg-latent",
         type=Path,
         metavar="NPY",
         help="average w, [w_dim] or equal rows (default: the file's own; of StyleGAN1 <stem>_avg_latent.npy beside it)",
+    )
+    parser.add_argument(
+        "--label-channel",
+        action="store_true",
+        help="the fourth image channel is a binary mask (above 0 is class 1), not transparency: write a labeled "
+        "checkpoint, which needs no fit",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="NAME,…",
+        help="names of the classes of a generator that makes masks, by id (default: class_0,class_1,…)",
     )
     parser.add_argument("--license", help="license note of the weights, kept in config.json (default: unspecified)")
     options.add_overwrite(parser)
@@ -41,7 +56,16 @@ def run(args: argparse.Namespace) -> None:
             f"{args.out} is a labeled checkpoint, whose interpreter would be left behind: choose another name"
         )
     average = None if args.avg_latent is None else read_average(args.avg_latent)
+    classes = None if args.classes is None else [name.strip() for name in args.classes.split(",")]
     generator = load_generator(args.source, device="cpu", avg_latent=average)
-    save_generator(generator, args.out, license=args.license)
-    rows = generator_rows(load_generator(args.out, device="cpu"))
-    options.print_rows({**rows, "license": args.license or rows["license"], "written to": str(args.out.resolve())})
+    notes = {}
+    if args.label_channel or classes is not None or generator.extra_are_logits:
+        labeler = joint_labeler(generator, classes, MASK_CHANNEL if args.label_channel else None)
+        LabeledGenerator(labeler, Recipe(), license=args.license or None).save_pretrained(args.out)
+    else:
+        save_generator(generator, args.out, license=args.license)
+        if generator.extra_channels:
+            notes["note"] = (
+                "channel 4 is dropped; if it is a mask, convert with --label-channel --classes background,NAME"
+            )
+    options.print_rows({**info_rows(args.out), **notes, "written to": str(args.out.resolve())})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.tensors import digest_tensors
@@ -12,7 +14,8 @@ from dsgan_datasets.generators.base import IMAGE_CHANNELS
 from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.interpreters import load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.recipe import Calibration
+from dsgan_datasets.labelers.joint import num_classes
+from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.tools import options
 
 
@@ -21,7 +24,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         verbs,
         "info",
-        "tell what a checkpoint directory or a foreign file is, without running anything from it",
+        "say what a checkpoint directory or a file of another project is, without running anything from it",
         "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl\n  dsgan info stylegan2-cat-config-f.pt",
     )
     parser.add_argument(
@@ -33,31 +36,40 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Find out and print."""
     path = checkpoint_directory.find(args.source)
-    rows = {"path": str(path), **describe(path)}
+    rows = {"path": str(path), **info_rows(path)}
     options.print_rows(rows)
 
 
-def describe(path: Path) -> dict[str, str]:
+def info_rows(path: Path) -> dict[str, str]:
     """What is known about a file or folder, as printable rows."""
     if path.is_dir() and not (path / "config.json").is_file() and any(path.glob("model_*.pth")):
-        return {"kind": "folder of published pixel classifiers", **_interpreter(path)}
+        interpreter = load_interpreter(path, device="cpu")
+        return {"kind": "folder of published pixel classifiers", **_interpreter_rows(interpreter.config)}
     if path.is_dir() or path.name == "generator.safetensors":
-        return _checkpoint(path if path.is_dir() else path.parent)
-    return generator_rows(load_generator(path, device="cpu"))
+        return _checkpoint_rows(path if path.is_dir() else path.parent)
+    generator = load_generator(path, device="cpu")
+    return {**generator_rows(generator), **_mask_rows(generator)}
 
 
-def _checkpoint(path: Path) -> dict[str, str]:
+def _checkpoint_rows(path: Path) -> dict[str, str]:
     config = checkpoint_directory.read_config(path)
-    rows = {"kind": f"checkpoint directory, format {config['format_version']}"}
-    if "interpreter" not in config:
-        rows.update(generator_rows(load_generator(path, device="cpu")))
+    # The file's own: `read_config` gives the current format, whatever it was written in.
+    rows = {"kind": f"checkpoint directory, format {config.get('migrated_from', config['format_version'])}"}
+    if "labeler" not in config:
+        generator = load_generator(path, device="cpu")
+        rows.update(generator_rows(generator), **_mask_rows(generator))
     else:
         labeled = LabeledGenerator.from_pretrained(path, device="cpu")
         rows.update(generator_rows(labeled.generator))
-        rows.update(_interpreter(path))
-        rows["class names"] = ", ".join(labeled.schema.classes)
-        rows["recipe"] = ", ".join(f"{k} {v}" for k, v in labeled.recipe.to_dict().items() if v not in (None, []))
-        rows["filter"] = _filter(labeled.calibration)
+        parts = labeled.labeler.parts()
+        if "interpreter" in parts:
+            rows.update(_interpreter_rows(parts["interpreter"].config))
+        else:
+            rows["masks"] = f"made by the generator itself, from {labeled.generator.extra_channels} channel(s)"
+        for target in labeled.targets:
+            rows[f"{target.field} classes"] = ", ".join(target.tally_names)
+        rows["recipe"] = _recipe(labeled.recipe)
+        rows["filter"] = _filter(labeled)
         rows["fingerprint"] = labeled.fingerprint
     rows["license"] = str(config.get("license", "not stated"))
     return rows
@@ -66,16 +78,16 @@ def _checkpoint(path: Path) -> dict[str, str]:
 def generator_rows(generator: FeatureGenerator) -> dict[str, str]:
     """What a generator is and where it came from, as printable rows."""
     maps = [f"{c}×{r}²" for c, r in zip(generator.feature_channels, generator.feature_resolutions, strict=True)]
-    source, config = generator.source, generator.config
+    provenance, config = generator.provenance, generator.config
     rows = {}
-    if source is not None:
-        rows = {"read from": source.dialect, "source file": f"{source.file}, sha256 {source.sha256[:16]}…"}
-    if source is not None and source.notes:
-        rows["notes"] = "; ".join(source.notes)
+    if provenance is not None:
+        rows = {"read from": provenance.dialect, "source file": f"{provenance.file}, sha256 {provenance.sha256[:16]}…"}
+    if provenance is not None and provenance.notes:
+        rows["notes"] = "; ".join(provenance.notes)
     architecture = [config["architecture"], *([f"{config['block']} architecture"] if "block" in config else [])]
     if config.get("conv_clamp") is not None:
         architecture.append(f"clamp {config['conv_clamp']:g}")
-    average = "average w known" if generator.mean_w is not None else "no average w: psi must be 1"
+    average = "average w known" if generator.mean_w is not None else "no average w: truncation_psi must be 1"
     classes = f"{generator.c_dim} image classes" if generator.c_dim else "unconditional"
     return rows | {
         "generator": ", ".join(architecture),
@@ -85,22 +97,43 @@ def generator_rows(generator: FeatureGenerator) -> dict[str, str]:
         "features": f"{sum(generator.feature_channels)} channels in layout {generator.features}: {', '.join(maps)}",
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
         "weights": f"sha256 {digest_tensors(generator_tensors(generator))[:16]}…",
-        "license": source.license if source else "unspecified",
+        "license": provenance.license if provenance else "unspecified",
     }
 
 
-def _filter(found: Calibration | None) -> str:
-    if found is None:
+def _mask_rows(generator: FeatureGenerator) -> dict[str, str]:
+    """What a generator without labels could label by itself."""
+    if not generator.extra_channels:
+        return {}
+    if generator.extra_are_logits:
+        return {"masks": f"{num_classes(generator)} classes, made by the generator itself: dsgan convert --classes …"}
+    return {"masks": "of 2 classes, if the fourth channel is one: dsgan convert --label-channel --classes …"}
+
+
+def _recipe(recipe: Recipe) -> str:
+    """What differs from the defaults, without the filter."""
+    sections = (fields for name, fields in recipe.decisions().items() if name != "filter")
+    return ", ".join(f"{name} {value}" for fields in sections for name, value in fields.items()) or "defaults"
+
+
+def _filter(labeled: LabeledGenerator) -> str:
+    if not labeled.labeler.has_uncertainty:
+        return "by content only (require): there is no uncertainty"
+    if labeled.calibration is None or labeled.recipe.threshold is None:
         return "not calibrated"
-    error = f"{found.threshold:.5g} ± {found.standard_error:.2g} nats"
-    return f"drops {found.reject_fraction:.0%}: score above {error}"
+    error = f"{labeled.recipe.threshold:.5g} ± {labeled.calibration.standard_error:.2g} nats"
+    return f"drops {labeled.recipe.reject_fraction:.0%}: score above {error}"
 
 
-def _interpreter(path: Path) -> dict[str, str]:
-    ensemble = load_interpreter(path, device="cpu")
-    hidden = "/".join(map(str, ensemble.config["hidden"]))
-    return {
-        "interpreter": f"{ensemble.num_members} pixel classifiers, {ensemble.in_channels} features, "
-        f"{hidden} hidden units",
-        "classes": str(ensemble.num_classes),
-    }
+#: Facts of an interpreter's config that have words of their own.
+_FACTS: dict[str, Callable[[Any], str]] = {
+    "members": lambda count: f"{count} pixel classifiers",
+    "channels": lambda channels: f"{sum(channels)} features",
+    "hidden": lambda widths: f"{'/'.join(map(str, widths))} hidden units",
+}
+
+
+def _interpreter_rows(config: Mapping[str, Any]) -> dict[str, str]:
+    facts = [text(config[name]) for name, text in _FACTS.items() if name in config]
+    rows = {"interpreter": f"{config['architecture']}: {', '.join(facts)}"}
+    return {**rows, "classes": str(config["classes"])} if "classes" in config else rows

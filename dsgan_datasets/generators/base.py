@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dsgan_datasets._deprecation import warn_renamed
 from dsgan_datasets.checks import integer
 from dsgan_datasets.recipe import FeatureLayout, NoiseMode
 
@@ -66,7 +67,7 @@ class GeneratorConfig:
         if self.img_channels not in IMAGE_CHANNELS:
             raise ValueError(
                 f"img_channels must be {', '.join(map(str, IMAGE_CHANNELS))}, not {self.img_channels!r}: "
-                "there is no rule for making such an image RGB"
+                "it is not known how to make such an image RGB"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,14 +111,14 @@ class PyramidConfig(GeneratorConfig):
 
 
 def positive(name: str, value: object) -> float:
-    """The value itself; ValueError unless it is a number above 0 (and below 1e9, where float32 ends to make sense)."""
+    """The value itself; ValueError unless it is a number above 0 and below 1e9, beyond which float32 is too coarse."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
         raise ValueError(f"{name} must be a positive number, not {value!r:.40}")
     return float(value)
 
 
 @dataclass(frozen=True)
-class Source:
+class Provenance:
     """Where a generator came from; kept beside the weights, outside the fingerprint.
 
     Attributes:
@@ -126,6 +127,11 @@ class Source:
         dialect: what kind of file it was.
         notes: what else was found or done, one sentence each.
         license: of the weights.
+        more: entries that a newer version wrote and this one does not know: kept and written back.
+
+    Example:
+        >>> Provenance.from_dict({"file": "a.pkl", "sha256": "0f", "dialect": "x", "trained_on": "cats"}).more
+        {'trained_on': 'cats'}
     """
 
     file: str
@@ -133,28 +139,55 @@ class Source:
     dialect: str
     notes: tuple[str, ...] = ()
     license: str = "unspecified"
+    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""
-        return {**dataclasses.asdict(self), "notes": list(self.notes)}
+        known = {name: getattr(self, name) for name in _PROVENANCE_TEXTS}
+        return {**self.more, **known, "notes": list(self.notes)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Source:
-        """Inverse of `to_dict`; ValueError if it is none."""
-        fields = {**data, "notes": data.get("notes", [])}
-        if not isinstance(fields["notes"], list):
-            raise ValueError(f"notes must be a list, not {type(fields['notes']).__name__}")
-        texts = [*fields["notes"], *(v for k, v in fields.items() if k != "notes")]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError("source must hold texts only")
-        return cls(**{**fields, "notes": tuple(fields["notes"])})
+    def from_dict(cls, data: Mapping[str, Any]) -> Provenance:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: an entry that is missing, or known but not text.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"it must be an object of settings, not {data!r:.60}")
+        if missing := {"file", "sha256", "dialect"} - data.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        texts = {name: data[name] for name in _PROVENANCE_TEXTS if name in data}
+        notes = data.get("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(text, str) for text in (*notes, *texts.values())):
+            raise ValueError(f"{', '.join(_PROVENANCE_TEXTS)} must be texts, and notes a list of texts")
+        more = {name: value for name, value in data.items() if name not in (*_PROVENANCE_TEXTS, "notes")}
+        return cls(**texts, notes=tuple(notes), more=more)
+
+
+_PROVENANCE_TEXTS = ("file", "sha256", "dialect", "license")
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One of the maps that `FeatureGenerator.synthesis` returns.
+
+    Attributes:
+        channels: of the map.
+        resolution: side of the square map, pixels.
+        name: of the layer that makes it, as the files name their layers: "b8.conv0", "L3_52_12".
+    """
+
+    channels: int
+    resolution: int
+    name: str
 
 
 class Precomputed(nn.Module):
     """A layer that keeps what depends on its weights alone."""
 
     def precompute(self) -> None:
-        """Compute that anew."""
+        """Compute that from the current weights."""
         raise NotImplementedError
 
 
@@ -168,18 +201,18 @@ class FeatureGenerator(nn.Module, ABC):
         num_ws: style vectors an image takes.
         img_resolution: side of the square image, pixels.
         img_channels: channels of the image as the network makes it; `synthesis` always returns three.
+        color_channels: how many of the channels that `synthesis_channels` returns are colors, 1 or 3; they come first.
+        extra_channels: how many channels follow them: a fourth image channel, or logits of a mask.
         features: feature layout in use.
-        feature_channels: channels of each map returned by `synthesis`, in order.
-        feature_resolutions: side of each of these maps.
-        source: where it came from; None if that is not known.
+        feature_info: each map that `synthesis` returns, in order.
+        provenance: where it came from; None if that is not known.
     """
 
     #: Feature layouts that the architecture can give; the first is its default.
     layouts: ClassVar[tuple[FeatureLayout, ...]] = get_args(FeatureLayout)
 
     num_ws: int
-    feature_channels: list[int]
-    feature_resolutions: list[int]
+    feature_info: tuple[FeatureInfo, ...]
     mapping_network: nn.Module
     synthesis_network: nn.Module
 
@@ -192,13 +225,36 @@ class FeatureGenerator(nn.Module, ABC):
             )
         self.z_dim, self.c_dim, self.w_dim = config.z_dim, config.c_dim, config.w_dim
         self.img_resolution, self.img_channels = config.img_resolution, config.img_channels
-        self.source: Source | None = None
+        self.color_channels = min(config.img_channels, 3)
+        self.extra_channels = config.img_channels - self.color_channels
+        self.provenance: Provenance | None = None
         self._config = config
 
     @property
     def config(self) -> dict[str, Any]:
         """What config.json needs to build the same network again."""
         return self._config.to_dict()
+
+    @property
+    def extra_are_logits(self) -> bool:
+        """Whether the extra channels are known to be logits of a mask; a fourth image channel may be transparency."""
+        return self.extra_channels > 0 and self.img_channels == self.color_channels
+
+    @property
+    def feature_channels(self) -> list[int]:
+        """Channels of each map that `synthesis` returns, in order."""
+        return [info.channels for info in self.feature_info]
+
+    @property
+    def feature_resolutions(self) -> list[int]:
+        """Side of each of these maps, pixels."""
+        return [info.resolution for info in self.feature_info]
+
+    @property
+    def source(self) -> Provenance | None:
+        """Deprecated name of `provenance`."""
+        warn_renamed("FeatureGenerator.source", "FeatureGenerator.provenance")
+        return self.provenance
 
     @property
     def device(self) -> torch.device:
@@ -226,7 +282,7 @@ class FeatureGenerator(nn.Module, ABC):
             z: [N, z_dim].
             c: one-hot classes [N, c_dim]; only for a conditional generator.
             truncation_psi: mean + psi · (w − mean); 1 changes nothing. A number, or one a latent [N].
-            truncation_cutoff: truncate only the first so many of the num_ws vectors; None truncates all.
+            truncation_cutoff: truncate only the first `truncation_cutoff` of the num_ws vectors; None truncates all.
 
         Returns:
             float32 [N, num_ws, w_dim].
@@ -250,8 +306,8 @@ class FeatureGenerator(nn.Module, ABC):
             return ws
         if self.mean_w is None:
             raise ValueError(
-                "truncation needs the average w, which this generator's file does not have: give avg_latent=… to "
-                "load_generator (`--avg-latent` to dsgan convert), or use psi 1"
+                "truncation needs the average w, which this generator's file does not have: pass avg_latent=… to "
+                "load_generator (`--avg-latent` to dsgan convert), or use truncation_psi 1"
             )
         mean, truncated = self.mean_w, ws[:, :truncation_cutoff]
         ws[:, :truncation_cutoff] = (
@@ -283,16 +339,45 @@ class FeatureGenerator(nn.Module, ABC):
             first three are kept.
 
         Raises:
-            ValueError: ws or noise has the wrong shape or length, or an unknown noise mode.
+            ValueError: ws or noise has the wrong shape or length, or the noise mode is unknown.
+        """
+        channels, features = self.synthesis_channels(ws, noise_mode=noise_mode, noise=noise, dtype=dtype)
+        return self.colors(channels), features
+
+    def synthesis_channels(
+        self,
+        ws: Tensor,
+        *,
+        noise_mode: NoiseMode = "const",
+        noise: Sequence[Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All channels that the network makes, and features; arguments and errors are those of `synthesis`.
+
+        Returns:
+            float32 [N, color_channels + extra_channels, H, W]: colors, nominally -1..1 (not clipped), then the extra
+            channels as they are; and the feature maps.
+
+        Example:
+            >>> generator = load_generator("demo-faces", device="cpu")
+            >>> generator.synthesis_channels(generator.mapping(torch.zeros(1, generator.z_dim)))[0].shape
+            torch.Size([1, 3, 64, 64])
         """
         if ws.dim() != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws must be [N, {self.num_ws}, {self.w_dim}], got {list(ws.shape)}")
-        image, features = self._synthesize(ws, self._noise(noise_mode, noise), dtype)
-        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image[:, :3], features
+        return self._synthesize(ws, self._noise(noise_mode, noise), dtype)
+
+    def colors(self, channels: Tensor) -> Tensor:
+        """The RGB image [N, 3, H, W] of what `synthesis_channels` returned."""
+        image = channels[:, : self.color_channels]
+        return image.expand(-1, 3, -1, -1) if self.color_channels == 1 else image
 
     @abstractmethod
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-        """Image [N, img_channels, H, W] and feature maps; `noise` has one entry for each of `_stored_noise`."""
+        """All channels [N, color_channels + extra_channels, H, W] and feature maps.
+
+        `noise` has one entry for each of `_stored_noise`.
+        """
 
     @abstractmethod
     def _stored_noise(self) -> list[Tensor]:
@@ -312,7 +397,11 @@ class FeatureGenerator(nn.Module, ABC):
         """Evaluation mode, no gradients; call again after changing weights. Returns the generator itself."""
         self.eval()
         self.requires_grad_(False)
+        self.precompute()
+        return self
+
+    def precompute(self) -> None:
+        """Recompute what layers derive from their weights, with gradients where weights have them (for training)."""
         for module in self.modules():
             if isinstance(module, Precomputed):
                 module.precompute()
-        return self

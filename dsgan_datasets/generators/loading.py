@@ -1,4 +1,4 @@
-"""A file of whatever kind -> a frozen generator -> the project's own files."""
+"""A file of any known kind -> a frozen generator -> the project's own files."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from torch import Tensor
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.card import generator_card
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.tensors import assign_tensors
+from dsgan_datasets.checkpoints.tensors import assign_tensors, digest_tensors
 from dsgan_datasets.device import Device, resolve_device
-from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Source
-from dsgan_datasets.generators.dialects import average_w, read_foreign
+from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Provenance
+from dsgan_datasets.generators.dialects import average_w, import_generator
+from dsgan_datasets.generators.semanticgan import SemanticGAN, SemanticGANConfig
 from dsgan_datasets.generators.stylegan1 import StyleGAN1, StyleGAN1Config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from dsgan_datasets.generators.stylegan3 import StyleGAN3, StyleGAN3Config
 from dsgan_datasets.recipe import FeatureLayout
 
-_CONFIGS: dict[str, type[GeneratorConfig]] = {
-    config.architecture: config for config in (StyleGAN1Config, StyleGAN2Config, StyleGAN3Config)
-}
 _NETWORKS: dict[type[GeneratorConfig], type[FeatureGenerator]] = {
     StyleGAN1Config: StyleGAN1,
     StyleGAN2Config: StyleGAN2,
     StyleGAN3Config: StyleGAN3,
+    SemanticGANConfig: SemanticGAN,
 }
+_CONFIGS: dict[str, type[GeneratorConfig]] = {config.architecture: config for config in _NETWORKS}
 
 
 def load_generator(
@@ -49,6 +49,7 @@ def load_generator(
             a checkpoint directory (or its ``generator.safetensors``), or the name of a built-in checkpoint;
             a ``.pkl`` snapshot of stylegan2-ada-pytorch or stylegan3 (StyleGAN2 and 3; ``G_ema`` is used);
             a rosinality StyleGAN2 ``.pt`` (``g_ema``);
+            a SemanticGAN ``.pt`` (``g_ema`` with ``to_seg1``), whose masks `load_joint` gives;
             a StyleGAN1 ``.pt`` as DatasetGAN uses it (``g_mapping``, ``g_synthesis``); its average w is read from
             ``<stem>_avg_latent.npy`` beside it, and its noise is drawn from the hash of its weights.
         device: where to put it; None is the current CUDA device if there is one, else the CPU.
@@ -73,35 +74,53 @@ def load_generator(
         file = file.parent
     if file.is_dir():
         stored = checkpoint_directory.read_config(file)
-        config = parse_config(checkpoint_directory.section(stored, "generator", file), file)
+        part = _generator_part(stored, file)
+        config = parse_config(checkpoint_directory.section(part, "config", file), file)
         tensors = checkpoint_directory.read_tensors(file / "generator.safetensors")
-        source = _source_of_directory(stored, file)
+        _check_digest(tensors, part.get("sha256"), file / "generator.safetensors")
+        provenance = _provenance_of_directory(stored, file)
     else:
-        foreign = read_foreign(file)
-        config, tensors, source = foreign.config, foreign.tensors, foreign.source
+        imported, provenance = import_generator(file)
+        config, tensors = imported.config, imported.tensors
     if avg_latent is not None:
         tensors = {**tensors, "mapping.w_avg": average_w(avg_latent)}
         config = dataclasses.replace(config, has_w_avg=True)
-        notes = [note for note in source.notes if "average w" not in note]
-        source = dataclasses.replace(source, notes=(*notes, "average w given separately"))
-    return build_generator(config, tensors, features=features, device=device, source=source, path=file)
+        notes = [note for note in provenance.notes if "average w" not in note]
+        provenance = dataclasses.replace(provenance, notes=(*notes, "average w given separately"))
+    return build_generator(config, tensors, features=features, device=device, provenance=provenance, path=file)
 
 
-def _source_of_directory(config: Mapping[str, Any], directory: Path) -> Source:
+def _generator_part(stored: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """The generator's entry in the parts of a config.json."""
+    parts = checkpoint_directory.section(stored, "parts", directory)
+    return checkpoint_directory.section(parts, "generator", directory)
+
+
+def _check_digest(tensors: Mapping[str, Tensor], expected: object, path: Path) -> None:
+    """CheckpointError unless the tensors are those that config.json was written for, if it says which."""
+    if expected is not None and (found := digest_tensors(tensors)) != expected:
+        raise CheckpointError(
+            f"{path} is damaged or belongs to another checkpoint: config.json says sha256 {str(expected)[:16]}…, its "
+            f"tensors give {found[:16]}…"
+        )
+
+
+def _provenance_of_directory(config: Mapping[str, Any], directory: Path) -> Provenance:
     """Where the generator of a checkpoint directory came from, with the license that the directory states."""
-    source = read_source(config, directory)
-    if source is None:
+    provenance = read_provenance(config, directory)
+    if provenance is None:
         digest = hashlib.sha256((directory / "generator.safetensors").read_bytes()).hexdigest()
-        source = Source(f"{directory.resolve().name}/generator.safetensors", digest, "checkpoint of dsgan_datasets")
+        name = f"{directory.resolve().name}/generator.safetensors"
+        provenance = Provenance(name, digest, "checkpoint of dsgan_datasets")
     stated = config.get("license")
-    return dataclasses.replace(source, license=stated) if isinstance(stated, str) and stated else source
+    return dataclasses.replace(provenance, license=stated) if isinstance(stated, str) and stated else provenance
 
 
 def parse_config(fields: Mapping[str, Any], path: Path) -> GeneratorConfig:
     """The shape of a generator from the section of a config.json.
 
     Raises:
-        CheckpointError: an unknown architecture, or values that are no such shape.
+        CheckpointError: an unknown architecture, or values that are not such a shape.
     """
     architecture = fields.get("architecture")
     if not isinstance(architecture, str) or architecture not in _CONFIGS:
@@ -114,15 +133,19 @@ def parse_config(fields: Mapping[str, Any], path: Path) -> GeneratorConfig:
         raise CheckpointError(f"{path}: the generator's config is not usable: {error}") from error
 
 
-def read_source(config: Mapping[str, Any], path: Path) -> Source | None:
-    """Where the generator of a config.json came from, if it says so."""
-    stored = config.get("source")
+def read_provenance(config: Mapping[str, Any], path: Path) -> Provenance | None:
+    """Where the generator of a config.json came from, if it says so.
+
+    Raises:
+        CheckpointError: it says so in a form that cannot be read.
+    """
+    stored = config.get("provenance")
     if stored is None:
         return None
     try:
-        return Source.from_dict(stored)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path / 'config.json'}: section 'source' is not usable: {error}") from error
+        return Provenance.from_dict(stored)
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'config.json'}: section 'provenance' is not usable: {error}") from error
 
 
 def build_generator(
@@ -131,7 +154,7 @@ def build_generator(
     *,
     features: FeatureLayout | None = None,
     device: Device = None,
-    source: Source | None = None,
+    provenance: Provenance | None = None,
     path: object = "generator",
 ) -> FeatureGenerator:
     """A frozen generator from its shape and its tensors; `path` names them in errors."""
@@ -141,7 +164,7 @@ def build_generator(
     with torch.device("meta"):
         generator = _NETWORKS[type(config)](config, features)
     assign_tensors(generator, {_inside(name): tensor for name, tensor in tensors.items()}, path)
-    generator.source = source
+    generator.provenance = provenance
     return generator.freeze().to(resolve_device(device))
 
 
@@ -162,7 +185,7 @@ def save_generator(generator: FeatureGenerator, path: str | os.PathLike[str], *,
     Args:
         generator: its weights and its feature maps come back bit for bit.
         path: the directory; files of the same names in it are replaced.
-        license: of the weights; None keeps what its source says.
+        license: of the weights; None keeps what its provenance says.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -174,13 +197,20 @@ def save_generator(generator: FeatureGenerator, path: str | os.PathLike[str], *,
     """
     if license is not None and not isinstance(license, str):
         raise ValueError(f"license must be a text, not {type(license).__name__}")
-    source = generator.source
-    if source is not None and license:
-        source = dataclasses.replace(source, license=license)
-    config = {
-        "license": license or (source.license if source else "unspecified"),
-        "generator": generator.config,
-        "source": source.to_dict() if source else None,
+    provenance = generator.provenance
+    if provenance is not None and license:
+        provenance = dataclasses.replace(provenance, license=license)
+    tensors = generator_tensors(generator)
+    config = _generator_config(generator, tensors, provenance, license)
+    checkpoint_directory.write(Path(path), config, {"generator": tensors}, generator_card(config))
+
+
+def _generator_config(
+    generator: FeatureGenerator, tensors: Mapping[str, Tensor], provenance: Provenance | None, license: str | None
+) -> dict[str, Any]:
+    """Content of the config.json of a generator without labels."""
+    return {
+        "license": license or (provenance.license if provenance else "unspecified"),
+        "parts": {"generator": {"config": generator.config, "sha256": digest_tensors(tensors)}},
+        "provenance": provenance.to_dict() if provenance else None,
     }
-    tensors = {"generator": generator_tensors(generator)}
-    checkpoint_directory.write(Path(path), config, tensors, generator_card(config))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator, Precomputed, PyramidConfig
+from dsgan_datasets.generators.base import FeatureGenerator, FeatureInfo, Precomputed, PyramidConfig
 from dsgan_datasets.generators.layers import (
     SLOPE,
     SQRT2,
@@ -178,8 +178,9 @@ class StyleGAN1(FeatureGenerator):
         self.mapping_network = MappingNetwork(config)
         self.synthesis_network = _Synthesis(config)
         self.num_ws = config.num_ws
-        self.feature_channels = [config.channels[r] for r in config.resolutions for _ in range(2)]
-        self.feature_resolutions = [r for r in config.resolutions for _ in range(2)]
+        self.feature_info = tuple(
+            FeatureInfo(config.channels[r], r, name) for r in config.resolutions for name in (f"b{r}", f"b{r}.conv1")
+        )
 
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         image, features = self.synthesis_network(ws, noise, dtype)

@@ -8,6 +8,7 @@ the files that people have, so that their tensors load as they are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgan_datasets.generators.base import FeatureGenerator, Precomputed, PyramidConfig, positive
+from dsgan_datasets.generators.base import FeatureGenerator, FeatureInfo, Precomputed, PyramidConfig, positive
 from dsgan_datasets.generators.layers import (
     SLOPE,
     SQRT2,
@@ -49,6 +50,11 @@ class StyleGAN2Config(PyramidConfig):
             positive("conv_clamp", self.conv_clamp)
         if self.block not in ("skip", "resnet"):
             raise ValueError(f'block must be "skip" or "resnet", not {self.block!r}')
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """Name of each 1×1 layer that adds to the output at every resolution -> its channels."""
+        return {"torgb": self.img_channels}
 
 
 class _StyledConv(Precomputed):
@@ -96,14 +102,14 @@ class _StyledConv(Precomputed):
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
-class _ToRGB(nn.Module):
-    """1×1 convolution to the image, styled but not demodulated."""
+class _Head(nn.Module):
+    """ToRGB, or another such layer: 1×1 convolution to channels of the output, styled but not demodulated."""
 
-    def __init__(self, cfg: StyleGAN2Config, n_in: int) -> None:
+    def __init__(self, cfg: StyleGAN2Config, n_in: int, n_out: int) -> None:
         super().__init__()
         self.affine = EqualizedLinear(cfg.w_dim, n_in)
-        self.weight = nn.Parameter(torch.empty(cfg.img_channels, n_in, 1, 1))
-        self.bias = nn.Parameter(torch.empty(cfg.img_channels))
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, 1, 1))
+        self.bias = nn.Parameter(torch.empty(n_out))
         self.clamp = cfg.conv_clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
@@ -141,11 +147,13 @@ class _Block(nn.Module):
             self.conv0 = _StyledConv(cfg, n_in, n_out, resolution, up=True)
         self.conv1 = _StyledConv(cfg, n_out, n_out, resolution, up=False, gain=math.sqrt(0.5) if residual else 1.0)
         self.skip = _Skip(n_in, n_out) if residual else None
-        self.torgb = _ToRGB(cfg, n_out) if cfg.block == "skip" or is_last else None
+        self.heads = list(cfg.heads) if cfg.block == "skip" or is_last else []
+        for name in self.heads:
+            self.add_module(name, _Head(cfg, n_out, cfg.heads[name]))
 
 
 class _Synthesis(nn.Module):
-    """ws -> image and features."""
+    """ws -> channels of the output and features."""
 
     def __init__(self, cfg: StyleGAN2Config) -> None:
         super().__init__()
@@ -158,7 +166,7 @@ class _Synthesis(nn.Module):
         return [m for m in self.modules() if isinstance(m, _StyledConv)]
 
     def forward(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-        image: Tensor | None = None
+        output: Tensor | None = None
         features: list[Tensor] = []
         x = ws.new_empty(0)
         residual: Tensor | None = None
@@ -174,12 +182,14 @@ class _Synthesis(nn.Module):
             x = self._styled(block.conv1, x, ws, noise, features)
             if residual is not None:
                 x = x + residual
-            if block.torgb is not None:
+            if block.heads:
                 # ToRGB takes the style of the layer that comes next, without using it up.
-                rgb = block.torgb(x, ws[:, len(features) - 1])
-                image = rgb if image is None else upsample_image(image) + rgb
-        assert image is not None
-        return image, features
+                w = ws[:, len(features) - 1]
+                made = [block.get_submodule(name)(x, w) for name in block.heads]
+                added = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+                output = added if output is None else upsample_image(output) + added
+        assert output is not None
+        return output, features
 
     def _styled(
         self, layer: _StyledConv, x: Tensor, ws: Tensor, noise: list[Tensor | None], features: list[Tensor]
@@ -208,17 +218,18 @@ class StyleGAN2(FeatureGenerator):
         super().__init__(config, features)
         self.mapping_network = MappingNetwork(config)
         self.synthesis_network = _Synthesis(config)
-        layers = self.synthesis_network.layers()
-        self.num_ws = len(layers) + 1
-        self.feature_channels = [len(layer.bias) for layer in layers]
-        self.feature_resolutions = [len(layer.noise_const) for layer in layers]
-        if self.features == "const+convs":
-            self.feature_channels.insert(0, config.channels[4])
-            self.feature_resolutions.insert(0, 4)
+        convs = tuple(
+            FeatureInfo(config.channels[r], r, f"b{r}.{name}")
+            for r in config.resolutions
+            for name in (("conv1",) if r == 4 else ("conv0", "conv1"))
+        )
+        const = FeatureInfo(config.channels[4], 4, "b4.const")
+        self.num_ws = len(convs) + 1
+        self.feature_info = (const, *convs) if self.features == "const+convs" else convs
 
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-        image, features = self.synthesis_network(ws, noise, dtype)
-        return image, features if self.features == "const+convs" else features[1:]
+        channels, features = self.synthesis_network(ws, noise, dtype)
+        return channels, features if self.features == "const+convs" else features[1:]
 
     def _stored_noise(self) -> list[Tensor]:
         return [layer.noise_const for layer in self.synthesis_network.layers()]

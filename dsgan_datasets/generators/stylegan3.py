@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Precomputed, positive
+from dsgan_datasets.generators.base import FeatureGenerator, FeatureInfo, GeneratorConfig, Precomputed, positive
 from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
 from dsgan_datasets.recipe import FeatureLayout
 
@@ -70,7 +70,7 @@ class LayerConfig:
         for pixels in self.padding:
             integer("padding", pixels, -8192, 8192)
         if (self.size - self.sampling_rate) % 2:
-            raise ValueError(f"size {self.size} has no even margin around {self.sampling_rate}")
+            raise ValueError(f"size {self.size} does not have an even margin around {self.sampling_rate}")
 
     def check_input(self, size: int) -> None:
         """ValueError unless an input of that size gives the output's size, along both axes."""
@@ -277,8 +277,13 @@ class StyleGAN3(FeatureGenerator):
         self.mapping_network = MappingNetwork(config)
         self.synthesis_network = _Synthesis(config)
         self.num_ws = len(config.layers) + 1
-        self.feature_channels = [config.input_channels, *(layer.channels for layer in config.layers[:-1])]
-        self.feature_resolutions = [config.input_sampling_rate, *(layer.sampling_rate for layer in config.layers[:-1])]
+        self.feature_info = (
+            FeatureInfo(config.input_channels, config.input_sampling_rate, "input"),
+            *(
+                FeatureInfo(layer.channels, layer.sampling_rate, name)
+                for name, layer in zip(config.layer_names[:-1], config.layers[:-1], strict=True)
+            ),
+        )
 
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         image, maps = self.synthesis_network(ws, dtype)

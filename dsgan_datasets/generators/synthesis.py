@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +13,8 @@ from torch import Tensor
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.latents import Latents
 from dsgan_datasets.recipe import Recipe
+
+Rendering = TypeVar("Rendering", bound=Callable[..., Any])
 
 
 @torch.no_grad()
@@ -45,12 +51,41 @@ def style_vectors(generator: FeatureGenerator, recipe: Recipe, latents: Latents)
 def render(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Images uint8 [N, 3, H, W] and feature maps of style vectors [N, num_ws, w_dim]."""
     image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
+    return _to_uint8(_to_frame(image, generator, recipe)), features
+
+
+def render_channels(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, 3, H, W], and float32 [N, extra_channels, H, W]: the channels beside the colors.
+
+    These are resized (bilinear) and cropped as the image is, and otherwise as the network makes them.
+    """
+    channels, _ = generator.synthesis_channels(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
+    framed = _to_frame(channels, generator, recipe)
+    return _to_uint8(generator.colors(framed)), framed[:, generator.color_channels :]
+
+
+def compiled_if_asked(function: Rendering, recipe: Recipe) -> Rendering:
+    """`render` or `render_channels`: compiled if the recipe says so, else as it is."""
+    asked: Rendering = _compiled(function) if recipe.rendering.compile else function
+    return asked
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Any:
+    # The function, not the network: other recipes that use the same network stay as they are.
+    return torch.compile(function, dynamic=False)
+
+
+def _to_frame(channels: Tensor, generator: FeatureGenerator, recipe: Recipe) -> Tensor:
+    """Channels [N, C, h, w] resized to the frame and cropped, [N, C, H, W]."""
     size = recipe.frame_size(generator.img_resolution)
-    if tuple(image.shape[2:]) != size:
-        image = F.interpolate(image, size=size, mode="bilinear", align_corners=False)
-    if recipe.crop is not None:
-        image = image[:, :, recipe.crop[0] : recipe.crop[1]]
-    return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8), features
+    if tuple(channels.shape[2:]) != size:
+        channels = F.interpolate(channels, size=size, mode="bilinear", align_corners=False)
+    return channels if recipe.crop is None else channels[:, :, recipe.crop[0] : recipe.crop[1]]
+
+
+def _to_uint8(image: Tensor) -> Tensor:
+    return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def _check_classes(generator: FeatureGenerator, latents: Latents) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -56,4 +56,39 @@ class Labeler(Protocol):
     def parts(self) -> Mapping[str, Part]:
         """File stem -> network, in the order in which a checkpoint lists them."""
 
+    def with_targets(self, targets: Sequence[Target]) -> Labeler:
+        """The same networks whose labels mean something else: merged classes."""
+
     def to(self, device: torch.device | str) -> Self: ...
+
+
+class LabelEdits:
+    """What a recipe does to the labels of any labeler: merge the classes of masks, ignore uncertain pixels.
+
+    Args:
+        targets: of the labeler.
+    """
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._targets = tuple(targets)
+        # Made before a CUDA graph is captured, which cannot copy from the host, and kept as long as it may run.
+        self._tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+    def __call__(self, labels: Mapping[str, Tensor], uncertainty: Tensor | None, recipe: Recipe) -> dict[str, Tensor]:
+        """Labels [N, ...] by field, edited; `uncertainty` [N, H, W] or None."""
+        edited, labeling = dict(labels), recipe.labeling
+        if labeling.class_map is not None and "mask" in edited:
+            edited["mask"] = self._table(labeling.class_map, edited["mask"].device)[edited["mask"]]
+        if labeling.max_uncertainty is not None and uncertainty is not None:
+            pixels = uncertainty > labeling.max_uncertainty
+            edited |= {t.field: t.ignore(edited[t.field], pixels) for t in self._targets if t.field in edited}
+        return edited
+
+    def _table(self, class_map: tuple[int, ...], device: torch.device) -> Tensor:
+        if (class_map, device) not in self._tables:
+            self._tables[class_map, device] = torch.tensor(class_map, device=device)
+        return self._tables[class_map, device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without tables, which belong to a device of this process."""
+        return {**self.__dict__, "_tables": {}}
