@@ -3,37 +3,55 @@
 The flow, one module a step: latents -> generators -> interpreters -> uncertainty -> labeled_generator -> datasets.
 """
 
+from dsgan_datasets._deprecation import moved
 from dsgan_datasets._version import __version__
 from dsgan_datasets.calibration import calibrate
 from dsgan_datasets.checkpoints import CheckpointError
-from dsgan_datasets.checkpoints.description import Description, describe
-from dsgan_datasets.fitting.pixel_ensemble import AnnotatedImages, fit_interpreter
+from dsgan_datasets.checkpoints.calibration_report import Calibration
+from dsgan_datasets.checkpoints.labeled import Checkpoint
+from dsgan_datasets.fitting.annotated import AnnotatedImages
+from dsgan_datasets.fitting.pixel_ensemble import fit_interpreter
 from dsgan_datasets.generators import FeatureGenerator, load_generator, save_generator
 from dsgan_datasets.interpreters import Labels, PixelEnsemble, load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.labelers.interpreted import InterpretedLabeler
+from dsgan_datasets.labelers.joint import JointLabeler, load_joint
 from dsgan_datasets.latents import sample_latents
-from dsgan_datasets.recipe import Calibration, Recipe
+from dsgan_datasets.recipe import AreaRule, Filter, Labeling, Recipe, RecipeOverrides, Rendering, Sampling
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
+describe = Checkpoint.open
+Description = Checkpoint
+
+__getattr__ = moved(__name__, {"Annotated": "dsgan_datasets.fitting.annotated:AnnotatedImages"})
+
 __all__ = [
     "AnnotatedImages",
+    "AreaRule",
     "Calibration",
+    "Checkpoint",
     "CheckpointError",
     "DSGANDataset",
     "DSGANIterableDataset",
-    "Description",
     "FeatureGenerator",
+    "Filter",
+    "InterpretedLabeler",
+    "JointLabeler",
     "LabelSchema",
     "LabeledGenerator",
+    "Labeling",
     "Labels",
     "PixelEnsemble",
     "Recipe",
+    "RecipeOverrides",
+    "Rendering",
     "Sample",
     "SampleBatch",
+    "Sampling",
     "ShardDataset",
     "ShardError",
     "ShardMapDataset",
@@ -45,6 +63,7 @@ __all__ = [
     "js_divergence",
     "load_generator",
     "load_interpreter",
+    "load_joint",
     "sample_latents",
     "save_generator",
     "verify_shards",

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dsgan_datasets._deprecation import warn_renamed
+from dsgan_datasets.checkpoints.calibration_report import Calibration
 from dsgan_datasets.checks import integer
 from dsgan_datasets.filtering import Acceptance
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.recipe import Calibration, Recipe
+from dsgan_datasets.recipe import Filter, Recipe, Rule
+from dsgan_datasets.targets.base import Target
 
 #: Draws that hold a class, below which the share of them that is dropped says nothing.
 _FEWEST_OF_A_CLASS = 20
 #: Pixels of each draw that decide about `ignore_fraction`: all of a 64×64 image, a random part of larger ones.
 _PIXELS_A_DRAW = 4096
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """What a calibration gave.
+
+    Attributes:
+        labeled: the generator with its filter, and what was measured for it.
+        scores: float32 [num_samples], uncertainty scores of the unfiltered draws; empty if nothing had to be found.
+    """
+
+    labeled: LabeledGenerator
+    scores: Tensor
 
 
 def calibrate(
@@ -35,123 +53,166 @@ def calibrate(
 
     Args:
         labeled: its threshold, if it has one, is ignored; its content rules stay.
-        num_samples: unfiltered draws to look at, at least 20 (20 groups of views), of a family of their own: no
-            sample of any dataset is among them.
+        num_samples: unfiltered draws to look at, at least 20 (20 view groups), of a family of their own: no sample of
+            any dataset is among them.
         reject_fraction: share to drop, in [0, 1).
         ignore_fraction: share of the pixels, the most uncertain ones of the draws that are not dropped, to ignore: sets
             `max_uncertainty`. 0 ignores none; left out, `max_uncertainty` stays as it is.
         seed: of these draws.
 
     Returns:
-        the same generator with `recipe.threshold` and `calibration` set. ``reject_fraction=0`` gives no threshold.
+        the same generator with the recipe's threshold and `calibration` set. ``reject_fraction=0`` gives no threshold.
 
     Raises:
-        ValueError: fewer than 20 samples, a fraction out of range, or rules that accept less than 2 % of the draws.
+        ValueError: fewer than 20 samples, a fraction out of range, rules that accept less than 2 % of the draws, or a
+            labeler without uncertainty.
 
     Example:
         >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu", truncation_psi=0.5)
         >>> calibrate(labeled, 40).calibration.num_samples
         40
     """
-    return calibrate_with_scores(
+    return run_calibration(
         labeled, num_samples, reject_fraction=reject_fraction, ignore_fraction=ignore_fraction, seed=seed
-    )[0]
+    ).labeled
 
 
-def calibrate_with_scores(
+def run_calibration(
     labeled: LabeledGenerator,
     num_samples: int = 1000,
     *,
     reject_fraction: float = 0.1,
     ignore_fraction: float | None = None,
     seed: int = 0,
-) -> tuple[LabeledGenerator, Tensor]:
-    """`calibrate`, and the scores float32 [num_samples] that it looked at; none of them if nothing had to be found."""
-    num_samples = integer(
-        "num_samples", num_samples, 20 * labeled.recipe.group_size
-    )  # fewer say too little of a quantile
-    check_fractions(reject_fraction, ignore_fraction, labeled.interpreter.num_members)
-    unfiltered = dataclasses.replace(labeled.recipe, threshold=None, reject_fraction=0.0)
-    filtered = dataclasses.replace(unfiltered, reject_fraction=reject_fraction)
+) -> CalibrationRun:
+    """`calibrate`, with the scores that it looked at."""
+    # Fewer say too little of a quantile.
+    num_samples = integer("num_samples", num_samples, 20 * labeled.recipe.group_size)
+    check_fractions(reject_fraction, ignore_fraction, labeled)
+    rules = labeled.recipe.filter.rules if labeled.recipe.filter else ()
+    plain = labeled.recipe.unfiltered()
     if ignore_fraction == 0:
-        unfiltered = dataclasses.replace(unfiltered, max_uncertainty=None)
-        filtered = dataclasses.replace(filtered, max_uncertainty=None)
-    if reject_fraction == 0 and not ignore_fraction:
-        return labeled.with_recipe(unfiltered), torch.empty(0)
-    free = dataclasses.replace(unfiltered, require=())  # draws do not depend on the rules, which count later
-    keep_masks = bool(unfiltered.require) and not ignore_fraction
-    scores, js, masks, holds = _observe(
-        labeled.with_recipe(free), num_samples, seed, keep_js=bool(ignore_fraction), keep_masks=keep_masks
-    )
-    recipe, threshold, error = filtered, None, 0.0
+        plain = plain.replace(max_uncertainty=None)
+    if reject_fraction == 0 and not ignore_fraction and not rules:
+        return CalibrationRun(labeled.with_recipe(plain), torch.empty(0))
+    seen = _observe(labeled.with_recipe(plain), num_samples, seed, keep_uncertainty=bool(ignore_fraction), rules=rules)
+    threshold, error = None, None
     if reject_fraction > 0:
-        threshold, error = upper_quantile(scores, 1 - reject_fraction)
-        recipe = dataclasses.replace(filtered, threshold=threshold)
+        threshold, error = upper_quantile(seen.scores, 1 - reject_fraction)
     if ignore_fraction:
-        certain = torch.cat(js) if threshold is None else torch.cat(js)[scores <= threshold]
-        recipe = dataclasses.replace(recipe, max_uncertainty=upper_quantile(certain.flatten(), 1 - ignore_fraction)[0])
-    if threshold is None:
-        return labeled.with_recipe(recipe), scores
-    drawn: Iterable[Mapping[str, Tensor]]
-    if recipe.require and ignore_fraction:
+        level = _ignore_level(seen, threshold, ignore_fraction)
+        plain = plain.replace(max_uncertainty=level)
+    filter = Filter(reject_fraction, threshold, rules)
+    recipe = plain.replace(filter=filter)
+    if threshold is None and not rules:
+        return CalibrationRun(labeled.with_recipe(recipe), seen.scores)
+    drawn: Iterable[Mapping[str, Tensor]] = seen.batches(recipe)
+    if rules and ignore_fraction:
         # What is ignored is known only now: the content rules see the draws again, with the masks that samples have.
-        ignoring = dataclasses.replace(free, max_uncertainty=recipe.max_uncertainty)
-        drawn = labeled.with_recipe(ignoring).unfiltered(
+        drawn = labeled.with_recipe(plain).unfiltered(
             num_samples, seed=seed, description="measuring the acceptance rate"
         )
-    elif recipe.require:
-        batches = zip(scores.split(recipe.compute_batch), masks, strict=True)
-        drawn = ({"uncertainty_score": score, "mask": mask} for score, mask in batches)
-    else:
-        drawn = [{"uncertainty_score": scores}]
-    acceptance = Acceptance.measure(recipe, labeled.schema, drawn).check()
-    calibration = Calibration(
-        num_samples,
-        seed,
-        reject_fraction,
-        threshold,
-        error,
-        acceptance.jointly,
-        ignore_fraction or None,
-        {
-            name: round((scores[held] > threshold).double().mean().item(), 4)
-            for name, held in zip(labeled.schema.classes, holds.unbind(1), strict=True)
-            if held.sum() >= _FEWEST_OF_A_CLASS
-        },
+    acceptance = Acceptance.measure(recipe, labeled.targets, drawn).check()
+    found = Calibration(
+        num_samples=num_samples,
+        seed=seed,
+        standard_error=error,
+        acceptance=acceptance.jointly,
+        ignore_fraction=ignore_fraction or None,
+        dropped_by_class=None if threshold is None else _dropped_by_class(seen, threshold, labeled.targets),
     )
-    return labeled.with_recipe(recipe, calibration), scores
+    return CalibrationRun(labeled.with_recipe(recipe, found), seen.scores)
 
 
-def check_fractions(reject_fraction: float, ignore_fraction: float | None, num_members: int) -> None:
+def calibrate_with_scores(*args: Any, **kwargs: Any) -> tuple[LabeledGenerator, Tensor]:
+    """Old name of `run_calibration`."""
+    warn_renamed("calibrate_with_scores", "run_calibration")
+    run = run_calibration(*args, **kwargs)
+    return run.labeled, run.scores
+
+
+def check_fractions(reject_fraction: float, ignore_fraction: float | None, labeled: LabeledGenerator) -> None:
+    """ValueError if a share is out of range, or asks a labeler for an uncertainty that it does not have."""
+    check_shares(reject_fraction, ignore_fraction)
+    if not (reject_fraction or ignore_fraction):
+        return
+    if not labeled.labeler.has_uncertainty:
+        raise ValueError(
+            "this source of labels does not know how certain it is, so nothing tells uncertain samples from certain "
+            "ones: drop and ignore nothing (reject_fraction=0, ignore_fraction=0)"
+        )
+
+
+def check_shares(reject_fraction: float, ignore_fraction: float | None, num_members: int = 2) -> None:
     """ValueError if a share is out of range, or asks a single classifier for disagreement."""
-    Recipe(reject_fraction=reject_fraction)  # says so if it is out of range
+    Filter(reject_fraction=reject_fraction)  # says so if it is out of range
     if ignore_fraction is not None and not 0 <= ignore_fraction < 1:
         raise ValueError(f"ignore_fraction must be a number in [0, 1), not {ignore_fraction!r}")
     if num_members == 1 and (reject_fraction or ignore_fraction):
         raise ValueError(
             "one member agrees with itself everywhere, so that nothing tells uncertain samples from certain ones: fit "
-            "two members or more (ten are usual), or drop and ignore nothing (reject_fraction 0, ignore_fraction 0)"
+            "two members or more (ten are usual), or drop and ignore nothing (reject_fraction=0, ignore_fraction=0)"
         )
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What n unfiltered draws showed; lists have an entry for each compute batch.
+
+    `uncertainty` and `labels` are empty unless they were asked for; `holds` says which classes a draw holds, [n, T].
+    """
+
+    scores: Tensor
+    uncertainty: list[Tensor]
+    labels: list[dict[str, Tensor]]
+    holds: Tensor
+
+    def batches(self, recipe: Recipe) -> Iterable[dict[str, Tensor]]:
+        """The draws as a filter wants to see them."""
+        if not self.labels:
+            return [{"uncertainty_score": self.scores}]
+        if not len(self.scores):
+            return self.labels
+        scores = self.scores.split(recipe.compute_batch)
+        return ({"uncertainty_score": s, **fields} for s, fields in zip(scores, self.labels, strict=True))
+
+
 def _observe(
-    labeled: LabeledGenerator, num_samples: int, seed: int, *, keep_js: bool, keep_masks: bool
-) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """Of n unfiltered draws: scores [n]; if they will be needed, uncertainty [N, P] of some pixels and masks, by batch;
-    and which classes they hold, bool [n, K]."""
-    scores, js, masks, holds = [], [], [], []
+    labeled: LabeledGenerator, num_samples: int, seed: int, *, keep_uncertainty: bool, rules: Sequence[Rule]
+) -> _Seen:
+    """Look at n unfiltered draws; of each, some random pixels' uncertainty and its labels are kept if needed."""
+    seen = _Seen(torch.empty(0), [], [], torch.empty(0))
+    scores, holds = [], []
     random = torch.Generator().manual_seed(seed & (2**63 - 1))
+    target = labeled.targets[0]
     for fields in labeled.unfiltered(num_samples, seed=seed, description="calibrating"):
-        scores.append(fields["uncertainty_score"].cpu())
-        mask = fields["mask"].flatten(1)
-        held = torch.zeros(len(mask), 256, dtype=torch.bool, device=mask.device).scatter_(1, mask, True)
-        holds.append(held[:, : labeled.schema.num_classes].cpu())
-        if keep_js:
+        holds.append(target.tally(fields[target.field]).cpu() > 0)
+        if "uncertainty_score" in fields:
+            scores.append(fields["uncertainty_score"].cpu())
+        if keep_uncertainty:
             flat = fields["uncertainty"].flatten(1).cpu()
-            js.append(flat[:, torch.randperm(flat.shape[1], generator=random)[:_PIXELS_A_DRAW]])
-        if keep_masks:
-            masks.append(fields["mask"].to(torch.uint8).cpu())
-    return torch.cat(scores), js, masks, torch.cat(holds)
+            seen.uncertainty.append(flat[:, torch.randperm(flat.shape[1], generator=random)[:_PIXELS_A_DRAW]])
+        if rules and not keep_uncertainty:
+            labels = {t.field: fields[t.field].cpu() for t in labeled.targets}
+            # A byte holds any class id: 1,000 masks of 1024² take 1 GB.
+            seen.labels.append({k: v.to(torch.uint8) if k == "mask" else v for k, v in labels.items()})
+    return dataclasses.replace(seen, scores=torch.cat(scores or [torch.empty(0)]), holds=torch.cat(holds))
+
+
+def _ignore_level(seen: _Seen, threshold: float | None, ignore_fraction: float) -> float:
+    """The uncertainty that this share of the pixels of accepted draws exceeds."""
+    pixels = torch.cat(seen.uncertainty)
+    certain = pixels if threshold is None else pixels[seen.scores <= threshold]
+    return upper_quantile(certain.flatten(), 1 - ignore_fraction)[0]
+
+
+def _dropped_by_class(seen: _Seen, threshold: float, targets: Sequence[Target]) -> dict[str, float]:
+    """Of the draws that hold a class, the share that is dropped; rare classes are left out."""
+    return {
+        name: round((seen.scores[held] > threshold).double().mean().item(), 4)
+        for name, held in zip(targets[0].tally_names, seen.holds.unbind(1), strict=True)
+        if held.sum() >= _FEWEST_OF_A_CLASS
+    }
 
 
 def upper_quantile(scores: Tensor, share: float) -> tuple[float, float]:

@@ -26,3 +26,19 @@ def resolve_device(device: Device = None) -> torch.device:
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds no CUDA device here; use device='cpu'")
     return resolved
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies matrices in bfloat16, rather than emulating it.
+
+    The CPU is asked through a private function of PyTorch; a version without that function counts as a CPU without
+    such instructions.
+
+    Example:
+        >>> has_fast_bfloat16(torch.device("meta"))
+        False
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return device.type == "cpu" and supported is not None and bool(supported())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.recipe import Filter, Recipe
+from dsgan_datasets.targets.base import Target
 
 #: Rules that accept less are refused: nearly all work would be thrown away.
 MIN_ACCEPTANCE = 0.02
@@ -18,28 +18,32 @@ MIN_ACCEPTANCE = 0.02
 FAILURE_PROBABILITY = 1e-12
 
 
-def apply_rules(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def apply_rules(filter: Filter | None, targets: Sequence[Target], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Which draws each rule accepts.
 
     Args:
-        drawn: fields of N draws: "uncertainty_score" [N] on the CPU, "mask" [N, H, W] anywhere.
+        filter: of the recipe.
+        targets: of the labels.
+        drawn: fields of N draws: "uncertainty_score" [N] on the CPU if there is a threshold, labels anywhere.
 
     Returns:
-        rule in words -> bool [N] on the CPU; empty if the recipe has no rules.
+        rule in words -> bool [N] on the CPU; empty if there are no rules.
     """
-    rules: dict[str, Tensor] = {}
-    if recipe.threshold is not None:
-        rules[f"score <= {recipe.threshold:.4g}"] = drawn["uncertainty_score"] <= recipe.threshold
-    areas = [(drawn["mask"] == i).flatten(1).sum(1) for i in recipe.require]
-    for i, area in zip(recipe.require, torch.stack(areas).cpu() if areas else (), strict=True):  # one wait for a GPU
-        rules[f"{schema.classes[i]} >= {recipe.min_area} px"] = area >= recipe.min_area
-    return rules
+    if filter is None:
+        return {}
+    passed: dict[str, Tensor] = {}
+    if filter.threshold is not None:
+        passed[f"score <= {filter.threshold:.4g}"] = drawn["uncertainty_score"] <= filter.threshold
+    if filter.rules:  # one wait for a GPU
+        results = torch.stack([rule.passes(drawn, targets) for rule in filter.rules]).cpu()
+        passed |= {rule.describe(targets): result for rule, result in zip(filter.rules, results, strict=True)}
+    return passed
 
 
-def accepts(recipe: Recipe, schema: LabelSchema, drawn: Mapping[str, Tensor]) -> Tensor:
+def accepts(filter: Filter | None, targets: Sequence[Target], drawn: Mapping[str, Tensor]) -> Tensor:
     """Which draws all rules accept, bool [N] on the CPU; arguments as for `apply_rules`."""
-    accepted = torch.ones(len(drawn["uncertainty_score"]), dtype=torch.bool)
-    for passed in apply_rules(recipe, schema, drawn).values():
+    accepted = torch.ones(len(next(iter(drawn.values()))), dtype=torch.bool)
+    for passed in apply_rules(filter, targets, drawn).values():
         accepted &= passed
     return accepted
 
@@ -49,7 +53,7 @@ class Acceptance:
     """How often draws pass the rules.
 
     Attributes:
-        num_draws: unfiltered draws (view groups, if the recipe has them) it was measured on.
+        num_draws: unfiltered draws (view groups, if the recipe has them) that it was measured on.
         jointly: share that passed all rules.
         by_rule: share that passed each rule for itself; empty if not known.
     """
@@ -59,17 +63,17 @@ class Acceptance:
     by_rule: Mapping[str, float]
 
     @classmethod
-    def measure(cls, recipe: Recipe, schema: LabelSchema, drawn: Iterable[Mapping[str, Tensor]]) -> Acceptance:
+    def measure(cls, recipe: Recipe, targets: Sequence[Target], drawn: Iterable[Mapping[str, Tensor]]) -> Acceptance:
         """Apply the rules to batches of unfiltered draws of consecutive indices; view groups pass as a whole."""
         passed: dict[str, list[Tensor]] = {}
         jointly = []
         for fields in drawn:
-            jointly.append(accepts(recipe, schema, fields))
-            for name, rule in apply_rules(recipe, schema, fields).items():
+            jointly.append(accepts(recipe.filter, targets, fields))
+            for name, rule in apply_rules(recipe.filter, targets, fields).items():
                 passed.setdefault(name, []).append(rule)
         rates = {name: torch.cat(rules).double().mean().item() for name, rules in passed.items()}
-        whole = torch.cat(jointly)
-        groups = whole[: len(whole) - len(whole) % recipe.group_size].view(-1, recipe.group_size)
+        whole, group_size = torch.cat(jointly), recipe.group_size
+        groups = whole[: len(whole) - len(whole) % group_size].view(-1, group_size)
         together = groups.all(1).double()
         return cls(len(together), together.mean().item(), rates)
 

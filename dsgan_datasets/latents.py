@@ -167,7 +167,7 @@ class Latents:
             ValueError: psi, class or a second latent would have to be drawn too.
         """
         if (
-            isinstance(recipe.truncation_psi, tuple)
+            isinstance(recipe.sampling.truncation_psi, tuple)
             or recipe.class_weights is not None
             or recipe.mixing_layer is not None
         ):

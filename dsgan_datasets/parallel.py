@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TypeVar
 
@@ -38,9 +39,42 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], devi
     return list(_pool(os.getpid(), threads).map(without_gradients, items))
 
 
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, *, length: int | None = None
+) -> Generator[Result, None, None]:
+    """``map(function, items)`` on threads that work ahead of the consumer; results come in the order of the items.
+
+    For work that leaves Python to other threads, such as the encoding of pictures beside a generator. An error of
+    `function` or of `items` is raised at its place; what is still waiting then, or when the consumer stops, is dropped.
+
+    Args:
+        function: is called on the threads.
+        items: taken in the thread of the consumer, up to `length` ahead of it.
+        workers: threads, at least 1.
+        length: items that are taken ahead; None is two for each thread.
+
+    Example:
+        >>> list(ahead(abs, [-1, 2, -3], workers=2))
+        [1, 2, 3]
+    """
+    length = 2 * workers if length is None else length
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, "dsgan-ahead") as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > length:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
 @lru_cache(maxsize=4)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Threads of this process (a forked child starts its own) that are told to use one core each."""
+    """Threads of this process (a forked child starts its own), each limited to one core."""
     all_started = threading.Barrier(threads + 1)
 
     def become_single_threaded() -> None:

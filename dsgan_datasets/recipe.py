@@ -1,18 +1,23 @@
-"""The recipe: everything that decides a sample beside the weights, the seed and the index."""
+"""The recipe: everything that decides a sample besides the weights, the seed and the index.
+
+It has four sections, one for each step that it decides: sampling (latents), rendering (images), labeling and filter.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from dsgan_datasets._deprecation import renamed_arguments, warn_renamed
 from dsgan_datasets.checks import integer
+from dsgan_datasets.targets.base import Target
 
 NoiseMode = Literal["const", "none"]
 Vote = Literal["majority", "mean"]
@@ -22,253 +27,90 @@ Layers = Literal["fine", "coarse"]
 
 #: Longest side of a labeled frame, pixels: more than any generator draws, less than fills the memory.
 MAX_SIDE = 8192
-#: Fields that leave the score of every draw as it is: changing one of them keeps a calibrated threshold.
-_KEEP_THRESHOLD = frozenset({"threshold", "reject_fraction", "require", "min_area", "compute_batch", "max_uncertainty"})
-#: Fields that came after the first checkpoints were written: left out of the JSON form while they are at their default,
-#: so that a recipe that does not use them keeps its fingerprint.
-_LATER = frozenset({"max_uncertainty"})
-#: Names of fields in format 1.
-_V1 = {
-    "truncation_psi": "psi",
-    "truncation_cutoff": "cutoff",
-    "mixing_side": "second_latent",
-    "group_size": "views",
-    "max_uncertainty": "ignore_js",
+
+#: Flat names of earlier versions.
+RENAMED = {
+    "psi": "truncation_psi",
+    "cutoff": "truncation_cutoff",
+    "second_latent": "mixing_side",
+    "views": "group_size",
+    "ignore_js": "max_uncertainty",
 }
 
+Check = Callable[[Any], Any]
 
-@dataclass(frozen=True)
-class Recipe:
-    """How samples are made from a generator and an interpreter.
 
-    Args:
-        truncation_psi: 1 draws the full variety, smaller values draw nearer to the mean. A pair (low, high) draws it
-            uniformly, anew for every index; two equal numbers are one.
-        truncation_cutoff: truncate only the first `truncation_cutoff` layers; None truncates all.
-        noise_mode: "const" uses the noise stored with the generator, "none" leaves it out.
-        class_label: class of a conditional generator; None for an unconditional one, or with `class_weights`.
-        class_weights: one weight a class: the class is drawn for every index, as often as its weight says. These are
-            the classes of all draws; a filter that rejects draws of one class more often leaves fewer of it.
-        mixing_layer: style mixing (StyleGAN, section 3.1): the layers on one side of this one (1 … num_ws − 1) take
-            their styles from a second latent; None for none.
-        mixing_side: which side: "fine", this layer and those after it, or "coarse", those before it. Without
-            `mixing_layer` it has no effect.
-        group_size: so many consecutive indices have the second latent, psi and class in common: a view group, which for
-            instance shares an identity and varies the pose (arXiv 2010.09125, section 3.1). Groups start at the
-            multiples of `group_size`; a filter accepts or redraws a group as a whole. At most `compute_batch`.
-        features: which maps the interpreter reads, see `load_generator`.
-        vote: "majority" (as published, ties to the lowest class) or "mean" (argmax of the mean probability).
-        size: (H, W) at which the full frame is labeled, and to which the image is resized, at most 8192 each; None is
-            the image's own.
-        crop: (top, bottom) rows of the frame to keep, for letterboxed generators; None keeps all.
-        top_fraction: share of the pixels that decides the image score.
-        dtype: precision of the synthesis; the interpreter computes in float32.
-        compute_batch: draws computed in one go: as one batch on a GPU, side by side on the CPU. Part of the recipe, as
-            the last bits of a float depend on the batch; how many samples you ask for at once changes nothing.
-        reject_fraction: share of the most uncertain draws to drop, 0 for none; `calibrate` finds the threshold.
-        threshold: highest accepted score, in nats.
-        require: class ids that must cover at least `min_area` pixels each; ids of the schema, of a merged one if it is.
-        min_area: pixels, see `require`; ignored ones do not count.
-        max_uncertainty: pixels whose uncertainty exceeds so many nats become the schema's `ignore_index`; None for none.
-            ``calibrate(…, ignore_fraction=0.05)`` finds the level.
+def _checked(default: Any, allowed: str, check: Check) -> Any:
+    """A field of a section: `check` gives the value in its plain form, or raises TypeError or ValueError."""
+    return field(default=default, metadata={"allowed": allowed, "check": check})
 
-    Numbers may be those of NumPy, lists arrays or tensors.
 
-    Raises:
-        ValueError: a value outside its range, named with what is allowed.
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError
 
-    Example:
-        >>> Recipe(truncation_psi=0.7).override(vote="mean").vote
-        'mean'
-    """
 
-    truncation_psi: float | tuple[float, float] = 1.0
-    truncation_cutoff: int | None = None
-    noise_mode: NoiseMode = "const"
-    class_label: int | None = None
-    class_weights: tuple[float, ...] | None = None
-    mixing_layer: int | None = None
-    mixing_side: Layers = "fine"
-    group_size: int = 1
-    features: FeatureLayout = "convs"
-    vote: Vote = "majority"
-    size: tuple[int, int] | None = None
-    crop: tuple[int, int] | None = None
-    top_fraction: float = 0.1
-    dtype: Precision = "float32"
-    compute_batch: int = 8
-    reject_fraction: float = 0.0
-    threshold: float | None = None
-    require: tuple[int, ...] = ()
-    min_area: int = 1
-    max_uncertainty: float | None = None
+def _number(lowest: float, highest: float) -> Check:
+    def check(value: Any) -> float:
+        _require(isinstance(value, int | float) and not isinstance(value, bool) and lowest <= value <= highest)
+        return float(value)
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        for name in ("size", "crop", "require"):
-            if getattr(self, name) is not None:
-                self._set_tuple(name, "integers", partial(integer, name, lowest=0))
-        if self.class_weights is not None:
-            self._set_tuple("class_weights", "numbers", _as_float)
-        if isinstance(self.truncation_psi, Iterable):
-            self._set_tuple("truncation_psi", "numbers (low, high), or one number", _as_float)
-            if len(self.psi_range) == 2 and self.psi_range[0] == self.psi_range[1]:
-                object.__setattr__(self, "truncation_psi", self.psi_range[0])
-        elif _is_number(self.truncation_psi):
-            object.__setattr__(self, "truncation_psi", float(self.truncation_psi))  # 1 and 1.0 are one recipe
-        for name, kind in (
-            ("noise_mode", NoiseMode),
-            ("features", FeatureLayout),
-            ("vote", Vote),
-            ("dtype", Precision),
-            ("mixing_side", Layers),
-        ):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
-        self._check_numbers()
+    return check
 
-    def _set_tuple(self, name: str, of: str, convert: Callable[[Any], Any]) -> None:
-        """Make a list a tuple, so that a recipe is hashable and reads the same from JSON."""
-        value = getattr(self, name)
-        try:
-            if isinstance(value, str | Mapping):
-                raise TypeError
-            object.__setattr__(self, name, tuple(convert(v) for v in value))
-        except TypeError:
-            raise ValueError(f"{name} must be a list of {of}, not {value!r:.60}") from None
 
-    def _check_numbers(self) -> None:
-        weights = self.class_weights
-        limits: tuple[tuple[str, bool, str], ...] = (
-            (
-                "truncation_psi",
-                len(self.psi_range) == 2 and all(map(_is_number, self.psi_range)) and _ascend(-2, *self.psi_range, 2),
-                "a number in -2 … 2, or two of them (low, high) with low <= high",
-            ),
-            (
-                "class_weights",
-                weights is None or (all(w >= 0 for w in weights) and sum(weights) > 0 and self.class_label is None),
-                "None, or one weight a class, none negative and not all 0, with class_label=None",
-            ),
-            ("mixing_layer", self.mixing_layer is None or _is_count(self.mixing_layer, 1), "None or a layer from 1"),
-            (
-                "truncation_cutoff",
-                self.truncation_cutoff is None or _is_count(self.truncation_cutoff, 0),
-                "None or an integer from 0",
-            ),
-            (
-                "class_label",
-                self.class_label is None or _is_count(self.class_label, 0),
-                "None or a class number from 0",
-            ),
-            (
-                "size",
-                self.size is None or (len(self.size) == 2 and min(self.size) > 0 and max(self.size) <= MAX_SIDE),
-                f"None or (rows, columns) of at most {MAX_SIDE}",
-            ),
-            (
-                "crop",
-                self.crop is None or (len(self.crop) == 2 and 0 <= self.crop[0] < self.crop[1]),
-                "None or (top, bottom) with 0 <= top < bottom",
-            ),
-            ("top_fraction", _is_number(self.top_fraction) and 0 < self.top_fraction <= 1, "a number in (0, 1]"),
-            ("compute_batch", _is_count(self.compute_batch, 1), "an integer from 1"),
-            (
-                "group_size",
-                _is_count(self.group_size, 1)
-                and (self.group_size == 1 or (self.mixing_layer is not None and self.group_size <= self.compute_batch)),
-                f"1, or with mixing_layer up to compute_batch ({self.compute_batch})",
-            ),
-            (
-                "reject_fraction",
-                _is_number(self.reject_fraction) and 0 <= self.reject_fraction < 1,
-                "a number in [0, 1)",
-            ),
-            ("threshold", self.threshold is None or _is_number(self.threshold), "None or a number of nats"),
-            ("require", all(i >= 0 for i in self.require), "class ids from 0"),
-            ("min_area", _is_count(self.min_area, 1), "an integer number of pixels from 1"),
-            (
-                "max_uncertainty",
-                self.max_uncertainty is None or (_is_number(self.max_uncertainty) and self.max_uncertainty >= 0),
-                "None or a number of nats from 0",
-            ),
-        )
-        for name, fits, allowed in limits:
-            if not fits:
-                raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+def _integer(lowest: int) -> Check:
+    return lambda value: integer("value", value, lowest)
 
-    @property
-    def psi_range(self) -> tuple[float, float]:
-        """(low, high) of psi; equal if it is fixed."""
-        return (
-            self.truncation_psi
-            if isinstance(self.truncation_psi, tuple)
-            else (self.truncation_psi, self.truncation_psi)
-        )
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch names it."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+def _choice(kind: Any) -> Check:
+    def check(value: Any) -> Any:
+        _require(value in get_args(kind))
+        return value
 
-    def frame_size(self, img_resolution: int) -> tuple[int, int]:
-        """(H, W) of the full frame, before any crop, for a generator of that resolution."""
-        return self.size or (img_resolution, img_resolution)
+    return check
 
-    def image_size(self, img_resolution: int) -> tuple[int, int]:
-        """(H, W) of images and masks, for a generator of that resolution."""
-        height, width = self.frame_size(img_resolution)
-        top, bottom = self.crop or (0, height)
-        return bottom - top, width
 
-    @property
-    def needs_calibration(self) -> bool:
-        """True if uncertain draws should be rejected but the threshold is not known."""
-        return self.reject_fraction > 0 and self.threshold is None
+def _optional(check: Check) -> Check:
+    return lambda value: None if value is None else check(value)
 
-    @property
-    def is_filtered(self) -> bool:
-        """True if some draws may be rejected."""
-        return self.threshold is not None or bool(self.require)
 
-    def override(self, **changes: Any) -> Recipe:
-        """A recipe with some fields changed.
+def _each(check: Check) -> Check:
+    def check_all(values: Any) -> tuple[Any, ...]:
+        _require(isinstance(values, Iterable) and not isinstance(values, str | Mapping))
+        return tuple(check(_plain(value)) for value in values)
 
-        A change that moves the scores (all but compute batch and filter fields) drops the calibrated threshold, so
-        that `calibrate` must run again. ``threshold=None`` asks for no filter at all.
+    return check_all
 
-        Raises:
-            ValueError: an unknown field, or a value out of range.
-        """
-        known = {f.name for f in dataclasses.fields(self)}
-        if unknown := sorted(set(changes) - known):
-            raise ValueError(f"no such recipe field: {', '.join(unknown)}; the fields are: {', '.join(sorted(known))}")
-        changed = dataclasses.replace(self, **changes)
-        moved = {name for name in known - _KEEP_THRESHOLD if getattr(changed, name) != getattr(self, name)}
-        if changed.mixing_layer is None:
-            moved.discard("mixing_side")
-        if "threshold" in changes:
-            return changed if changes["threshold"] is not None else dataclasses.replace(changed, reject_fraction=0.0)
-        if moved or changed.reject_fraction != self.reject_fraction:
-            return dataclasses.replace(changed, threshold=None)
-        return changed
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, as stored in config.json; `max_uncertainty` is left out while it is None."""
-        later = {f.name for f in dataclasses.fields(self) if f.name in _LATER and getattr(self, f.name) == f.default}
-        fields = {_V1.get(name, name): value for name, value in dataclasses.asdict(self).items() if name not in later}
-        return json.loads(json.dumps(fields))  # type: ignore[no-any-return]
+def _boolean(value: Any) -> bool:
+    _require(isinstance(value, bool))
+    return bool(value)
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
-        """Inverse of `to_dict`."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        data = {{old: new for new, old in _V1.items()}.get(name, name): value for name, value in data.items()}
-        if unknown := sorted(set(data) - known):
-            raise ValueError(f"recipe has unknown fields {unknown}: written by a newer version of dsgan_datasets?")
-        return cls(**data)
+
+def _psi(value: Any) -> float | tuple[float, float]:
+    if not isinstance(value, Iterable):
+        return float(_number(-2, 2)(value))
+    low, high = _each(_number(-2, 2))(value)
+    _require(low <= high)
+    return low if low == high else (low, high)
+
+
+def _weights(value: Any) -> tuple[float, ...]:
+    weights: tuple[float, ...] = _each(_number(0, 1e300))(value)
+    _require(sum(weights) > 0)
+    return weights
+
+
+def _size(value: Any) -> tuple[int, int]:
+    height, width = _each(_integer(1))(value)
+    _require(max(height, width) <= MAX_SIDE)
+    return height, width
+
+
+def _rows(value: Any) -> tuple[int, int]:
+    top, bottom = _each(_integer(0))(value)
+    _require(top < bottom)
+    return top, bottom
 
 
 def _plain(value: Any) -> Any:
@@ -276,73 +118,507 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.generic | np.ndarray | torch.Tensor) else value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+class _Section:
+    """A part of a recipe: a frozen dataclass whose fields check themselves."""
 
+    #: Name of the section.
+    section: ClassVar[str]
 
-def _ascend(*numbers: float) -> bool:
-    return list(numbers) == sorted(numbers)
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            try:
+                object.__setattr__(self, f.name, f.metadata["check"](_plain(value)))
+            except (TypeError, ValueError, LookupError, OverflowError):
+                raise ValueError(f"{f.name} must be {f.metadata['allowed']}, not {value!r:.60}") from None
 
-
-def _as_float(value: Any) -> float:
-    value = _plain(value)
-    if not _is_number(value):
-        raise TypeError
-    return float(value)
-
-
-def _is_count(value: Any, lowest: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, all fields."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return, call-overload]
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What `calibrate` measured; stored beside the recipe.
+class Sampling(_Section):
+    """Which latents are drawn, and how they become style vectors.
 
-    Attributes:
-        num_samples: unfiltered draws that were looked at.
-        seed: their seed.
-        reject_fraction: share of the most uncertain draws to drop.
-        threshold: score that separates them, nats.
-        standard_error: of the threshold, nats, from the order statistics around the quantile.
-        acceptance: share of these draws (with group_size: of their view groups) that all rules of the recipe accept.
-        ignore_fraction: share of the pixels of accepted draws that `max_uncertainty` was set to ignore; None if it was given
-            otherwise or is off.
-        dropped_by_class: of the draws that hold a class, the share whose score is above the threshold; classes that
-            fewer than 20 of the draws hold are left out. None if it was not looked at.
+    Args:
+        truncation_psi: 1 draws the full variety, smaller values draw nearer to the mean. A pair (low, high) draws it
+            uniformly, anew for every index; two equal numbers are one.
+        truncation_cutoff: truncate only the first `truncation_cutoff` layers; None truncates all.
+        class_label: class of a conditional generator; None for an unconditional one, or with `class_weights`.
+        class_weights: one weight per class: the class is drawn for every index, as often as its weight says. These are
+            the classes of all draws; a filter that rejects draws of one class more often leaves fewer of it.
+        mixing_layer: style mixing (StyleGAN, section 3.1): the layers on one side of this one (1 … num_ws − 1) take
+            their styles from a second latent; None for none.
+        mixing_side: which side: "fine", this layer and those after it, or "coarse", those before it. Without
+            `mixing_layer` it has no effect.
+        group_size: number of consecutive indices that share second latent, psi and class: a view group, which for
+            instance shares an identity and varies the pose (arXiv 2010.09125, section 3.1). Groups start at the
+            multiples of `group_size`; a filter accepts or redraws a group as a whole. Needs `mixing_layer`.
     """
 
-    num_samples: int
-    seed: int
-    reject_fraction: float
-    threshold: float
-    standard_error: float
-    acceptance: float
-    ignore_fraction: float | None = None
-    dropped_by_class: Mapping[str, float] | None = None
+    section: ClassVar[str] = "sampling"
+
+    truncation_psi: float | tuple[float, float] = _checked(
+        1.0, "a number in -2 … 2, or two of them (low, high) with low <= high", _psi
+    )
+    truncation_cutoff: int | None = _checked(None, "None or an integer from 0", _optional(_integer(0)))
+    class_label: int | None = _checked(None, "None or a class number from 0", _optional(_integer(0)))
+    class_weights: tuple[float, ...] | None = _checked(
+        None, "None, or one weight per class, none negative and not all 0", _optional(_weights)
+    )
+    mixing_layer: int | None = _checked(None, "None or a layer from 1", _optional(_integer(1)))
+    mixing_side: Layers = _checked("fine", "fine or coarse", _choice(Layers))
+    group_size: int = _checked(1, "an integer from 1", _integer(1))
 
     def __post_init__(self) -> None:
-        integer("calibration num_samples", self.num_samples, 1)
-        integer("calibration seed", self.seed, 0)
-        shares = ("reject_fraction", "acceptance", "ignore_fraction")
-        for name in ("reject_fraction", "threshold", "standard_error", "acceptance", "ignore_fraction"):
-            value = getattr(self, name)
-            if name == "ignore_fraction" and value is None:
-                continue
-            if not _is_number(value) or (name in shares and not 0 <= value <= 1):
-                raise ValueError(f"calibration {name} is {value!r}")
-        dropped = self.dropped_by_class
-        if dropped is not None and not (
-            isinstance(dropped, Mapping) and all(_is_number(share) and 0 <= share <= 1 for share in dropped.values())
-        ):
-            raise ValueError(f"calibration dropped_by_class is {dropped!r:.60}")
+        super().__post_init__()
+        if self.class_weights is not None and self.class_label is not None:
+            raise ValueError(f"class_weights must be None or come with class_label=None, not {self.class_label}")
+        if self.group_size > 1 and self.mixing_layer is None:
+            raise ValueError(f"group_size must be 1 without mixing_layer, not {self.group_size}")
 
     @property
-    def dropped_most(self) -> dict[str, float]:
-        """Classes whose draws are dropped at least twice as often as all draws are, the worst first."""
-        shares = sorted((self.dropped_by_class or {}).items(), key=lambda item: -item[1])
-        return {name: share for name, share in shares if share >= 2 * self.reject_fraction}
+    def psi_range(self) -> tuple[float, float]:
+        """(low, high) of truncation_psi; equal if it is fixed."""
+        psi = self.truncation_psi
+        return psi if isinstance(psi, tuple) else (psi, psi)
+
+
+@dataclass(frozen=True)
+class Rendering(_Section):
+    """How style vectors become images.
+
+    Args:
+        noise_mode: "const" uses the noise stored with the generator, "none" leaves it out.
+        size: (H, W) at which the full frame is labeled, and to which the image is resized, at most 8192 each; None is
+            the image's own.
+        crop: (top, bottom) rows of the frame to keep, for letterboxed generators; None keeps all.
+        dtype: precision of the synthesis. On a GPU the interpreter's operands are rounded to it too; its sums are
+            float32.
+        compute_batch: draws computed at a time: as one batch on a GPU, side by side on the CPU. Part of the recipe, as
+            the last bits of a float depend on the batch; how many samples you ask for at once changes nothing.
+        compile: have torch.compile fuse the synthesis (CUDA only). Part of the recipe, as it changes the last bits.
+    """
+
+    section: ClassVar[str] = "rendering"
+
+    noise_mode: NoiseMode = _checked("const", "const or none", _choice(NoiseMode))
+    size: tuple[int, int] | None = _checked(None, f"None or (rows, columns) of at most {MAX_SIDE}", _optional(_size))
+    crop: tuple[int, int] | None = _checked(None, "None or (top, bottom) with 0 <= top < bottom", _optional(_rows))
+    dtype: Precision = _checked("float32", "float32, float16 or bfloat16", _choice(Precision))
+    compute_batch: int = _checked(8, "an integer from 1", _integer(1))
+    compile: bool = _checked(False, "True or False", _boolean)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch names it."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+@dataclass(frozen=True)
+class Labeling(_Section):
+    """How features become labels.
+
+    Args:
+        class_map: for a coarser task, the id in the schema of each class that the labeler predicts; None if both have
+            the same classes. `LabeledGenerator.merge_classes` makes it.
+        max_uncertainty: pixels whose uncertainty exceeds it, in nats, become the schema's `ignore_index`; None for
+            none. ``calibrate(…, ignore_fraction=0.05)`` finds the level.
+        vote: of an ensemble: "majority" (as published, ties to the lowest class) or "mean" (argmax of the mean
+            probability).
+        top_fraction: share of the pixels that decides the uncertainty score of an image.
+    """
+
+    section: ClassVar[str] = "labeling"
+
+    class_map: tuple[int, ...] | None = _checked(None, "None or class ids from 0", _optional(_each(_integer(0))))
+    max_uncertainty: float | None = _checked(None, "None or a number of nats from 0", _optional(_number(0, 1e300)))
+    vote: Vote = _checked("majority", "majority or mean", _choice(Vote))
+    top_fraction: float = _checked(0.1, "a number in (0, 1]", _number(1e-12, 1))
+
+
+class Rule(Protocol):
+    """A condition on the content of a draw."""
+
+    #: Name in config.json.
+    rule: ClassVar[str]
+
+    def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
+        """ValueError if no label of these targets could ever pass."""
+
+    def describe(self, targets: Sequence[Target]) -> str:
+        """The rule in words, for messages."""
+
+    def passes(self, fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Tensor:
+        """Which of N draws pass, bool [N], on the device of the labels."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, with "rule"."""
+
+
+@dataclass(frozen=True)
+class AreaRule(_Section):
+    """At least `min_area` pixels must have a class; ignored ones do not count.
+
+    Args:
+        class_id: id in the schema, of a merged one if classes are merged.
+        min_area: pixels.
+    """
+
+    rule: ClassVar[str] = "area"
+    section: ClassVar[str] = "filter"
+
+    class_id: int = _checked(0, "a class id from 0", _integer(0))
+    min_area: int = _checked(1, "an integer number of pixels from 1", _integer(1))
+
+    @staticmethod
+    def _target(targets: Sequence[Target]) -> Target:
+        for target in targets:
+            if target.field == "mask":
+                return target
+        raise ValueError("a rule on areas needs masks, and this source has none")
+
+    def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
+        """ValueError for a class that the schema lacks, or an area larger than the image."""
+        names = self._target(targets).tally_names
+        if self.class_id >= len(names):
+            raise ValueError(f"require names class {self.class_id}, the schema has 0 … {len(names) - 1}")
+        if self.min_area > image_size[0] * image_size[1]:
+            raise ValueError(f"min_area {self.min_area} is more than the pixels of an image of {image_size}")
+
+    def describe(self, targets: Sequence[Target]) -> str:
+        """Such as "ear >= 20 px"."""
+        return f"{self._target(targets).tally_names[self.class_id]} >= {self.min_area} px"
+
+    def passes(self, fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Tensor:
+        """Which draws hold enough of the class."""
+        target = self._target(targets)
+        return target.tally(fields[target.field])[:, self.class_id] >= self.min_area
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"rule": self.rule, **super().to_dict()}
+
+
+#: Kind of rule -> its class.
+RULES: dict[str, Any] = {AreaRule.rule: AreaRule}
+
+
+def _rule(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        fields = dict(value)
+        return RULES[fields.pop("rule")](**fields)
+    _require(getattr(value, "rule", None) in RULES)
+    return value
+
+
+def _rules(values: Any) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(_rule(value) for value in values))
+
+
+@dataclass(frozen=True)
+class Filter(_Section):
+    """Which draws become samples.
+
+    Args:
+        reject_fraction: share of the most uncertain draws to drop, 0 for none; `calibrate` finds the threshold.
+        threshold: highest accepted uncertainty score, in nats; None if it is not known yet, or not needed.
+        rules: conditions on the content, all of which must hold.
+    """
+
+    section: ClassVar[str] = "filter"
+
+    reject_fraction: float = _checked(0.0, "a number in [0, 1)", _number(0, 1 - 1e-12))
+    threshold: float | None = _checked(None, "None or a number of nats", _optional(_number(-1e300, 1e300)))
+    rules: tuple[Rule, ...] = _checked((), "a list of rules", _rules)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True if uncertain draws should be rejected but the threshold is not known."""
+        return self.reject_fraction > 0 and self.threshold is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "reject_fraction": self.reject_fraction,
+            "threshold": self.threshold,
+            "rules": [rule.to_dict() for rule in self.rules],
+        }
+
+
+_SECTIONS: tuple[type[_Section], ...] = (Sampling, Rendering, Labeling)
+_ALL_SECTIONS: tuple[type[_Section], ...] = (*_SECTIONS, Filter)
+#: Flat name -> section, of every field that `Recipe` and `override` take by its own name.
+_OWNERS: dict[str, str] = {
+    f.name: cls.section
+    for cls in _ALL_SECTIONS
+    for f in dataclasses.fields(cls)  # type: ignore[arg-type]
+}
+#: Names of area rules: which classes, and how much of them.
+_RULE_NAMES = ("require", "min_area")
+
+#: Changing one of these, or a field of the filter, leaves the score of every draw as it is and keeps the threshold.
+_KEEPS_SCORES = frozenset({"compute_batch", "compile", "max_uncertainty", "class_map"})
+
+#: The defaults of format 2 of config.json. Never change a value: fingerprints hash what differs from these. A field
+#: that is added later is added here too, with the default that means "as before".
+_FORMAT_2: dict[str, dict[str, Any]] = {
+    "sampling": {
+        "truncation_psi": 1.0,
+        "truncation_cutoff": None,
+        "class_label": None,
+        "class_weights": None,
+        "mixing_layer": None,
+        "mixing_side": "fine",
+        "group_size": 1,
+    },
+    "rendering": {
+        "noise_mode": "const",
+        "size": None,
+        "crop": None,
+        "dtype": "float32",
+        "compute_batch": 8,
+        "compile": False,
+    },
+    "labeling": {"class_map": None, "max_uncertainty": None, "vote": "majority", "top_fraction": 0.1},
+    "filter": {"reject_fraction": 0.0, "threshold": None, "rules": []},
+}
+
+
+class RecipeOverrides(TypedDict, total=False):
+    """Flat names that `Recipe.override` and `LabeledGenerator.from_pretrained` take; `Recipe` explains them."""
+
+    truncation_psi: float | tuple[float, float]
+    truncation_cutoff: int | None
+    class_label: int | None
+    class_weights: Sequence[float] | None
+    mixing_layer: int | None
+    mixing_side: Layers
+    group_size: int
+    noise_mode: NoiseMode
+    size: tuple[int, int] | None
+    crop: tuple[int, int] | None
+    dtype: Precision
+    compute_batch: int
+    compile: bool
+    class_map: Sequence[int] | None
+    max_uncertainty: float | None
+    vote: Vote
+    top_fraction: float
+    reject_fraction: float
+    threshold: float | None
+    rules: Sequence[Rule]
+    require: Sequence[int | str]
+    min_area: int
+
+
+@dataclass(frozen=True, init=False)
+class Recipe:
+    """How samples are made from a labeler, in four sections.
+
+    Args:
+        sampling, rendering, labeling, filter: the sections; None is the default one, and a filter that accepts every
+            draw.
+        fields: fields of the sections by their own names, such as ``truncation_psi=0.7``; and two names for area rules:
+            `require`, class ids that must be in every sample, and `min_area`, their pixels (1).
+
+    The fields can be read by their own names too: ``recipe.truncation_psi``. Numbers may be those of NumPy, lists
+    arrays or tensors.
+
+    Raises:
+        ValueError: a value outside its range, named with what is allowed, or a field that does not exist.
+
+    Example:
+        >>> recipe = Recipe(truncation_psi=0.7, require=[3], min_area=20)
+        >>> recipe.sampling.truncation_psi, recipe.filter.rules
+        (0.7, (AreaRule(class_id=3, min_area=20),))
+        >>> recipe.override(vote="mean").vote
+        'mean'
+    """
+
+    sampling: Sampling
+    rendering: Rendering
+    labeling: Labeling
+    filter: Filter | None
+
+    def __init__(
+        self,
+        sampling: Sampling | None = None,
+        rendering: Rendering | None = None,
+        labeling: Labeling | None = None,
+        filter: Filter | None = None,
+        **fields: Any,
+    ) -> None:
+        fields = renamed_arguments(fields, RENAMED)
+        if fields.pop("features", None) is not None:
+            warn_renamed("Recipe(features=…)", "the layout that the interpreter was fitted on, which decides alone")
+        if unknown := sorted(set(fields) - {*_OWNERS, *_RULE_NAMES}):
+            known = ", ".join(sorted({*_OWNERS, *_RULE_NAMES}))
+            raise ValueError(f"no such recipe field: {', '.join(unknown)}; the fields are: {known}")
+        sections: dict[str, Any] = {
+            "sampling": sampling or Sampling(),
+            "rendering": rendering or Rendering(),
+            "labeling": labeling or Labeling(),
+            "filter": filter or Filter(),
+        }
+        for name, section in sections.items():
+            changes = {f: value for f, value in fields.items() if _OWNERS.get(f) == name}
+            sections[name] = dataclasses.replace(section, **changes) if changes else section
+        sections["filter"] = _with_areas(sections["filter"], **{n: fields[n] for n in _RULE_NAMES if n in fields})
+        if sections["filter"] == Filter():
+            sections["filter"] = None
+        for name, section in sections.items():
+            object.__setattr__(self, name, section)
+        if self.sampling.group_size > self.rendering.compute_batch:
+            raise ValueError(
+                f"group_size must be up to compute_batch ({self.rendering.compute_batch}), not {self.group_size}"
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        """Fields of the sections by their own names."""
+        if name in _OWNERS and (section := _OWNERS[name]) in self.__dict__:
+            return getattr(self.__dict__[section] or Filter(), name)
+        if name in RENAMED:
+            warn_renamed(f"Recipe.{name}", f"Recipe.{RENAMED[name]}")
+            return getattr(self, RENAMED[name])
+        raise AttributeError(f"Recipe has no field {name!r}")
+
+    @property
+    def require(self) -> tuple[int, ...]:
+        """Class ids of the area rules."""
+        return tuple(rule.class_id for rule in _areas(self.filter or Filter()))
+
+    @property
+    def min_area(self) -> int:
+        """Smallest area of the area rules, pixels; 1 without any."""
+        return min((rule.min_area for rule in _areas(self.filter or Filter())), default=1)
+
+    @property
+    def psi_range(self) -> tuple[float, float]:
+        """(low, high) of truncation_psi; equal if it is fixed."""
+        return self.sampling.psi_range
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch names it."""
+        return self.rendering.torch_dtype
+
+    def frame_size(self, img_resolution: int) -> tuple[int, int]:
+        """(H, W) of the full frame, before any crop, for a generator of that resolution."""
+        return self.rendering.size or (img_resolution, img_resolution)
+
+    def image_size(self, img_resolution: int) -> tuple[int, int]:
+        """(H, W) of images and masks, for a generator of that resolution."""
+        height, width = self.frame_size(img_resolution)
+        top, bottom = self.rendering.crop or (0, height)
+        return bottom - top, width
+
+    @property
+    def needs_calibration(self) -> bool:
+        """True if uncertain draws should be rejected but the threshold is not known."""
+        return self.filter is not None and self.filter.needs_calibration
+
+    @property
+    def is_filtered(self) -> bool:
+        """True if some draws may be rejected."""
+        return self.filter is not None and (self.filter.threshold is not None or bool(self.filter.rules))
+
+    def replace(self, **fields: Any) -> Recipe:
+        """A recipe with some fields changed, and nothing else: unlike `override`, it keeps the threshold."""
+        sections = {name: getattr(self, name) for name in ("sampling", "rendering", "labeling", "filter")}
+        return Recipe(**{**sections, **fields})
+
+    def unfiltered(self) -> Recipe:
+        """The same draws, all accepted."""
+        return Recipe(self.sampling, self.rendering, self.labeling)
+
+    def override(self, **changes: Any) -> Recipe:
+        """A recipe with some fields changed, by their flat names or whole sections.
+
+        A change that moves the scores (all but `compute_batch`, `compile`, `max_uncertainty`, `class_map` and the
+        filter's own fields) drops the calibrated threshold, so that `calibrate` must run again. ``filter=None`` accepts
+        every draw, ``reject_fraction=0`` every draw that meets the rules.
+
+        Raises:
+            ValueError: an unknown field, or a value out of range.
+        """
+        changes = renamed_arguments(changes, RENAMED)
+        if "threshold" in changes and changes["threshold"] is None and "reject_fraction" not in changes:
+            if self.reject_fraction or self.threshold is not None:
+                warn_renamed("threshold=None", "reject_fraction=0")
+            changes = {**changes, "reject_fraction": 0.0}
+        changed = self.replace(**changes)
+        if "threshold" in changes or "filter" in changes:
+            return changed
+        if self._scores_decided_by() != changed._scores_decided_by() or changed.reject_fraction != self.reject_fraction:
+            return changed.replace(threshold=None)
+        return changed
+
+    def _scores_decided_by(self) -> dict[str, Any]:
+        """All that moves the score of a draw."""
+        fields = {name: getattr(self, name) for name, section in _OWNERS.items() if section != "filter"}
+        if self.mixing_layer is None:
+            fields.pop("mixing_side")
+        return {name: value for name, value in fields.items() if name not in _KEEPS_SCORES}
+
+    def decisions(self) -> dict[str, Any]:
+        """What differs from the defaults of format 2, by section: what a fingerprint hashes."""
+        stored = self.to_dict()
+        return {
+            name: {f: value for f, value in (stored[name] or {}).items() if value != _FORMAT_2[name][f]}
+            for name in stored
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        sections = (self.sampling, self.rendering, self.labeling)
+        return {**{s.section: s.to_dict() for s in sections}, "filter": self.filter.to_dict() if self.filter else None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Inverse of `to_dict`; a field that is missing has the default of format 2.
+
+        Raises:
+            ValueError: an unknown section or field (written by a newer version), or a value out of range.
+        """
+        if unknown := sorted(set(data) - set(_FORMAT_2)):
+            raise ValueError(f"recipe has unknown sections {unknown}: written by a newer version of dsgan_datasets?")
+        sections: dict[str, Any] = {}
+        for section in _ALL_SECTIONS:
+            name, stored = section.section, data.get(section.section)
+            if stored is None and name == "filter":
+                continue
+            if stored is not None and not isinstance(stored, Mapping):
+                raise ValueError(f"section {name} of the recipe must be an object, not {stored!r:.60}")
+            fields = {**_FORMAT_2[name], **(stored or {})}
+            if unknown := sorted(set(fields) - set(_FORMAT_2[name])):
+                raise ValueError(
+                    f"section {name} of the recipe has unknown fields {unknown}: written by a newer version of "
+                    "dsgan_datasets?"
+                )
+            sections[name] = section(**fields)
+        return cls(**sections)
+
+
+def _areas(filter: Filter) -> list[AreaRule]:
+    return [rule for rule in filter.rules if isinstance(rule, AreaRule)]
+
+
+def _with_areas(filter: Filter, **names: Any) -> Filter:
+    """The filter with other area rules, as `require` and `min_area` say."""
+    if not names:
+        return filter
+    areas = _areas(filter)
+    ids = names.get("require", [rule.class_id for rule in areas])
+    least = names.get("min_area", min((rule.min_area for rule in areas), default=1))
+    if isinstance(ids := _plain(ids), str | Mapping) or not isinstance(ids, Iterable):
+        raise ValueError(f"require must be a list of class ids, not {ids!r:.60}")
+    rules: list[Rule] = [rule for rule in filter.rules if not isinstance(rule, AreaRule)]
+    try:
+        rules += [AreaRule(class_id, least) for class_id in ids]
+    except ValueError as error:
+        raise ValueError(f"require must be a list of class ids, not {ids!r:.60}: {error}") from None
+    AreaRule(0, least)  # refuses a wrong min_area even where no class is required
+    return dataclasses.replace(filter, rules=tuple(rules))

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from dsgan_datasets._deprecation import warn_renamed
+
+#: Fields by the names that they had before.
+_RENAMED = {"js": "uncertainty", "score": "uncertainty_score"}
+
 
 class _Fields(dict[str, Any]):
     """A dict whose keys are attributes too: what collate, pin_memory, pickle and spawn already understand."""
@@ -22,6 +27,13 @@ class _Fields(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"{type(self).__name__} has no {name!r}; it has: {', '.join(self)}") from None
 
+    def __missing__(self, name: str) -> Any:
+        """Fields under the names that they had before."""
+        if (new := _RENAMED.get(name)) is None or new not in self:
+            raise KeyError(name)
+        warn_renamed(f"sample.{name}", f"sample.{new}", stacklevel=3)
+        return self[new]
+
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = value
 
@@ -31,27 +43,26 @@ class _Fields(dict[str, Any]):
 
 
 class Sample(_Fields):
-    """One generated image and its mask. Fields are attributes and dict keys alike.
+    """One generated image and its labels. Fields are attributes and dict keys alike.
 
     Attributes:
         image: uint8 RGB [3, H, W], on the generator's device.
-        mask: int64 class ids [H, W], on the generator's device.
-        uncertainty_score: float32 scalar on the CPU, the uncertainty in nats; higher is less certain.
-        index: int64 scalar on the CPU, the sample's number in its dataset.
+        mask: int64 class ids [H, W], on the generator's device; of a source with masks. Other kinds of label have the
+            field that their target names.
+        index: int64 scalar on the CPU, what the sample was drawn as.
         attempt: int64 scalar on the CPU, how many draws of this index the filter had rejected.
+
+    Fields that not every sample has:
+        uncertainty_score: float32 scalar on the CPU, in nats; higher is less certain. Of a labeler that has one.
         class_label: int64 scalar on the CPU, the class of the whole image; only of a conditional generator.
-        uncertainty: float32 [H, W], per-pixel uncertainty in nats; only if asked for.
+        uncertainty: float32 [H, W], per pixel, in nats; only if asked for.
         latent: float32 [z_dim] on the CPU; only if asked for.
     """
 
     image: Tensor
     mask: Tensor
-    uncertainty_score: Tensor
     index: Tensor
     attempt: Tensor
-    class_label: Tensor
-    uncertainty: Tensor
-    latent: Tensor
 
 
 class SampleBatch(_Fields):
@@ -62,12 +73,8 @@ class SampleBatch(_Fields):
 
     image: Tensor
     mask: Tensor
-    uncertainty_score: Tensor
     index: Tensor
     attempt: Tensor
-    class_label: Tensor
-    uncertainty: Tensor
-    latent: Tensor
 
     @property
     def num_samples(self) -> int:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from dsgan_datasets import LabeledGenerator, LabelSchema, PixelEnsemble, Recipe, load_generator
+from dsgan_datasets import (
+    InterpretedLabeler,
+    LabeledGenerator,
+    LabelSchema,
+    PixelEnsemble,
+    Recipe,
+    load_generator,
+    write_shards,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = LabelSchema(("background", "left", "right", "hat"), flip_pairs=((1, 2),))
@@ -24,27 +34,32 @@ RENDERED_CLASSES = (
 TRAIN_RENDERS, TEST_RENDERS = 24, 5
 
 
-def small_ensemble(channels: int, *, members: int = 3, classes: int = 4, seed: int = 0) -> PixelEnsemble:
+def small_ensemble(
+    channels: int | list[int], *, layout: str | None = None, members: int = 3, classes: int = 4, seed: int = 0
+) -> PixelEnsemble:
+    """Random classifiers; `channels` of each map, or of all maps together."""
+    channels = [channels] if isinstance(channels, int) else channels
+    total = sum(channels)
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=random)
 
     weights = {
-        "w1": normal(channels, members, 8) / channels**0.5,
+        "w1": normal(total, members, 8) / total**0.5,
         "b1": normal(members, 8),
         "w2": normal(members, 8, 6),
         "b2": normal(members, 6),
         "w3": normal(members, 6, classes),
         "b3": normal(members, classes),
     }
-    return PixelEnsemble(weights)
+    return PixelEnsemble(weights, layout=layout, channels=channels)
 
 
 def small_labeled(**recipe: object) -> LabeledGenerator:
     generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
-    ensemble = small_ensemble(sum(generator.feature_channels))
-    return LabeledGenerator(generator, ensemble, SCHEMA, Recipe(truncation_psi=0.9, **recipe))  # type: ignore[arg-type]
+    ensemble = small_ensemble(list(generator.feature_channels), layout=generator.features)
+    return LabeledGenerator(InterpretedLabeler(generator, ensemble, [SCHEMA]), Recipe(truncation_psi=0.9, **recipe))
 
 
 def small_stylegan1() -> dict[str, torch.Tensor]:
@@ -63,6 +78,14 @@ def small_stylegan1() -> dict[str, torch.Tensor]:
             shapes[f"{block}.{epilogue}.style_mod.lin.bias"] = (8,)
     shapes |= {"g_synthesis.blocks.4x4.const": (1, 4, 4, 4), "g_synthesis.blocks.4x4.bias": (4,)}
     return {name: torch.randn(*shape, generator=random) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests remember nothing in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSGAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -110,3 +133,46 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Faces in shards, whose indices are not their places."""
+    path = tmp_path_factory.mktemp("shards") / "faces"
+    faces = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    write_shards(faces, path, range(100, 124), seed=4, samples_per_shard=10)
+    return str(path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The indices that any generator of this process is asked for: a list for each `generate`, and each of a stream."""
+    calls: list[list[int]] = []
+    generate, stream = LabeledGenerator.generate, LabeledGenerator.stream
+
+    def noted(indices: Iterable[int]) -> Iterator[int]:
+        for index in indices:
+            calls.append([int(index)])
+            yield index
+
+    def noting_generate(self: LabeledGenerator, indices: Any, **options: Any) -> Any:
+        calls.append([int(index) for index in indices])
+        return generate(self, indices, **options)
+
+    monkeypatch.setattr(LabeledGenerator, "generate", noting_generate)
+    monkeypatch.setattr(LabeledGenerator, "stream", lambda self, indices, **o: stream(self, noted(indices), **o))
+    return calls
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `export_annotations` wrote; not to be changed."""
+    import annotation_folders
+
+    return annotation_folders.export_to(tmp_path_factory.mktemp("annotations") / "pristine")
+
+
+@pytest.fixture
+def folder(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be annotated."""
+    return shutil.copytree(pristine, tmp_path / "work")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,9 +11,9 @@ from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, calibrate
 from dsgan_datasets.calibration import upper_quantile
+from dsgan_datasets.checkpoints.calibration_report import Calibration
 from dsgan_datasets.filtering import FAILURE_PROBABILITY, Acceptance
-from dsgan_datasets.pictures import _DROPPED, _KEPT, histogram
-from dsgan_datasets.recipe import Calibration, Recipe
+from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.tools.calibrate import report
 from dsgan_datasets.tools.cli import main
 
@@ -48,7 +47,7 @@ def test_what_the_filter_drops_of_each_class(unfiltered: LabeledGenerator, tmp_p
     found = calibrated.calibration
     assert found is not None and found.dropped_by_class is not None
     fields = list(unfiltered.unfiltered(200, seed=0, description=""))
-    scores, masks = (torch.cat([batch[name] for batch in fields]) for name in ("score", "mask"))
+    scores, masks = (torch.cat([batch[name] for batch in fields]) for name in ("uncertainty_score", "mask"))
     dropped = scores.cpu() > calibrated.recipe.threshold
     expected = {}
     for i, name in enumerate(unfiltered.schema.classes):
@@ -64,9 +63,9 @@ def test_what_the_filter_drops_of_each_class(unfiltered: LabeledGenerator, tmp_p
 
 def test_classes_that_the_filter_nearly_removes_are_told() -> None:
     shares = {"skin": 0.1, "mouth": 0.22, "beard": 0.64}
-    found = Calibration(1000, 0, 0.1, 0.2, 0.01, 0.9, dropped_by_class=shares)
-    assert "dropped more often: beard 64%, mouth 22%;" in report(Recipe(), found)[1]
-    assert len(report(Recipe(), dataclasses.replace(found, dropped_by_class={"skin": 0.19}))) == 1
+    found = Calibration(1000, 0, 0.01, 0.9, dropped_by_class=shares)
+    assert "dropped more often: beard 64%, mouth 22%;" in report(Recipe(reject_fraction=0.1), found)[1]
+    assert len(report(Recipe(reject_fraction=0.1), dataclasses.replace(found, dropped_by_class={"skin": 0.19}))) == 1
     for damaged in ({"skin": 2}, {"skin": None}, [0.1], 5):
         with pytest.raises(ValueError, match="dropped_by_class"):
             dataclasses.replace(found, dropped_by_class=damaged)
@@ -111,12 +110,12 @@ def test_ignored_pixels_are_the_share_that_was_asked_for(unfiltered: LabeledGene
 
 
 def test_exactly_the_uncertain_pixels_are_ignored(unfiltered: LabeledGenerator) -> None:
-    ignoring = with_recipe(unfiltered, max_uncertainty=0.3)
+    ignoring = unfiltered.with_recipe(unfiltered.recipe.override(max_uncertainty=0.3))
     before, after = (labeled.generate(range(20), extras=("uncertainty",)) for labeled in (unfiltered, ignoring))
     uncertain = before.uncertainty > 0.3
     assert 0 < uncertain.sum() < uncertain.numel()
     assert torch.equal(after.mask, before.mask.masked_fill(uncertain, 255))
-    assert torch.equal(after.image, before.image) and torch.equal(after.score, before.score)
+    assert torch.equal(after.image, before.image) and torch.equal(after.uncertainty_score, before.uncertainty_score)
 
 
 def test_ignoring_is_the_same_whatever_is_asked_for_with_it(unfiltered: LabeledGenerator) -> None:
@@ -128,7 +127,7 @@ def test_ignoring_is_the_same_whatever_is_asked_for_with_it(unfiltered: LabeledG
 
 def test_content_rules_count_what_is_left(unfiltered: LabeledGenerator) -> None:
     """A class that has enough pixels only with those that are ignored does not pass."""
-    ruled = with_recipe(unfiltered, require=(2,), min_area=6)
+    ruled = unfiltered.with_recipe(unfiltered.recipe.override(require=(2,), min_area=6))
     ignoring = calibrate(ruled, 200, reject_fraction=0.1, ignore_fraction=0.3)
     plain = calibrate(ruled, 200, reject_fraction=0.1)
     assert ignoring.calibration is not None and plain.calibration is not None
@@ -151,9 +150,7 @@ def test_ignoring_without_a_filter_and_switching_it_off(unfiltered: LabeledGener
 def test_the_fingerprint_covers_the_id_of_ignored_pixels(unfiltered: LabeledGenerator, tmp_path: Path) -> None:
     def made(ignore_index: int, **recipe: float) -> LabeledGenerator:
         schema = dataclasses.replace(unfiltered.schema, ignore_index=ignore_index)
-        return LabeledGenerator(
-            unfiltered.generator, unfiltered.interpreter, schema, dataclasses.replace(unfiltered.recipe, **recipe)
-        )
+        return LabeledGenerator(unfiltered.labeler.with_targets([schema]), unfiltered.recipe.replace(**recipe))
 
     assert made(254).fingerprint == made(255).fingerprint == unfiltered.fingerprint
     assert made(254, max_uncertainty=0.1).fingerprint != made(255, max_uncertainty=0.1).fingerprint
@@ -178,17 +175,3 @@ def test_the_command_draws_a_histogram_and_names_view_groups(
     with Image.open(tmp_path / "b" / "calibration.png") as picture:
         assert picture.size == (720, 360)
     assert "calibration.png" in (tmp_path / "b" / "README.md").read_text()
-
-
-def test_histogram_is_cut_at_the_threshold() -> None:
-    scores = np.linspace(0.01, 1.0, 500)
-    colors = np.asarray(histogram(scores, threshold=0.5)).reshape(-1, 3)
-    kept, dropped = ((colors == color).all(1).sum() for color in (_KEPT, _DROPPED))
-    assert kept == pytest.approx(dropped, rel=0.1)
-    assert not (np.asarray(histogram(scores)).reshape(-1, 3) == _DROPPED).all(1).any()
-    histogram(np.zeros(3))  # all members agree everywhere
-
-
-def with_recipe(labeled: LabeledGenerator, **changes: object) -> LabeledGenerator:
-    recipe = labeled.recipe.override(**changes)
-    return LabeledGenerator(labeled.generator, labeled.interpreter, labeled.schema, recipe)

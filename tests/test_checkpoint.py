@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,16 +16,16 @@ from properties import assert_same_samples
 from safetensors.torch import load_file, save_file
 
 from dsgan_datasets import (
+    Checkpoint,
     CheckpointError,
     LabeledGenerator,
-    LabelSchema,
-    Recipe,
     describe,
     files,
     load_generator,
     load_interpreter,
 )
-from dsgan_datasets.checkpoints.tensors import fingerprint
+from dsgan_datasets.checkpoints.directory import PRETRAINED
+from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.files import atomic_write
 
 
@@ -51,7 +52,7 @@ def test_round_trip(saved: Path, filtered: LabeledGenerator) -> None:
     ]
 
 
-@pytest.mark.parametrize("changes", [{}, {"psi": 0.5}, {"crop": (2, 10), "threshold": None}])
+@pytest.mark.parametrize("changes", [{}, {"truncation_psi": 0.5}, {"crop": (2, 10), "reject_fraction": 0}])
 def test_a_description_needs_no_weights(saved: Path, changes: dict[str, Any]) -> None:
     labeled = LabeledGenerator.from_pretrained(saved, device="cpu", **changes)
     for weights in saved.glob("*.safetensors"):
@@ -98,11 +99,8 @@ def edit_config(change: Callable[[dict[str, Any]], Any], *, sign: bool = True) -
         config = json.loads((saved / "config.json").read_text())
         change(config)
         if sign:
-            with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
-                recipe = Recipe.from_dict(config["recipe"]).to_dict()
-                class_map = LabelSchema.from_dict(config["schema"]).class_map
-                parts = (config["weights"], config["generator"], config["interpreter"], class_map, recipe)
-                config["fingerprint"] = fingerprint(*parts)
+            with suppress(CheckpointError):
+                config["fingerprint"] = Checkpoint.from_dict(config, saved).fingerprint
         (saved / "config.json").write_text(json.dumps(config))
 
     return edit
@@ -113,6 +111,7 @@ def edit_tensors(stem: str, change: Callable[[dict[str, torch.Tensor]], Any]) ->
         tensors = load_file(saved / f"{stem}.safetensors")
         change(tensors)
         save_file(tensors, saved / f"{stem}.safetensors")
+        edit_config(lambda c: c["parts"][stem].update(sha256=digest_tensors(tensors)))(saved)
 
     return edit
 
@@ -143,65 +142,93 @@ FITTED = {
     [
         (lambda saved: (saved / "config.json").unlink(), "no config.json"),
         (lambda saved: (saved / "generator.safetensors").unlink(), "generator.safetensors is missing"),
-        (cut("config.json", 40), "no valid JSON"),
+        (cut("config.json", 40), "not valid JSON"),
         (cut("generator.safetensors", 5000), r"generator.safetensors \(5000 bytes\) is damaged"),
         (cut("interpreter.safetensors", 0), r"interpreter.safetensors \(0 bytes\) is damaged"),
         (
             flip_a_bit,
             r"generator.safetensors was changed or damaged: config.json says SHA-256 [0-9a-f]{16}…, the",
         ),
-        (edit_config(lambda c: c.update(format_version=99)), "format_version 99.*reads 1"),
-        (edit_config(lambda c: c.pop("recipe")), "no section 'recipe'"),
-        (edit_config(lambda c: c["recipe"].update(psi=0.3), sign=False), "it says fingerprint [0-9a-f]{16}…, but its"),
-        (edit_config(lambda c: c.pop("weights")), "no section 'weights'"),
-        (edit_config(lambda c: c["weights"].clear()), "says SHA-256 None"),
-        (edit_config(lambda c: c["recipe"].update(color=1)), "unknown fields \\['color'\\]"),
-        (edit_config(lambda c: c["recipe"].update(psi="high")), "psi"),
         (
-            edit_config(lambda c: c["schema"]["classes"].pop()),
-            "interpreter has 4 classes, the schema names 3|fingerprint",
+            edit_config(lambda c: c.update(format_version=99)),
+            "format_version 99.*reads 1 to 2. It was written by a newer version",
         ),
-        (edit_config(lambda c: c["schema"].pop("classes")), "classes"),
+        (edit_config(lambda c: c.pop("recipe")), "no section 'recipe'"),
         (
-            edit_config(lambda c: c["generator"].update(architecture="biggan")),
+            edit_config(lambda c: c["recipe"]["sampling"].update(truncation_psi=0.3), sign=False),
+            "it says fingerprint [0-9a-f]{16}…, but its",
+        ),
+        (edit_config(lambda c: c.update(migrated_from=1, fingerprint="0"), sign=False), "it says fingerprint 0…"),
+        (edit_config(lambda c: c.pop("parts")), "no section 'parts'"),
+        (edit_config(lambda c: c["parts"]["generator"].update(sha256=None)), "says SHA-256 None"),
+        (edit_config(lambda c: c["parts"].pop("interpreter")), "part 'interpreter' is missing"),
+        (edit_config(lambda c: c.update(labeler="oracle")), "unknown kind of labeler 'oracle'; known: interpreted"),
+        (edit_config(lambda c: c["recipe"]["sampling"].update(color=1)), "unknown fields \\['color'\\]"),
+        (edit_config(lambda c: c["recipe"]["sampling"].update(truncation_psi="high")), "truncation_psi"),
+        (edit_config(lambda c: c["recipe"]["filter"].update(rules=[{"rule": "smell"}])), "rules must be a list"),
+        (edit_config(lambda c: c["targets"][0].update(kind="smell")), "unknown kind of label 'smell'; known: "),
+        (
+            edit_config(lambda c: c["targets"][0]["classes"].pop()),
+            "predicts 4 classes, the schema names 3",
+        ),
+        (edit_config(lambda c: c["targets"][0].pop("classes")), "classes"),
+        (
+            edit_config(lambda c: c["parts"]["generator"]["config"].update(architecture="biggan")),
             "'biggan' is unknown; known: stylegan1",
         ),
-        (edit_config(lambda c: c["generator"].update(img_resolution=17)), "power of two"),
-        (edit_config(lambda c: c["generator"].update(img_resolution=32)), "channels must name"),
-        (edit_config(lambda c: c["generator"].update(z_dim=10**9)), "z_dim must be an integer in 1 … 8192"),
-        (edit_config(lambda c: c["generator"].update(c_dim="x")), "c_dim must be an integer"),
-        (edit_config(lambda c: c["generator"].update(embed_dim=None)), "embed_dim must be an integer"),
-        (edit_config(lambda c: c["generator"].update(mapping_layers=1.5)), "mapping_layers must be an integer"),
-        (edit_config(lambda c: c["generator"].update(conv_clamp=[1])), "conv_clamp must be a positive number"),
-        (edit_config(lambda c: c["generator"]["channels"].update({"8": float("inf")})), "not usable"),
-        (edit_config(lambda c: c.update(fit=5)), "config.json: 'fit' must be an object of settings, not 5"),
+        (edit_config(lambda c: c["parts"]["generator"]["config"].update(img_resolution=17)), "power of two"),
+        (edit_config(lambda c: c["parts"]["generator"]["config"].update(img_resolution=32)), "channels must name"),
+        (
+            edit_config(lambda c: c["parts"]["generator"]["config"].update(z_dim=10**9)),
+            "z_dim must be an integer in 1 … 8192",
+        ),
+        (edit_config(lambda c: c["parts"]["generator"]["config"].update(c_dim="x")), "c_dim must be an integer"),
+        (
+            edit_config(lambda c: c["parts"]["generator"]["config"].update(embed_dim=None)),
+            "embed_dim must be an integer",
+        ),
+        (
+            edit_config(lambda c: c["parts"]["generator"]["config"].update(mapping_layers=1.5)),
+            "mapping_layers must be an integer",
+        ),
+        (
+            edit_config(lambda c: c["parts"]["generator"]["config"].update(conv_clamp=[1])),
+            "conv_clamp must be a positive number",
+        ),
+        (
+            edit_config(lambda c: c["parts"]["generator"]["config"]["channels"].update({"8": float("inf")})),
+            "not usable",
+        ),
+        (edit_config(lambda c: c.update(fit=5)), "config.json: .*expected an object of settings, not 5"),
         (edit_config(lambda c: c.update(fit={"title": "a"})), "missing 6 required"),
         (edit_config(lambda c: c.update(fit=FITTED | {"title": 4})), "fit title must be a text, not 4"),
         (edit_config(lambda c: c.update(fit=FITTED | {"folds": -1})), "fit folds must be an integer of at least 0"),
         (edit_config(lambda c: c.update(fit=FITTED | {"iou": [0.5]})), "fit iou must be a table"),
         (edit_config(lambda c: c.update(fit=FITTED | {"iou": {"a": "x"}})), "numbers in 0 … 1 or null, not 'x'"),
         (edit_config(lambda c: c.update(fit=FITTED | {"settings": {"a": []}})), "fit setting 'a' must be a number"),
-        (edit_config(lambda c: c.update(calibration=5)), "'calibration' must be an object of settings"),
-        (edit_config(lambda c: c["calibration"].update(threshold="x")), "calibration threshold is 'x'"),
+        (edit_config(lambda c: c.update(calibration=5)), "config.json: .*expected an object of settings, not 5"),
+        (edit_config(lambda c: c["calibration"].update(standard_error="x")), "calibration standard_error is 'x'"),
         (edit_config(lambda c: c["calibration"].update(acceptance=7)), "calibration acceptance is 7"),
+        (edit_config(lambda c: c["targets"][0].update(ignore_index=float("inf"))), "config.json"),
+        (edit_config(lambda c: c["targets"][0]["classes"][0].update(name=None)), "must be words"),
+        (edit_config(lambda c: c["targets"][0].update(classes=5)), "config.json"),
         (
-            edit_config(lambda c: c["calibration"].update(threshold=0.5)),
-            "calibration found threshold 0.5, the recipe has",
+            edit_config(lambda c: c["parts"]["generator"]["config"]["channels"].update({"8": 7})),
+            r"has shape \[.*\], expected \[",
         ),
-        (edit_config(lambda c: c["schema"].update(ignore_index=float("inf"))), "config.json"),
-        (edit_config(lambda c: c["schema"]["classes"][0].update(name=None)), "must be words"),
-        (edit_config(lambda c: c.update(schema={"classes": 5})), "config.json"),
-        (edit_config(lambda c: c["generator"]["channels"].update({"8": 7})), r"has shape \[.*\], expected \["),
-        (edit_config(lambda c: c["interpreter"].update(members=4)), "promises .*'members': 4"),
+        (edit_config(lambda c: c["parts"]["interpreter"]["config"].update(members=4)), "promises .*'members': 4"),
         (edit_tensors("generator", lambda t: t.pop("mapping.w_avg")), r"missing \['mapping_network.w_avg'\]"),
         (edit_tensors("generator", lambda t: t.update(extra=torch.zeros(1))), "unexpected \\['extra'\\]"),
-        (edit_tensors("generator", lambda t: t["mapping.w_avg"].fill_(float("nan"))), "no finite numbers"),
+        (
+            edit_tensors("generator", lambda t: t["mapping.w_avg"].fill_(float("nan"))),
+            "NaN or infinity|no finite numbers",
+        ),
         (
             edit_tensors("interpreter", lambda t: t.update(w2=t["w2"][:, :5].contiguous())),
             r"w2 has shape \[3, 5, 6\], expected",
         ),
         (edit_tensors("interpreter", lambda t: t.pop("b3")), "b3"),
-        (edit_tensors("interpreter", lambda t: t["b3"].fill_(float("inf"))), "no finite numbers"),
+        (edit_tensors("interpreter", lambda t: t["b3"].fill_(float("inf"))), "NaN or infinity|no finite numbers"),
     ],
 )
 def test_damage_is_named(saved: Path, damage: Callable[[Path], None], message: str) -> None:
@@ -209,6 +236,95 @@ def test_damage_is_named(saved: Path, damage: Callable[[Path], None], message: s
     with pytest.raises(ValueError, match=message) as caught:
         LabeledGenerator.from_pretrained(saved, device="cpu")
     assert isinstance(caught.value, CheckpointError) or "schema names" in str(caught.value)
+
+
+def test_what_a_newer_version_adds_is_kept(saved: Path, tmp_path: Path) -> None:
+    """Nothing of this decides a sample: it is not refused, and comes back when the checkpoint is saved."""
+
+    def grow(config: dict[str, Any]) -> None:
+        config["fit"] = FITTED | {"keypoints": {"pck": 0.9}}
+        config["calibration"]["lens"] = "wide"
+        config["provenance"]["url"] = "somewhere"
+        config["history"] = [1, 2]
+
+    before = LabeledGenerator.from_pretrained(saved, device="cpu")
+    edit_config(grow, sign=False)(saved)
+    loaded = LabeledGenerator.from_pretrained(saved, device="cpu")
+    assert loaded.fingerprint == before.fingerprint
+    loaded.merge_classes({"side": ["left", "right"]}).save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["fit"]["keypoints"] == {"pck": 0.9} and config["history"] == [1, 2]
+    assert config["calibration"]["lens"] == "wide" and config["provenance"]["url"] == "somewhere"
+
+
+def test_a_fingerprint_of_this_format_stays(saved: Path) -> None:
+    """Changing how it is computed, or a default, would make every checkpoint another one."""
+    config = {
+        "labeler": "interpreted",
+        "parts": {"generator": {"config": {"img_resolution": 8}, "sha256": "ab"}},
+        "targets": [],
+        "recipe": {"sampling": {"truncation_psi": 0.7}, "rendering": {}, "labeling": {}, "filter": None},
+    }
+    assert Checkpoint.from_dict(config, saved).fingerprint == (
+        "00e1d73f264348b3e1eac262bc2928c6081341d89b53a5e47f3961402bfe96ff"
+    )
+
+
+def test_the_built_in_checkpoint_in_format_1_gives_the_same_samples(tmp_path: Path) -> None:
+    """Its config.json as the first version wrote it, beside today's weights."""
+    for name in ("generator.safetensors", "interpreter.safetensors"):
+        (tmp_path / name).symlink_to(PRETRAINED / "demo-faces" / name)
+    shutil.copy(Path(__file__).parent / "data" / "demo-faces-format-1.json", tmp_path / "config.json")
+    old, new = (LabeledGenerator.from_pretrained(path, device="cpu") for path in (tmp_path, "demo-faces"))
+    assert (old.recipe, old.schema, old.calibration) == (new.recipe, new.schema, new.calibration)
+    assert_same_samples(old.generate(range(6)).rows(), new.generate(range(6)).rows())
+    assert describe(tmp_path).fingerprint == old.fingerprint
+
+
+@pytest.mark.parametrize("rules", [[], [1, 2]])
+def test_format_1_is_read_through_a_migration(saved: Path, filtered: LabeledGenerator, rules: list[int]) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    recipe, parts, filter = config["recipe"], config["parts"], config["recipe"]["filter"]
+    interpreter = dict(parts["interpreter"]["config"])
+    sampling = recipe["sampling"]
+    schema = {k: v for k, v in config["targets"][0].items() if k not in ("kind", "field")}
+    old = {
+        "format_version": 1,
+        "weights": {name: part["sha256"] for name, part in parts.items()},
+        "license": config["license"],
+        "generator": parts["generator"]["config"],
+        "source": config["provenance"],
+        "interpreter": interpreter,
+        "schema": {**schema, "class_map": None},
+        "recipe": {
+            "psi": sampling["truncation_psi"],
+            "cutoff": sampling["truncation_cutoff"],
+            "second_latent": sampling["mixing_side"],
+            "views": sampling["group_size"],
+            **{name: sampling[name] for name in ("class_label", "class_weights", "mixing_layer")},
+            **{k: v for k, v in recipe["rendering"].items() if k != "compile"},
+            **{name: recipe["labeling"][name] for name in ("vote", "top_fraction")},
+            "features": interpreter.pop("layout"),
+            "reject_fraction": filter["reject_fraction"],
+            "threshold": filter["threshold"],
+            "require": rules,
+            "min_area": 2,
+        },
+        "calibration": {**config["calibration"], "threshold": filter["threshold"], "reject_fraction": 0.4},
+        "fit": None,
+    }
+    interpreter["in_channels"] = sum(interpreter.pop("channels"))
+    old["fingerprint"] = fingerprint(old["weights"], old["generator"], interpreter, None, old["recipe"])
+    (saved / "config.json").write_text(json.dumps(old))
+    loaded = LabeledGenerator.from_pretrained(saved, device="cpu")
+    assert (loaded.recipe.require, loaded.recipe.min_area) == (tuple(rules), 2 if rules else 1)
+    loaded = loaded.with_recipe(loaded.recipe.override(require=()), filtered.calibration)
+    assert loaded.recipe == filtered.recipe and loaded.schema == filtered.schema
+    assert_same_samples(loaded.generate(range(5)).rows(), filtered.generate(range(5)).rows())
+    old["recipe"]["psi"] = 0.1
+    (saved / "config.json").write_text(json.dumps(old))
+    with pytest.raises(CheckpointError, match="it says fingerprint"):
+        describe(saved)
 
 
 def test_unknown_names_list_what_is_built_in() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pickle
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import SCHEMA, small_ensemble, small_labeled
+from conftest import GOLDEN, SCHEMA, small_ensemble, small_labeled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import assert_same_samples, rows_by_index
 
-from dsgan_datasets import LabeledGenerator, Recipe, calibrate, load_generator
+from dsgan_datasets import InterpretedLabeler, LabeledGenerator, Recipe, calibrate, load_generator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose, sample_latents
 
@@ -103,19 +106,85 @@ def test_rules_by_content(unfiltered: LabeledGenerator) -> None:
 
 
 def test_a_filter_that_accepts_nearly_nothing_is_refused_by_rule() -> None:
+    hopeless = small_labeled(threshold=-1.0, require=(1,))
     with pytest.raises(ValueError, match=r"accepts 0\.00%.*score <= -1: 0\.00%; left >= 1 px: [1-9]"):
-        small_labeled(threshold=-1.0, require=(1,))
+        hopeless.generate([0])
+    assert hopeless.generate([0], attempts=0).num_samples == 1, "a replayed draw needs no filter"
+
+
+class Counting:
+    """A labeler that counts the draws it was asked for."""
+
+    def __init__(self, labeler: Any) -> None:
+        self.labeler, self.draws = labeler, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["labeler"], name)
+
+    def label(self, ws: torch.Tensor, recipe: Recipe) -> dict[str, torch.Tensor]:
+        self.draws += len(ws)
+        return self.labeler.label(ws, recipe)
+
+
+def test_a_constructor_draws_nothing_and_a_rate_is_measured_once_for_a_user(
+    unfiltered: LabeledGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSGAN_CACHE", str(tmp_path))
+    counting = Counting(unfiltered.labeler)
+    recipe = dataclasses.replace(unfiltered.recipe, require=(1,))
+    first = LabeledGenerator(counting, recipe)
+    assert counting.draws == 0
+    expected = first.generate([0])
+    assert counting.draws >= 256
+    counting.draws = 0
+    again = LabeledGenerator(counting, recipe).generate([0])
+    assert counting.draws < 64
+    assert_same_samples(again.rows(), expected.rows())
+    for file in (tmp_path / "acceptance").glob("*.json"):
+        file.write_text("{")  # a damaged cache is as good as none
+    assert_same_samples(LabeledGenerator(counting, recipe).generate([0]).rows(), expected.rows())
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSGAN_CACHE", "/dev/null/nowhere")
+    assert small_labeled(require=(1,)).generate([0]).num_samples == 1
+
+
+def test_it_moves_and_travels_as_a_whole(unfiltered: LabeledGenerator) -> None:
+    merged = unfiltered.merge_classes({"side": ["left", "right"]})
+    expected = merged.generate(range(3))
+    with pytest.warns(RuntimeWarning, match="computed plainly"):
+        merged.capture_graph()
+    copy = pickle.loads(pickle.dumps(merged)).to("cpu")
+    assert copy.fingerprint == merged.fingerprint
+    assert_same_samples(copy.generate(range(3)).rows(), expected.rows())
+    meta = pickle.loads(pickle.dumps(merged)).to("meta")
+    assert {str(t.device) for part in meta.labeler.parts().values() for t in part.tensors.values()} == {"meta"}
+
+
+def test_compiling_is_another_recipe(unfiltered: LabeledGenerator) -> None:
+    compiled = unfiltered.with_recipe(dataclasses.replace(unfiltered.recipe, compile=True))
+    assert compiled.fingerprint != unfiltered.fingerprint
+    with pytest.raises(ValueError, match="compile=True needs a CUDA device, this is cpu"):
+        compiled.generate([0])
+    assert unfiltered.recipe.override(compile=True).threshold == unfiltered.recipe.threshold
+
+
+def test_the_old_form_still_works(unfiltered: LabeledGenerator) -> None:
+    parts = unfiltered.generator, unfiltered.interpreter, unfiltered.schema, unfiltered.recipe
+    with pytest.warns(DeprecationWarning, match="InterpretedLabeler"):
+        old = LabeledGenerator(*parts)
+    assert old.fingerprint == unfiltered.fingerprint
+    with pytest.warns(DeprecationWarning, match="sample.js"):
+        assert next(old.stream([0], extras=("uncertainty",))).js.shape == (16, 16)
+    with pytest.warns(DeprecationWarning, match="sample.score"):
+        assert next(old.stream([0]))["score"].ndim == 0
 
 
 def test_generation_stops_when_the_acceptance_rate_was_wrong(filtered: LabeledGenerator) -> None:
     assert filtered.calibration is not None
-    hopeless = LabeledGenerator(
-        filtered.generator,
-        filtered.interpreter,
-        SCHEMA,
-        dataclasses.replace(filtered.recipe, threshold=-1.0),
-        calibration=filtered.calibration,
-    )
+    wrong = dataclasses.replace(filtered.recipe, threshold=-1.0)
+    hopeless = filtered.with_recipe(wrong, filtered.calibration)
     with pytest.raises(RuntimeError, match="index 0 found no accepted draw in .* attempts"):
         hopeless.generate([0])
 
@@ -129,7 +198,7 @@ def test_changed_recipe_needs_calibration(tmp_path_factory: pytest.TempPathFacto
         changed.generate([0])
     assert calibrate(changed, 40, reject_fraction=0.4).generate([0]).num_samples == 1
     assert (
-        LabeledGenerator.from_pretrained(path, device="cpu", truncation_psi=0.5, threshold=None)
+        LabeledGenerator.from_pretrained(path, device="cpu", truncation_psi=0.5, reject_fraction=0)
         .generate([0])
         .num_samples
         == 1
@@ -162,8 +231,8 @@ def test_size_scales_image_and_mask() -> None:
 
 
 def test_merged_classes_are_mapped_after_the_vote(unfiltered: LabeledGenerator) -> None:
-    coarse = SCHEMA.merge({"side": ["left", "right"]})
-    merged = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, coarse, unfiltered.recipe)
+    merged = unfiltered.merge_classes({"side": ["left", "right"]})
+    assert merged.schema.classes == ("background", "side", "hat")
     fine = unfiltered.generate([0]).mask
     assert torch.equal(merged.generate([0]).mask, torch.tensor([0, 1, 1, 2])[fine])
     assert merged.fingerprint != unfiltered.fingerprint
@@ -171,7 +240,7 @@ def test_merged_classes_are_mapped_after_the_vote(unfiltered: LabeledGenerator) 
 
 def test_names_and_colors_are_outside_the_fingerprint(unfiltered: LabeledGenerator) -> None:
     renamed = dataclasses.replace(SCHEMA, classes=("a", "b", "c", "d"))
-    other = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, renamed, unfiltered.recipe)
+    other = LabeledGenerator(unfiltered.labeler.with_targets([renamed]), unfiltered.recipe)
     assert other.fingerprint == unfiltered.fingerprint
 
 
@@ -211,8 +280,6 @@ def test_half_precision_stays_in_range() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"features": "const+convs"}, "the recipe reads features 'const\\+convs', the generator gives 'convs'"),
-        ({"vote": "mean"}, "differ"),
         ({"crop": (0, 17)}, "beyond the 16 rows"),
         ({"class_label": 0}, "None: the generator is unconditional"),
         ({"require": (4,)}, "schema has 0 … 3"),
@@ -221,25 +288,31 @@ def test_half_precision_stays_in_range() -> None:
 def test_recipe_that_does_not_fit(unfiltered: LabeledGenerator, change: dict[str, object], message: str) -> None:
     recipe = dataclasses.replace(unfiltered.recipe, **change)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
-        LabeledGenerator(unfiltered.generator, unfiltered.interpreter, SCHEMA, recipe)
+        unfiltered.with_recipe(recipe)
 
 
 def test_interpreter_that_does_not_fit(unfiltered: LabeledGenerator) -> None:
-    with pytest.raises(ValueError, match="takes 7 features a pixel, but the generator gives"):
-        LabeledGenerator(unfiltered.generator, small_ensemble(7), SCHEMA, unfiltered.recipe)
-    channels = sum(unfiltered.generator.feature_channels)
-    with pytest.raises(ValueError, match="interpreter has 5 classes, the schema names 4"):
-        LabeledGenerator(unfiltered.generator, small_ensemble(channels, classes=5), SCHEMA, unfiltered.recipe)
+    generator = unfiltered.generator
+    with pytest.raises(ValueError, match="add up to 104, w1 takes 7 features"):
+        InterpretedLabeler(generator, small_ensemble(7), [SCHEMA])
+    with pytest.raises(ValueError, match="predicts 5 classes, the schema names 4"):
+        five = small_ensemble(sum(generator.feature_channels), classes=5)
+        LabeledGenerator(InterpretedLabeler(generator, five, [SCHEMA]), unfiltered.recipe)
+
+
+def test_another_layout_of_as_many_channels_does_not_fit(unfiltered: LabeledGenerator) -> None:
+    other = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu", features="const+convs")
+    with pytest.raises(ValueError, match=r"fitted on features in layout 'convs'.*features='convs'"):
+        InterpretedLabeler(other, unfiltered.interpreter, [SCHEMA])
 
 
 def test_conditional_generator_needs_a_class() -> None:
-    from conftest import GOLDEN
-
     generator = load_generator(GOLDEN / "sg2ada_cond32_skip.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels))
+    labeler = InterpretedLabeler(generator, ensemble, [SCHEMA])
     with pytest.raises(ValueError, match=r"class_label is None, allowed is 0 … 2"):
-        LabeledGenerator(generator, ensemble, SCHEMA, Recipe())
-    images = [LabeledGenerator(generator, ensemble, SCHEMA, Recipe(class_label=c)).generate([0]).image for c in (0, 2)]
+        LabeledGenerator(labeler, Recipe())
+    images = [LabeledGenerator(labeler, Recipe(class_label=c)).generate([0]).image for c in (0, 2)]
     assert not torch.equal(*images)
 
 
@@ -253,7 +326,7 @@ def test_bad_arguments(unfiltered: LabeledGenerator, argument: str, value: objec
 
 def test_acceleration_that_is_not_to_be_had_changes_nothing(unfiltered: LabeledGenerator) -> None:
     expected = unfiltered.generate(range(3))
-    plain = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, unfiltered.schema, unfiltered.recipe)
+    plain = unfiltered.with_recipe(unfiltered.recipe)
     with pytest.warns(RuntimeWarning, match="computed plainly.*need a CUDA device, this is cpu"):
-        assert plain.accelerate(compile=True) is plain
+        assert plain.capture_graph() is plain
     assert_same_samples(plain.generate(range(3)).rows(), expected.rows())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from dsgan_datasets import (
     DSGANDataset,
     DSGANIterableDataset,
+    InterpretedLabeler,
     LabeledGenerator,
     LabelSchema,
     Recipe,
@@ -35,7 +35,7 @@ MIXED = {"mixing_layer": 3, "group_size": VIEWS}
 def conditional(**recipe: object) -> LabeledGenerator:
     generator = load_generator(GOLDEN / "sg2ada_cond32_skip.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels))
-    return LabeledGenerator(generator, ensemble, LabelSchema(tuple("abcd")), Recipe(**recipe))  # type: ignore[arg-type]
+    return LabeledGenerator(InterpretedLabeler(generator, ensemble, [LabelSchema(tuple("abcd"))]), Recipe(**recipe))
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +49,7 @@ def grouped() -> LabeledGenerator:
 
 def test_psi_of_each_sample_is_its_own() -> None:
     labeled = small_labeled()
-    ranged = LabeledGenerator(
-        labeled.generator,
-        labeled.interpreter,
-        labeled.schema,
-        dataclasses.replace(labeled.recipe, truncation_psi=(0.2, 0.9)),
-    )
+    ranged = labeled.with_recipe(labeled.recipe.override(truncation_psi=(0.2, 0.9)))
     batch = ranged.generate(range(5), seed=1)
     indices = torch.arange(5)
     psi = draw_latents(ranged.recipe, 32, indices, seed=1, attempt=torch.zeros_like(indices)).psi
@@ -68,11 +63,10 @@ def test_psi_of_each_sample_is_its_own() -> None:
 def test_without_an_average_psi_must_be_one() -> None:
     labeled = small_labeled()
     labeled.generator.mapping_network.w_avg = None
-    parts = (labeled.generator, labeled.interpreter, labeled.schema)
-    LabeledGenerator(*parts, Recipe())
+    labeled.with_recipe(Recipe())
     for psi in (0.7, (0.7, 1.0)):
-        with pytest.raises(ValueError, match="average w of this generator is not known: only psi 1"):
-            LabeledGenerator(*parts, Recipe(truncation_psi=psi))
+        with pytest.raises(ValueError, match="average w of this generator is not known: only 1 works"):
+            labeled.with_recipe(Recipe(truncation_psi=psi))
 
 
 # --- classes ---
@@ -115,7 +109,7 @@ def test_images_to_annotate_need_a_class_that_there_is(label: int | None) -> Non
 
 def test_shards_say_the_class(tmp_path: Path) -> None:
     labeled = conditional(class_weights=(1, 1, 1))
-    facts = json.loads(record(next(labeled.generate([3]).rows()), Encoding(), 4, {})["000000003.json"])
+    facts = json.loads(record(next(labeled.generate([3]).rows()), Encoding(), labeled.targets, {})["000000003.json"])
     assert facts["class_label"] == int(labeled.generate([3]).class_label)
 
 
@@ -228,7 +222,7 @@ def test_resuming_within_a_group(consumed: int) -> None:
 
 @pytest.mark.parametrize("arguments", [{"length": 10}, {"length": 8, "start": 2}, {"start": 1}])
 def test_groups_are_not_cut(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="must be multiples of the recipe's views, 4"):
+    with pytest.raises(ValueError, match="must be multiples of the recipe's group_size, 4"):
         DSGANIterableDataset(small_labeled(**MIXED), **arguments)
 
 

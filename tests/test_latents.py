@@ -139,7 +139,7 @@ def test_nothing_is_drawn_that_the_recipe_fixes() -> None:
 
 
 def test_psi_is_uniform_in_its_range() -> None:
-    psi = drawn(Recipe(truncation_psi=(0.5, 0.9)), range(2000)).truncation_psi
+    psi = drawn(Recipe(truncation_psi=(0.5, 0.9)), range(2000)).psi
     assert psi.dtype == torch.float64 and 0.5 <= psi.min() < 0.51 and 0.89 < psi.max() <= 0.9
     counts = torch.histc(psi.float(), 8, 0.5, 0.9)
     assert (counts - 250).abs().max() < 75  # five standard deviations
@@ -163,14 +163,14 @@ def test_everything_drawn_depends_on_the_index_alone(indices: list[int], views: 
     together = drawn(recipe, indices, seed=3, attempt=2)
     for i, index in enumerate(indices):
         alone = drawn(recipe, [index], seed=3, attempt=2)
-        for name in ("z", "second_z", "truncation_psi", "class_label"):
+        for name in ("z", "second_z", "psi", "class_label"):
             assert torch.equal(getattr(together, name)[i], getattr(alone, name)[0])
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"attempt": 1}])
 def test_everything_drawn_depends_on_seed_and_attempt(other: dict[str, int]) -> None:
     first, second = drawn(EVERYTHING, range(50)), drawn(EVERYTHING, range(50), **other)
-    for name in ("z", "second_z", "truncation_psi", "class_label"):
+    for name in ("z", "second_z", "psi", "class_label"):
         assert not torch.equal(getattr(first, name), getattr(second, name))
 
 

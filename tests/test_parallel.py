@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterator
 
+import pytest
 import torch
 
-from dsgan_datasets.parallel import parallel_map
+from dsgan_datasets.parallel import ahead, parallel_map
 
 CPU = torch.device("cpu")
 
@@ -48,3 +51,32 @@ def test_a_product_that_threads_would_change() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(x, results[0][0]) for pair in results for x in pair)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_ahead_keeps_the_order_and_takes_few_items_in_advance(workers: int) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(20):
+            taken.append(i)
+            yield i
+
+    results = ahead(lambda i: i * i, items(), workers, length=4)
+    assert next(results) == 0 and taken == list(range(5))
+    assert list(results) == [i * i for i in range(1, 20)]
+
+
+def test_an_error_ahead_is_raised_at_its_place() -> None:
+    results = ahead(lambda i: 1 // (i - 2), range(5), workers=2)
+    assert [next(results), next(results)] == [-1, -1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_a_consumer_may_stop_early() -> None:
+    done: list[int] = []
+    results = ahead(done.append, itertools.count(), workers=1, length=3)
+    next(results)
+    results.close()
+    assert len(done) <= 4

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsgan_datasets import Recipe
+from dsgan_datasets import AreaRule, Filter, Labeling, Recipe, Rendering, Sampling
 
 
 def test_json_round_trip() -> None:
@@ -32,7 +32,6 @@ def test_json_round_trip() -> None:
         ("truncation_psi", "1"),
         ("truncation_cutoff", -1),
         ("noise_mode", "random"),
-        ("features", "all"),
         ("vote", "max"),
         ("dtype", "int8"),
         ("crop", (5, 5)),
@@ -82,9 +81,10 @@ def test_bad_values_name_the_field(field: str, value: object) -> None:
     ("fields", "message"),
     [
         ({"class_weights": (1, 2), "class_label": 0}, "class_weights must be .* with class_label=None"),
+        ({"group_size": 2}, "group_size must be 1 without mixing_layer"),
         (
             {"group_size": 9, "mixing_layer": 2},
-            r"group_size must be 1, or with mixing_layer up to compute_batch \(8\), not 9",
+            r"group_size must be up to compute_batch \(8\), not 9",
         ),
     ],
 )
@@ -142,9 +142,48 @@ def test_the_other_second_latent_moves_scores_where_there_is_one() -> None:
     assert mixed.override(mixing_side="fine").threshold == 0.2
 
 
-def test_no_threshold_means_no_filter() -> None:
-    open_recipe = CALIBRATED.override(truncation_psi=0.5, threshold=None)
-    assert not open_recipe.needs_calibration and not open_recipe.is_filtered
+def test_a_reject_fraction_of_zero_means_no_filter_by_uncertainty() -> None:
+    open_recipe = CALIBRATED.override(truncation_psi=0.5, reject_fraction=0)
+    assert not open_recipe.needs_calibration and not open_recipe.is_filtered and open_recipe.filter is None
+    ruled = CALIBRATED.override(require=(1,)).override(reject_fraction=0)
+    assert ruled.require == (1,) and ruled.threshold is None
+    assert CALIBRATED.override(require=(1,)).override(filter=None).filter is None
+
+
+def test_no_threshold_meant_the_same_and_says_so() -> None:
+    with pytest.warns(DeprecationWarning, match="threshold=None is deprecated .* version 0.4: use reject_fraction=0"):
+        assert CALIBRATED.override(threshold=None) == CALIBRATED.override(reject_fraction=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("psi", "truncation_psi", 0.5),
+        ("cutoff", "truncation_cutoff", 3),
+        ("second_latent", "mixing_side", "coarse"),
+        ("ignore_js", "max_uncertainty", 0.1),
+    ],
+)
+def test_old_names_work_and_name_the_new_one(old: str, new: str, value: object) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is deprecated .*use {new}"):
+        recipe = Recipe(**{old: value})
+    assert recipe == Recipe(**{new: value})
+    with pytest.warns(DeprecationWarning, match=f"Recipe.{new}"):
+        assert getattr(recipe, old) == value
+    with pytest.raises(TypeError, match=f"{new} was given twice"):
+        Recipe(**{old: value, new: value})
+
+
+def test_sections_and_flat_names_are_one_recipe() -> None:
+    flat = Recipe(truncation_psi=0.5, size=(8, 8), vote="mean", reject_fraction=0.1, require=(2, 1), min_area=3)
+    sections = Recipe(
+        Sampling(truncation_psi=0.5),
+        Rendering(size=(8, 8)),
+        Labeling(vote="mean"),
+        Filter(reject_fraction=0.1, rules=(AreaRule(2, 3), AreaRule(1, 3))),
+    )
+    assert flat == sections and hash(flat) == hash(sections)
+    assert (flat.truncation_psi, flat.size, flat.vote, flat.require, flat.min_area) == (0.5, (8, 8), "mean", (2, 1), 3)
 
 
 def test_a_given_threshold_is_kept() -> None:
@@ -157,14 +196,31 @@ def test_unknown_override_lists_the_fields() -> None:
 
 
 def test_every_field_reaches_json() -> None:
-    assert set(Recipe(max_uncertainty=0.5).to_dict()) == {f.name for f in dataclasses.fields(Recipe)}
+    for section in (Sampling(), Rendering(), Labeling()):
+        assert set(Recipe().to_dict()[section.section]) == {f.name for f in dataclasses.fields(section)}
+    assert Recipe().to_dict()["filter"] is None
+    assert set(Recipe(reject_fraction=0.1).to_dict()["filter"]) == {f.name for f in dataclasses.fields(Filter)}
 
 
-def test_a_field_that_came_later_changes_no_fingerprint_until_it_is_used() -> None:
-    """Checkpoints hold the SHA-256 of this form: a new field may only appear in it where it is used."""
-    assert set(Recipe(max_uncertainty=0.5).to_dict()) - set(Recipe().to_dict()) == {"max_uncertainty"}
-    assert Recipe.from_dict(Recipe().to_dict()) == Recipe()
-    assert Recipe.from_dict(Recipe(max_uncertainty=0.5).to_dict()) == Recipe(max_uncertainty=0.5)
+def test_a_field_decides_nothing_until_it_is_used() -> None:
+    """Fingerprints hash this: a field with its default must not appear, so that one may be added later."""
+    assert Recipe().decisions() == {"sampling": {}, "rendering": {}, "labeling": {}, "filter": {}}
+    used = Recipe(max_uncertainty=0.5, truncation_psi=0.7, require=[1]).decisions()
+    assert used == {
+        "sampling": {"truncation_psi": 0.7},
+        "rendering": {},
+        "labeling": {"max_uncertainty": 0.5},
+        "filter": {"rules": [{"rule": "area", "class_id": 1, "min_area": 1}]},
+    }
+
+
+def test_json_without_a_field_has_the_default_of_its_format() -> None:
+    assert Recipe.from_dict({}) == Recipe()
+    assert Recipe.from_dict({"sampling": {"truncation_psi": 0.5}}) == Recipe(truncation_psi=0.5)
+    with pytest.raises(ValueError, match=r"section sampling of the recipe has unknown fields \['lens'\]"):
+        Recipe.from_dict({"sampling": {"lens": 1}})
+    with pytest.raises(ValueError, match=r"unknown sections \['optics'\]"):
+        Recipe.from_dict({"optics": {}})
 
 
 def test_numpy_numbers_and_arrays_are_numbers_and_lists() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dsgan_datasets.checkpoints.fit_report import FitReport
+from dsgan_datasets.recipe import Recipe
 
 #: Pictures that may lie beside a card, and what they show.
 PICTURES = {
@@ -16,7 +17,7 @@ PICTURES = {
 
 def generator_card(config: Mapping[str, Any]) -> str:
     """README.md of a generator without interpreter, from its config."""
-    generator, source = config["generator"], config["source"]
+    generator, source = config["parts"]["generator"]["config"], config["provenance"]
     side = generator["img_resolution"]
     origin = f"Read from {source['file']} ({source['dialect']})." if source else "Where it came from is not recorded."
     notes = "".join(f"- {note}\n" for note in source["notes"]) if source else ""
@@ -35,19 +36,19 @@ def model_card(config: Mapping[str, Any], pictures: Collection[str] = ()) -> str
         config: content of its config.json.
         pictures: which of `PICTURES` lie beside the card.
     """
-    generator, interpreter, recipe = config["generator"], config["interpreter"], config["recipe"]
+    generator = config["parts"]["generator"]["config"]
     fit = FitReport.from_dict(config["fit"]) if config["fit"] else None
     side = generator["img_resolution"]
     return f"""# {fit.title if fit else "Labeled-image generator"}
 {f"{chr(10)}{fit.description}{chr(10)}" if fit and fit.description else ""}
-Generator: {generator["architecture"]}, {side}×{side}. Interpreter: {interpreter["members"]} pixel classifiers on
-{interpreter["in_channels"]} features. Truncation psi {recipe["psi"]}. License: {config["license"]}.
+Generator: {generator["architecture"]}, {side}×{side}. {_labels_from(config["parts"])}
+Truncation psi {config["recipe"]["sampling"]["truncation_psi"]}. License: {config["license"]}.
 
 {_picture("preview.png", pictures)}{_filtering(config)}
 
 {_picture("calibration.png", pictures)}## Classes
 
-{_class_table(config["schema"]["classes"], fit, (config["calibration"] or {}).get("dropped_by_class") or {})}
+{_class_tables(config["targets"], fit, (config["calibration"] or {}).get("dropped_by_class") or {})}
 {_fitting(fit) if fit else ""}
 Fingerprint: `{config["fingerprint"]}`
 """
@@ -57,18 +58,34 @@ def _picture(name: str, present: Collection[str]) -> str:
     return f"![{PICTURES[name]}]({name})\n\n" if name in present else ""
 
 
+def _labels_from(parts: Mapping[str, Any]) -> str:
+    if "interpreter" not in parts:
+        return "It makes its labels itself."
+    config = parts["interpreter"]["config"]
+    facts = [f"{name} {value}" for name, value in config.items() if isinstance(value, int)]
+    return f"Interpreter: {config['architecture']} ({', '.join(facts)}) on {sum(config['channels'])} features."
+
+
 def _filtering(config: Mapping[str, Any]) -> str:
-    calibration, recipe = config["calibration"], config["recipe"]
+    calibration, recipe = config["calibration"], Recipe.from_dict(config["recipe"])
     ignored = ""
-    if (level := recipe.get("max_uncertainty")) is not None:
-        ignored = f" Pixels more uncertain than {level:.4g} nats are {config['schema']['ignore_index']} (ignored)."
-    if calibration is None:
+    if (level := recipe.labeling.max_uncertainty) is not None:
+        ignored = f" Pixels more uncertain than {level:.4g} nats are ignored."
+    if calibration is None or recipe.filter is None or recipe.filter.threshold is None:
         return "Not calibrated." + ignored
-    share = f"{calibration['acceptance']:.1%} {'of the view groups ' if recipe['views'] > 1 else ''}pass all rules"
+    share = f"{calibration['acceptance']:.1%} {'of the view groups ' if recipe.group_size > 1 else ''}pass all rules"
     return (
-        f"The most uncertain {calibration['reject_fraction']:.0%} are dropped: score above "
-        f"{calibration['threshold']:.5g} ± {calibration['standard_error']:.2g} nats "
+        f"The most uncertain {recipe.filter.reject_fraction:.0%} are dropped: score above "
+        f"{recipe.filter.threshold:.5g} ± {calibration['standard_error']:.2g} nats "
         f"({calibration['num_samples']} draws; {share}).{ignored}"
+    )
+
+
+def _class_tables(targets: Sequence[Mapping[str, Any]], fit: FitReport | None, dropped: Mapping[str, float]) -> str:
+    """A table for each target that has classes, a line for each other one."""
+    return "\n\n".join(
+        _class_table(target["classes"], fit, dropped) if "classes" in target else f"{target['field']}: {target['kind']}"
+        for target in targets
     )
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from dsgan_datasets.checkpoints.card import PICTURES
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.migrations import FORMAT_VERSION, migrate
 from dsgan_datasets.checkpoints.pickles import check_content
 from dsgan_datasets.files import atomic_write
 
-FORMAT_VERSION = 1
 _LARGEST_CONFIG = 4 * 2**20  # bytes
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -58,31 +57,27 @@ def _from_hub(repository: str) -> Path:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory.
+    """config.json of a checkpoint directory, in the current format whatever format it was written in.
 
     Raises:
-        CheckpointError: it is missing, no JSON, of another format version, or has no generator.
+        CheckpointError: it is missing, not JSON, or of a format that this version does not read.
     """
     path = directory / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{directory} is no checkpoint directory: it has no config.json")
+        raise CheckpointError(f"{directory} is not a checkpoint directory: it has no config.json")
     if (size := path.stat().st_size) > _LARGEST_CONFIG:
         raise CheckpointError(f"{path} has {size} bytes; a config has at most {_LARGEST_CONFIG}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no valid JSON: {error}") from error
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     try:
         check_content(config, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} must hold an object of settings, not {config!r:.60}")
-    if (found := config.get("format_version")) != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format_version {found!r}; this version of dsgan_datasets reads {FORMAT_VERSION}"
-        )
-    return dict(config)
+    return migrate(config, str(path))
 
 
 def section(config: Mapping[str, Any], name: str, directory: Path) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def write(
     config: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
     card: str,
-    pictures: Mapping[str, bytes] | None = None,
+    pictures: Mapping[str, bytes | None] | None = None,
 ) -> None:
     """Write a checkpoint directory; each file appears whole or not at all, config.json last.
 
@@ -125,8 +120,7 @@ def write(
         config: content of config.json; the format version is added.
         tensors: file stem ("generator", "interpreter") -> its tensors.
         card: text of README.md.
-        pictures: file name -> content, beside the card. Others of the pictures that a card may show are removed: they
-            would show another checkpoint.
+        pictures: file name -> content, beside the card; None removes a picture of the checkpoint that is replaced.
 
     Raises:
         CheckpointError: the directory cannot be written.
@@ -136,11 +130,11 @@ def write(
         for stem, named in tensors.items():
             contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
             _write(directory / f"{stem}.safetensors", contents)
-        for name in PICTURES:
-            if pictures and name in pictures:
-                _write(directory / name, pictures[name])
-            else:
+        for name, content in (pictures or {}).items():
+            if content is None:
                 (directory / name).unlink(missing_ok=True)
+            else:
+                _write(directory / name, content)
         _write(directory / "README.md", card.encode())
         text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
         _write(directory / "config.json", text.encode())

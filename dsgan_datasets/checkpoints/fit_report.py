@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from dsgan_datasets.checkpoints.informational import split_known
 from dsgan_datasets.checks import integer
 
 
@@ -23,6 +24,7 @@ class FitReport:
         settings: of the training, name -> number, text or None.
         generator: name of what it was fitted to.
         description: what the card says first, one paragraph; may be empty.
+        more: entries of a newer version, kept as they are.
 
     Raises:
         ValueError: a value of another kind or range, as a damaged file may give.
@@ -40,6 +42,7 @@ class FitReport:
     settings: Mapping[str, str | float | None]
     generator: str
     description: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("title", "generator", "description"):
@@ -66,12 +69,11 @@ class FitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""
-        return {
-            field.name: dict(value) if isinstance(value := getattr(self, field.name), Mapping) else value
-            for field in dataclasses.fields(self)
-        }
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "more"}
+        return {**{k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}, **self.more}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FitReport:
         """Inverse of `to_dict`; ValueError or TypeError for anything else."""
-        return cls(**data)
+        known, more = split_known(cls, data)
+        return cls(**known, more=more)

@@ -2,13 +2,13 @@
 
 A pickle is a program: it names functions and calls them. `pickletools` splits it into opcodes; this machine carries out
 those that torch.save and the training code of StyleGAN write, and refuses all others. A name is answered with an inert
-stand-in of ours or refused. Every step is bounded by the size of the file:
+placeholder of ours or refused. Every step is bounded by the size of the file:
 
 - only strings and integers may be keys, so nothing nested is ever hashed (forty shared tuples would take 2^40 steps);
 - the memo is a dict, lengths are checked against what is left of the file, and the opcodes are counted;
 - what a call copies is paid from a budget, so that a file cannot ask for the same megabyte a thousand times;
-- the result is no deeper than 100 levels and has no loops, and unfolded it is about as large as the file at most: who
-  walks, copies or prints it later needs no protection of his own.
+- the result is no deeper than 100 levels and has no loops, and unfolded it is about as large as the file at most:
+  callers can traverse, copy or print it safely.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Budget:
 
 
 class Name:
-    """The stand-in of a function or class that a pickle may name."""
+    """The placeholder of a function or class that a pickle may name."""
 
     __slots__ = ("call",)
 
@@ -55,7 +55,7 @@ class Name:
 
 
 class Holder:
-    """A stand-in of an object, with its attributes."""
+    """The placeholder of an object, with its attributes."""
 
     state: dict[str, Any]
 
@@ -64,7 +64,7 @@ class Machine:
     """Runs one pickle.
 
     Args:
-        names: (module, name) -> stand-in; all others are refused. A stand-in may have a method ``build(state)``.
+        names: (module, name) -> placeholder; all others are refused. A placeholder may have a method ``build(state)``.
         budget: pays for the calls.
         persistent_load: answers persistent ids; None refuses them.
         max_opcodes: more are refused.
@@ -169,7 +169,7 @@ class Machine:
     def _stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(module, str) or not isinstance(name, str):
-            raise CheckpointError("refused: the file asks for a name that is no text")
+            raise CheckpointError("refused: the file asks for a name that is not text")
         self._stack.append(self._named(module, name))
 
     def _named(self, module: str, name: str) -> Any:
@@ -180,7 +180,7 @@ class Machine:
     def _call(self, _: Any) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
-            raise CheckpointError("refused: the file calls something that is no function of the allow-list")
+            raise CheckpointError("refused: the file calls something that is not a function of the allow-list")
         self._budget.spend(_CALL + _cost(arguments) + sum(map(_cost, arguments)))
         self._stack.append(function.call(*arguments))
 

@@ -1,8 +1,8 @@
 """Reads the snapshot pickles of stylegan2-ada-pytorch and stylegan3 without running anything from them.
 
 A pickle is a program: it names functions and calls them. This reader knows a handful of names and answers each with an
-inert stand-in of its own; every other name ends in an error that says what was asked for. The Python source that these
-files carry along (``module_src``) is left alone. Layout of the files: docs/checkpoint-format.md.
+inert placeholder of its own; every other name ends in an error that says what was asked for. The Python source that
+these files carry along (``module_src``) is left alone. Layout of the files: docs/checkpoint-format.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,12 @@ class PersistentObject(Holder):
         return found
 
 
-def read_snapshot(path: Path) -> dict[str, Any]:
+def read_snapshot(path: Path, names: Mapping[tuple[str, str], Any] | None = None) -> dict[str, Any]:
     """The content of a snapshot pickle: plain data, tensors, numpy arrays of numbers and `PersistentObject`s.
 
     Args:
         path: a ``.pkl`` of pickle protocol 2 to 5.
+        names: the allow-list, see `Machine`; None is `SNAPSHOT_NAMES`.
 
     Returns:
         the dict that was pickled, with keys such as ``G``, ``D``, ``G_ema``.
@@ -76,7 +78,7 @@ def read_snapshot(path: Path) -> dict[str, Any]:
             message names what it asked for. Nothing from the file has run.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file")
+        raise CheckpointError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -84,19 +86,19 @@ def read_snapshot(path: Path) -> dict[str, Any]:
             if len(start) < 2 or start[0] != 0x80 or not 2 <= start[1] <= 5:
                 raise CheckpointError("not a pickle of protocol 2 to 5")
             file.seek(0)
-            content = Machine(_NAMES, Budget(size)).run(file)
+            content = Machine(SNAPSHOT_NAMES if names is None else names, Budget(size)).run(file)
         if not isinstance(content, dict):
             raise CheckpointError(f"holds a {type(content).__name__}; expected the dict of a StyleGAN snapshot")
         check_content(content, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle may raise anything at all
-        raise CheckpointError(f"{path} is damaged or no snapshot: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{path} is damaged or not a snapshot: {type(error).__name__}: {error}") from error
     return content
 
 
 class _DType:
-    """Stands in for numpy.dtype: an order, and a letter with a size in bytes."""
+    """What `numpy.dtype` is in a snapshot: an order, and a letter with a size in bytes."""
 
     __slots__ = ("kind", "order")
 
@@ -177,7 +179,8 @@ def _as_dict(value: Any) -> dict[Any, Any]:
 
 _ARRAY = object()  # the class itself, which is only ever handed to _reconstruct
 _STORAGE_NAMES = {("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()}
-_NAMES: dict[tuple[str, str], Any] = {
+#: What the snapshots of stylegan2-ada-pytorch and stylegan3 need.
+SNAPSHOT_NAMES: Mapping[tuple[str, str], Any] = {
     **{key: value for key, value in TORCH_NAMES.items() if key not in _STORAGE_NAMES},
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Name(_persistent_object),
     ("torch.storage", "_load_from_bytes"): Name(_storage),

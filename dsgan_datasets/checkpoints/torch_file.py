@@ -1,7 +1,7 @@
 """Reads what torch.save wrote, in the zip format (since PyTorch 1.6) and in the one before it.
 
 Why not ``torch.load(weights_only=True)``? It runs no code from a file, but it is not bounded. With torch 2.14, a file
-of one kilobyte, sixty tuples of tuples as a dict key, keeps it hashing for ever; one of 350 bytes calls ``bytearray``
+of one kilobyte, sixty tuples of tuples as a dict key, keeps it hashing forever; one of 350 bytes calls ``bytearray``
 and gets its 4 GB; a deflated archive may unpack to any size. A scan of the opcodes in front of it would have to follow
 every value through the memo to see that, which is what the machine in `pickles` does anyway; and that one is needed for
 snapshots too. So it reads these files as well: tensors, numbers, texts and plain containers.
@@ -37,21 +37,25 @@ _LEGACY_VERSION = 1001
 _HEADER_OPCODES = 1000
 _MAX_ENTRIES = 100_000  # of a zip file; a state dict has one for each tensor
 
-#: rosinality's training script adds its arguments, an argparse.Namespace; they come as an empty dict.
-_NAMES = {**TORCH_NAMES, ("argparse", "Namespace"): Name(make_dict)}
+#: For files of training scripts that also store their arguments (argparse.Namespace), which are read as an empty dict.
+WITH_ARGUMENTS: Mapping[tuple[str, str], Any] = {**TORCH_NAMES, ("argparse", "Namespace"): Name(make_dict)}
 
 
-def read_torch_file(path: Path) -> Any:
+def read_torch_file(path: Path, names: Mapping[tuple[str, str], Any] = TORCH_NAMES) -> Any:
     """Content of a ``.pt`` / ``.pth`` file, restricted to tensors and plain containers, on the CPU.
 
     Tensors keep their strides and share storages as they did when they were saved. Ordered dicts are plain dicts, which
-    keep their order. Training arguments (argparse.Namespace) are an empty dict.
+    keep their order.
+
+    Args:
+        path: the file.
+        names: the allow-list, see `Machine`.
 
     Raises:
         CheckpointError: unreadable, or it holds anything else; nothing from the file has run.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is no regular file")
+        raise CheckpointError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -59,18 +63,18 @@ def read_torch_file(path: Path) -> Any:
             file.seek(0)
             if magic[:1] != b"\x80" and magic != b"PK\x03\x04":
                 raise CheckpointError("neither of the two formats of torch.save")
-            content = _read_zip(file, size) if magic[:1] == b"P" else read_legacy(file, size, _NAMES)
+            content = _read_zip(file, size, names) if magic[:1] == b"P" else read_legacy(file, size, names)
         check_content(content, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged file may raise anything at all
         raise CheckpointError(
-            f"{path} is damaged or cut off, or no torch file: {type(error).__name__}: {error}"
+            f"{path} is damaged or cut off, or not a torch file: {type(error).__name__}: {error}"
         ) from error
     return content
 
 
-def _read_zip(file: IO[bytes], size: int) -> Any:
+def _read_zip(file: IO[bytes], size: int, names: Mapping[tuple[str, str], Any]) -> Any:
     """Content of an archive with entries x/data.pkl and x/data/0, x/data/1, …; all stored as they are."""
     if _count_entries(file) > _MAX_ENTRIES:
         raise CheckpointError(f"refused: an archive of more than {_MAX_ENTRIES} files")
@@ -97,7 +101,7 @@ def _read_zip(file: IO[bytes], size: int) -> Any:
         def fill(key: str, values: Tensor) -> None:
             as_bytes(values)[:] = read(f"data/{key}", values.nbytes)
 
-        return Machine(_NAMES, budget, _Storages(budget, fill)).run(io.BytesIO(read("data.pkl")))
+        return Machine(names, budget, _Storages(budget, fill)).run(io.BytesIO(read("data.pkl")))
 
 
 def _count_entries(file: IO[bytes]) -> int:
@@ -133,7 +137,7 @@ def read_legacy(stream: IO[bytes], size: int, names: Mapping[tuple[str, str], An
     for key in keys:
         _read_values(stream, storages.made[key].values)
     if stream.read(1):
-        raise CheckpointError("the file goes on after its last storage")
+        raise CheckpointError("the file continues after its last storage")
     return content
 
 
@@ -163,7 +167,7 @@ class _Storages:
 
     def __call__(self, pid: Any) -> Storage:
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or pid[5:] not in ((), (None,)):
-            raise CheckpointError("refused: the file asks for an external object that is no storage")
+            raise CheckpointError("refused: the file asks for an external object that is not a storage")
         _, dtype, key, _, count = pid[:5]
         if not isinstance(dtype, torch.dtype) or type(key) is not str or not are_counts([count]):
             raise CheckpointError("a malformed storage")
