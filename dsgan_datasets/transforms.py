@@ -2,41 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets.base import Target
 
 
 class RandomHorizontalFlip(nn.Module):
-    """Mirror image and mask together, and exchange left and right parts.
+    """Mirror an image and its labels together, and exchange left and right parts.
 
     A stock flip leaves the class ids alone: a mirrored left eye stays "left eye" on the right side of the face.
 
     Args:
-        schema: its `flip_pairs` say which classes trade places.
+        targets: the labels, or the one label (such as a `LabelSchema`), that say what a mirror does to them.
         p: probability of a flip.
+
+    Raises:
+        ValueError: p out of range.
 
     Example:
         >>> flip = RandomHorizontalFlip(LabelSchema(("none", "left", "right"), flip_pairs=((1, 2),)), p=1.0)
-        >>> flip(torch.zeros(3, 1, 2), torch.tensor([[1, 0]]))[1]
+        >>> flip({"image": torch.zeros(3, 1, 2), "mask": torch.tensor([[1, 0]])})["mask"]
         tensor([[0, 2]])
     """
 
-    def __init__(self, schema: LabelSchema, p: float = 0.5) -> None:
+    def __init__(self, targets: Target | Sequence[Target], p: float = 0.5) -> None:
         super().__init__()
         if not 0 <= p <= 1:
             raise ValueError(f"p is a probability, not {p}")
-        self.schema = schema
+        self.targets: tuple[Target, ...] = tuple(targets) if isinstance(targets, Sequence) else (targets,)
         self.p = p
 
-    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Image [..., H, W] and mask [H, W], both mirrored or neither."""
+    def forward(self, *inputs: Any) -> Any:
+        """A dict with "image" [..., H, W] and the field of each target; or the image and each label as arguments.
+
+        Every other tv_tensor in the dict is mirrored too. All of it is mirrored, or nothing.
+        """
         if torch.rand(()) >= self.p:
-            return image, mask
-        mirrored = functional.horizontal_flip(mask)
-        swapped = self.schema.swap_sides(mirrored)
-        return functional.horizontal_flip(image), swapped.as_subclass(type(mask)) if type(
-            mask
-        ) is not Tensor else swapped
+            return inputs[0] if len(inputs) == 1 else inputs
+        if len(inputs) == 1:
+            labels = {target.field: target for target in self.targets}
+            return {name: _mirrored(name, value, labels.get(name)) for name, value in inputs[0].items()}
+        image, *values = inputs
+        mirrored = [_mirror(target, value) for target, value in zip(self.targets, values, strict=True)]
+        return (functional.horizontal_flip(image), *mirrored)
+
+
+def _mirrored(name: str, value: Any, target: Target | None) -> Any:
+    if target is not None:
+        return _mirror(target, value)
+    if name == "image" or isinstance(value, tv_tensors.TVTensor):
+        return functional.horizontal_flip(value)
+    return value
+
+
+def _mirror(target: Target, value: Tensor) -> Tensor:
+    mirrored = target.mirror(value.as_subclass(Tensor))
+    return tv_tensors.wrap(mirrored, like=value) if isinstance(value, tv_tensors.TVTensor) else mirrored

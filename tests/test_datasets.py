@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,12 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import assert_partition, assert_same_samples, rows_by_index
+from sources import NumberSource, Worker, as_worker
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, SampleBatch
-from dsgan_datasets.sources import datasets
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Sample, SampleBatch
+from dsgan_datasets.sources.read_ahead import read_ahead
+from dsgan_datasets.transforms import RandomHorizontalFlip
 
 
 def indices(dataset: Any) -> list[int]:
@@ -62,20 +67,22 @@ def test_spawned_workers(filtered: LabeledGenerator, reference: dict[int, Any]) 
     uneven=st.sampled_from(["keep", "drop", "pad"]),
 )
 def test_ranks_and_workers_partition_every_epoch(
-    filtered: LabeledGenerator, start: int, length: int, world: int, workers: int, epoch: int, uneven: Any
+    start: int, length: int, world: int, workers: int, epoch: int, uneven: Any
 ) -> None:
-    """Without generating anything: the indices that each of world × workers consumers would ask for."""
+    """Without a global batch: sample i goes to consumer i mod (world · workers), rank fastest."""
     parts = []
-    for rank, worker in itertools.product(range(world), range(workers)):
-        dataset = DSGANIterableDataset(filtered, start=start, length=length, rank=rank, world_size=world, uneven=uneven)
+    for rank in range(world):
+        dataset = DSGANIterableDataset(
+            NumberSource(), start=start, length=length, rank=rank, world_size=world, uneven=uneven, batch_size=50
+        )
         dataset.set_epoch(epoch)
-        dataset._consumer = lambda c=worker * world + rank: (c, world * workers)  # type: ignore[method-assign]
-        parts.append(list(dataset._indices(0)))
+        for worker in range(workers):
+            with as_worker(Worker(worker, workers)):
+                parts.append(indices(dataset))
     first = start + epoch * length
     whole = range(first, first + length)
     if uneven == "keep":
-        assert_partition(parts, whole)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+        assert parts == [list(whole[w * world + r :: world * workers]) for r in range(world) for w in range(workers)]
     else:
         by_rank = [sum(len(part) for part in parts[rank * workers : (rank + 1) * workers]) for rank in range(world)]
         assert len(set(by_rank)) == 1
@@ -117,7 +124,7 @@ def test_epochs(filtered: LabeledGenerator) -> None:
     dataset = DSGANIterableDataset(filtered, start=2, length=5)
     dataset.set_epoch(2)
     assert indices(dataset) == [12, 13, 14, 15, 16]
-    repeated = DSGANIterableDataset(filtered, start=2, length=5, repeat=True)
+    repeated = DSGANIterableDataset(filtered, start=2, length=5, same_epoch=True)
     repeated.set_epoch(2)
     assert indices(repeated) == [2, 3, 4, 5, 6]
 
@@ -151,7 +158,7 @@ def test_the_queue_is_bounded(filtered: LabeledGenerator, monkeypatch: pytest.Mo
     made = []
     stack = SampleBatch.stack
     monkeypatch.setattr(SampleBatch, "stack", lambda rows: made.append(len(rows)) or stack(rows))
-    batches = DSGANIterableDataset(filtered, batch_size=4, ahead=ahead).batches()
+    batches = DSGANIterableDataset(filtered, batch_size=4, prefetch=ahead).batches()
     for taken in (1, 2):
         next(batches)
         deadline = time.monotonic() + 10
@@ -162,27 +169,26 @@ def test_the_queue_is_bounded(filtered: LabeledGenerator, monkeypatch: pytest.Mo
     batches.close()
 
 
-def test_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece of work is followed by a rest in proportion, shortened by what passed anyway, and not after the end."""
-    clock, rests = [0.0], []
+def test_duty_cycle() -> None:
+    """A piece of work is followed by a rest in proportion."""
 
-    def wait(_: object, seconds: float) -> bool:
-        rests.append(seconds)
-        clock[0] += seconds
-        return False
+    def slow() -> Iterator[Sample]:
+        for sample in NumberSource().stream(range(4)):
+            time.sleep(0.1)
+            yield sample
 
-    monkeypatch.setattr(datasets.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(datasets.threading.Event, "wait", wait)
-    rest = datasets._Rest(0.25)
-    for waited_for_consumer in (0.0, 1.0, 7.0, 0.0):
-        clock[0] += waited_for_consumer
-        with rest.before_work():
-            clock[0] += 2.0  # the work
-    assert rests == pytest.approx([5.0, 6.0])
+    times = {}
+    for duty_cycle in (1.0, 0.25):
+        start = time.monotonic()
+        batches = read_ahead(slow(), 1, device=torch.device("cpu"), duty_cycle=duty_cycle)
+        assert [int(batch.index) for batch in batches] == [0, 1, 2, 3]
+        times[duty_cycle] = time.monotonic() - start
+    assert times[0.25] >= 1.6  # four times 0.1 s of work and 0.3 s of rest after each
+    assert times[1.0] < times[0.25] / 2
 
 
 def test_a_resting_stream_ends_at_once(filtered: LabeledGenerator, reference: dict[int, Any]) -> None:
-    dataset = DSGANIterableDataset(filtered, seed=5, batch_size=4, share=1e-6)
+    dataset = DSGANIterableDataset(filtered, seed=5, batch_size=4, duty_cycle=1e-6)
     batches = dataset.batches()
     first = next(batches)
     assert_same_samples(first.rows(), [reference[i] for i in range(4)])
@@ -207,14 +213,14 @@ def test_a_forked_child_with_an_open_stream_is_told(filtered: LabeledGenerator) 
     assert int(next(iterator).index) == 1
 
 
-def test_errors_of_the_thread_reach_the_consumer(filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("out of memory")
-        yield
+def test_errors_of_the_thread_reach_the_consumer() -> None:
+    class Broken(NumberSource):
+        def stream(self, indices: Any, **options: Any) -> Any:
+            raise RuntimeError("out of memory")
+            yield
 
-    monkeypatch.setattr(LabeledGenerator, "_stream", broken)
     with pytest.raises(RuntimeError, match="out of memory"):
-        next(iter(DSGANIterableDataset(filtered)))
+        next(iter(DSGANIterableDataset(Broken())))
 
 
 # --- resume ---------------------------------------------------------------------------------------------------------
@@ -290,7 +296,15 @@ def test_state_between_epochs_and_with_an_early_set_epoch(filtered: LabeledGener
 
 @pytest.mark.parametrize(
     "change",
-    [{"consumed": -2}, {"consumed": "x"}, {"consumed": None}, {"epoch": -1}, {"epoch": 10**30}, {"epoch": 1.5}],
+    [
+        {"batches": -2},
+        {"batches": "x"},
+        {"batches": None},
+        {"within": -1},
+        {"epoch": -1},
+        {"epoch": 10**30},
+        {"epoch": 1.5},
+    ],
 )
 def test_damaged_state_is_refused(filtered: LabeledGenerator, change: dict[str, Any]) -> None:
     dataset = DSGANIterableDataset(filtered, length=4)
@@ -304,11 +318,12 @@ def test_damaged_state_is_refused(filtered: LabeledGenerator, change: dict[str, 
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("repeat", {"repeat": True}),
+        ("same_epoch", {"same_epoch": True}),
         ("seed", {"seed": 6}),
         ("start", {"start": 1}),
         ("length", {"length": 21}),
-        ("consumers", {"rank": 0, "world_size": 2}),
+        ("world_size", {"rank": 0, "world_size": 2}),
+        ("global_batch", {"global_batch": 4}),
         ("uneven", {"uneven": "drop"}),
     ],
 )
@@ -322,6 +337,55 @@ def test_state_of_another_checkpoint_is_refused(filtered: LabeledGenerator, unfi
     state = DSGANIterableDataset(filtered, length=20).state_dict()
     with pytest.raises(ValueError, match="fingerprint"):
         DSGANIterableDataset(unfiltered, length=20).load_state_dict(state)
+
+
+def test_a_loaded_state_is_used_once_by_all_workers() -> None:
+    """And the epoch after it begins at its beginning, whether workers stay or are made anew."""
+    for options in ({"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}, {"num_workers": 0}):
+        dataset = DSGANIterableDataset(NumberSource(), length=12, global_batch=2)
+        dataset.load_state_dict(dataset.state_dict(step=3))
+        loader = DataLoader(dataset, batch_size=2, **options)
+        read = [[i for batch in loader for i in batch.index.tolist()] for _ in range(2)]
+        assert read == [list(range(6, 12)), list(range(12))]
+
+
+def test_a_state_of_one_consumer_is_shared_by_the_workers_after_it() -> None:
+    dataset = DSGANIterableDataset(NumberSource(), length=24)
+    seen = [int(sample.index) for sample in itertools.islice(dataset, 8)]
+    again = DSGANIterableDataset(NumberSource(), length=24)
+    again.load_state_dict(dataset.state_dict())
+    rest = [i for batch in DataLoader(again, batch_size=2, num_workers=2) for i in batch.index.tolist()]
+    assert sorted(seen + rest) == list(range(24))
+
+
+def test_a_look_at_one_sample_does_not_spoil_the_state() -> None:
+    dataset = DSGANIterableDataset(NumberSource(), length=40)
+    rows = iter(dataset)
+    for _ in range(10):
+        next(rows)
+    next(iter(dataset))
+    next(rows)
+    assert dataset.state_dict()["batches"] == 11
+
+
+def test_a_copied_dataset_reaches_its_workers() -> None:
+    dataset = copy.deepcopy(DSGANIterableDataset(NumberSource(), length=4))
+    loader = DataLoader(dataset, batch_size=4, num_workers=1, persistent_workers=True)
+    assert [b.index.tolist() for b in loader] == [[0, 1, 2, 3]]
+    dataset.set_epoch(1)
+    assert [b.index.tolist() for b in loader] == [[4, 5, 6, 7]]
+
+
+def test_the_state_of_a_worker_is_for_that_worker() -> None:
+    dataset = DSGANIterableDataset(NumberSource(), length=24, global_batch=4)
+    with as_worker(Worker(1, 2)):
+        next(iter(dataset))
+        state = dataset.state_dict()
+        assert (state["consumer"], state["consumers"], state["consumed"]) == (1, 2, 1)
+    with pytest.raises(ValueError, match="state of a DataLoader worker; load it through the StatefulDataLoader"):
+        dataset.load_state_dict(state)
+    with as_worker(Worker(0, 3)), pytest.raises(ValueError, match="consumers is 3 here, but 2 in the saved state"):
+        dataset.load_state_dict(state)
 
 
 # --- map style ------------------------------------------------------------------------------------------------------
@@ -347,9 +411,9 @@ def test_map_style_in_a_shuffling_loader(filtered: LabeledGenerator, reference: 
 
 def test_a_batch_is_generated_at_once(filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    generate = LabeledGenerator.generate
+    stream = LabeledGenerator.stream
     monkeypatch.setattr(
-        LabeledGenerator, "generate", lambda self, i, **k: (calls.append(len(i)), generate(self, i, **k))[1]
+        LabeledGenerator, "stream", lambda self, i, **k: (calls.append(len(i)), stream(self, i, **k))[1]
     )
     list(DataLoader(DSGANDataset(filtered, 12), batch_size=6))
     assert calls == [6, 6]
@@ -362,8 +426,9 @@ def test_crop_keeps_image_and_mask_aligned(unfiltered: LabeledGenerator) -> None
     """Each pixel of the image is painted with its class, so that image and mask can be compared after the transform."""
 
     class Painted(torch.nn.Module):
-        def forward(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return v2.functional.to_image(mask.as_subclass(torch.Tensor).expand(3, -1, -1).byte()), mask
+        def forward(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            mask = sample["mask"].as_subclass(torch.Tensor)
+            return {**sample, "image": v2.functional.to_image(mask.expand(3, -1, -1).byte())}
 
     augment = v2.Compose([Painted(), v2.RandomHorizontalFlip(0.5), v2.RandomCrop(9), v2.RandomRotation(90)])
     positions = set()
@@ -383,10 +448,101 @@ def test_transforms_do_not_apply_to_batches(unfiltered: LabeledGenerator) -> Non
         next(DSGANIterableDataset(unfiltered, transforms=v2.Identity()).batches())
 
 
-@pytest.mark.parametrize("wrong", [lambda *_: None, lambda image, mask: image, lambda *_: ("a", "b")])
-def test_transforms_that_return_something_else(unfiltered: LabeledGenerator, wrong: Any) -> None:
-    with pytest.raises(ValueError, match="must take \\(image, mask\\) and return two tensors"):
-        next(iter(DSGANIterableDataset(unfiltered, transforms=wrong)))
+@pytest.mark.parametrize("wrong", [lambda *_: None, lambda sample: sample["image"], lambda _: {"image": "a"}])
+def test_transforms_that_return_something_else(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"must take a dict and return one with the same keys \(image, mask\)"):
+        next(iter(DSGANIterableDataset(NumberSource(), transforms=wrong)))
+    with pytest.raises(ValueError, match="transforms must be callable"):
+        DSGANIterableDataset(NumberSource(), transforms=7)  # type: ignore[arg-type]
+
+
+def test_transforms_of_image_and_mask_still_work(unfiltered: LabeledGenerator) -> None:
+    """As versions up to 0.2 had them; also inside of others."""
+
+    class Old(torch.nn.Module):
+        def forward(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return image.flip(-1), mask.flip(-1)
+
+    plain = unfiltered.generate([0])
+    for old in (lambda image, mask: (image.flip(-1), mask.flip(-1)), Old(), v2.Compose([Old(), v2.Identity()])):
+        for kind in (DSGANIterableDataset, DSGANDataset):
+            with pytest.warns(DeprecationWarning, match=r"transforms\(image, mask\) is deprecated"):
+                dataset = kind(unfiltered, length=1, transforms=old)
+            sample = next(iter(dataset))
+            assert torch.equal(sample.mask, plain.mask[0].flip(-1)) and torch.equal(
+                sample.image, plain.image[0].flip(-1)
+            )
+    with pytest.warns(DeprecationWarning), pytest.raises(ValueError, match="must return two tensors"):
+        next(iter(DSGANDataset(unfiltered, 1, transforms=lambda image, mask: image)))
+
+
+def test_any_label_goes_through_the_transforms() -> None:
+    """The field of each target, wrapped by it; and the uncertainty beside the mask."""
+
+    class Depth:
+        kind, field = "depth", "depth"
+
+        def wrap(self, value: torch.Tensor) -> torch.Tensor:
+            return tv_tensors.Mask(value)
+
+        def mirror(self, value: torch.Tensor) -> torch.Tensor:
+            return -value.flip(-1)
+
+    class Deep(NumberSource):
+        targets = (Depth(),)  # type: ignore[assignment]
+
+        def stream(self, indices: Any, **options: Any) -> Any:
+            for index in indices:
+                row = torch.arange(4.0)[None]
+                yield Sample(
+                    {
+                        "image": row.byte().expand(3, 1, 4),
+                        "depth": row,
+                        "uncertainty": row,
+                        "index": torch.tensor(index),
+                    }
+                )
+
+    flip = RandomHorizontalFlip(Deep.targets, p=1.0)  # type: ignore[arg-type]
+    sample = DSGANDataset(Deep(), 1, transforms=v2.Compose([flip]))[0]
+    assert sample.image[0].tolist() == [[3, 2, 1, 0]] == sample.uncertainty.tolist()
+    assert sample["depth"].tolist() == [[-3, -2, -1, 0]]
+
+
+@pytest.mark.parametrize("kind", [DSGANIterableDataset, DSGANDataset])
+def test_every_dataset_gives_extras(unfiltered: LabeledGenerator, kind: Any) -> None:
+    expected = unfiltered.generate([0], extras=("uncertainty", "latent"))
+    sample = next(iter(kind(unfiltered, length=2, extras=("uncertainty", "latent"))))
+    assert torch.equal(sample.uncertainty, expected.uncertainty[0]) and torch.equal(sample.latent, expected.latent[0])
+    assert "uncertainty" not in next(iter(kind(unfiltered, length=2)))
+    with pytest.raises(ValueError, match=r"give \('latent',\)"):
+        kind(unfiltered, length=2, extras="latent")
+
+
+def test_a_source_with_an_end() -> None:
+    source = NumberSource(num_samples=6)
+    assert len(DSGANDataset(source)) == 6 == len(DSGANIterableDataset(source))
+    stream = DSGANIterableDataset(source, start=2)
+    stream.set_epoch(3)
+    assert indices(stream) == [2, 3, 4, 5]
+    for kind in (DSGANDataset, DSGANIterableDataset):
+        with pytest.raises(ValueError, match="length must be an integer in 1 … 6"):
+            kind(source, length=7)
+    with pytest.raises(ValueError, match="has no end: give the dataset a length"):
+        DSGANDataset(NumberSource())
+
+
+def test_old_names() -> None:
+    old = {"labeled": NumberSource(), "repeat": True, "ahead": 3, "share": 0.5}
+    with pytest.warns(DeprecationWarning) as warned:
+        dataset = DSGANIterableDataset(length=4, **old)
+    assert [str(w.message).split(" is ")[0] for w in warned] == [f"the argument {name}" for name in old]
+    assert (dataset.same_epoch, dataset.prefetch, dataset.duty_cycle) == (True, 3, 0.5)
+    assert all(w.filename == __file__ for w in warned)
+    with pytest.warns(DeprecationWarning, match="use dataset.source"):
+        assert dataset.labeled is dataset.source
+    with pytest.raises(TypeError, match="given twice"):
+        DSGANIterableDataset(NumberSource(), prefetch=1, ahead=1)
 
 
 @pytest.mark.parametrize("kind", [DSGANIterableDataset, DSGANDataset])
@@ -422,14 +578,14 @@ def test_a_worker_with_a_cuda_checkpoint_is_told_what_to_set(unfiltered: Labeled
         ({"start": -1}, "start"),
         ({"start": 2**63 - 5, "length": 9}, "length must be an integer in 1 … 5"),
         ({"batch_size": 0}, "batch_size"),
-        ({"ahead": 0}, "ahead must be an integer"),
-        ({"share": 0}, "share must be a number above 0 and up to 1, not 0"),
-        ({"share": True}, "share"),
+        ({"prefetch": 0}, "prefetch must be an integer"),
+        ({"duty_cycle": 0}, "duty_cycle must be a number above 0 and up to 1, not 0"),
+        ({"duty_cycle": True}, "duty_cycle"),
         ({"rank": 0}, "both rank and world_size"),
         ({"rank": 2, "world_size": 2}, "rank must be"),
         ({"seed": 2**64}, "seed"),
     ],
 )
-def test_bad_arguments_say_what_is_allowed(filtered: LabeledGenerator, arguments: dict[str, Any], message: str) -> None:
+def test_bad_arguments_say_what_is_allowed(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DSGANIterableDataset(filtered, **arguments)
+        DSGANIterableDataset(NumberSource(), **arguments)

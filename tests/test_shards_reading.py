@@ -14,8 +14,19 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchvision.transforms import v2
 
-from dsgan_datasets import LabeledGenerator, Sample, ShardDataset, ShardError, ShardMapDataset, write_shards
+from dsgan_datasets import (
+    DSGANDataset,
+    DSGANIterableDataset,
+    LabeledGenerator,
+    Sample,
+    ShardDataset,
+    ShardError,
+    ShardMapDataset,
+    write_shards,
+)
 from dsgan_datasets.shards import Encoding
+from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.base import SampleSource
 
 SAMPLES = 23
 
@@ -83,9 +94,81 @@ def test_shuffling_depends_on_seed_and_epoch_only(folder: Path) -> None:
     assert first == again != sorted(first)
     assert second != first and sorted(second) == sorted(first)
     assert indices(ShardDataset(folder, shuffle=8, seed=2)) != first
-    repeated = ShardDataset(folder, shuffle=8, seed=1, repeat=True)
+    repeated = ShardDataset(folder, shuffle=8, seed=1, same_epoch=True)
     repeated.set_epoch(1)
     assert indices(repeated) == first
+
+
+@pytest.mark.parametrize("shuffle", [1, 6, 23, 100])
+def test_every_order_is_a_permutation(folder: Path, shuffle: int) -> None:
+    """The same for any number of ranks, and samples stay within a window."""
+    whole = indices(ShardDataset(folder, shuffle=shuffle, seed=2))
+    assert sorted(whole) == list(range(100, 100 + SAMPLES))
+    parts = [
+        indices(ShardDataset(folder, shuffle=shuffle, seed=2, rank=r, world_size=3, uneven="keep")) for r in range(3)
+    ]
+    assert [parts[i % 3][i // 3] for i in range(SAMPLES)] == whole
+
+
+def test_shuffled_view_groups_stay_together(tmp_path: Path) -> None:
+    """Ranks used to cut an epoch anywhere: 12 samples of groups of four for two ranks were 0-5 and 6-11."""
+    labeled = small_labeled(group_size=4, mixing_layer=2)
+    write_shards(labeled, tmp_path / "whole", range(8, 40), samples_per_shard=8)
+    for shuffle in (0, 10):
+        seen = []
+        for rank in range(2):
+            for workers in (0, 2):
+                dataset = ShardDataset(tmp_path / "whole", shuffle=shuffle, rank=rank, world_size=2)
+                found = [
+                    int(i) for batch in DataLoader(dataset, batch_size=4, num_workers=workers) for i in batch.index
+                ]
+                assert all(
+                    i % 4 == place % 4 and i // 4 == found[place - place % 4] // 4 for place, i in enumerate(found)
+                )
+            seen += found
+        assert sorted(seen) == list(range(8, 40))
+    write_shards(labeled, tmp_path / "one", range(8, 40), samples_per_shard=999)  # one shard: nothing is cut
+    assert ShardSource(tmp_path / "whole").group == ShardSource(tmp_path / "one").group == 4
+    assert ShardSource(tmp_path / "whole" / "shard-000001.tar").group == 4
+
+
+def test_a_resumed_stream_reads_nothing_of_the_past(folder: Path, tmp_path: Path) -> None:
+    """The shards that it is beyond of are not even opened."""
+    place = broken(folder, tmp_path, lambda data: b"")
+    (place / "shard-000000.tar").unlink()
+    dataset = ShardDataset(place, global_batch=2)
+    dataset.load_state_dict(dataset.state_dict(step=5))
+    assert indices(dataset) == list(range(110, 100 + SAMPLES))
+
+
+def test_a_source_keeps_recorded_indices(folder: Path, filtered: LabeledGenerator) -> None:
+    """Numbers are places; `sample.index` is what the sample was generated as."""
+    source = ShardSource(folder, read_together=9)
+    live = filtered.generate([120, 103, 103, 122], seed=4)
+    batch = source.batch([20, 3, 3, 22])
+    assert batch.index.tolist() == [120, 103, 103, 122] and torch.equal(batch.image, live.image)
+    order = [20, 3, 3, 22, 0, 1, 2, 7, 5, 13]
+    assert [int(s.index) - 100 for s in source.stream(order)] == order
+    assert isinstance(source, SampleSource) and source.num_samples == SAMPLES
+
+
+def test_extras(folder: Path, tmp_path: Path, filtered: LabeledGenerator) -> None:
+    write_shards(filtered, tmp_path, range(3), encoding=Encoding(latent=True))
+    for kind in (ShardDataset, ShardMapDataset):
+        sample = next(iter(kind(tmp_path, extras=("latent",))))
+        assert torch.equal(sample.latent, filtered.generate([0], extras=("latent",)).latent[0])
+        with pytest.raises(
+            ValueError, match=r"do not hold 'uncertainty': write them with Encoding\(uncertainty=True\)"
+        ):
+            kind(tmp_path, extras=("uncertainty",))
+        with pytest.raises(ValueError, match="extras are uncertainty and latent, not 'depth'"):
+            kind(folder, extras=("depth",))
+
+
+def test_generic_datasets_take_shards(folder: Path) -> None:
+    source = ShardSource(folder)
+    assert indices(DSGANIterableDataset(source, start=20)) == [120, 121, 122]
+    assert int(DSGANDataset(source)[-1].index) == 122
 
 
 @pytest.mark.parametrize("shuffle", [0, 6])
@@ -165,11 +248,11 @@ def test_damage_is_an_error_that_names_the_shard(folder: Path, tmp_path: Path, c
 
 
 def test_hashes_are_checked_on_demand(folder: Path, tmp_path: Path) -> None:
-    def other_score(data: bytes) -> bytes:
-        return data.replace(b'"attempt": 0', b'"attempt": 7')
+    def other_end(data: bytes) -> bytes:
+        return data[:-1] + b"x"
 
-    place = broken(folder, tmp_path, other_score)
-    assert len(list(ShardDataset(place))) == SAMPLES  # nothing about it looks damaged
+    place = broken(folder, tmp_path, other_end)
+    assert len(list(ShardDataset(place))) == SAMPLES  # all records are as they were
     with pytest.raises(ShardError, match="SHA-256 is not the recorded one"):
         list(ShardDataset(place, check_hashes=True))
     assert len(list(ShardDataset(folder, check_hashes=True))) == SAMPLES

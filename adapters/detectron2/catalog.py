@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import warnings
@@ -20,8 +19,11 @@ from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import check_seed
-from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.sources.local import LabeledSource, Locations, SampleSource, ShardSource
+from dsgan_datasets.recipe import RENAMED, RecipeOverrides
+from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.base import NamedSource
+from dsgan_datasets.sources.local import CheckpointSource
 
 
 def register(
@@ -70,7 +72,7 @@ def register(
     """
     return _register(
         name,
-        LabeledSource(checkpoint, device=device, **recipe),
+        CheckpointSource(checkpoint, device=device, **recipe),
         seed=seed,
         length=length,
         task=task,
@@ -129,7 +131,7 @@ def register_shards(
     )
 
 
-def _register(name: str, source: SampleSource, **arguments: Any) -> RegisteredDataset:
+def _register(name: str, source: NamedSource, **arguments: Any) -> RegisteredDataset:
     if name not in DatasetCatalog:
         forget(name)
     dataset = RegisteredDataset(name, source, **arguments)
@@ -235,14 +237,15 @@ def register_from_config(cfg: CfgNode) -> None:
         >>> from detectron2.config import get_cfg
         >>> cfg = get_cfg()
         >>> add_dsgan_config(cfg)
-        >>> cfg.DSGAN.DATASETS = [{"name": "from_config", "checkpoint": "demo-faces", "psi": 0.9, "threshold": None}]
+        >>> entry = {"name": "from_config", "checkpoint": "demo-faces", "truncation_psi": 0.9, "reject_fraction": 0.0}
+        >>> cfg.DSGAN.DATASETS = [entry]
         >>> register_from_config(cfg)
         >>> "from_config" in DatasetCatalog
         True
     """
     if "DSGAN" not in cfg:
         raise ValueError("the config has no DSGAN node: call add_dsgan_config(cfg) before merging files into it")
-    recipe = [field.name for field in dataclasses.fields(Recipe)]
+    recipe = list(RecipeOverrides.__annotations__)
     datasets = [
         _call(register_shards, entry, f"DSGAN.DATASETS[{i}]")
         if _names_shards(entry)
@@ -273,7 +276,8 @@ def _call(function: Callable[..., Any], entry: Any, place: str, more: Collection
     if not isinstance(entry, Mapping):
         raise ValueError(f"{place} must be a mapping with the keys {', '.join(required)} …, not {entry!r}")
     arguments = {str(key).lower(): value for key, value in entry.items()}
-    if unknown := sorted(set(arguments) - set(allowed)):
+    old = RENAMED if more else {}
+    if unknown := sorted(set(arguments) - set(allowed) - set(old)):
         raise ValueError(f"{place} {dict(entry)} has unknown keys {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     if missing := [key for key in required if key not in arguments]:
         raise ValueError(f"{place} {dict(entry)} lacks {', '.join(missing)}; allowed: {', '.join(allowed)}")

@@ -19,8 +19,8 @@ class DSGANPathHandler(PathHandler):
     Example:
         >>> from dsgan_datasets.adapters.detectron2 import register
         >>> path = register("read", "demo-faces", device="cpu").path(3, "image")
-        >>> path, PathManager.open(path, "rb").read(12)
-        ('dsgan://read/0/591b198d/3/image', b'P6 64 64 255')
+        >>> path[:15], path[-8:], PathManager.open(path, "rb").read(12)
+        ('dsgan://read/0/', '/3/image', b'P6 64 64 255')
     """
 
     def _get_supported_prefixes(self) -> list[str]:

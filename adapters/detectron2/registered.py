@@ -12,10 +12,11 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 from torch import Tensor
 
+from dsgan_datasets._deprecation import moved
 from dsgan_datasets.checks import integer
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.sources.local import SampleSource
+from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.targets.instances import find_instances, tight_boxes
 
 Task = Literal["sem_seg", "instances", "panoptic"]
@@ -39,14 +40,14 @@ class RegisteredDataset:
 
     Attributes:
         source: the checkpoint, or the shards.
-        length: number of samples, None without end.
+        length: number of samples; None: without end.
         metadata: what MetadataCatalog gets.
     """
 
     def __init__(
         self,
         name: str,
-        source: SampleSource,
+        source: NamedSource,
         *,
         seed: int = 0,
         length: int | None = None,
@@ -141,19 +142,23 @@ class RegisteredDataset:
         if self.task != "instances":
             record["sem_seg_file_name"] = self.path(index, "mask")
         if self.task != "sem_seg":
-            record["annotations"] = Annotations(lambda: self.annotations(index))
+            record["annotations"] = LazyAnnotations(lambda: self.annotations(index))
         return record
 
     def sample(self, index: int) -> Sample:
-        """A sample; made or read again if it is not in the block that was last."""
+        """A sample; generated or read again unless it is among those of the last batch."""
         block = self._block
         if index not in block:
-            block = self.keep(self.source.batch(self.source.together(index, self.length), self.seed))
+            # What costs no more than this sample alone, as sets are often read in order.
+            size = max(self.source.block, self.source.group)
+            first = index - index % size
+            numbers = range(first, min(first + size, self.length or MAX_INDEX + 1))
+            block = self.keep(numbers, self.source.batch(numbers, seed=self.seed))
         return block[index]
 
-    def keep(self, batch: SampleBatch) -> dict[int, Sample]:
+    def keep(self, numbers: Sequence[int], batch: SampleBatch) -> dict[int, Sample]:
         """Make these the samples that need not be generated again."""
-        self._block = block = dict(zip(batch.index.tolist(), batch.rows(), strict=True))
+        self._block = block = dict(zip(numbers, batch.rows(), strict=True))
         return block
 
     def sem_seg(self, mask: Tensor) -> Tensor:
@@ -200,7 +205,7 @@ def intern(dataset: RegisteredDataset) -> RegisteredDataset:
 
 
 def forget(name: str) -> None:
-    """Make a name free again."""
+    """Free a name."""
     _REGISTERED.pop(name, None)
 
 
@@ -235,13 +240,13 @@ def resolve(path: str) -> tuple[RegisteredDataset, int, str]:
     return dataset, int(index), kind
 
 
-class Annotations(Sequence[dict[str, Any]]):
-    """A list that is made when it is first looked at; copied or pickled it is a plain list.
+class LazyAnnotations(Sequence[dict[str, Any]]):
+    """Annotations of a record, encoded when they are first read; copied or pickled they are a plain list.
 
-    A stock mapper copies the record and gets the list. The fast path never looks, and nothing is encoded.
+    A stock mapper copies the record and gets the list. The fast path never reads it, and nothing is encoded.
 
     Args:
-        make: gives the list.
+        make: returns the list.
     """
 
     def __init__(self, make: Callable[[], list[dict[str, Any]]]) -> None:
@@ -275,3 +280,6 @@ def _received(state: dict[str, Any]) -> RegisteredDataset:
 def _check_choice(name: str, value: Any, choices: Any) -> None:
     if value not in get_args(choices):
         raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
+
+
+__getattr__ = moved(__name__, {"Annotations": f"{__name__}:LazyAnnotations"})

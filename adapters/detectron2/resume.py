@@ -15,17 +15,23 @@ class ResumeHook(HookBase):
     """Lets a resumed training continue with the samples that come next: ``trainer.register_hooks([ResumeHook()])``.
 
     Detectron2's checkpoints hold the iteration, but not where the data loader is. Register the hook before
-    ``trainer.train()``, in a first training too, where it changes nothing. The continuation is exact with as many
-    ranks, workers and images a batch as before, and, under aspect-ratio grouping, while all images fall into one
-    group.
+    ``trainer.train()``, in a first training too: it gives the stream the global batch, which makes the order of the
+    samples the same for any number of ranks and workers. The continuation is exact with as many images in all a batch
+    as before, and, under aspect-ratio grouping, while all images fall into one group.
+
+    Raises:
+        ValueError: before the training, a batch that does not divide; the message names sizes that do.
     """
 
     def before_train(self) -> None:
         """Move the stream in the trainer's loader to where it stood after `start_iter` iterations."""
         iteration = self.trainer.start_iter
-        stream, batches, batch_size = _find_stream(self.trainer.data_loader)
+        stream, batch, item = find_stream(self.trainer.data_loader)
         if stream is not None:
-            stream.resume(iteration * batches, batch_size)
+            if stream.global_batch is None:
+                stream.batch_by(batch * stream.share.world_size, item)
+            if iteration:
+                stream.resume(*divmod(iteration * batch, stream.share.rank_batch))
         elif iteration:
             logging.getLogger(__name__).warning(
                 "training resumes at iteration %d, but its data loader has no generated stream: the data start anew",
@@ -33,13 +39,16 @@ class ResumeHook(HookBase):
             )
 
 
-def _find_stream(loader: Any) -> tuple[RecordStream | None, int, int]:
-    """The stream at the bottom of a loader, batches that its DataLoader reads in an iteration, records in a batch."""
-    batches = batch_size = 1
+def find_stream(loader: Any) -> tuple[RecordStream | None, int, int]:
+    """(stream at the bottom of a loader, this rank's records of an iteration, records that a DataLoader takes at once).
+
+    The one place that knows how Detectron2 nests its loaders.
+    """
+    batches = item = 1
     while loader is not None and not isinstance(loader, RecordStream):
         if isinstance(loader, DataLoader):
-            batch_size = loader.batch_size or 1
+            item = loader.batch_size or 1
         else:  # Detectron2 groups by aspect ratio outside of a DataLoader of single records
             batches *= getattr(loader, "batch_size", 1)
         loader = getattr(loader, "dataset", getattr(loader, "_dataset", None))
-    return loader, batches, batch_size
+    return loader, batches * item, item

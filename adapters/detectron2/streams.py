@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from itertools import count
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from detectron2.utils import comm
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
-from dsgan_datasets.adapters.detectron2.registered import Record, lookup
-from dsgan_datasets.checks import integer
-from dsgan_datasets.latents import MAX_INDEX
-from dsgan_datasets.sources.datasets import generated_ahead
-from dsgan_datasets.sources.local import LabeledSource
-from dsgan_datasets.sources.resuming import resumed_worker
+from dsgan_datasets.adapters.detectron2.registered import Record, RegisteredDataset, lookup
+from dsgan_datasets.checks import position
+from dsgan_datasets.sources.datasets import SourceStream
+from dsgan_datasets.sources.streaming import Iteration
 
 
-class RecordStream(IterableDataset[Record]):
+class RecordStream(SourceStream[Record]):
     """Records of a registered dataset, whose samples are generated in batches ahead of the consumer.
 
-    Ranks and DataLoader workers share the indices: consumer c of C has c, c + C, c + 2C, …, and worker w of rank r is
-    consumer w · world size + r.
+    Ranks and DataLoader workers share the records as in `DSGANIterableDataset`; view groups stay together. `ResumeHook`
+    sets the global batch (SOLVER.IMS_PER_BATCH), so that the order is the same for any number of ranks and workers.
 
     Args:
         dataset: name of a registered dataset.
-        length: indices that an epoch has, over all ranks; those that do not divide by the world size are dropped, so
-            that ranks which wait for each other end together. None: no end, which is what Detectron2's trainers want.
+        length: samples that an epoch has, over all ranks; of several ranks all get as many, the rest is left out. None:
+            without end, which is what Detectron2's trainers want.
+        start: number of the first sample.
+
+    Raises:
+        ValueError: an argument out of range, or a dataset that has an end; while iterating, view groups that several
+            workers of a loader of single records would tear.
 
     Example:
         >>> from dsgan_datasets.adapters.detectron2 import register
@@ -37,94 +39,116 @@ class RecordStream(IterableDataset[Record]):
         [0, 1, 2]
     """
 
-    def __init__(self, dataset: str, *, length: int | None = None) -> None:
-        self.registered = lookup(dataset)
-        if not isinstance(self.registered.source, LabeledSource):
-            raise ValueError(f"dataset {dataset!r} is read from shards, which are no stream: use RecordList")
-        self._source = self.registered.source
-        self.length = None if length is None else integer("length", length, 1, MAX_INDEX + 1)
-        self._sent_by: tuple[int, int] | None = None
-        self._batches_done = 0
-        self._batch_size = 1
-
-    def resume(self, batches: int, batch_size: int) -> None:
-        """Continue where a DataLoader of as many workers stood after `batches` batches of `batch_size` records."""
-        self._batches_done = integer("batches", batches, 0)
-        self._batch_size = integer("batch_size", batch_size, 1)
+    def __init__(self, dataset: str, *, length: int | None = None, start: int = 0) -> None:
+        self.registered = _endless(dataset)
+        super().__init__(self.registered.source, seed=self.registered.seed, length=length, start=start)
 
     def __iter__(self) -> Iterator[Record]:
         """Records of this consumer."""
-        return self._records(*self._share())
+        self._check_groups()
+        with self._iteration() as iteration:
+            for record in self._records(iteration):
+                self._deliver(iteration)
+                yield record
 
-    def _share(self) -> tuple[int, int, int]:
-        """(number of this consumer, number of consumers, records that this one has given before)."""
-        rank, world_size = self._rank_and_world_size()
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        former, batches = resumed_worker(worker, workers, self._batches_done)
-        return former * world_size + rank, world_size * workers, batches * self._batch_size
+    def _records(self, iteration: Iteration) -> Iterator[Record]:
+        for numbers, batch in self._numbered(iteration):
+            self.registered.keep(numbers, batch)
+            yield from map(self.registered.record, numbers)
 
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        return self._sent_by or (comm.get_rank(), comm.get_world_size())
+    def _check_groups(self) -> None:
+        worker, item = get_worker_info(), self.loader_batch_size
+        if worker is not None and worker.num_workers > 1 and item is not None and item % self.group:
+            raise ValueError(
+                f"{self.registered.name!r} has view groups of {self.group}, but this loader takes {item} record(s) at "
+                f"a time from each of {worker.num_workers} workers, which would tear them: set DATALOADER.NUM_WORKERS "
+                "to 0 or 1, or DATALOADER.ASPECT_RATIO_GROUPING to False with a batch of whole groups"
+            )
 
-    def _records(self, consumer: int, consumers: int, done: int) -> Iterator[Record]:
-        dataset = self.registered
-        _, world_size = self._rank_and_world_size()
-        end = MAX_INDEX + 1 if self.length is None else self.length - self.length % world_size
-        labeled = self._source.labeled
-        indices = range(consumer, end, consumers)[done:]
-        for batch in generated_ahead(labeled, indices, dataset.seed, labeled.recipe.compute_batch):
-            for index in dataset.keep(batch):
-                yield dataset.record(index)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A spawned worker has no process group: it is told the rank of the process that sent it here."""
-        # Without a process group there may be one later: the stream may be on its way to the ranks themselves.
-        here = self._rank_and_world_size() if comm.get_world_size() > 1 else self._sent_by
-        return {**self.__dict__, "_sent_by": here}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.source = self.registered.source  # that of this process
 
 
 class MixedStream(RecordStream):
     """Generated and real records in turn, in a stated ratio, without end.
 
-    Of its first m records, consumer c of C has floor(m · f + c / C) generated: every run of records holds the ratio as
-    closely as whole numbers can, and so do all consumers together, because the floors add up to floor(C · m · f). The
-    real records are shuffled anew in each epoch, and each is seen once before any is seen twice, over all ranks and
-    workers. Generated samples are made in batches all the same.
+    Records have one order, whatever the number of ranks and workers: lane l of global batch g is generated if
+    floor((g + 1) · f + l / B) > floor(g · f + l / B). So the first g batches hold floor(g · B · f) generated records,
+    and what any lane has seen keeps the ratio too, as closely as whole numbers can. The real records are shuffled anew
+    in each epoch, and each is seen once before any is seen twice. Generated samples are made in batches all the same.
 
     Args:
-        dataset: name of a registered dataset.
+        dataset: name of a registered dataset, without view groups.
         real: records of the real data; anything with a length and integer indices.
         generated_fraction: share f of generated records, 0 < f < 1.
-        seed: of the shuffling.
+        seed: 0 … 2^64-1, of the shuffling.
+
+    Raises:
+        ValueError: the recipe of the dataset has view groups, which single real records would tear.
     """
 
     def __init__(self, dataset: str, real: Sequence[Record], *, generated_fraction: float, seed: int = 0) -> None:
         super().__init__(dataset)
+        if self.group > 1:
+            raise ValueError(
+                f"{dataset!r} has view groups of {self.group}, which a mixture with single real records would tear: "
+                "register it with group_size=1, or name both datasets in DATASETS.TRAIN"
+            )
         self.real = real
         # 0.1 is meant as one tenth, not as the nearest binary fraction.
         self.generated_fraction = Fraction(generated_fraction).limit_denominator(1_000_000)
-        self.seed = seed
+        self.mixing_seed = seed
 
-    def _records(self, consumer: int, consumers: int, done: int) -> Iterator[Record]:
-        def made_before(m: int) -> int:
-            return int(m * self.generated_fraction + Fraction(consumer, consumers))
+    def _records(self, iteration: Iteration) -> Iterator[Record]:
+        generated = super()._records(iteration)
+        place_of = self._places(iteration)
+        shuffled = lru_cache(maxsize=2)(self._shuffled)
+        for place in iteration.positions():
+            is_generated, number = place_of(place)
+            if is_generated:
+                yield next(generated)
+            else:
+                epoch, which = divmod(number, len(self.real))
+                yield self.real[int(shuffled(epoch)[which])]
 
-        made = made_before(done)
-        generated = super()._records(consumer, consumers, made)
-        real = self._shuffled(range(consumer, MAX_INDEX + 1, consumers)[done - made :])
-        for m in count(done):
-            yield next(generated if made_before(m + 1) > made_before(m) else real)
+    def _numbers(self, iteration: Iteration) -> Iterator[int]:
+        """Numbers of the generated samples among the positions that are left."""
+        place_of = self._places(iteration)
+        places = map(place_of, iteration.positions())
+        return (number for is_generated, number in places if is_generated)
 
-    def _shuffled(self, positions: range) -> Iterator[Record]:
-        """The real records at some positions of the endless sequence of shuffled epochs."""
-        shuffled = -1, np.empty(0, dtype=np.int64)
-        for position in positions:
-            epoch, place = divmod(position, len(self.real))
-            if epoch != shuffled[0]:
-                words = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).random_raw(len(self.real))
-                shuffled = epoch, words.argsort(kind="stable")
-            yield self.real[int(shuffled[1][place])]
+    def _places(self, iteration: Iteration) -> Callable[[int], tuple[bool, int]]:
+        """A function: position -> (whether it is generated, its number among the generated or the real ones)."""
+        size, fraction = iteration.share.global_batch, self.generated_fraction
+
+        def before(g: int, lane: int) -> int:
+            """Generated records of a lane in the first g batches."""
+            return (g * fraction.numerator * size + lane * fraction.denominator) // (fraction.denominator * size)
+
+        @lru_cache(maxsize=2)
+        def lanes(g: int) -> tuple[list[bool], list[int]]:
+            """Of global batch g: which lanes are generated, and how many generated records precede each."""
+            chosen = [before(g + 1, lane) > before(g, lane) for lane in range(size)]
+            first = g * size * fraction.numerator // fraction.denominator
+            return chosen, [first, *(first + n for n in np.cumsum(chosen).tolist())]
+
+        def place_of(place: int) -> tuple[bool, int]:
+            g, lane = divmod(place, size)
+            chosen, generated_before = lanes(g)
+            made = generated_before[lane]
+            return chosen[lane], made if chosen[lane] else place - made
+
+        return place_of
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """The order of the real records in an epoch of theirs."""
+        words = np.random.Philox(key=np.array([self.mixing_seed, epoch], dtype=np.uint64)).random_raw(len(self.real))
+        return words.argsort(kind="stable")
+
+    def _identity(self) -> dict[str, Any]:
+        mixed = {"real": len(self.real), "fraction": str(self.generated_fraction), "mixing_seed": self.mixing_seed}
+        return {**super()._identity(), **mixed}
 
 
 class RecordList(Dataset[Record]):
@@ -155,6 +179,12 @@ class RecordList(Dataset[Record]):
 
     def __getitem__(self, index: int) -> Record:
         """One record; negative indices count from the end, IndexError beyond it."""
-        if not -self.length <= index < self.length:
-            raise IndexError(f"index {index} is out of range for a dataset of {self.length} samples")
-        return self.registered.record(int(index) % self.length)
+        return self.registered.record(position(index, self.length))
+
+
+def _endless(name: str) -> RegisteredDataset:
+    """The registered dataset of a stream."""
+    dataset = lookup(name)
+    if dataset.source.num_samples is not None:
+        raise ValueError(f"dataset {name!r} is read from shards, which have an end: use RecordList")
+    return dataset

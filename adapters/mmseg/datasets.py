@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,19 +14,18 @@ from mmengine.dataset import Compose, ConcatDataset
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from dsgan_datasets.adapters.mmseg.files import SampleStore, open_shards, open_store
 from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
-from dsgan_datasets.adapters.mmseg.resume import samples_ahead
 from dsgan_datasets.checks import integer, position
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.recipe import RENAMED, RecipeOverrides
 from dsgan_datasets.samples import SampleBatch
-from dsgan_datasets.sources.datasets import DSGANIterableDataset
-from dsgan_datasets.sources.local import Locations
-from dsgan_datasets.sources.streaming import current_rank
+from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.sources.datasets import SourceStream
+from dsgan_datasets.sources.streaming import Uneven
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 Item = dict[str, Any]
@@ -63,32 +62,32 @@ class _SegSamples:
     def full_init(self) -> None:
         """Nothing to do: ConcatDataset and RepeatDataset call it to have annotation files read."""
 
-    def _items(self, batch: SampleBatch) -> list[Item]:
-        """What the DataLoader gets of a batch."""
+    def _items(self, numbers: Sequence[int], batch: SampleBatch) -> list[Item]:
+        """What the DataLoader gets of a batch of the samples with these numbers."""
         if self.pipeline is None:
-            return self._packed(batch)
-        items = [self.pipeline(item) for item in self._loaded(batch)]
+            return self._packed(numbers, batch)
+        items = [self.pipeline(item) for item in self._loaded(numbers, batch)]
         if None in items:
             raise ValueError(
-                f"the pipeline returned None for sample {int(batch.index[items.index(None)])}: it must not drop samples"
+                f"the pipeline returned None for sample {numbers[items.index(None)]}: it must not drop samples"
             )
         return items
 
-    def _packed(self, batch: SampleBatch) -> list[Item]:
+    def _packed(self, numbers: Sequence[int], batch: SampleBatch) -> list[Item]:
         """As PackSegInputs packs them; on the generator's device, the masks as views."""
         images = batch.image.flip(1)  # RGB -> BGR
         items = []
-        for image, mask, index in zip(images, batch.mask.split(1), batch.index.tolist(), strict=True):
+        for image, mask, index in zip(images, batch.mask.split(1), numbers, strict=True):
             sample = SegDataSample(metainfo={**self._facts(index, tuple(image.shape[1:])), "reduce_zero_label": False})
             sample.gt_sem_seg = PixelData(data=mask)
             items.append({"inputs": image, "data_samples": sample})
         return items
 
-    def _loaded(self, batch: SampleBatch) -> Iterator[Item]:
+    def _loaded(self, numbers: Sequence[int], batch: SampleBatch) -> Iterator[Item]:
         """As LoadImageFromFile and LoadAnnotations leave them: numpy arrays, moved to the CPU as one batch."""
         images = batch.image.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
         masks = batch.mask.to(torch.uint8).cpu().numpy()
-        for image, mask, index in zip(images, masks, batch.index.tolist(), strict=True):
+        for image, mask, index in zip(images, masks, numbers, strict=True):
             item = {
                 **self._facts(index, image.shape[:2]),
                 "sample_idx": index,
@@ -123,7 +122,7 @@ class _Generated(_SegSamples):
         device: Device = None,
         **recipe: Any,
     ) -> None:
-        _check_names(type(self).__name__, recipe)
+        _check_names(type(self), recipe)
         if length is None:
             raise ValueError(
                 f"{type(self).__name__} needs a length: the number of samples in the dataset. Any number will do, as "
@@ -145,7 +144,8 @@ class _MapStyle(_SegSamples, Dataset[Item]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several samples, generated together; a stock DataLoader asks for whole batches."""
-        return self._items(self.store.generate([position(i, self.length) for i in indices], self.seed))
+        numbers = [position(i, self.length) for i in indices]
+        return self._items(numbers, self.store.generate(numbers, self.seed))
 
 
 @DATASETS.register_module()
@@ -164,7 +164,7 @@ class DSGANSegDataset(_Generated, _MapStyle):
             empty) gets samples as loaded: ``img`` uint8 BGR [H, W, 3] and ``gt_seg_map`` uint8 [H, W], numpy arrays.
             Loading steps are not needed, but do no harm; LoadAnnotations after a resize keeps masks at full size.
         device: None is the rank's current CUDA device if there is one, else the CPU. On a GPU: ``num_workers=0``.
-        recipe: fields of `Recipe` to change, such as ``truncation_psi=0.5, threshold=None``.
+        recipe: fields of `Recipe` to change, such as ``truncation_psi=0.5, reject_fraction=0``.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -176,8 +176,8 @@ class DSGANSegDataset(_Generated, _MapStyle):
         >>> dataset = DSGANSegDataset("demo-faces", length=100, device="cpu")
         >>> dataset.metainfo["classes"][:3]
         ('background', 'skin', 'neck')
-        >>> dataset[7]["inputs"].shape, dataset[7]["data_samples"].img_path
-        (torch.Size([3, 64, 64]), 'dsgan://591b198d/image/demo-faces_0_7.png')
+        >>> dataset[7]["inputs"].shape, dataset[7]["data_samples"].img_path.rsplit("/", 2)[1:]
+        (torch.Size([3, 64, 64]), ['image', 'demo-faces_0_7.png'])
     """
 
 
@@ -216,8 +216,8 @@ class DSGANShardSegDataset(_MapStyle):
     ) -> None:
         if unknown:
             raise ValueError(
-                f"{type(self).__name__} knows no {', '.join(unknown)}: it takes shards, length, pipeline. What else "
-                "decides samples was decided when the shards were written"
+                f"{type(self).__name__} does not know {', '.join(unknown)}: it takes shards, length, pipeline. "
+                "Everything else was decided when the shards were written"
             )
         store = open_shards(shards)
         samples = len(store.source)
@@ -226,16 +226,20 @@ class DSGANShardSegDataset(_MapStyle):
 
 
 @DATASETS.register_module()
-class DSGANSegIterableDataset(_Generated, IterableDataset[Item]):
+class DSGANSegIterableDataset(_Generated, SourceStream[Item]):
     """Generated samples as a stream, made ahead on a thread; ranks and workers share it without gap or overlap.
 
-    The fastest way on a GPU. In a config: ``sampler=None`` beside it, and `DSGANResumeHook` among the hooks.
+    The fastest way on a GPU. In a config: ``sampler=None`` beside it, and `DSGANResumeHook` among the hooks, which
+    gives it the global batch (batch size · ranks): the order of the samples is then the same for any number of ranks
+    and workers.
 
     Args:
         checkpoint: see `DSGANSegDataset`, as for all arguments but these.
-        length: samples an epoch has, over all ranks; must be given, as MMEngine's logger asks for it. Those that do not
-            divide by the number of ranks are left out. An iteration-based loop repeats them when they are used up.
-        start: first index.
+        length: samples an epoch has, over all ranks; must be given, as MMEngine's logger asks for it. On several ranks
+            what does not fill a global batch is left out. An iteration-based loop repeats the samples when they are
+            used up.
+        start: number of the first sample.
+        global_batch, loader_batch_size, uneven, same_epoch, prefetch, duty_cycle: see `DSGANIterableDataset`.
 
     Raises:
         CheckpointError, ValueError, RuntimeError: see `DSGANSegDataset`.
@@ -246,70 +250,56 @@ class DSGANSegIterableDataset(_Generated, IterableDataset[Item]):
         (torch.Size([3, 64, 64]), 1000000)
     """
 
+    length: int
+
     def __init__(
-        self, checkpoint: str | os.PathLike[str], *, length: int | None = None, start: int = 0, **options: Any
+        self,
+        checkpoint: str | os.PathLike[str],
+        *,
+        length: int | None = None,
+        start: int = 0,
+        global_batch: int | None = None,
+        loader_batch_size: int | None = None,
+        uneven: Uneven | None = None,
+        same_epoch: bool = False,
+        prefetch: int | None = None,
+        duty_cycle: float = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(checkpoint, length=length, **options)
-        if self.store.source.description.recipe.group_size > 1:
-            raise ValueError(
-                "a stream deals out single samples, which would tear view groups apart: use DSGANSegDataset"
-            )
-        self.start = integer("start", start, 0, MAX_INDEX - self.length)
-        # In shared memory, so that set_epoch reaches workers that live longer than an epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._skip = (0, 1)  # batches of this rank that are done, and their size
-        self._sent_by: tuple[int, int] | None = None
-
-    def __len__(self) -> int:
-        """Samples that this rank sees in an epoch."""
-        return self.length // self._rank_and_world_size()[1]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the indices start + epoch · length …; takes effect when iteration starts, in living workers too."""
-        self._epoch.fill_(integer("epoch", epoch, 0, MAX_INDEX))
-
-    def skip(self, batches: int, batch_size: int) -> None:
-        """Start this rank's next iteration after so many batches of a DataLoader; it regenerates none of them."""
-        self._skip = integer("batches", batches, 0), integer("batch_size", batch_size, 1)
+        _Generated.__init__(self, checkpoint, length=length, **options)
+        SourceStream.__init__(
+            self,
+            self.store.source,
+            seed=self.seed,
+            start=start,
+            length=self.length,
+            global_batch=global_batch,
+            loader_batch_size=loader_batch_size,
+            uneven=uneven,
+            same_epoch=same_epoch,
+            prefetch=prefetch,
+            duty_cycle=duty_cycle,
+        )
 
     def __iter__(self) -> Iterator[Item]:
-        # Taken now, by the copy that iterates, and once: the next epoch starts at its beginning.
-        skip, self._skip = self._skip, (0, 1)
-        return self._samples(*skip)
+        """Items of this consumer, one by one."""
+        with self._iteration() as iteration:
+            for numbers, batch in self._numbered(iteration):
+                self.store.remember(numbers, batch, self.seed)
+                for item in self._items(numbers, batch):
+                    self._deliver(iteration)
+                    yield item
 
-    def _samples(self, batches: int, batch_size: int) -> Iterator[Item]:
-        rank, world_size = self._rank_and_world_size()
-        worker = get_worker_info()
-        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        ahead = samples_ahead(batches, batch_size, number, workers, len(self)) * world_size
-        remaining = len(self) * world_size - ahead
-        if remaining < 1:
-            return
-        stream = DSGANIterableDataset(
-            self.store.source.labeled,
-            seed=self.seed,
-            start=self.start + int(self._epoch) * self.length + ahead,
-            length=remaining,
-            rank=rank,
-            world_size=world_size,
-        )
-        for batch in stream.batches():
-            self.store.remember(batch, self.seed)
-            yield from self._items(batch)
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        return current_rank() or self._sent_by or (0, 1)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A spawned worker has no process group: it is told the rank of the process that sent it here."""
-        return {**self.__dict__, "_sent_by": current_rank() or self._sent_by}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.source = self.store.source  # that of this process
 
 
 @DATASETS.register_module()
 class DSGANConcatDataset(ConcatDataset):
     """MMEngine's ConcatDataset, which hands each of its datasets the whole of its share of a batch.
 
-    With the stock one generated samples are made one at a time, which a GPU does no faster than a batch of them.
+    The stock class requests single samples; each then costs a GPU as much as a batch.
 
     Args:
         datasets: configs, generated and real ones; their classes and palettes must be the same.
@@ -343,12 +333,13 @@ def _get_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
     return [dataset[i] for i in indices]
 
 
-def _check_names(dataset: str, recipe: Item) -> None:
-    """ValueError for a key that a config gave and nobody knows."""
-    fields = [field.name for field in dataclasses.fields(Recipe)]
-    if unknown := [name for name in recipe if name not in fields]:
-        start = ", start" if dataset == "DSGANSegIterableDataset" else ""
+def _check_names(dataset: type[_Generated], recipe: Item) -> None:
+    """ValueError for a key of a config that is neither an argument of the dataset nor a field of the recipe."""
+    fields = list(RecipeOverrides.__annotations__)
+    if unknown := [name for name in recipe if name not in fields and name not in RENAMED]:
+        own = {**inspect.signature(_Generated).parameters, **inspect.signature(dataset).parameters}
+        taken = [name for name, parameter in own.items() if parameter.kind is not parameter.VAR_KEYWORD]
         raise ValueError(
-            f"{dataset} knows no {', '.join(unknown)}: it takes checkpoint, length, seed, pipeline, device{start}, and "
-            f"to change the recipe {', '.join(fields)}. (Keys of a base config's dataset go with _delete_=True)"
+            f"{dataset.__name__} does not know {', '.join(unknown)}: it takes {', '.join(taken)}, and to change the "
+            f"recipe {', '.join(fields)}. (Keys of a base config's dataset go with _delete_=True)"
         )

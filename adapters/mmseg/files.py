@@ -13,26 +13,29 @@ from weakref import WeakValueDictionary
 from mmengine.fileio import BaseStorageBackend, register_backend
 
 from dsgan_datasets.device import Device
+from dsgan_datasets.images import png
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.shards.codec import png
-from dsgan_datasets.sources.local import LabeledSource, Locations, SampleSource, ShardSource
+from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.base import NamedSource
+from dsgan_datasets.sources.local import CheckpointSource
 
 Kind = Literal["image", "mask"]
-Source = TypeVar("Source", bound=SampleSource)
+Source = TypeVar("Source", bound=NamedSource)
 
 
 class SampleStore(Generic[Source]):
     """Samples of one source, as batches and under ``dsgan://`` paths; get one from `open_store` or `open_shards`.
 
-    The batch that was asked for last is kept, so that reading its pictures by path generates nothing again.
+    The last batch is kept, so that reading its pictures by path generates nothing again.
 
     Args:
         source: gives the samples.
 
     Example:
         >>> store = open_store("demo-faces", device="cpu")
-        >>> store.path("image", seed=0, index=7)
-        'dsgan://591b198d/image/demo-faces_0_7.png'
+        >>> store.path("image", seed=0, index=7) == f"dsgan://{store.source.fingerprint[:8]}/image/demo-faces_0_7.png"
+        True
     """
 
     def __init__(self, source: Source) -> None:
@@ -47,13 +50,13 @@ class SampleStore(Generic[Source]):
         Raises:
             RuntimeError: in a DataLoader worker, if the device is a GPU.
         """
-        batch = self.source.batch(indices, seed)
-        self.remember(batch, seed)
+        batch = self.source.batch(indices, seed=seed)
+        self.remember(indices, batch, seed)
         return batch
 
-    def remember(self, batch: SampleBatch, seed: int) -> None:
-        """Keep this batch, instead of the one before."""
-        self._recent = {(seed, index): row for index, row in zip(batch.index.tolist(), batch.rows(), strict=True)}
+    def remember(self, indices: Sequence[int], batch: SampleBatch, seed: int) -> None:
+        """Keep this batch, of the samples with these numbers, instead of the one before."""
+        self._recent = {(seed, index): row for index, row in zip(indices, batch.rows(), strict=True)}
 
     def sample(self, index: int, seed: int) -> Sample:
         """One sample, from the last batch if it is in it."""
@@ -66,7 +69,7 @@ class SampleStore(Generic[Source]):
         return f"dsgan://{self.source.fingerprint[:8]}/{kind}/{self.name}_{seed}_{index}.png"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Whoever is sent this opens it for itself: no weights travel."""
+        """Unpickling reopens the source; weights are not serialized."""
         return _shared, (self.source,)
 
 
@@ -75,7 +78,7 @@ _STORES: WeakValueDictionary[tuple[str, str], SampleStore[Any]] = WeakValueDicti
 
 
 def _shared(source: Source) -> SampleStore[Source]:
-    """The store of this process that has this source or one like it; a new one if there is none."""
+    """The store of this process that has an equal source; a new one if there is none."""
     key = (source.fingerprint, str(source.device))
     store = _STORES.get(key)
     if store is None:
@@ -85,19 +88,19 @@ def _shared(source: Source) -> SampleStore[Source]:
 
 def open_store(
     checkpoint: str | os.PathLike[str], device: Device = None, recipe: Mapping[str, Any] | None = None
-) -> SampleStore[LabeledSource]:
+) -> SampleStore[CheckpointSource]:
     """The store of a checkpoint; all datasets of a process that use it in the same way share one, and its weights.
 
     Args:
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
-        device: see `LabeledSource`.
+        device: see `CheckpointSource`.
         recipe: fields of `Recipe` to change.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
         ValueError: an override that is unknown or out of range.
     """
-    return _shared(LabeledSource(checkpoint, device=device, **(recipe or {})))
+    return _shared(CheckpointSource(checkpoint, device=device, **(recipe or {})))
 
 
 def open_shards(shards: Locations) -> SampleStore[ShardSource]:

@@ -12,8 +12,9 @@ import torch
 from mmcv.transforms import RandomFlip
 from mmseg.registry import TRANSFORMS
 
-from dsgan_datasets.checkpoints.description import describe
-from dsgan_datasets.sources.local import Locations, ShardSource
+from dsgan_datasets.checkpoints.labeled import Checkpoint
+from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 
@@ -48,7 +49,7 @@ class DSGANRandomFlip(RandomFlip):
     ) -> None:
         super().__init__(prob=prob, direction=direction)
         if checkpoint is not None and shards is None:
-            self.schema = describe(checkpoint).schema
+            self.schema = Checkpoint.open(checkpoint).schema
         elif shards is not None and checkpoint is None:
             self.schema = ShardSource(shards).schema
         else:
@@ -58,7 +59,8 @@ class DSGANRandomFlip(RandomFlip):
         flipped = np.ascontiguousarray(super()._flip_seg_map(seg_map, direction))
         if direction == "diagonal":
             return flipped
-        return self.schema.swap_sides(torch.from_numpy(flipped)).numpy()
+        swapped: np.ndarray = self.schema.swap_sides(torch.from_numpy(flipped)).numpy()
+        return swapped
 
 
 def steps_of(step: Any) -> Iterator[Any]:

@@ -1,70 +1,98 @@
-"""A resumed MMEngine training goes on with the next sample, and generates none of the past again."""
+"""A resumed MMEngine training continues with the next sample, and regenerates none of the past."""
 
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from dsgan_datasets.sources.resuming import resumed_worker
-
-
-@runtime_checkable
-class Stream(Protocol):
-    """An iterable dataset that can start later than at its beginning."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the samples of this epoch."""
-
-    def skip(self, batches: int, batch_size: int) -> None:
-        """Start this rank's next iteration after so many batches."""
+from dsgan_datasets.sources.streaming import ResumableStream
 
 
 @HOOKS.register_module()
 class DSGANResumeHook(Hook):
     """Puts the training data where the training stands.
 
-    - `IterBasedTrainLoop`, resumed: the data goes on after the last iteration. Without this hook, the original
+    - `IterBasedTrainLoop`, resumed: the data continues after the last iteration. Without this hook, the original
       MMEngine generates all past batches again and throws them away, and so does its maintained fork for an iterable
       dataset. Works for any dataset under an `InfiniteSampler`, and for `DSGANSegIterableDataset`.
     - `EpochBasedTrainLoop`: each epoch of a `DSGANSegIterableDataset` brings new samples (without this hook, the same).
 
-    The sampler must be the same as before: give `randomness` a seed, or shuffle nothing. Random augmentations are
-    drawn anew. Written for MMEngine 0.10 (https://github.com/open-mmlab/mmengine) and onedl-mmengine 0.10.
+    It gives a stream the global batch (batch size · ranks), so that the order of the samples is the same for any number
+    of ranks and workers: use it in the first training too. A sampler must be the same as before: give `randomness` a
+    seed, or shuffle nothing. Random augmentations are drawn anew. Written for MMEngine 0.10
+    (https://github.com/open-mmlab/mmengine) and onedl-mmengine 0.10.
 
     Example:
         >>> custom_hooks = [dict(type="DSGANResumeHook")]
     """
 
     def before_train(self, runner: Any) -> None:
-        """Advance the data of an iteration-based loop that does not begin at its beginning."""
+        """Give a stream its global batch, and advance the data of an iteration-based loop that was resumed."""
         loop = runner.train_loop
-        if runner.iter == 0 or not hasattr(loop, "dataloader_iterator"):
-            return
         loader = loop.dataloader
+        iteration = runner.iter if hasattr(loop, "dataloader_iterator") else 0
         batch_size = loader.batch_size or loader.batch_sampler.batch_size
-        if isinstance(loader.dataset, Stream):
-            loader.dataset.skip(runner.iter, batch_size)
-        elif hasattr(loader.sampler, "_indices_of_rank"):
-            loader.sampler.indices = islice(loader.sampler._indices_of_rank(), runner.iter * batch_size, None)
+        if isinstance(loader.dataset, ResumableStream):
+            changed = _advance_stream(loader.dataset, batch_size, iteration)
+        elif iteration:
+            changed = advance_sampler(loader.sampler, iteration * batch_size)
+            if not changed:
+                runner.logger.warning(
+                    f"DSGANResumeHook cannot advance a {type(loader.sampler).__name__}: past samples may be generated "
+                    "again. Use sampler=dict(type='InfiniteSampler') with IterBasedTrainLoop"
+                )
         else:
-            runner.logger.warning(
-                f"DSGANResumeHook cannot advance a {type(loader.sampler).__name__}: past samples may be generated "
-                "again. Use sampler=dict(type='InfiniteSampler') with IterBasedTrainLoop"
-            )
-            return
-        loader._iterator = None  # persistent workers that have begun at the beginning
-        loop.dataloader_iterator._iterator = iter(loader)
-        # With fast_forward_on_resume the loop takes no steps towards its place; without, as many as it has behind it.
-        steps = 0 if getattr(loop, "fast_forward_on_resume", False) else runner.iter
-        loop.dataloader_iterator = _InPlace(loop.dataloader_iterator, steps)
+            changed = False
+        if changed and hasattr(loop, "dataloader_iterator"):
+            restart(loop, iteration)
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Tell a stream which epoch begins."""
-        if isinstance(runner.train_loop.dataloader.dataset, Stream):
+        """Give a stream the number of the epoch that begins."""
+        if isinstance(runner.train_loop.dataloader.dataset, ResumableStream):
             runner.train_loop.dataloader.dataset.set_epoch(runner.epoch)
+
+
+def _advance_stream(stream: ResumableStream[Any], batch_size: int, iteration: int) -> bool:
+    """Set the global batch, and the place after some iterations; whether a running iterator is out of date."""
+    changed = stream.global_batch is None
+    if changed:
+        stream.batch_by(batch_size * stream.share.world_size, batch_size)
+    if iteration:
+        # Beyond one epoch an iteration-based loop repeats it.
+        batches, within = divmod(iteration * batch_size, stream.share.rank_batch)
+        stream.resume(batches % stream.batches_per_epoch, within)
+    return changed or iteration > 0
+
+
+def advance_sampler(sampler: Any, samples: int) -> bool:
+    """Let MMEngine's `InfiniteSampler` begin after some samples of this rank; False for another sampler.
+
+    Calls a private method of MMEngine 0.10; there is no public one.
+    """
+    if not hasattr(sampler, "_indices_of_rank"):
+        return False
+    sampler.indices = islice(sampler._indices_of_rank(), samples, None)
+    return True
+
+
+def restart(loop: Any, iteration: int) -> None:
+    """Have an iteration-based loop read from a new iterator over its loader, which stands at `iteration` already.
+
+    Sets private attributes of PyTorch's DataLoader and of MMEngine 0.10's iterator; there are no public ones.
+
+    Args:
+        loop: an IterBasedTrainLoop.
+        iteration: that it resumes at.
+    """
+    loop.dataloader._iterator = None  # persistent workers that have begun at the beginning
+    loop.dataloader_iterator._iterator = iter(loop.dataloader)
+    if iteration:
+        # With fast_forward_on_resume the loop takes no steps towards its place; without, `iteration` of them.
+        steps = 0 if getattr(loop, "fast_forward_on_resume", False) else iteration
+        loop.dataloader_iterator = _InPlace(loop.dataloader_iterator, steps)
 
 
 class _InPlace:
@@ -86,20 +114,3 @@ class _InPlace:
     def skip_iter(self, num_iters: int) -> None:
         """All steps in one, as the maintained fork takes them."""
         self._steps -= num_iters
-
-
-def samples_ahead(batches: int, batch_size: int, worker: int, workers: int, length: int) -> int:
-    """By how many samples of its rank a worker's start moves when the rank has done some batches of an epoch.
-
-    Worker w makes its batches of samples w, w + workers, … of the rank; see `resumed_worker` for whose it goes on with.
-
-    Args:
-        batches: done by the rank; beyond one epoch, those of the last epoch count.
-        batch_size: of the DataLoader.
-        worker: 0 … workers - 1, in the new DataLoader.
-        workers: as many as before.
-        length: samples of the rank in an epoch.
-    """
-    an_epoch = sum(-(-len(range(w, length, workers)) // batch_size) for w in range(workers))
-    former, done = resumed_worker(worker, workers, batches % an_epoch if an_epoch else 0)
-    return former - worker + done * batch_size * workers

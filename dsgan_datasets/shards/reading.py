@@ -1,115 +1,63 @@
-"""Tars -> samples: a stream (sequential reading, as training wants it) and a map (any record, at once)."""
+"""Shards -> datasets: a stream (near-sequential reading, as training wants it) and a map (any record, at once)."""
 
 from __future__ import annotations
 
-import io
-import os
-import random
-import tarfile
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, islice
-from typing import IO, Any, NamedTuple
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
-from torch.utils.data import Dataset
+import numpy as np
 
-from dsgan_datasets.checks import integer, position
-from dsgan_datasets.latents import check_seed
+from dsgan_datasets._deprecation import renamed_keywords
+from dsgan_datasets.checks import integer
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.shards.codec import decode
-from dsgan_datasets.shards.folder import Folder
-from dsgan_datasets.shards.manifest import MANIFEST, Manifest, Plan, Shard, ShardError
-from dsgan_datasets.shards.tar import read_record, sha256
-from dsgan_datasets.sources.streaming import ResumableStream, Transforms, Uneven, transformed
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.shards.locations import Locations, ShardSet
+from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.datasets import DSGANDataset, SampleStream
+from dsgan_datasets.sources.streaming import Iteration, Uneven
+from dsgan_datasets.sources.transforming import Transforms
 
-_WAY_OUT = "`dsgan shards verify FOLDER` says what is wrong, with --repair it makes damaged shards again"
-
-Locations = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+__all__ = ["Locations", "ShardDataset", "ShardMapDataset", "ShardSet"]
 
 
-class _Place(NamedTuple):
-    """A tar and the folder it lies in."""
+class _OfShards:
+    """What datasets show of their shards."""
 
-    folder: Folder
-    shard: Shard
-
-
-class ShardSet:
-    """Shards of one or several sets, in order, as their manifests describe them; no tar is opened.
-
-    Args:
-        path_or_urls: a folder that `write_shards` made, or tars in such folders, or several of these; paths or URLs of
-            any protocol that fsspec knows. Braces are expanded: ``"s3://bucket/faces/shard-{000000..000009}.tar"``.
-
-    Attributes:
-        schema: classes of the masks.
-        license: of the samples.
-        image_size: (H, W).
-        fingerprints: of checkpoint and recipe, one a set.
-
-    Raises:
-        ShardError: no manifest, a damaged one, a tar that it does not list, or sets that do not fit together.
-        OSError: a folder cannot be read.
-    """
-
-    def __init__(self, path_or_urls: Locations) -> None:
-        locations = [path_or_urls] if isinstance(path_or_urls, str | os.PathLike) else list(path_or_urls)
-        manifests: dict[str, tuple[Folder, Manifest]] = {}
-        self._places: list[_Place] = []
-        for location in (found for given in locations for found in _expanded(os.fspath(given))):
-            parent, name = _split(location)
-            if parent not in manifests:
-                folder = Folder(parent)
-                manifests[parent] = folder, Manifest.read(folder)
-            folder, manifest = manifests[parent]
-            self._places += [_Place(folder, shard) for shard in _shards(manifest, name, folder)]
-        if not self._places:
-            raise ShardError("no shards were given: name a folder that `dsgan shards write` made")
-        plans = [manifest.plan for _, manifest in manifests.values()]
-        _check_alike(plans, list(manifests))
-        self.schema: LabelSchema = plans[0].schema
-        self.license = plans[0].license
-        self.image_size = plans[0].image_size
-        self.fingerprints = tuple(plan.fingerprint for plan in plans)
-        self._ends = list(accumulate(place.shard.count for place in self._places))
-
-    def __len__(self) -> int:
-        """Samples in all."""
-        return self._ends[-1]
+    source: ShardSource
 
     @property
-    def places(self) -> Sequence[_Place]:
-        """The shards and where they lie."""
-        return self._places
+    def shards(self) -> ShardSet:
+        """The shards, as their manifests describe them."""
+        return self.source.shards
 
-    def find(self, number: int) -> tuple[_Place, int]:
-        """The shard of a sample, and its place in that."""
-        which = bisect_right(self._ends, number)
-        return self._places[which], number - (self._ends[which] - self._places[which].shard.count)
+    @property
+    def schema(self) -> Any:
+        """Classes of the masks; ValueError if there are none."""
+        return self.source.schema
 
-    def files(self, number: int) -> dict[str, bytes]:
-        """The files of one record, extension -> content; reads no more than these.
+    @property
+    def license(self) -> str:
+        """Of the samples."""
+        return self.source.license
 
-        Raises:
-            ShardError: the shard is missing or damaged.
-        """
-        (folder, shard), within = self.find(number)
-        try:
-            return read_record(folder, shard, within)
-        except (ValueError, FileNotFoundError) as error:
-            raise _damaged(folder, shard, error) from error
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of images and masks."""
+        return self.source.image_size
 
 
-class ShardMapDataset(Dataset[Sample]):
+class ShardMapDataset(_OfShards, DSGANDataset):
     """Map-style: number -> sample, read by the offsets in the manifest.
 
     Args:
         path_or_urls: see `ShardSet`.
-        transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
+        transforms: torchvision v2 transforms of a dict of tv_tensors, see `DSGANIterableDataset`.
+        extras: fields that the samples must have: "uncertainty", "latent". What is stored is always read.
 
     Raises:
         ShardError, OSError: as `ShardSet`; when a sample is read, if its shard is missing or damaged.
+        ValueError: the shards do not hold an extra.
 
     Example:
         >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
@@ -119,68 +67,40 @@ class ShardMapDataset(Dataset[Sample]):
         (4, tensor(13), True)
     """
 
-    def __init__(self, path_or_urls: Locations, *, transforms: Transforms | None = None) -> None:
-        self.shards = ShardSet(path_or_urls)
-        self.transforms = transforms
+    source: ShardSource
 
-    def __len__(self) -> int:
-        return len(self.shards)
-
-    def __getitem__(self, index: int) -> Sample:
-        """One sample; negative indices count from the end, IndexError beyond it."""
-        number = position(index, len(self))
-        files = self.shards.files(number)
-        try:
-            sample = decode(files)
-        except ValueError as error:
-            raise _damaged(*self.shards.find(number)[0], error) from error
-        return sample if self.transforms is None else transformed(sample, self.transforms)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
-        """Several samples."""
-        return [self[index] for index in indices]
-
-    @property
-    def schema(self) -> LabelSchema:
-        """Classes of the masks."""
-        return self.shards.schema
-
-    @property
-    def license(self) -> str:
-        """Of the samples."""
-        return self.shards.license
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) of images and masks."""
-        return self.shards.image_size
+    def __init__(
+        self, path_or_urls: Locations, *, transforms: Transforms | None = None, extras: Collection[str] = ()
+    ) -> None:
+        source = ShardSource(path_or_urls)
+        source.check_extras(extras)
+        super().__init__(source, transforms=transforms, extras=extras)
 
 
-class ShardDataset(ResumableStream):
-    """A stream of the samples in shards, read from front to back; they are those that the generator gave.
+class ShardDataset(_OfShards, SampleStream):
+    """A stream of the samples in shards; they are those that the generator gave.
 
-    An epoch is cut into one run of neighboring samples for each rank, and that into one for each worker: no gap and no
-    overlap, at most one sample more or less, with any number of shards. With `shuffle`, shards come in another order
-    every epoch, and samples are drawn from a buffer; both depend only on seed and epoch.
+    Ranks, workers, global batches, epochs and resuming are as in `DSGANIterableDataset`: the order of an epoch depends
+    on neither ranks nor workers, and a resumed stream reads nothing of what was delivered before.
 
-    Nothing that a tar or a URL says is executed: there are no "pipe:" URLs and no pickles (what WDS_SECURE=1 asks of
-    webdataset).
+    With `shuffle`, shards come in another order every epoch, and samples change places inside windows of so many
+    samples of that order; both depend on seed and epoch alone. View groups stay together if the shards hold whole ones.
+
+    Nothing that a tar or a URL says is executed: there are no "pipe:" URLs and no pickles.
 
     Args:
         path_or_urls: see `ShardSet`.
-        shuffle: samples in the shuffling buffer; 0 keeps the order.
-        seed: of the shuffling.
-        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialized).
-        world_size: number of ranks; None likewise.
-        uneven: when the samples do not divide by the world size: "keep" gives some ranks one more, "drop" leaves out
-            the last ones, "pad" repeats the first ones.
-        repeat: make `set_epoch` keep the order of epoch 0.
+        shuffle: samples of a shuffling window; 0 keeps the order. As many records are held in memory, not decoded.
+        seed: 0 … 2^64-1, of the shuffling.
+        rank, world_size, split_by_rank, global_batch, loader_batch_size, uneven: see `DSGANIterableDataset`.
+        same_epoch: make `set_epoch` keep the order of epoch 0.
         check_hashes: read each shard once in full before its first sample, and compare its SHA-256.
-        transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
+        transforms: torchvision v2 transforms of a dict of tv_tensors, see `DSGANIterableDataset`.
+        extras: fields that the samples must have: "uncertainty", "latent". What is stored is always read.
 
     Raises:
         ShardError, OSError: as `ShardSet`; while iterating, if a shard is missing or damaged.
-        ImportError: webdataset is not installed.
+        ValueError: an argument out of range, or the shards do not hold an extra.
 
     Example:
         >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
@@ -189,6 +109,9 @@ class ShardDataset(ResumableStream):
         [0, 1, 2, 3, 4]
     """
 
+    source: ShardSource
+
+    @renamed_keywords(repeat="same_epoch")
     def __init__(
         self,
         path_or_urls: Locations,
@@ -197,97 +120,53 @@ class ShardDataset(ResumableStream):
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
-        uneven: Uneven = "keep",
-        repeat: bool = False,
+        split_by_rank: bool | None = None,
+        global_batch: int | None = None,
+        loader_batch_size: int | None = None,
+        uneven: Uneven | None = None,
+        same_epoch: bool = False,
         check_hashes: bool = False,
         transforms: Transforms | None = None,
+        extras: Collection[str] = (),
     ) -> None:
-        super().__init__(rank=rank, world_size=world_size, transforms=transforms, uneven=uneven)
-        _webdataset()
-        self.shards = ShardSet(path_or_urls)
         self.shuffle = integer("shuffle", shuffle, 0)
-        self.seed = check_seed(seed)
-        self.repeat = repeat
-        self.check_hashes = check_hashes
+        source = ShardSource(path_or_urls, check_hashes=check_hashes, read_together=max(self.shuffle, 1))
+        source.check_extras(extras)
+        super().__init__(
+            source,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            split_by_rank=split_by_rank,
+            global_batch=global_batch,
+            loader_batch_size=loader_batch_size,
+            uneven=uneven,
+            same_epoch=same_epoch,
+            transforms=transforms,
+            extras=extras,
+        )
 
-    def __iter__(self) -> Iterator[Sample]:
-        """Samples of this consumer, one by one."""
-        with self._resumed() as consumed:
-            for record in islice(self._records(), consumed, None):
-                self._consumed += 1
-                files = {extension: content for extension, content in record.items() if not extension.startswith("__")}
-                try:
-                    sample = decode(files)
-                except ValueError as error:
-                    where = f"{record['__url__']}, record {record['__key__']},"
-                    raise ShardError(f"{where} is damaged: {error}. {_WAY_OUT}") from error
-                yield sample if self.transforms is None else transformed(sample, self.transforms)
+    @property
+    def check_hashes(self) -> bool:
+        """Whether SHA-256 digests are compared."""
+        return self.source.check_hashes
 
-    def _records(self) -> Iterator[dict[str, Any]]:
-        """Undecoded records of this consumer's share of the epoch, in order: a webdataset pipeline."""
-        wds = _webdataset()
-        epoch = 0 if self.repeat else int(self._epoch)
-        files = wds.tariterators.tar_file_expander(self._pieces(epoch))
-        records: Iterator[dict[str, Any]] = iter(wds.tariterators.group_by_keys(files))
-        if self.shuffle:
-            draws = random.Random(f"{self.seed} {epoch} {self._consumer()[0]}")
-            records = wds.filters.shuffle(self.shuffle, initial=self.shuffle, rng=draws)(records)
-        try:
-            yield from records
-        except tarfile.TarError as error:  # webdataset appends the URL to the error's arguments
-            raise ShardError(f"{error.args[-1]} is damaged: {error.args[0]}. {_WAY_OUT}") from error
+    def _samples(self, iteration: Iteration) -> Iterator[Sample]:
+        # Without a thread: reading and decoding leave nothing to wait for, and workers do it side by side.
+        return self.source.stream(self._numbers(iteration), extras=self.extras)
 
-    def _pieces(self, epoch: int) -> Iterator[dict[str, Any]]:
-        """Opened runs of records, as webdataset wants them: {"url", "stream"}."""
-        places = list(self.shards.places)
-        if self.shuffle:
-            random.Random(f"{self.seed} {epoch}").shuffle(places)
-        for start, stop in self._runs():
-            at = 0
-            for folder, shard in places:
-                begin, last = max(start - at, 0), min(stop - at, shard.count)
-                at += shard.count
-                if begin < last:
-                    yield from self._piece(folder, shard, begin, last)
-
-    def _runs(self) -> Iterator[tuple[int, int]]:
-        """This consumer's share of the epoch; one that "pad" leads beyond the end goes on at the beginning."""
+    def _numbers(self, iteration: Iteration) -> Iterator[int]:
         length = len(self.shards)
-        first, end = self._share()
-        while first < end:
-            start = first % length
-            stop = min(length, start + end - first)
-            yield start, stop
-            first += stop - start
-
-    def _piece(self, folder: Folder, shard: Shard, begin: int, last: int) -> Iterator[dict[str, Any]]:
-        url = folder.at(shard.name)
-        try:
-            if self.check_hashes and sha256(folder, shard.name) != shard.sha256:
-                raise ValueError("its SHA-256 is not the recorded one")
-            with folder.open(shard.name) as file:
-                file.seek(shard.offsets[begin])
-                part = _Part(file, shard.offsets[last] - shard.offsets[begin])
-                yield {"url": url, "stream": part}
-                if part.left:
-                    raise ValueError(f"it ends {part.left} bytes early")
-        except (ValueError, FileNotFoundError) as error:
-            raise _damaged(folder, shard, error) from error
-
-    def _share(self) -> tuple[int, int]:
-        """First sample of this consumer in the order of the epoch, and the one after its last."""
-        rank, world_size = self._rank_and_world_size()
-        consumer, consumers = self._consumer()
-        worker, workers = consumer // world_size, consumers // world_size
-        total = self._evened(len(self.shards))
-        begin, end = total * rank // world_size, total * (rank + 1) // world_size
-        return begin + (end - begin) * worker // workers, begin + (end - begin) * (worker + 1) // workers
-
-    def __len__(self) -> int:
-        """Samples that this rank sees in an epoch."""
-        rank, world_size = self._rank_and_world_size()
-        total = self._evened(len(self.shards))
-        return total * (rank + 1) // world_size - total * rank // world_size
+        if not self.shuffle:
+            return (position % length for position in iteration.positions())
+        order = ShuffledOrder(
+            [place.shard.count for place in self.shards.places],
+            window=self.shuffle,
+            seed=self.seed,
+            epoch=0 if self.same_epoch else iteration.epoch,
+            group=self.source.group,
+        )
+        return (order.number(position % length) for position in iteration.positions())
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -296,81 +175,55 @@ class ShardDataset(ResumableStream):
             "shuffle": self.shuffle,
             "seed": self.seed,
             "uneven": self.uneven,
-            "repeat": self.repeat,
-            "consumers": self._consumer()[1],
+            "same_epoch": self.same_epoch,
         }
 
-    @property
-    def schema(self) -> LabelSchema:
-        """Classes of the masks."""
-        return self.shards.schema
 
+class ShuffledOrder:
+    """Position in an epoch -> number of a sample; any position at once.
 
-class _Part(io.RawIOBase):
-    """The next so many bytes of a file, as a file."""
+    The shards are permuted, then the view groups inside of windows of that order.
 
-    def __init__(self, file: IO[bytes], length: int) -> None:
-        self.file, self.left = file, length
+    Args:
+        counts: samples of each shard.
+        window: samples of a window (at least one view group).
+        seed, epoch: decide the permutations.
+        group: samples of a view group; divides all counts.
 
-    def readable(self) -> bool:
-        return True
+    Example:
+        >>> order = ShuffledOrder([4, 4], window=4, seed=0, epoch=0)
+        >>> sorted(order.number(position) for position in range(8))
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
 
-    def read(self, size: int = -1) -> bytes:
-        content = self.file.read(self.left if size < 0 else min(size, self.left))
-        self.left -= len(content)
-        return content
+    def __init__(self, counts: list[int], *, window: int, seed: int, epoch: int, group: int = 1) -> None:
+        self._key = np.array([seed, epoch], dtype=np.uint64)
+        self._group = group
+        self._units_at_once = max(window // group, 1)
+        self._units = sum(counts) // group
+        firsts = [0, *accumulate(counts)]
+        shards = self._permutation(0, len(counts)).tolist()
+        # Where each shard begins in the epoch, and what to add there to get the number.
+        self._begins = np.array([0, *accumulate(counts[shard] for shard in shards)][:-1], dtype=np.int64)
+        self._shifts = np.array([firsts[shard] for shard in shards], dtype=np.int64) - self._begins
+        self._window = lru_cache(maxsize=2)(self._numbers_of_window)
 
+    def number(self, position: int) -> int:
+        """Number of the sample at a position."""
+        unit, member = divmod(position, self._group)
+        window, place = divmod(unit, self._units_at_once)
+        return int(self._window(window)[place]) + member
 
-def _expanded(location: str) -> list[str]:
-    """Braces as in a shell."""
-    if "{" not in location or os.path.exists(location):
-        return [location]
-    _webdataset()
-    import braceexpand
+    def _numbers_of_window(self, window: int) -> np.ndarray:
+        """Numbers of the first samples of the view groups in a window, in their order."""
+        first = window * self._units_at_once
+        units = min(self._units_at_once, self._units - first)
+        positions = (first + self._permutation(window + 1, units)) * self._group
+        shard = np.searchsorted(self._begins, positions, side="right") - 1
+        numbers: np.ndarray = positions + self._shifts[shard]
+        return numbers
 
-    return list(braceexpand.braceexpand(location))
-
-
-def _split(location: str) -> tuple[str, str | None]:
-    """(folder, name of the tar in it, if it is one)."""
-    if not location.endswith(".tar"):
-        return location, None
-    parent, slash, name = location.rpartition("/")
-    return (parent or slash or ".", name)
-
-
-def _shards(manifest: Manifest, name: str | None, folder: Folder) -> Iterable[Shard]:
-    if name is None:
-        return manifest.shards
-    if name not in manifest.by_name:
-        raise ShardError(
-            f"{folder.at(MANIFEST)} does not list {name}, only {manifest.shards[0].name} … {manifest.shards[-1].name}"
-        )
-    return [manifest.by_name[name]]
-
-
-def _check_alike(plans: Sequence[Plan], where: Sequence[str]) -> None:
-    first = plans[0]
-    for plan, location in zip(plans[1:], where[1:], strict=True):
-        for name in ("schema", "image_size", "extensions"):
-            here, there = getattr(plan, name), getattr(first, name)
-            if here != there:
-                raise ShardError(f"{location} does not fit {where[0]}: its {name} is {here}, there it is {there}")
-
-
-def _damaged(folder: Folder, shard: Shard, error: Exception) -> ShardError:
-    if isinstance(error, ShardError):
-        return error
-    reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-    return ShardError(f"{folder.at(shard.name)} is damaged: {reason}. {_WAY_OUT}")
-
-
-def _webdataset() -> Any:
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ImportError(
-            'reading shards as a stream needs webdataset: pip install "dsgan_datasets[webdataset]"; ShardMapDataset '
-            "does without"
-        ) from error
-    return webdataset
+    def _permutation(self, stream: int, length: int) -> np.ndarray:
+        """One of the permutations that seed and epoch decide."""
+        words = np.random.Philox(key=self._key, counter=np.array([0, stream, 0, 0], dtype=np.uint64))
+        return words.random_raw(length).argsort(kind="stable")

@@ -1,60 +1,217 @@
-"""Labeled generator -> datasets that a DataLoader understands: a stream, and a map.
-
-Which process makes which index is decided here, and nowhere else.
-"""
+"""Any source of samples -> datasets that a DataLoader understands: a stream, and a map."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+import inspect
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from dsgan_datasets._deprecation import renamed_keywords, warn_renamed
 from dsgan_datasets.checks import integer, position
-from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.sources.streaming import ResumableStream, Transforms, Uneven, transformed
+from dsgan_datasets.sources.base import SampleSource
+from dsgan_datasets.sources.read_ahead import check_duty_cycle, read_ahead
+from dsgan_datasets.sources.streaming import Iteration, ResumableStream, Uneven
+from dsgan_datasets.sources.transforming import Transforms, check_transforms, transformed
+from dsgan_datasets.targets.base import Target
 
-#: Batches that the generating thread may be ahead of the consumer, unless it is said.
-_AHEAD = 2
+Item_co = TypeVar("Item_co", covariant=True)
 
 
-class DSGANIterableDataset(ResumableStream):
-    """A stream of labeled samples, generated ahead of the consumer on a thread.
+class _OfSource:
+    """What datasets show of their source."""
 
-    Index i belongs to consumer (i − start) mod (world size · workers); consumer c is worker c // world size of rank
-    c mod world size. If the recipe has views, whole groups are dealt out instead of single indices. Put it into any
-    DataLoader, or iterate it as it is.
+    source: SampleSource
+
+    @property
+    def labeled(self) -> SampleSource:
+        """Old name of `source`."""
+        warn_renamed("dataset.labeled", "dataset.source")
+        return self.source
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The labels of each sample."""
+        return self.source.targets
+
+
+class SourceStream(_OfSource, ResumableStream[Item_co]):
+    """A stream over a source; subclasses say what they hand out of the batches of `_numbered`.
 
     Args:
-        labeled: makes the samples.
+        source: gives the samples.
         seed: 0 … 2^64-1; another seed is another dataset.
-        start: first index.
-        length: indices an epoch has, over all ranks and workers; None for a stream without end.
-        batch_size: samples generated at a time. Only a matter of speed: the samples are the same.
-        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialized).
-        world_size: number of ranks; None likewise.
-        transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
-        uneven: when `length` does not divide by the world size: "keep" gives some ranks one sample (view group) more,
-            "drop" leaves out the last ones, "pad" repeats the first ones. With "keep", ranks that wait for each other
-            after every step (DDP) hang at the end of an epoch: use "drop" or "pad" there.
-        repeat: make `set_epoch` keep the samples of epoch 0.
-        ahead: batches that are generated before they are asked for, at most (None: two); each takes memory.
-        share: part of the time that may go into generating, in (0, 1]. With 0.25 the generating thread rests three
-            times as long as each batch took (less what it had to wait for the consumer), and what trains on the same
-            GPU has it to itself in the meantime.
+        start: number of the first sample.
+        length: samples an epoch has, over all ranks and workers; None for a stream without end, or for all samples of a
+            source that has an end.
+        batch_size: samples prepared at a time.
+        same_epoch: give every epoch the samples (and the order) of epoch 0.
+        prefetch: batches that are prepared before they are asked for, at most (None: two).
+        duty_cycle: part of the time that may go into preparing samples, in (0, 1].
+        extras: further fields of the samples.
+        sharing: see `ResumableStream`.
 
     Raises:
         ValueError: an argument out of range, or view groups that `start` or `length` cut.
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        length: int | None = None,
+        batch_size: int = 8,
+        same_epoch: bool = False,
+        prefetch: int | None = None,
+        duty_cycle: float = 1.0,
+        extras: Collection[str] = (),
+        **sharing: Any,
+    ) -> None:
+        _check_source(source)
+        end = source.num_samples
+        start = integer("start", start, 0, MAX_INDEX if end is None else end - 1)
+        last = MAX_INDEX if end is None else end - 1
+        if length is not None:
+            length = integer("length", length, 1, last - start + 1)
+        elif end is not None:
+            length = end - start
+        if start % source.group or (length or 0) % source.group:
+            raise ValueError(
+                f"start {start} and length {length} must be multiples of the recipe's group_size, {source.group}"
+            )
+        super().__init__(length=length, group=source.group, **sharing)
+        self.source = source
+        self.seed = check_seed(seed)
+        self.start = start
+        self.batch_size = integer("batch_size", batch_size, 1)
+        self.same_epoch = same_epoch
+        self.prefetch = None if prefetch is None else integer("prefetch", prefetch, 1)
+        self.duty_cycle = check_duty_cycle(duty_cycle)
+        self.extras = _check_extras(extras)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to another epoch, which takes effect when iteration starts, in living workers too.
+
+        A generator then gives the samples start + epoch · length …, unless `same_epoch`. Without a length there is one
+        endless epoch and nothing changes.
+        """
+        super().set_epoch(epoch)
+
+    def _numbers(self, iteration: Iteration) -> Iterator[int]:
+        """Numbers of the samples that are left of an iteration; pure, it may be asked for several times."""
+        length = self.length
+        if length is None:
+            return (self.start + position for position in iteration.positions())
+        moves = not self.same_epoch and self.source.num_samples is None
+        first = self.start + (iteration.epoch * length if moves else 0)
+        return (first + position % length for position in iteration.positions())
+
+    def _numbered(self, iteration: Iteration) -> Iterator[tuple[list[int], SampleBatch]]:
+        """The samples that are left of an iteration in batches, prepared ahead, with their numbers."""
+        refuse_cuda_in_worker(self.source.device)
+        samples = self.source.stream(self._numbers(iteration), seed=self.seed, extras=self.extras)
+        numbers = self._numbers(iteration)
+        for batch in read_ahead(
+            samples, self.batch_size, device=self.source.device, prefetch=self.prefetch, duty_cycle=self.duty_cycle
+        ):
+            yield list(islice(numbers, batch.num_samples)), batch
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.source.fingerprint,
+            "seed": self.seed,
+            "start": self.start,
+            "length": self.length,
+            "uneven": self.uneven,
+            "same_epoch": self.same_epoch,
+        }
+
+
+class SampleStream(SourceStream[Sample]):
+    """A `SourceStream` that hands out samples, transformed.
+
+    Args:
+        source: gives the samples.
+        transforms: torchvision v2 transforms, see `DSGANIterableDataset`.
+        options: see `SourceStream`.
+    """
+
+    def __init__(self, source: SampleSource, *, transforms: Transforms | None = None, **options: Any) -> None:
+        super().__init__(source, **options)
+        self.transforms = check_transforms(transforms)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Samples of this consumer, one by one."""
+        with self._iteration() as iteration:
+            for sample in self._samples(iteration):
+                self._deliver(iteration)
+                yield sample if self.transforms is None else transformed(sample, self.transforms, self.source.targets)
+
+    def _samples(self, iteration: Iteration) -> Iterator[Sample]:
+        for _, batch in self._numbered(iteration):
+            yield from batch.rows()
+
+    def batches(self) -> Iterator[SampleBatch]:
+        """Whole batches of `batch_size` samples (the last may be shorter), as they were generated or read.
+
+        Raises:
+            ValueError: the dataset has transforms, which are defined on single samples.
+        """
+        if self.transforms is not None:
+            raise ValueError(
+                "batches() gives samples as generated; apply transforms to the batch, or iterate the dataset"
+            )
+        with self._iteration() as iteration:
+            for _, batch in self._numbered(iteration):
+                self._deliver(iteration, batch.num_samples)
+                yield batch
+
+
+class DSGANIterableDataset(SampleStream):
+    """A stream of labeled samples, generated ahead of the consumer on a thread.
+
+    Put it into any DataLoader, or iterate it as it is. Ranks and workers share the samples without gap or overlap; view
+    groups stay together. With `global_batch` the order of an epoch is the same for any number of ranks and workers, and
+    a training that stops after k steps continues with other numbers of them: save ``state_dict(step=k)`` and give it to
+    `load_state_dict`. Without it, sample i belongs to consumer i mod (world size · workers), where consumer c is worker
+    c // world size of rank c mod world size.
+
+    Args:
+        source: makes the samples: a `LabeledGenerator`, or any other `SampleSource`.
+        seed: 0 … 2^64-1; another seed is another dataset.
+        start: number of the first sample.
+        length: samples an epoch has, over all ranks and workers; None for a stream without end (of a source that has
+            an end: all its samples).
+        batch_size: samples generated at a time. Only a matter of speed: the samples are the same.
+        rank: of this process; None asks torch.distributed when iteration starts (0 if it is not initialized).
+        world_size: number of ranks; None likewise.
+        split_by_rank: False where a launcher shares out batches among the ranks itself (accelerate's ``prepare``, the
+            Trainer of Hugging Face). None finds out whether accelerate does, and then warns.
+        global_batch: samples of all ranks in a step: batch size · ranks.
+        loader_batch_size: batch size of the DataLoader, if it is not global_batch / ranks, as with accumulated
+            gradients.
+        transforms: torchvision v2 transforms of a dict: "image" (a tv_tensors.Image), the labels ("mask", a
+            tv_tensors.Mask), and "uncertainty" (a Mask too) if it is among the extras.
+        uneven: what happens to a last global batch that is not full (without `global_batch`: to samples, or view
+            groups, that do not divide by the number of ranks): "keep" gives some ranks less, "drop" leaves it out,
+            "pad" fills it up with the first samples. None is "keep" on one rank and "drop" on several, as ranks that
+            wait for each other after every step (DDP) would hang at the end of an epoch.
+        same_epoch: make `set_epoch` keep the samples of epoch 0.
+        prefetch: batches that are generated before they are asked for, at most (None: two); each takes memory.
+        duty_cycle: part of the time that may go into generating, in (0, 1]. With 0.25 the generating thread rests
+            three times as long as each batch took (less what it had to wait for the consumer), and what trains on the
+            same GPU has it to itself in the meantime.
+        extras: further fields of the samples: "uncertainty" (per pixel), "latent" (z).
+
+    Raises:
+        ValueError: an argument out of range, numbers that do not divide, or view groups that `start` or `length` cut.
         RuntimeError: at the start of iteration, in a DataLoader worker whose generator is on a GPU.
 
     Example:
@@ -65,9 +222,10 @@ class DSGANIterableDataset(ResumableStream):
         torch.Size([4, 3, 64, 64])
     """
 
+    @renamed_keywords(labeled="source", repeat="same_epoch", ahead="prefetch", share="duty_cycle")
     def __init__(
         self,
-        labeled: LabeledGenerator,
+        source: SampleSource,
         *,
         seed: int = 0,
         start: int = 0,
@@ -75,117 +233,51 @@ class DSGANIterableDataset(ResumableStream):
         batch_size: int = 8,
         rank: int | None = None,
         world_size: int | None = None,
+        split_by_rank: bool | None = None,
+        global_batch: int | None = None,
+        loader_batch_size: int | None = None,
         transforms: Transforms | None = None,
-        uneven: Uneven = "keep",
-        repeat: bool = False,
-        ahead: int | None = None,
-        share: float = 1.0,
+        uneven: Uneven | None = None,
+        same_epoch: bool = False,
+        prefetch: int | None = None,
+        duty_cycle: float = 1.0,
+        extras: Collection[str] = (),
     ) -> None:
-        super().__init__(rank=rank, world_size=world_size, transforms=transforms, uneven=uneven)
-        _check_labeled(labeled)
-        start = integer("start", start, 0, MAX_INDEX)
-        length = None if length is None else integer("length", length, 1, MAX_INDEX - start + 1)
-        views = labeled.recipe.group_size
-        if start % views or (length or 0) % views:
-            raise ValueError(f"start {start} and length {length} must be multiples of the recipe's views, {views}")
-        self.labeled = labeled
-        self.seed = check_seed(seed)
-        self.start = start
-        self.length = length
-        self.batch_size = integer("batch_size", batch_size, 1)
-        self.repeat = repeat
-        self.ahead = None if ahead is None else integer("ahead", ahead, 1)
-        self.share = _checked_share(share)
-
-    def __iter__(self) -> Iterator[Sample]:
-        """Samples of this consumer, one by one."""
-        for batch in self._remaining():
-            for sample in batch.rows():
-                self._consumed += 1
-                yield sample if self.transforms is None else transformed(sample, self.transforms)
-
-    def batches(self) -> Iterator[SampleBatch]:
-        """Whole batches of `batch_size` samples (the last may be shorter), as they were generated.
-
-        Raises:
-            ValueError: the dataset has transforms, which are defined on single samples.
-        """
-        if self.transforms is not None:
-            raise ValueError(
-                "batches() gives samples as generated; apply transforms to the batch, or iterate the dataset"
-            )
-        for batch in self._remaining():
-            self._consumed += batch.num_samples
-            yield batch
-
-    def _remaining(self) -> Iterator[SampleBatch]:
-        """What this consumer has not yet handed out of its epoch."""
-        refuse_cuda_in_worker(self.labeled.device)
-        with self._resumed() as consumed:
-            indices = self._indices(consumed)
-            yield from generated_ahead(
-                self.labeled, indices, self.seed, self.batch_size, ahead=self.ahead, share=self.share
-            )
-
-    def _indices(self, consumed: int) -> Iterator[int]:
-        """Indices of this consumer in this epoch, without the first `consumed` ones."""
-        consumer, consumers = self._consumer()
-        views = self.labeled.recipe.group_size
-        if self.length is None:
-            first, length = self.start, MAX_INDEX + 1 - self.start
-            groups = range(consumer, length // views, consumers)
-        else:
-            first, length = self.start + (0 if self.repeat else int(self._epoch) * self.length), self.length
-            groups = range(consumer, self._even_groups(), consumers)
-        skipped, within = divmod(consumed, views)
-        positions = (group * views + view for group in groups[skipped:] for view in range(views))
-        return (first + position % length for position in islice(positions, within, None))
-
-    def _even_groups(self) -> int:
-        """View groups of the epoch after dropping or padding."""
-        assert self.length is not None
-        return self._evened(self.length // self.labeled.recipe.group_size)
-
-    def __len__(self) -> int:
-        """Samples that this rank sees in an epoch; TypeError for a stream without end."""
-        if self.length is None:
-            raise TypeError("this stream has no end; give it a length")
-        rank, world_size = self._rank_and_world_size()
-        return len(range(rank, self._even_groups(), world_size)) * self.labeled.recipe.group_size
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the indices start + epoch · length …; takes effect when iteration starts, in living workers too.
-
-        Without a length there is one endless epoch and nothing changes.
-        """
-        super().set_epoch(epoch)
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "fingerprint": self.labeled.fingerprint,
-            "seed": self.seed,
-            "start": self.start,
-            "length": self.length,
-            "uneven": self.uneven,
-            "repeat": self.repeat,
-            "consumers": self._consumer()[1],
-        }
+        super().__init__(
+            source,
+            seed=seed,
+            start=start,
+            length=length,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            split_by_rank=split_by_rank,
+            global_batch=global_batch,
+            loader_batch_size=loader_batch_size,
+            transforms=transforms,
+            uneven=uneven,
+            same_epoch=same_epoch,
+            prefetch=prefetch,
+            duty_cycle=duty_cycle,
+            extras=extras,
+        )
 
 
-class DSGANDataset(Dataset[Sample]):
+class DSGANDataset(_OfSource, Dataset[Sample]):
     """A finite map-style view: index -> labeled sample, the same whatever the order.
 
     Asking for whole batches (`__getitems__`, as the stock DataLoader does) is faster than asking sample by sample: a
     GPU always computes `recipe.compute_batch` samples, and a CPU computes them side by side.
 
     Args:
-        labeled: makes the samples.
-        length: number of samples.
+        source: makes the samples: a `LabeledGenerator`, or any other `SampleSource`.
+        length: number of samples; None for all of a source that has an end.
         seed: 0 … 2^64-1; another seed is another dataset.
-        transforms: torchvision v2 transforms of (image, mask), given as tv_tensors.Image and tv_tensors.Mask.
+        transforms: torchvision v2 transforms of a dict of tv_tensors, see `DSGANIterableDataset`.
+        extras: further fields of the samples: "uncertainty", "latent".
 
     Raises:
-        ValueError: length below 1 or seed out of range.
+        ValueError: length below 1 or beyond the end, or seed out of range.
 
     Example:
         >>> dataset = DSGANDataset(LabeledGenerator.from_pretrained("demo-faces", device="cpu"), 100)
@@ -193,14 +285,25 @@ class DSGANDataset(Dataset[Sample]):
         tensor(99)
     """
 
+    @renamed_keywords(labeled="source")
     def __init__(
-        self, labeled: LabeledGenerator, length: int, *, seed: int = 0, transforms: Transforms | None = None
+        self,
+        source: SampleSource,
+        length: int | None = None,
+        *,
+        seed: int = 0,
+        transforms: Transforms | None = None,
+        extras: Collection[str] = (),
     ) -> None:
-        _check_labeled(labeled)
-        self.labeled = labeled
-        self.length = integer("length", length, 1, MAX_INDEX)
+        _check_source(source)
+        if length is None and source.num_samples is None:
+            raise ValueError("this source has no end: give the dataset a length")
+        self.source = source
+        most = MAX_INDEX if source.num_samples is None else source.num_samples
+        self.length = integer("length", most if length is None else length, 1, most)
         self.seed = check_seed(seed)
-        self.transforms = transforms
+        self.transforms = check_transforms(transforms)
+        self.extras = _check_extras(extras)
 
     def __len__(self) -> int:
         return self.length
@@ -211,110 +314,28 @@ class DSGANDataset(Dataset[Sample]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Several samples, generated together."""
-        refuse_cuda_in_worker(self.labeled.device)
-        samples = self.labeled.generate([position(i, self.length) for i in indices], seed=self.seed).rows()
-        return [s if self.transforms is None else transformed(s, self.transforms) for s in samples]
+        refuse_cuda_in_worker(self.source.device)
+        numbers = [position(i, self.length) for i in indices]
+        # Not `batch`, whose rows would be stacked here only to be taken apart again.
+        samples = self.source.stream(numbers, seed=self.seed, extras=self.extras)
+        if self.transforms is None:
+            return list(samples)
+        return [transformed(sample, self.transforms, self.source.targets) for sample in samples]
 
 
-def generated_ahead(
-    labeled: LabeledGenerator,
-    indices: Iterable[int],
-    seed: int,
-    batch_size: int,
-    *,
-    ahead: int | None = None,
-    share: float = 1.0,
-) -> Iterator[SampleBatch]:
-    """Batches of samples, in order, generated on a thread (and a CUDA stream) of their own while the consumer works.
-
-    Args:
-        labeled: makes the samples.
-        indices: of the samples.
-        seed: of the samples.
-        batch_size: samples a batch.
-        ahead: batches that wait for the consumer, at most.
-        share: part of the time that may go into generating, in (0, 1].
-    """
-    process = os.getpid()
-    samples = labeled.stream(indices, seed=seed)
-    cuda_stream: torch.cuda.Stream | None = None
-    if labeled.device.type == "cuda":
-        cuda_stream = torch.cuda.Stream(labeled.device)
-        cuda_stream.wait_stream(torch.cuda.current_stream(labeled.device))
-
-    rest = _Rest(share)
-
-    def produce() -> tuple[SampleBatch | None, torch.cuda.Event | None]:
-        with rest.before_work(), nullcontext() if cuda_stream is None else torch.cuda.stream(cuda_stream):
-            rows = list(islice(samples, batch_size))
-            batch = SampleBatch.stack(rows) if rows else None
-            done = None if cuda_stream is None else cuda_stream.record_event()
-            if done is not None and share < 1:
-                done.synchronize()  # the time that the GPU took is what counts
-            return batch, done
-
-    with ThreadPoolExecutor(1, thread_name_prefix="dsgan-generate") as thread:
-        pending = deque(thread.submit(produce) for _ in range(ahead or _AHEAD))
-        try:
-            while True:
-                if os.getpid() != process:
-                    raise RuntimeError(
-                        "this process was forked from one with an open stream: start another iteration in it"
-                    )
-                batch, done = pending.popleft().result()
-                if batch is None:
-                    return
-                pending.append(thread.submit(produce))
-                if done is not None:
-                    _hand_over(batch, done)
-                yield batch
-        finally:
-            rest.end()
-            for future in pending:
-                future.cancel()
+def _check_source(source: SampleSource) -> None:
+    # Not isinstance: before Python 3.12 that reads every property, and a fingerprint hashes all weights.
+    if any(inspect.getattr_static(source, member, None) is None for member in ("stream", "batch", "fingerprint")):
+        raise ValueError(
+            f"expected a LabeledGenerator or another source of samples, got {source!r:.80}: use "
+            "LabeledGenerator.from_pretrained(…)"
+        )
 
 
-class _Rest:
-    """Pauses between pieces of work, so that these take a share of the time."""
-
-    def __init__(self, share: float) -> None:
-        self._pause_per_second = 1 / _checked_share(share) - 1
-        self._until = 0.0
-        self._ended = threading.Event()
-
-    @contextmanager
-    def before_work(self) -> Iterator[None]:
-        """Wait until the pause for the last piece of work is over, and time the next one."""
-        if (pause := self._until - time.monotonic()) > 0:
-            self._ended.wait(pause)
-        start = time.monotonic()
-        yield
-        now = time.monotonic()
-        self._until = now + (now - start) * self._pause_per_second
-
-    def end(self) -> None:
-        """No more pauses, not even the one that is being made."""
-        self._ended.set()
-
-
-def _checked_share(share: float) -> float:
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise ValueError(f"share must be a number above 0 and up to 1, not {share!r}")
-    return float(share)
-
-
-def _hand_over(batch: SampleBatch, done: torch.cuda.Event) -> None:
-    """Make the consumer's CUDA stream wait for the batch, and the allocator for the consumer."""
-    for tensor in batch.values():
-        if tensor.is_cuda:
-            consumer = torch.cuda.current_stream(tensor.device)
-            consumer.wait_event(done)
-            tensor.record_stream(consumer)
-
-
-def _check_labeled(labeled: LabeledGenerator) -> None:
-    if not isinstance(labeled, LabeledGenerator):
-        raise ValueError(f"expected a LabeledGenerator, got {labeled!r:.80}: use LabeledGenerator.from_pretrained(…)")
+def _check_extras(extras: Collection[str]) -> tuple[str, ...]:
+    if isinstance(extras, str):
+        raise ValueError(f"extras are several names: give ({extras!r},)")
+    return tuple(extras)
 
 
 def refuse_cuda_in_worker(device: torch.device) -> None:

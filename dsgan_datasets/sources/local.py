@@ -1,69 +1,27 @@
-"""What a config names as the origin of samples: a checkpoint, or shards.
+"""A checkpoint as a source of samples: cheap to make, to pickle and to send to a worker.
 
-Both are described at once, and cheap to make, to pickle and to send to a worker. Weights load in the process that first
-needs samples; of shards only the records that are asked for are read.
+Weights load in the process that first needs samples.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
-from dsgan_datasets.checkpoints.description import describe
+from dsgan_datasets._deprecation import moved
+from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.device import Device, resolve_device
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.latents import MAX_INDEX
-from dsgan_datasets.samples import SampleBatch
-from dsgan_datasets.shards import ShardMapDataset
+from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.sources.datasets import refuse_cuda_in_worker
+from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 
-#: A folder or URL, or several.
-Locations = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-
-class SampleSource(Protocol):
-    """Gives the samples that are asked for by number.
-
-    Attributes:
-        device: on which samples are made, as a config says it; None otherwise.
-    """
-
-    device: Device
-
-    @property
-    def name(self) -> str:
-        """A word for people: the last part of where the samples come from."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a config said, for comparing it with another."""
-
-    @property
-    def schema(self) -> LabelSchema:
-        """What the class ids mean."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) of images and masks."""
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex): equal prints, equal samples under equal numbers."""
-
-    def batch(self, indices: Sequence[int], seed: int) -> SampleBatch:
-        """The samples of these numbers; `index` says which is which."""
-
-    def together(self, index: int, length: int | None) -> range:
-        """Numbers, this one among them, whose samples cost no more than this one's."""
-
-
-class LabeledSource:
+class CheckpointSource:
     """A labeled checkpoint whose weights load on first use; a `SampleSource`.
 
     Args:
@@ -72,25 +30,25 @@ class LabeledSource:
         recipe: fields of `Recipe` to change.
 
     Attributes:
-        description: what config.json says: schema, recipe, fingerprint, image size.
+        description: what config.json says: targets, recipe, fingerprint, image size.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
         ValueError: an override that is unknown or out of range.
 
     Example:
-        >>> source = LabeledSource("demo-faces", device="cpu")
+        >>> source = CheckpointSource("demo-faces", device="cpu")
         >>> source.description.schema.classes[1]
         'skin'
-        >>> source.labeled.generate([0]).num_samples
+        >>> source.batch([0]).num_samples
         1
     """
 
     def __init__(self, checkpoint: str | os.PathLike[str], *, device: Device = None, **recipe: Any) -> None:
         self.checkpoint = os.fspath(checkpoint)
-        self.device = device
         self.overrides = recipe
-        self.description = describe(checkpoint, **recipe)
+        self.description = Checkpoint.open(checkpoint, **recipe)
+        self._requested = device
         self._labeled: LabeledGenerator | None = None
         # Asked here: in a process forked from one that uses CUDA, PyTorch finds no GPU and would fall back to the CPU.
         self._on_cuda = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
@@ -102,10 +60,9 @@ class LabeledSource:
         Raises:
             RuntimeError: in a DataLoader worker, if the device is a GPU.
         """
-        if self._on_cuda:
-            refuse_cuda_in_worker(torch.device("cuda"))
+        refuse_cuda_in_worker(self.device)
         if self._labeled is None:
-            device = resolve_device(self.device)
+            device = resolve_device(self._requested)
             self._labeled = LabeledGenerator.from_pretrained(self.checkpoint, device=device, **self.overrides)
         return self._labeled
 
@@ -116,13 +73,26 @@ class LabeledSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Checkpoint and device."""
-        return {"checkpoint": self.checkpoint, "device": None if self.device is None else str(self.device)}
+        """Checkpoint and device, as they were given."""
+        return {"checkpoint": self.checkpoint, "device": None if self._requested is None else str(self._requested)}
+
+    @property
+    def device(self) -> torch.device:
+        """That samples are, or will be, made on."""
+        if self._requested is not None:
+            return torch.device(self._requested)
+        return torch.device("cuda" if self._on_cuda else "cpu")
 
     @property
     def schema(self) -> LabelSchema:
         """What the class ids mean."""
-        return self.description.schema
+        schema: LabelSchema = self.description.schema
+        return schema
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The labels of each sample."""
+        return self.description.targets
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -134,89 +104,45 @@ class LabeledSource:
         """Of checkpoint and recipe."""
         return self.description.fingerprint
 
-    def batch(self, indices: Sequence[int], seed: int) -> SampleBatch:
-        """Samples that are generated together.
+    @property
+    def license(self) -> str:
+        """Of the samples."""
+        return self.description.license
 
-        Raises:
-            RuntimeError: in a DataLoader worker, if the device is a GPU.
-        """
-        return self.labeled.generate(indices, seed=seed)
+    @property
+    def group(self) -> int:
+        """Samples of a view group."""
+        group: int = self.description.recipe.group_size
+        return group
 
-    def together(self, index: int, length: int | None) -> range:
-        """The compute batch on a GPU, which computes whole ones anyway, and sets are often read in order."""
-        if self.labeled.device.type != "cuda":
-            return range(index, index + 1)
-        first = index - index % self.labeled.recipe.compute_batch
-        return range(first, min(first + self.labeled.recipe.compute_batch, length or MAX_INDEX + 1))
+    @property
+    def block(self) -> int:
+        """Samples that cost together no more than one of them: a GPU computes whole batches."""
+        return self.description.recipe.compute_batch if self.device.type == "cuda" else 1
+
+    @property
+    def num_samples(self) -> None:
+        """None: there is no end."""
+        return None
+
+    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
+        """See `LabeledGenerator.stream`; RuntimeError in a DataLoader worker, if the device is a GPU."""
+        return self.labeled.stream(indices, seed=seed, extras=extras)
+
+    def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
+        """Samples that are generated together; RuntimeError in a DataLoader worker, if the device is a GPU."""
+        return self.labeled.generate(indices, seed=seed, extras=extras)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the weights: whoever is sent this loads them on its own device."""
+        """Without the weights: a process that receives this loads them on its own device."""
         return {**self.__dict__, "_labeled": None}
 
 
-class ShardSource:
-    """Tar shards, of which only the manifest is read until a sample is asked for; a `SampleSource`.
-
-    Samples are numbered by their place in the shards, 0 … len - 1, whatever their indices in the set they come from.
-
-    Args:
-        shards: a folder or URL of shards, or several; see `ShardMapDataset`.
-
-    Raises:
-        ShardError: no shards, or a damaged manifest.
-        OSError: they cannot be read.
-
-    Example:
-        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-        >>> _ = write_shards(labeled, tmp / "faces", range(100, 103))
-        >>> source = ShardSource(tmp / "faces")
-        >>> len(source), source.name, source.batch([2, 0], seed=0).index
-        (3, 'faces', tensor([2, 0]))
-    """
-
-    device: Device = None
-
-    def __init__(self, shards: Locations) -> None:
-        several = [shards] if isinstance(shards, str | os.PathLike) else shards
-        self.locations = tuple(os.fspath(location) for location in several)
-        self.samples = ShardMapDataset(self.locations)
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.samples)
-
-    @property
-    def name(self) -> str:
-        """Last part of the first location."""
-        return self.locations[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".tar")
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """The locations."""
-        return {"shards": self.locations}
-
-    @property
-    def schema(self) -> LabelSchema:
-        """What the class ids mean."""
-        return self.samples.schema
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W) of images and masks."""
-        return self.samples.image_size
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the shards' contents, in order; not that of the checkpoint that made them."""
-        hashes = "".join(place.shard.sha256 for place in self.samples.shards.places)
-        return hashlib.sha256(hashes.encode("ascii")).hexdigest()
-
-    def batch(self, indices: Sequence[int], seed: int) -> SampleBatch:
-        """Samples that are read one after the other; the seed is that of the shards, whatever is given here."""
-        batch = SampleBatch.stack([self.samples[index] for index in indices])
-        batch.index = torch.tensor(indices, dtype=torch.int64)
-        return batch
-
-    def together(self, index: int, length: int | None) -> range:
-        """Each is read on its own."""
-        return range(index, index + 1)
+__getattr__ = moved(
+    __name__,
+    {
+        "LabeledSource": "dsgan_datasets.sources.local:CheckpointSource",
+        "ShardSource": "dsgan_datasets.shards.source:ShardSource",
+        "SampleSource": "dsgan_datasets.sources.base:SampleSource",
+    },
+)

@@ -8,9 +8,14 @@ position kB, whatever R, W and u are then.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from types import FrameType
+
+import torch.distributed as dist
+from torch.utils.data import get_worker_info
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Share:
         rank, world_size: r of R.
         worker, workers: w of W; (0, 1) without workers.
         global_batch: B; a multiple of R.
-        item: u, the samples of one item of a DataLoader; divides b = B / R.
+        item: u, the samples of one item of a DataLoader; divides b = B / R. None: b.
         group: samples of a view group, which stay together.
 
     Raises:
@@ -50,17 +55,45 @@ class Share:
                 f"global_batch {self.global_batch} does not divide among {self.world_size} ranks: choose {works}"
             )
         if b % self.group:
-            works = self.world_size * self.group
+            unit = self.world_size * self.group
+            nearest = -(-self.global_batch // unit) * unit
             raise ValueError(
                 f"each of {self.world_size} ranks takes {b} of the global_batch {self.global_batch}, which would tear "
-                f"view groups of {self.group}: choose a multiple of {works}, such as {-(-self.global_batch // works) * works}"
+                f"view groups of {self.group}: choose a multiple of {unit}, such as {nearest}"
             )
         if self.workers > 1 and (b % self.per_item or self.per_item % self.group):
             fitting = [u for u in range(self.group, b + 1, self.group) if b % u == 0]
             raise ValueError(
-                f"a DataLoader item of {self.per_item} samples must divide the {b} samples that a rank takes of a global "
-                f"batch, and hold whole view groups of {self.group}: items of {', '.join(map(str, fitting))} do"
+                f"a DataLoader item of {self.per_item} samples must divide the {b} samples that a rank takes of a "
+                f"global batch, and hold whole view groups of {self.group}: items of "
+                f"{', '.join(map(str, fitting))} do (loader_batch_size)"
             )
+
+    @classmethod
+    def here(
+        cls,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        global_batch: int | None = None,
+        item: int | None = None,
+        group: int = 1,
+    ) -> Share:
+        """The share of this process.
+
+        Args:
+            rank, world_size: None asks torch.distributed (one rank if it is not initialized).
+            global_batch: None deals out single view groups: rank · worker of all takes every n-th of them.
+            item: see `Share`; one view group without a global batch.
+            group: see `Share`.
+        """
+        if rank is None or world_size is None:
+            rank, world_size = current_rank() or (0, 1)
+        worker = get_worker_info()
+        number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if global_batch is None:
+            global_batch, item = world_size * group, group
+        return cls(rank, world_size, number, workers, global_batch, item, group)
 
     @property
     def rank_batch(self) -> int:
@@ -72,34 +105,86 @@ class Share:
         """u."""
         return self.item or self.rank_batch
 
-    def positions(self, length: int | None, *, batches_done: int = 0, samples_done: int = 0) -> Iterator[range]:
+    def positions(
+        self, length: int | None, *, batches_done: int = 0, within: int = 0, samples_done: int = 0
+    ) -> Iterator[range]:
         """This consumer's positions of an epoch, as consecutive ranges of at most an item.
 
         Args:
             length: positions of the epoch, see `even_length`; None for no end. A last global batch that is not full
                 gives the ranks what lies in it.
-            batches_done: global batches that were delivered before.
-            samples_done: samples that this very consumer has delivered after them.
+            batches_done: global batches that were delivered before this iterator began.
+            within: samples that each rank was given of the next global batch before this iterator began.
+            samples_done: samples that this very consumer has delivered since.
+
+        Raises:
+            ValueError: `within` ends inside an item, and there are several workers.
         """
         b = self.rank_batch
         # One worker makes all items in order: a rank's slice is then one range.
-        u = self.per_item if self.workers > 1 else b
-        first = batches_done * (b // u)
-        skip = samples_done
-        for i in count(first + self.worker, self.workers):
-            g, within = divmod(i * u, b)
-            start = g * self.global_batch + self.rank * b + within
+        u = b if self.workers == 1 else self.per_item
+        if self.workers == 1:
+            first, skip = batches_done, within + samples_done
+        else:
+            items, rest = divmod(within, u)
+            if rest:
+                raise ValueError(
+                    f"{within} samples of a global batch were delivered, which is not a multiple of the {u} samples "
+                    "of a DataLoader item: continue without workers, or with one"
+                )
+            first, skip = batches_done * (b // u) + items, samples_done
+        items, skip = divmod(skip, u)
+        for i in count(first + self.worker + items * self.workers, self.workers):
+            g, offset = divmod(i * u, b)
             if length is not None and g * self.global_batch >= length:
                 return
+            start = g * self.global_batch + self.rank * b + offset
             stop = start + u if length is None else min(start + u, length)
-            if skip >= u:
-                skip -= u
-                continue
             if start + skip < stop:
                 yield range(start + skip, stop)
             skip = 0
 
+    def even_length(self, length: int, uneven: str) -> int:
+        """Positions of an epoch of `length` samples: "drop" and "pad" round to global batches, "keep" does not.
+
+        Example:
+            >>> share = Share(global_batch=4)
+            >>> [share.even_length(10, uneven) for uneven in ("drop", "pad", "keep")]
+            [8, 12, 10]
+        """
+        if uneven == "keep":
+            return length
+        rest = length % self.global_batch
+        return length - rest if uneven == "drop" else length + -length % self.global_batch
+
     def count(self, length: int) -> int:
-        """Samples of an epoch of so many positions that this rank (all its workers together) gets."""
+        """Samples of an epoch of `length` positions that this rank (all its workers together) gets."""
         whole, rest = divmod(length, self.global_batch)
         return whole * self.rank_batch + min(max(rest - self.rank * self.rank_batch, 0), self.rank_batch)
+
+
+def current_rank() -> tuple[int, int] | None:
+    """(rank, world size) of this process; None if torch.distributed is not initialized in it."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return None
+
+
+#: Loaders of accelerate that share out among ranks what they read.
+_SHARING_LOADERS = ("DataLoaderShard.", "DataLoaderDispatcher.", "IterableDatasetShard.")
+
+
+def accelerate_is_reading() -> bool:
+    """Whether a loader that accelerate prepared is reading: it shares out samples among the ranks itself.
+
+    Seen on the stack of calls, also of a forked worker, whose stack begins as its parent's. `skip_first_batches` of a
+    loader that was not prepared shares out nothing.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+            code = frame.f_code
+            if code.co_qualname.startswith(_SHARING_LOADERS):
+                return True
+        frame = frame.f_back
+    return False

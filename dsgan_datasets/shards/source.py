@@ -1,0 +1,240 @@
+"""Shards as a source of samples: number -> sample, from front to back or any one at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import IO, Any
+
+import torch
+
+from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.shards.codec import decode
+from dsgan_datasets.shards.locations import Locations, Place, ShardSet, damaged
+from dsgan_datasets.shards.tar import parse_record, sha256
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.segmentation import schema_of
+
+#: Bytes between two records that are read together with them rather than skipped.
+_SMALL_GAP = 1 << 16
+#: Bytes that are read at once, at most, if they are several records.
+_LONGEST_READ = 1 << 24
+
+
+class ShardSource:
+    """Tar shards, of which only the manifest is read until a sample is asked for; a `SampleSource`.
+
+    Samples are numbered by their place in the shards, 0 … len - 1; `sample.index` is what they were generated as.
+    Nothing that a tar or a URL says is executed: there are no "pipe:" URLs and no pickles.
+
+    Args:
+        path_or_urls: a folder or URL of shards, or several; see `ShardSet`.
+        check_hashes: read each shard once in full before its first sample, and compare its SHA-256.
+        read_together: numbers that `stream` takes at a time, whose records are read in the order of the files.
+
+    Attributes:
+        shards: the `ShardSet`.
+
+    Raises:
+        ShardError: no shards, or a damaged manifest; when samples are read, a missing or damaged shard.
+        OSError: they cannot be read.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> _ = write_shards(labeled, tmp / "faces", range(100, 103))
+        >>> source = ShardSource(tmp / "faces")
+        >>> len(source), source.name, source.batch([2, 0]).index
+        (3, 'faces', tensor([102, 100]))
+    """
+
+    def __init__(self, path_or_urls: Locations, *, check_hashes: bool = False, read_together: int = 1) -> None:
+        several = [path_or_urls] if isinstance(path_or_urls, str | os.PathLike) else path_or_urls
+        self.locations = tuple(os.fspath(location) for location in several)
+        self.shards = ShardSet(self.locations)
+        self.check_hashes = check_hashes
+        self.read_together = read_together
+        self._checked: set[str] = set()
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.shards)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return len(self.shards)
+
+    @property
+    def name(self) -> str:
+        """Last part of the first location."""
+        return self.locations[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".tar")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The locations."""
+        return {"shards": self.locations}
+
+    @property
+    def schema(self) -> Any:
+        """What the class ids of masks mean; ValueError if there are none."""
+        return schema_of(self.targets)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The labels of each sample."""
+        return self.shards.targets
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of images and masks."""
+        return self.shards.image_size
+
+    @property
+    def license(self) -> str:
+        """Of the samples."""
+        return self.shards.license
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
+
+    @property
+    def group(self) -> int:
+        """Samples of a view group, if the shards hold whole ones; else 1."""
+        return self.shards.group
+
+    @property
+    def block(self) -> int:
+        """1: each sample costs the same."""
+        return 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the shards' contents, in order; not that of the checkpoint that made them."""
+        hashes = "".join(place.shard.sha256 for place in self.shards.places)
+        return hashlib.sha256(hashes.encode("ascii")).hexdigest()
+
+    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
+        """The samples of some numbers, in the order asked for; each shard stays open while it is read.
+
+        Args:
+            indices: numbers in 0 … len - 1.
+            seed: has no effect: the seed is that of the shards.
+            extras: fields that the samples must have. All fields that are stored are read.
+
+        Raises:
+            ShardError: a shard is missing or damaged.
+            ValueError: the shards do not hold an extra.
+        """
+        self.check_extras(extras)
+        return self._stream(iter(indices))
+
+    def _stream(self, numbers: Iterator[int]) -> Iterator[Sample]:
+        with _OpenShard(self) as reader:
+            while chunk := list(islice(numbers, self.read_together)):
+                if len(chunk) == 1:
+                    yield reader.sample(chunk[0])
+                    continue
+                parts = reader.parts(sorted(set(chunk)))
+                for number in chunk:
+                    yield _decoded(*self.shards.find(number), parts[number], self.targets)
+
+    def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
+        """The samples of some numbers, in the order asked for; see `stream`."""
+        self.check_extras(extras)
+        with _OpenShard(self) as reader:
+            return SampleBatch.stack([reader.sample(number) for number in indices])
+
+    def check_extras(self, extras: Collection[str]) -> None:
+        """ValueError if the shards do not hold such a field."""
+        stored = {extension.partition(".")[0] for extension in self.shards.extensions}
+        for extra in extras:
+            if extra not in ("uncertainty", "latent"):
+                raise ValueError(f"extras are uncertainty and latent, not {extra!r}")
+            if extra not in stored:
+                raise ValueError(
+                    f"these shards do not hold {extra!r}: write them with Encoding({extra}=True) "
+                    f"(`dsgan shards write --{extra}`)"
+                )
+
+    def _check_hash(self, place: Place) -> None:
+        folder, shard = place
+        url = folder.at(shard.name)
+        if self.check_hashes and url not in self._checked:
+            if sha256(folder, shard.name) != shard.sha256:
+                raise ValueError("its SHA-256 is not the recorded one")
+            self._checked.add(url)
+
+
+class _OpenShard:
+    """Reads records; the shard that was read last stays open."""
+
+    def __init__(self, source: ShardSource) -> None:
+        self._source = source
+        self._place: Place | None = None
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _OpenShard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def sample(self, number: int) -> Sample:
+        """One sample."""
+        place, within = self._source.shards.find(number)
+        return _decoded(place, within, self._read(place, within, within + 1), self._source.targets)
+
+    def parts(self, numbers: Sequence[int]) -> dict[int, bytes]:
+        """The bytes of some records, whose numbers rise; records that lie near each other are read at once."""
+        found: dict[int, bytes] = {}
+        located = [(number, *self._source.shards.find(number)) for number in numbers]
+        first = 0
+        while first < len(located):
+            _, place, begin = located[first]
+            offsets, last = place.shard.offsets, first
+            while (
+                last + 1 < len(located)
+                and located[last + 1][1] is place
+                and offsets[located[last + 1][2]] - offsets[located[last][2] + 1] <= _SMALL_GAP
+                and offsets[located[last + 1][2] + 1] - offsets[begin] <= _LONGEST_READ
+            ):
+                last += 1
+            content = memoryview(self._read(place, begin, located[last][2] + 1))
+            for number, _, within in located[first : last + 1]:
+                found[number] = bytes(content[offsets[within] - offsets[begin] : offsets[within + 1] - offsets[begin]])
+            first = last + 1
+        return found
+
+    def _read(self, place: Place, begin: int, end: int) -> bytes:
+        """The bytes of the records begin … end - 1 of a shard, fewer if it ends early."""
+        folder, shard = place
+        try:
+            file = self._opened(place)
+            file.seek(shard.offsets[begin])
+            return file.read(shard.offsets[end] - shard.offsets[begin])
+        except (ValueError, FileNotFoundError) as error:
+            raise damaged(folder, shard, error) from error
+
+    def _opened(self, place: Place) -> IO[bytes]:
+        if self._file is None or self._place is not place:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            self._source._check_hash(place)
+            self._place, self._file = place, place.folder.open(place.shard.name)
+        return self._file
+
+
+def _decoded(place: Place, within: int, part: bytes, targets: Sequence[Target]) -> Sample:
+    """The sample in the bytes of its record."""
+    folder, shard = place
+    try:
+        return decode(parse_record(part, shard, within), targets)
+    except ValueError as error:
+        raise damaged(folder, shard, error) from error
