@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import json
 import resource
@@ -11,6 +13,7 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +24,11 @@ import wids
 from conftest import SCHEMA, small_labeled
 from PIL import Image
 
-from dsgan_datasets import LabeledGenerator, LabelSchema, ShardError, write_shards
+from dsgan_datasets import LabeledGenerator, LabelSchema, ShardError, ShardMapDataset, write_shards
 from dsgan_datasets.shards import Encoding, Folder, Manifest
 from dsgan_datasets.shards.codec import decode
-from dsgan_datasets.shards.manifest import Plan, parse_json
+from dsgan_datasets.shards.errors import parse_json
+from dsgan_datasets.shards.plan import Plan
 from dsgan_datasets.tools.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +51,8 @@ def test_webdataset_reads_class_ids_and_the_generated_images(tmp_path: Path, fil
         facts = record["json"]
         assert facts["fingerprint"] == filtered.fingerprint and facts["seed"] == 3
         assert facts["attempt"] == int(sample.attempt) and facts["license"] == filtered.license
-        assert facts["pixels"] == sample.mask.flatten().bincount(minlength=SCHEMA.num_classes).tolist()
+        assert facts["tallies"] == {"mask": sample.mask.flatten().bincount(minlength=SCHEMA.num_classes).tolist()}
+        assert np.float32(facts["uncertainty_score"]) == sample["uncertainty_score"].numpy()
     rgb = list(webdataset.WebDataset(paths, shardshuffle=False, empty_check=False).decode("rgb8"))
     for record, sample in zip(rgb, filtered.generate(range(5, 12), seed=3).rows(), strict=True):
         assert np.array_equal(record["png"], sample.image.permute(1, 2, 0).numpy())
@@ -94,11 +99,11 @@ def test_masks_are_gray_and_uncertainty_and_latents_come_back(tmp_path: Path, fi
         files = {m.name.partition(".")[2]: tar.extractfile(m).read() for m in tar.getmembers()[:5]}  # type: ignore[union-attr]
     assert Image.open(io.BytesIO(files["seg.png"])).mode == "L"  # readers turn palettes into luminance
     expected = next(filtered.stream([0], extras=("uncertainty", "latent")))
-    sample = decode(files)
+    sample = decode(files, filtered.targets)
     assert set(sample) == set(expected)
     for name in expected.keys() - {"uncertainty"}:
         assert torch.equal(sample[name], expected[name]) and sample[name].dtype == expected[name].dtype
-    assert float((sample.uncertainty - expected.uncertainty).abs().max()) <= 0.5 / 8192 + 1e-7
+    assert float((sample["uncertainty"] - expected["uncertainty"]).abs().max()) <= 0.5 / 8192 + 1e-7
 
 
 def test_parts_are_what_pycocotools_draws(tmp_path: Path, filtered: LabeledGenerator) -> None:
@@ -120,7 +125,7 @@ def test_parts_are_what_pycocotools_draws(tmp_path: Path, filtered: LabeledGener
 def test_jpeg_images_are_close_and_masks_still_exact(tmp_path: Path, filtered: LabeledGenerator) -> None:
     (path,) = write_shards(filtered, tmp_path, range(3), encoding=Encoding("jpg", quality=90))
     for record in webdataset.WebDataset([path], shardshuffle=False, empty_check=False):
-        sample = decode({name: data for name, data in record.items() if not name.startswith("__")})
+        sample = decode({n: data for n, data in record.items() if not n.startswith("__")}, filtered.targets)
         expected = next(filtered.generate([int(sample.index)]).rows())
         assert torch.equal(sample.mask, expected.mask)
         assert (sample.image.float() - expected.image.float()).abs().mean() < 12
@@ -135,6 +140,9 @@ def test_the_manifest_says_where_each_record_lies(tmp_path: Path, filtered: Labe
             heads = [m.offset for m in tar if m.name.endswith(".png") and ".seg." not in m.name]
         assert list(shard.offsets[:-1]) == heads
         assert shard.bytes == (tmp_path / shard.name).stat().st_size
+        data = (tmp_path / shard.name).read_bytes()
+        for number, (start, end) in enumerate(pairwise(shard.offsets)):
+            assert shard.checksum(number) == hashlib.sha256(data[start:end]).hexdigest()[:32]
     assert Manifest.from_json(manifest.to_json(), "x") == manifest
     attempts = {i: a for shard in manifest.shards for i, a in shard.attempts.items()}
     batch = filtered.generate(range(5))
@@ -175,16 +183,30 @@ def test_a_second_call_mends_what_is_missing_or_damaged(tmp_path: Path, filtered
     assert (tmp_path / "shard-000002.tar").stat().st_mtime_ns == untouched
 
 
-def test_views_are_whole_where_a_shard_cuts_their_group(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("indices", "samples_per_shard", "message"),
+    [
+        (range(8), 6, "samples_per_shard=6 cuts a view group of 4 samples: use 4 or 8"),
+        (range(8), 3, "samples_per_shard=3 cuts a view group of 4 samples: use 4, or"),
+        (range(10), 4, "num_samples=10 cuts a view group of 4 samples: use 8 or 12"),
+        (range(2, 10), 4, "start=2 cuts a view group of 4 samples: use 0 or 4"),
+    ],
+)
+def test_view_groups_are_never_cut(tmp_path: Path, indices: range, samples_per_shard: int, message: str) -> None:
     labeled = small_labeled(mixing_layer=2, group_size=4)
-    write_shards(labeled, tmp_path, range(8), samples_per_shard=3)
-    read = [
-        decode({k: v for k, v in record.items() if not k.startswith("__")})
-        for record in webdataset.WebDataset(
-            [str(p) for p in sorted(tmp_path.glob("*.tar"))], shardshuffle=False, empty_check=False
-        )
-    ]
-    assert all(torch.equal(a.image, b.image) for a, b in zip(read, labeled.generate(range(8)).rows(), strict=True))
+    with pytest.raises(ValueError, match=message):
+        write_shards(labeled, tmp_path, indices, samples_per_shard=samples_per_shard)
+    assert not content(tmp_path)
+
+
+def test_whole_view_groups_are_written(tmp_path: Path) -> None:
+    labeled = small_labeled(mixing_layer=2, group_size=4)
+    write_shards(labeled, tmp_path / "two", range(4, 12), samples_per_shard=4)
+    write_shards(labeled, tmp_path / "one", range(4, 12))  # one shard: nothing is cut
+    expected = list(labeled.generate(range(4, 12)).rows())
+    for name in ("two", "one"):
+        read = ShardMapDataset(tmp_path / name)
+        assert all(torch.equal(a.image, b.image) for a, b in zip(read, expected, strict=True))
 
 
 # Faults
@@ -271,13 +293,14 @@ def test_another_recipe_or_schema_or_version_is_refused_by_name(
 ) -> None:
     write_shards(filtered, tmp_path, range(4), samples_per_shard=2, shard_range=(0, 1))
     other = small_labeled(threshold=None, reject_fraction=0.0, truncation_cutoff=3)
-    with pytest.raises(ShardError, match=r"recipe\.cutoff is 3, there null"):
+    with pytest.raises(ShardError, match=r"recipe\.sampling\.truncation_cutoff is 3, there null"):
         write_shards(other, tmp_path, range(4), samples_per_shard=2)
-    parts = (filtered.generator, filtered.interpreter)
     renamed = LabelSchema(("background", "left", "right", "cap"), flip_pairs=((1, 2),))
-    with pytest.raises(ShardError, match=r"schema\.classes"):
+    with pytest.raises(ShardError, match=r"targets\[0\]\.classes"):
         write_shards(
-            LabeledGenerator(*parts, renamed, filtered.recipe, calibration=filtered.calibration),
+            LabeledGenerator(
+                filtered.labeler.with_targets([renamed]), filtered.recipe, calibration=filtered.calibration
+            ),
             tmp_path,
             range(4),
             samples_per_shard=2,
@@ -328,6 +351,8 @@ def test_plans_survive_their_json(filtered: LabeledGenerator) -> None:
     plan = Plan.of(filtered, range(3, 9), 2**64 - 1, 4, EVERYTHING)
     again = Plan.from_dict(parse_json(json.dumps(plan.to_dict()).encode(), "x"))
     assert again == plan and again.differences(plan) == []
+    other = dataclasses.replace(plan, seed=0, num_samples=7)
+    assert again.differences(other) == [f"seed is {2**64 - 1}, there 0", "num_samples is 6, there 7"]
 
 
 # The command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from dsgan_datasets import (
     verify_shards,
     write_shards,
 )
-from dsgan_datasets.shards import Folder, repair_shards
+from dsgan_datasets.shards import Folder, Manifest, repair_shards
 
 FIRST = "shard-000000.tar"
 
@@ -147,10 +148,12 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow  # three workers import torch
 @pytest.mark.usefixtures("cluster")
 def test_ray_writes_the_same_bytes_though_a_worker_is_lost(tmp_path: Path) -> None:
-    labeled = calibrate(small_labeled(), 100, reject_fraction=0.4)
-    write_shards(labeled, tmp_path / "local", range(400), samples_per_shard=40)
+    """Of merged classes, too: what merges them travels with the generator."""
+    labeled = calibrate(small_labeled(), 100, reject_fraction=0.4).merge_classes({"side": ["left", "right"]})
+    write_shards(labeled, tmp_path / "local", range(240), samples_per_shard=20)
     killed: list[int] = []
     done = threading.Event()
 
@@ -166,11 +169,12 @@ def test_ray_writes_the_same_bytes_though_a_worker_is_lost(tmp_path: Path) -> No
     killer = threading.Thread(target=kill_a_writer)
     killer.start()
     try:
-        write_shards(labeled, tmp_path / "ray", range(400), samples_per_shard=40, engine="ray")
+        write_shards(labeled, tmp_path / "ray", range(240), samples_per_shard=20, engine="ray")
     finally:
         done.set()
         killer.join()
-    assert killed, "nobody was killed: the test shows nothing"
+    assert killed, "nothing was killed: the test shows nothing"
+    assert {len(shard.tallies["mask"]) for shard in Manifest.read(Folder(tmp_path / "ray")).shards} == {3}
     assert content(tmp_path / "ray") == content(tmp_path / "local")
 
 
@@ -209,3 +213,34 @@ def test_folders_know_their_files() -> None:
     assert folder.read("a.json", 1, 3) == b"23"
     folder.remove("a.json"), folder.remove("a.json")
     assert folder.names() == [] and folder.at("x") == "memory://somewhere/deep/x"
+    folder.write("part/b.json", b"1")
+    assert folder.names() == [] and folder.names("part") == ["b.json"]
+    folder.remove_folder("part"), folder.remove_folder("part")
+    assert folder.names("part") == []
+
+
+def test_folders_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path means the same folder in a process with another working directory."""
+    monkeypatch.chdir(tmp_path)
+    folder = pickle.loads(pickle.dumps(Folder("set")))
+    folder.write("a", b"1")
+    monkeypatch.chdir("/")
+    assert (folder.read("a"), folder.local, str(folder)) == (b"1", tmp_path / "set", str(tmp_path / "set"))
+    assert Folder(f"file://{tmp_path}/set/").at("a") == str(tmp_path / "set" / "a")
+
+
+def test_a_forked_process_connects_anew(bucket: str) -> None:
+    folder = Folder(bucket)
+    folder.write("a", b"1")
+    if (child := os.fork()) == 0:
+        os._exit(0 if folder.read("a") == b"1" and folder.names() == ["a"] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [("nope://x/y", "cannot reach nope://x/y"), ("pipe:cat x", "never read through a command"), (" ", "is empty")],
+)
+def test_locations_that_are_refused(location: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Folder(location)

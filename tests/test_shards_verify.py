@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SCHEMA, small_ensemble, small_labeled
+from conftest import small_ensemble, small_labeled
 from test_shards import content
 
 from dsgan_datasets import LabeledGenerator, ShardError, ShardMapDataset, verify_shards, write_shards
+from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.shards import Encoding, Folder, Manifest, load_generator_of, repair_shards
+from dsgan_datasets.shards.codec import decode, record
+from dsgan_datasets.shards.tar import read_record, read_records
 from dsgan_datasets.tools.cli import main
 
 FIRST, SECOND = "shard-000000.tar", "shard-000001.tar"
@@ -114,6 +117,129 @@ def test_damage_is_named_and_mended(
     assert content(folder) == reference
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_damaged_records_are_named(folder: Path, number: int) -> None:
+    offsets = Manifest.read(Folder(folder)).shards[1].offsets
+    data = bytearray((folder / SECOND).read_bytes())
+    data[(offsets[number] + offsets[number + 1]) // 2] ^= 1
+    (folder / SECOND).write_bytes(data)
+    (problem,) = verify_shards(folder)
+    assert (problem.kind, problem.records) == ("changed", (3 + number,))
+    assert f"1 of 3 records are not those that were written: {3 + number:09d}" in str(problem)
+    read = ShardMapDataset(folder)
+    with pytest.raises(ShardError, match=rf"{SECOND} is damaged: record {3 + number:09d}, its bytes"):
+        read[3 + number]
+    assert int(read[4].index) == 4  # its neighbor is as it was
+
+
+def test_bytes_after_the_last_record_are_part_of_no_record(folder: Path) -> None:
+    data = bytearray((folder / FIRST).read_bytes())
+    data[-1] ^= 1
+    (folder / FIRST).write_bytes(data)
+    (problem,) = verify_shards(folder)
+    assert (problem.kind, problem.records) == ("changed", ()) and "all records are intact" in problem.detail
+
+
+def test_records_behind_a_cut_are_named(folder: Path) -> None:
+    offsets = Manifest.read(Folder(folder)).shards[0].offsets
+    (folder / FIRST).write_bytes((folder / FIRST).read_bytes()[: offsets[1] + 10])
+    (problem,) = verify_shards(folder)
+    assert (problem.kind, problem.records) == ("truncated", (1, 2))
+
+
+def test_a_run_of_records_is_read_up_to_the_damaged_one(folder: Path) -> None:
+    shard = Manifest.read(Folder(folder)).shards[0]
+    whole = list(read_records(Folder(folder), shard, 0, 3))
+    assert whole == [read_record(Folder(folder), shard, number) for number in range(3)]
+    assert [json.loads(files["json"])["index"] for files in whole] == [0, 1, 2]
+    data = bytearray((folder / FIRST).read_bytes())
+    data[shard.offsets[1] + 700] ^= 1
+    (folder / FIRST).write_bytes(data)
+    records = read_records(Folder(folder), shard, 0, 3)
+    assert next(records) == whole[0]
+    with pytest.raises(ShardError, match=f"{FIRST} is damaged: record 000000001, its bytes are not those"):
+        next(records)
+    lose(folder)
+    with pytest.raises(ShardError, match=f"{FIRST} is damaged: there is no such file"):
+        read_record(Folder(folder), shard, 0)
+
+
+# Formats
+
+
+def test_what_a_newer_version_recorded_is_kept(folder: Path, filtered: LabeledGenerator) -> None:
+    forge(folder, weather="fine", shard__lens={"mm": 35})
+    manifest = Manifest.read(Folder(folder))
+    assert verify_shards(folder) == [] and int(ShardMapDataset(folder)[4].index) == 4
+    assert Manifest.from_json(manifest.to_json(), "x") == manifest
+    lose_the_index(folder)
+    assert repair_shards(folder, filtered) == []  # writes the manifest too
+    written = json.loads((folder / "manifest.json").read_text())
+    assert written["weather"] == "fine" and written["shards"][1]["lens"] == {"mm": 35}
+
+
+def as_format_1(folder: Path) -> None:
+    """Rewrite the manifest as format 1 had it."""
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    recipe = data.pop("recipe")
+    sampling, rendering, chosen = recipe["sampling"], recipe["rendering"], recipe["filter"]
+    data["recipe"] = {
+        "psi": sampling["truncation_psi"],
+        "cutoff": sampling["truncation_cutoff"],
+        "views": sampling["group_size"],
+        "features": "convs",
+        "compute_batch": rendering["compute_batch"],
+        "reject_fraction": chosen["reject_fraction"],
+        "threshold": chosen["threshold"],
+        "require": [],
+    }
+    (target,) = data.pop("targets")
+    data["schema"] = {name: target[name] for name in ("classes", "ignore_index", "flip_pairs")} | {"class_map": None}
+    del data["encoding"]["version"], data["digest"]
+    for shard in data["shards"]:
+        shard["pixels"], shard["score"] = shard.pop("tallies")["mask"], shard.pop("uncertainty_score")
+        del shard["checksums"]
+    data["version"] = 1
+    data["digest"] = hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(data))
+
+
+def test_format_1_is_read_and_verified_but_not_continued(folder: Path, filtered: LabeledGenerator) -> None:
+    before = Manifest.read(Folder(folder))
+    as_format_1(folder)
+    after = Manifest.read(Folder(folder))
+    assert after.plan.recipe.sampling == before.plan.recipe.sampling and after.plan.targets == before.plan.targets
+    assert after.plan.recipe.threshold == before.plan.recipe.threshold
+    assert [s.tallies for s in after.shards] == [s.tallies for s in before.shards]
+    assert {s.checksums for s in after.shards} == {None}
+    assert verify_shards(folder) == []
+    assert torch.equal(ShardMapDataset(folder)[5].mask, filtered.generate([5]).mask[0])
+    flip_a_bit(folder)
+    (problem,) = verify_shards(folder)
+    assert (problem.kind, problem.records) == ("changed", ())
+    with pytest.raises(ShardError, match="was written in format 1.*only that version continues or repairs it"):
+        repair_shards(folder, filtered)
+    with pytest.raises(ShardError, match="was written in format 1"):
+        write_shards(filtered, folder, range(7), samples_per_shard=3, encoding=Encoding(latent=True))
+
+
+@pytest.mark.parametrize("version", [3, 0, "2", None, True])
+def test_other_versions_of_the_format_are_refused(folder: Path, version: object) -> None:
+    forge(folder, version=version)
+    with pytest.raises(ShardError, match=r"manifest\.json has version .*this version of dsgan_datasets reads 1 to 2"):
+        ShardMapDataset(folder)
+
+
+def test_records_of_format_1_are_decoded(filtered: LabeledGenerator) -> None:
+    sample = next(filtered.stream([0]))
+    files = {n.partition(".")[2]: c for n, c in record(sample, Encoding(), filtered.targets, {}).items()}
+    facts = json.loads(files["json"])
+    facts["score"], facts["pixels"] = facts.pop("uncertainty_score"), facts.pop("tallies")["mask"]
+    decoded = decode({**files, "json": json.dumps(facts).encode()}, filtered.targets)
+    assert torch.equal(decoded["uncertainty_score"], sample["uncertainty_score"])
+
+
 def test_foreign_tars_are_named_and_left_alone(folder: Path, filtered: LabeledGenerator) -> None:
     (folder / "holiday.tar").write_bytes(b"my pictures")
     (problem,) = verify_shards(folder)
@@ -155,9 +281,8 @@ def elsewhere(labeled: LabeledGenerator, shift: float) -> LabeledGenerator:
     moved = small_ensemble(sum(labeled.generator.feature_channels))
     with torch.no_grad():
         moved.b3 += shift * torch.randn(moved.b3.shape, generator=torch.Generator().manual_seed(1))
-    other = LabeledGenerator(
-        labeled.generator, moved, SCHEMA, labeled.recipe, calibration=labeled.calibration, license=labeled.license
-    )
+    labeler = InterpretedLabeler(labeled.generator, moved, labeled.targets)
+    other = LabeledGenerator(labeler, labeled.recipe, calibration=labeled.calibration, license=labeled.license)
     other.__dict__["fingerprint"], other.__dict__["weights"] = labeled.fingerprint, labeled.weights
     return other
 
@@ -205,9 +330,7 @@ def test_another_checkpoint_is_refused(folder: Path) -> None:
 def test_the_command_finds_the_checkpoint_and_mends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = tmp_path / "faces"
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-    merged = labeled.schema.merge({"head": ["skin", "nose"]})
-    parts = (labeled.generator, labeled.interpreter, merged)
-    coarse = LabeledGenerator(*parts, labeled.recipe, calibration=labeled.calibration, license=labeled.license)
+    coarse = labeled.merge_classes({"head": ["skin", "nose"]})
     write_shards(coarse, shards, range(4), samples_per_shard=2)
     reference = content(shards)
     assert main(["shards", "verify", str(shards)]) == 0
@@ -258,11 +381,15 @@ def forge(folder: Path, **changes: object) -> None:
         {"shard__bytes": -1},
         {"shard__count": 2},
         {"shard__sha256": "x"},
-        {"shard__score": "high"},
-        {"shard__pixels": "a"},
-        {"shard__pixels": [1]},
+        {"shard__uncertainty_score": "high"},
+        {"shard__tallies": "a"},
+        {"shard__tallies": {"mask": "a"}},
+        {"shard__tallies": {"mask": [1]}},
+        {"shard__tallies": {}},
+        {"shard__checksums": "00"},
+        {"shard__checksums": "g" * 96},
+        {"shard__checksums": 5},
         {"shard__attempts": {"3": 10**40}},
-        {"shard__more": 1},
         {"shards": "none"},
         {"shards": []},
         {"fingerprint": None},
@@ -272,9 +399,12 @@ def forge(folder: Path, **changes: object) -> None:
         {"image_size": [10**9, 10**9]},
         {"num_samples": 10**30},
         {"start": 2**63 - 1},
-        {"schema": []},
-        {"recipe": {"psi": "x"}},
+        {"targets": []},
+        {"targets": [{"kind": "unheard of"}]},
+        {"targets": 5},
+        {"recipe": {"sampling": {"truncation_psi": "x"}}},
         {"encoding": {"image_format": "gif"}},
+        {"encoding": {"later_option": True}},
     ],
 )
 def test_a_forged_manifest_is_refused(
@@ -284,7 +414,7 @@ def test_a_forged_manifest_is_refused(
     assert verify_shards(folder) == []  # a forger who changes nothing is let through
     forge(folder, **changes)
     for read in (verify_shards, ShardMapDataset):
-        with pytest.raises(ShardError, match=r"manifest\.json is damaged \(.*get the original again"):
+        with pytest.raises(ShardError, match=r"manifest\.json is damaged \(.*restore the original"):
             read(folder)
     assert main(["export", str(folder), str(folder / "out"), "--format", "folder"]) == 1
     assert main(["shards", "verify", str(folder)]) == 1
@@ -294,7 +424,7 @@ def test_a_forged_manifest_is_refused(
 def test_a_lost_manifest_is_made_again(folder: Path, filtered: LabeledGenerator) -> None:
     reference = content(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(ShardError, match="running the same command again makes the manifest again"):
+    with pytest.raises(ShardError, match="running the same command again restores the manifest"):
         verify_shards(folder)
     again = {"samples_per_shard": 3, "encoding": Encoding(latent=True)}
     with pytest.raises(ShardError, match=r"already holds shard-000000\.tar.*which these arguments do not make"):
@@ -332,7 +462,7 @@ def test_what_the_command_says_of_repairs(
     assert "removes copies" in capsys.readouterr().err
     assert main([*words, "--repair", "--checkpoint", str(checkpoint)]) == 1  # the stranger is left
     out, err = capsys.readouterr()
-    assert "shard-000000 (copy).tar: removed" in out and f"{FIRST}: made again" in out and "move them elsewhere" in err
+    assert "shard-000000 (copy).tar: removed" in out and f"{FIRST}: regenerated" in out and "move them elsewhere" in err
     assert main(words) == 1
     assert "--repair" not in capsys.readouterr().err
 

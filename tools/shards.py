@@ -14,7 +14,7 @@ _WRITE = """dsgan shards write demo-faces faces --num-samples 5000 --samples-per
   dsgan shards write my-faces /nfs/faces --num-samples 1000000 \\
       --shard-range $((SLURM_ARRAY_TASK_ID * 10)):$((SLURM_ARRAY_TASK_ID * 10 + 10))
 
-Interrupted? Run the same command again: it goes on where it was, and ends with the same bytes."""
+Interrupted? Run the same command again: it resumes, and ends with the same bytes."""
 _VERIFY = """dsgan shards verify faces
   dsgan shards verify faces --repair                # made by a built-in checkpoint
   dsgan shards verify s3://bucket/faces --repair --checkpoint my-faces
@@ -26,19 +26,19 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = options.add_verb(verbs, "shards", "write samples as WebDataset tar shards, verify and repair them", _WRITE)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_write(options.add_verb(actions, "write", "write tar shards of consecutive indices, or go on writing", _WRITE))
-    verify = options.add_verb(actions, "verify", "find damaged, missing and foreign shards, and mend them", _VERIFY)
+    _add_write(options.add_verb(actions, "write", "write tar shards of consecutive indices, or resume writing", _WRITE))
+    verify = options.add_verb(actions, "verify", "find damaged, missing and foreign shards, and repair them", _VERIFY)
     verify.add_argument("out", help="folder or URL of the shards")
     verify.add_argument(
         "--repair",
         action="store_true",
-        help="make damaged and missing shards again, remove copies under other names",
+        help="regenerate damaged and missing shards, remove copies under other names",
     )
     verify.add_argument(
         "--checkpoint", help="repair: what the shards were made with (default: the built-in one with their weights)"
     )
     verify.add_argument(
-        "--strict", action="store_true", help="repair: take nothing but the recorded bytes, from whatever machine"
+        "--strict", action="store_true", help="repair: accept the recorded bytes only, whatever machine they are from"
     )
     verify.add_argument("--device", help="repair: cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     verify.set_defaults(run=run_verify)
@@ -46,14 +46,14 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 def _add_write(write: argparse.ArgumentParser) -> None:
     options.add_checkpoint(write)
-    write.add_argument("out", help="folder or URL (s3://…, gs://…, whatever fsspec knows) to write the shards to")
+    write.add_argument("out", help="folder or URL (s3://…, gs://…, any protocol of fsspec) to write the shards to")
     options.add_seed(write)
     write.add_argument("--num-samples", type=options.count, required=True, help="samples in all")
     write.add_argument("--samples-per-shard", type=options.count, default=1000, help="(default: 1000)")
     write.add_argument("--start", type=int, default=0, help="index of the first sample (default: 0)")
     ranges = "write only shards A … B-1 of them; B may lie beyond the last"
     write.add_argument("--shard-range", type=_shard_range, metavar="A:B", help=ranges)
-    what = write.add_argument_group("what a record holds beside mask and facts")
+    what = write.add_argument_group("what a record holds besides image, labels and facts")
     what.add_argument("--image-format", choices=("png", "jpg"), default="png", help="(default: png, lossless)")
     what.add_argument("--quality", type=options.count, help="of JPEG, 1 … 100 (default: 95)")
     what.add_argument("--uncertainty", action="store_true", help="also the per-pixel uncertainty, 16-bit PNG")
@@ -77,7 +77,7 @@ def _shard_range(text: str) -> tuple[int, int]:
 def run_write(args: argparse.Namespace) -> None:
     """Generate and write."""
     if args.quality is not None and args.image_format != "jpg":
-        raise ValueError("--quality is that of JPEG: say --image-format jpg too, or leave it out; PNG is lossless")
+        raise ValueError("--quality is that of JPEG: pass --image-format jpg too, or leave it out; PNG is lossless")
     paths = write_shards(
         options.load(args),
         args.out,
@@ -95,7 +95,7 @@ def run_write(args: argparse.Namespace) -> None:
     first, end = (n * args.samples_per_shard for n in args.shard_range or (0, args.num_samples))
     print(f"{min(end, args.num_samples) - first} samples in {len(paths)} shards ({megabytes:.1f} MB): {folder}")
     if MANIFEST not in folder.names():
-        print("shards of other ranges are still missing; whoever writes the last one finishes the set")
+        print("shards of other ranges are still missing; the writer of the last one finishes the set")
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -112,10 +112,10 @@ def run_verify(args: argparse.Namespace) -> int:
         strangers = repair_shards(args.out, labeled, strict=args.strict)
         for problem in problems:
             if problem.kind != "foreign":
-                print(f"{problem.name}: {'removed' if problem.kind == 'duplicate' else 'made again'}")
+                print(f"{problem.name}: {'removed' if problem.kind == 'duplicate' else 'regenerated'}")
         problems = strangers
     elif len(strangers) < len(problems):
-        print("--repair makes damaged and missing shards again, and removes copies", file=sys.stderr)
+        print("--repair regenerates damaged and missing shards, and removes copies", file=sys.stderr)
     if strangers:
         print(f"{len(strangers)} tars are not of this set: move them elsewhere", file=sys.stderr)
     if not problems:

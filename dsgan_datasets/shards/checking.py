@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import IO, Literal
 
 from tqdm import tqdm
 
-from dsgan_datasets.checkpoints.description import describe
 from dsgan_datasets.checkpoints.directory import built_in
+from dsgan_datasets.checkpoints.labeled import Checkpoint
+from dsgan_datasets.environment import environment
 from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.shards.errors import ShardError
 from dsgan_datasets.shards.folder import Folder
-from dsgan_datasets.shards.manifest import (
-    MANIFEST,
-    WIDS_INDEX,
-    Manifest,
-    Plan,
-    Progress,
-    Shard,
-    ShardError,
-    environment,
-)
-from dsgan_datasets.shards.tar import sha256
-from dsgan_datasets.shards.writing import ProgressBar, finish, write_manifest, write_numbers
+from dsgan_datasets.shards.jobs import ProgressBar, write_numbers
+from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, write_manifest
+from dsgan_datasets.shards.plan import Plan, Shard
+from dsgan_datasets.shards.progress import Progress
+from dsgan_datasets.shards.tar import is_intact, sha256
+from dsgan_datasets.shards.writing import check_version, finish
 
 Kind = Literal[
     "missing", "truncated", "changed", "swapped", "interleaved", "duplicate", "foreign", "index", "unfinished"
 ]
 
-#: Largest share of a shard's pixels that may have another class, and largest difference of its mean score (nats,
-#: relative), when it is made again with other versions or on another device.
-_PIXELS, _SCORE = 0.005, 0.02
+#: Largest share of a shard's tallies (pixels) that may be counted elsewhere (in another class), and largest relative
+#: difference of its mean score, when it is regenerated with other versions or on another device.
+_MOVED, _SCORE = 0.005, 0.02
+#: Damaged records that a message names.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,14 @@ class Problem:
             name), "foreign" (a tar that does not belong to the set), "index" (the index of `wids`), "unfinished" (not
             written yet).
         detail: in words.
+        records: indices of the damaged samples of a "changed" or "truncated" shard; empty if only bytes between the
+            records are damaged, or if the set has no checksums of records (format 1).
     """
 
     name: str
     kind: Kind
     detail: str
+    records: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind}, {self.detail}"
@@ -76,11 +77,12 @@ def verify_shards(outdir: str | os.PathLike[str]) -> list[Problem]:
         >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
         >>> _ = write_shards(labeled, tmp, range(4), samples_per_shard=2)
         >>> (tmp / "shard-000001.tar").unlink()
-        >>> verify_shards(tmp)
-        [Problem(name='shard-000001.tar', kind='missing', detail='there is no such file')]
+        >>> print(*verify_shards(tmp))
+        shard-000001.tar: missing, there is no such file
     """
     folder = Folder(outdir)
-    plan, recorded, finished = _recorded(folder)
+    found = _Recorded.of(folder)
+    plan, recorded, finished = found.plan, found.shards, found.manifest is not None
     names = folder.names()
     expected = [plan.name(number) for number in range(plan.num_shards)]
     hashes = {shard.sha256: shard.name for shard in recorded.values()}
@@ -91,27 +93,33 @@ def verify_shards(outdir: str | os.PathLike[str]) -> list[Problem]:
             problems.append(Problem(name, "unfinished", "not written yet: run the same `dsgan shards write` again"))
         elif name not in names:
             problems.append(Problem(name, "missing", "there is no such file"))
-        elif (found := sha256(folder, name)) != shard.sha256:
-            problems.append(_diagnosis(folder, plan, number, shard, hashes.get(found)))
+        elif (digest := sha256(folder, name)) != shard.sha256:
+            problems.append(_diagnosis(folder, plan, number, shard, hashes.get(digest)))
     for name in names:
         if name.endswith(".tar") and name not in expected:
             problems.append(_stray(folder, name, hashes))
-    if finished and not problems and (WIDS_INDEX not in names or folder.read(WIDS_INDEX) != _index(plan, recorded)):
-        problems.append(Problem(WIDS_INDEX, "index", "it does not list the shards of the manifest"))
+    if not problems and found.manifest is not None:
+        index = found.manifest.wids_index()
+        if WIDS_INDEX not in names or folder.read(WIDS_INDEX) != index:
+            problems.append(Problem(WIDS_INDEX, "index", "it does not list the shards of the manifest"))
     return sorted(problems, key=lambda problem: problem.name)
 
 
-def _recorded(folder: Folder) -> tuple[Plan, dict[str, Shard], bool]:
-    """(plan, what is recorded of its shards, whether the set is finished)."""
-    progress = Progress(folder)
-    if MANIFEST not in folder.names() and (plan := progress.read_plan()) is not None:
-        return plan, progress.entries(plan), False
-    manifest = Manifest.read(folder)
-    return manifest.plan, manifest.by_name, True
+@dataclass(frozen=True)
+class _Recorded:
+    """What is recorded of a set: its plan, its shards by name, and its manifest if it is finished."""
 
+    plan: Plan
+    shards: Mapping[str, Shard]
+    manifest: Manifest | None
 
-def _index(plan: Plan, recorded: Mapping[str, Shard]) -> bytes:
-    return Manifest(plan, tuple(recorded.values())).wids_index()
+    @classmethod
+    def of(cls, folder: Folder) -> _Recorded:
+        progress = Progress(folder)
+        if MANIFEST not in folder.names() and (plan := progress.read_plan()) is not None:
+            return cls(plan, progress.entries(plan), None)
+        manifest = Manifest.read(folder)
+        return cls(manifest.plan, manifest.by_name, manifest)
 
 
 def _diagnosis(folder: Folder, plan: Plan, number: int, shard: Shard, same_as: str | None) -> Problem:
@@ -124,18 +132,33 @@ def _diagnosis(folder: Folder, plan: Plan, number: int, shard: Shard, same_as: s
     expected = [f"{i:09d}.{extension}" for i in plan.indices(number) for extension in plan.extensions]
     if size < shard.bytes:
         whole = min(len(found) // len(plan.extensions), shard.count)
-        return Problem(
-            shard.name,
-            "truncated",
-            f"{size} bytes instead of {shard.bytes}; it ends after {whole} of {shard.count} records",
-        )
+        detail = f"{size} bytes instead of {shard.bytes}; it ends after {whole} of {shard.count} records"
+        return Problem(shard.name, "truncated", detail, _damaged_records(folder, shard))
     if strangers := [name for name in found if name not in set(expected)]:
         return Problem(shard.name, "interleaved", f"it holds records of elsewhere, {strangers[0]} first")
     if found != sorted(found, key=expected.index) or len(set(found)) < len(found):
         place = next(a for a, b in zip(found, expected, strict=False) if a != b)
         return Problem(shard.name, "interleaved", f"its records are out of order, from {place} on")
-    readable = f"{len(found)} of {len(expected)} files in it can be found"
-    return Problem(shard.name, "changed", f"some of its {size} bytes are not those that were written; {readable}")
+    records = _damaged_records(folder, shard)
+    detail = f"some of its {size} bytes are not those that were written"
+    if records:
+        shown = ", ".join(f"{index:09d}" for index in records[:_SHOWN]) + " …" * (len(records) > _SHOWN)
+        detail = f"{len(records)} of {shard.count} records are not those that were written: {shown}"
+    elif shard.checksums is None:
+        detail += f"; {len(found)} of {len(expected)} files in it can be found"
+    else:
+        detail += "; all records are intact"
+    return Problem(shard.name, "changed", detail, records)
+
+
+def _damaged_records(folder: Folder, shard: Shard) -> tuple[int, ...]:
+    """Indices of the samples whose bytes are not those recorded."""
+    if shard.checksums is None:
+        return ()
+    with folder.open(shard.name) as file:
+        sizes = (end - start for start, end in pairwise(shard.offsets))
+        damaged = [number for number, size in enumerate(sizes) if not is_intact(file.read(size), shard, number)]
+    return tuple(shard.first + number for number in damaged)
 
 
 def _entries(file: IO[bytes]) -> list[str]:
@@ -149,36 +172,38 @@ def _entries(file: IO[bytes]) -> list[str]:
 def _stray(folder: Folder, name: str, hashes: Mapping[str, str]) -> Problem:
     original = hashes.get(sha256(folder, name))
     if original is not None:
-        return Problem(name, "duplicate", f"a copy of {original}: who reads *.tar gets its samples twice")
+        return Problem(name, "duplicate", f"a copy of {original}: readers of *.tar get its samples twice")
     return Problem(name, "foreign", "it does not belong to this set: move it elsewhere")
 
 
 def repair_shards(
     outdir: str | os.PathLike[str], labeled: LabeledGenerator, *, strict: bool = False, workers: int = 2
 ) -> list[Problem]:
-    """Make the shards again that `verify_shards` complains about; the others are not touched.
+    """Regenerate the shards that `verify_shards` complains about; the others are not touched.
 
-    Shards are made of the recorded attempts. With other versions or on another device than those of the manifest the
-    bytes may differ: then the labels must agree with what is recorded (at most 0.5 % of the pixels in another class,
-    mean score within 2 %), and the new hash is recorded together with its origin. Copies of shards under other names
-    are removed; foreign tars are left alone.
+    Recorded attempts are replayed. With other versions or on another device than those of the manifest the bytes may
+    differ: then the labels must agree with what is recorded (at most 0.5 % of the pixels in another class, mean score
+    within 2 %), and the new hash is recorded together with its origin. Copies of shards under other names are removed;
+    foreign tars are left alone.
 
     Args:
         outdir: path or URL of the set. One whose writing was interrupted is finished.
         labeled: the generator that made it; see `load_generator_of`.
-        strict: take nothing but the recorded bytes.
+        strict: accept the recorded bytes only.
         workers: threads that encode.
 
     Returns:
         what is still wrong: foreign tars.
 
     Raises:
-        ShardError: another generator made the set, or what this one makes differs too much (with `strict`, at all);
-            that shard is then left as it is.
+        ShardError: another generator or an earlier format made the set, or what this generator makes differs too much
+            (with `strict`, at all); that shard is then left as it is.
         OSError: the folder cannot be read or written.
     """
     folder = Folder(outdir)
-    plan, recorded, finished = _recorded(folder)
+    found = _Recorded.of(folder)
+    plan, recorded, manifest = found.plan, found.shards, found.manifest
+    check_version(folder, plan)
     if labeled.fingerprint != plan.fingerprint:
         raise ShardError(
             f"{folder} was made by the checkpoint and recipe with fingerprint {plan.fingerprint[:16]}…, this is "
@@ -187,7 +212,7 @@ def repair_shards(
     here = environment(labeled.device)
     origin = None if here == plan.made_with else here
     if strict and origin is not None and any(plan.name(n) not in recorded for n in range(plan.num_shards)):
-        raise ShardError(f"some shards were never written, and strict takes no versions or device but {plan.made_with}")
+        raise ShardError(f"some shards were never written, and strict accepts only what {plan.made_with} would write")
     problems = verify_shards(outdir)
     known = dict(recorded)
     numbers = {plan.name(number): number for number in range(plan.num_shards)}
@@ -205,38 +230,49 @@ def repair_shards(
         else:
             shard = before
         known[shard.name] = shard
-        if not finished:
+        if manifest is None:
             Progress(folder).add(shard)
+
+    def record_shards() -> None:
+        if manifest is not None:
+            write_manifest(folder, replace(manifest, shards=tuple(known[name] for name in numbers)))
 
     with ProgressBar(plan, broken, broken) as bar:
         for group, replayed in ((seen, attempts), (fresh, None)):
             for shard in write_numbers(labeled, plan, folder, group, approve, bar, workers=workers, attempts=replayed):
-                if finished and known[shard.name] != recorded[shard.name]:
-                    write_manifest(folder, Manifest(plan, tuple(known[name] for name in numbers)))
+                if manifest is not None and known[shard.name] != recorded[shard.name]:
+                    record_shards()
     for problem in problems:
         if problem.kind == "duplicate":
             folder.remove(problem.name)
-    if finished and any(problem.kind == "index" for problem in problems):
-        write_manifest(folder, Manifest(plan, tuple(known[name] for name in numbers)))
+    if any(problem.kind == "index" for problem in problems):
+        record_shards()
     finish(folder, plan)
     return [problem for problem in problems if problem.kind == "foreign"]
 
 
 def _compare(before: Shard, after: Shard, strict: bool) -> None:
-    """ShardError unless a shard that was made again may stand for the one that was recorded."""
+    """ShardError unless a regenerated shard may replace the one that was recorded."""
     if strict:
         raise ShardError(
-            f"{before.name}: made again it has other bytes (SHA-256 {after.sha256[:16]}…, recorded is "
+            f"{before.name}: regenerated it has other bytes (SHA-256 {after.sha256[:16]}…, recorded is "
             f"{before.sha256[:16]}…), which strict refuses; the shard was left as it is"
         )
-    moved = sum(abs(a - b) for a, b in zip(before.pixels, after.pixels, strict=True)) / 2 / max(sum(before.pixels), 1)
-    scored = abs(after.score - before.score) / max(before.score, 1e-6)
-    if moved > _PIXELS or scored > _SCORE:
+    moved = max(_moved(counts, after.tallies[field]) for field, counts in before.tallies.items())
+    scored = 0.0
+    if before.uncertainty_score is not None and after.uncertainty_score is not None:
+        scored = abs(after.uncertainty_score - before.uncertainty_score) / max(before.uncertainty_score, 1e-6)
+    if moved > _MOVED or scored > _SCORE:
         raise ShardError(
-            f"{before.name}: made again here, {moved:.2%} of the pixels have another class (at most {_PIXELS:.1%}) and "
+            f"{before.name}: regenerated here, {moved:.2%} of the pixels have another class (at most {_MOVED:.1%}) and "
             f"the mean score differs by {scored:.1%} (at most {_SCORE:.0%}); the shard was left as it is. Repair it "
             "with the versions and on the device of the manifest"
         )
+
+
+def _moved(before: Sequence[int], after: Sequence[int]) -> float:
+    """Share of what is counted that is counted elsewhere."""
+    return sum(abs(a - b) for a, b in zip(before, after, strict=True)) / 2 / max(sum(before), 1)
 
 
 def load_generator_of(
@@ -245,7 +281,7 @@ def load_generator_of(
     *,
     device: str | None = None,
 ) -> LabeledGenerator:
-    """The generator that made a shard set, with the recipe and the classes of its manifest.
+    """The generator that made a shard set, with the recipe and the targets of its manifest.
 
     Args:
         outdir: path or URL of the set.
@@ -256,19 +292,16 @@ def load_generator_of(
         ShardError: no built-in checkpoint made this set, or the one given has other weights.
     """
     folder = Folder(outdir)
-    plan, _, _ = _recorded(folder)
-    if checkpoint is None:
-        checkpoint = next((name for name in built_in() if describe(name).weights == plan.weights), None)
-        if checkpoint is None:
-            raise ShardError(f"no built-in checkpoint made {folder}: give the one that did (--checkpoint)")
-    fields = {f.name: getattr(plan.recipe, f.name) for f in dataclasses.fields(plan.recipe)}
-    # Its rules count the classes of the manifest's schema, which may be coarser: they are applied below.
-    loaded = LabeledGenerator.from_pretrained(
-        checkpoint, device=device, **{**fields, "threshold": None, "reject_fraction": 0.0, "require": ()}
-    )
-    if loaded.weights != plan.weights:
+    plan = _Recorded.of(folder).plan
+    candidates = built_in() if checkpoint is None else [checkpoint]
+    found = next((c for c in map(Checkpoint.open, candidates) if c.weights == plan.weights), None)
+    if found is None and checkpoint is None:
+        raise ShardError(f"no built-in checkpoint made {folder}: give the one that did (--checkpoint)")
+    if found is None:
         raise ShardError(f"{checkpoint} has other weights than the checkpoint that made {folder}")
-    same_rules = not plan.recipe.require or loaded.schema == plan.schema
-    calibration = describe(checkpoint, **fields).calibration if same_rules else None
-    parts = (loaded.generator, loaded.interpreter, plan.schema, plan.recipe)
-    return LabeledGenerator(*parts, calibration=calibration, license=plan.license)
+    return LabeledGenerator(
+        found.build(device).with_targets(plan.targets),
+        plan.recipe,
+        calibration=found.calibration if plan.recipe == found.recipe else None,
+        license=plan.license,
+    )

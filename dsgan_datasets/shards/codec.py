@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.polygons import encode_rle, tight_box
+from dsgan_datasets.images import jpg, png, read_pixels
+from dsgan_datasets.polygons import encode_rle
 from dsgan_datasets.samples import Sample
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.instances import tight_box
+from dsgan_datasets.targets.segmentation import schema_of
 
 #: Levels of a 16-bit uncertainty picture per nat: 0 … 8 nats in steps of 0.00012. JS of M members is at most ln M.
 LEVELS_PER_NAT = 8192
 
-#: zlib's effort. Level 6 takes twice the time of level 4 for 4 % fewer bytes (256² faces).
-_PNG_EFFORT = 4
+#: Layout of the files of a record. 1: facts with "score" and "pixels". 2: with "uncertainty_score" and "tallies".
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What the record of a sample holds beside mask and facts.
+    """What the record of a sample holds besides labels and facts.
 
     Args:
         image_format: "png" is lossless; "jpg" is smaller, and pixels differ a little from the generated ones.
@@ -34,9 +37,10 @@ class Encoding:
         uncertainty: also the per-pixel uncertainty, as a 16-bit picture.
         latent: also z, as float32.
         parts: also box, area and COCO run-length code of every class in the mask (needs pycocotools).
+        version: of the layout of a record. Records of version 1 are read, but no longer written.
 
     Raises:
-        ValueError: an unknown format or a quality out of range.
+        ValueError: an unknown format or version, or a quality out of range.
         ImportError: parts are asked for, and pycocotools is not installed.
     """
 
@@ -45,13 +49,15 @@ class Encoding:
     uncertainty: bool = False
     latent: bool = False
     parts: bool = False
+    version: int = RECORD_VERSION
 
     def __post_init__(self) -> None:
         if self.image_format not in ("png", "jpg"):
             raise ValueError(f'image_format must be "png" or "jpg", not {self.image_format!r}')
         object.__setattr__(self, "quality", integer("quality", self.quality, 1, 100))
+        object.__setattr__(self, "version", integer("version", self.version, 1, RECORD_VERSION))
         if self.parts:
-            encode_rle(np.zeros((1, 1), dtype=bool))  # says at once if pycocotools is missing
+            encode_rle(np.zeros((1, 1), dtype=bool))  # fails at once if pycocotools is missing
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -62,49 +68,64 @@ class Encoding:
         """JSON form."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Encoding:
+        """Inverse of `to_dict`; ValueError for an option that this version does not know: it decides bytes."""
+        if unknown := sorted(set(data) - set(asdict(cls()))):
+            raise ValueError(
+                f"unknown options of the encoding {unknown}: written by a newer version of dsgan_datasets?"
+            )
+        return cls(**data)
 
-def record(sample: Sample, encoding: Encoding, num_classes: int, facts: Mapping[str, Any]) -> dict[str, bytes]:
+
+def extensions(encoding: Encoding, targets: Sequence[Target]) -> tuple[str, ...]:
+    """Files of a record, in their order: image, labels, facts, extras."""
+    more = ("uncertainty.png",) * encoding.uncertainty + ("latent.npy",) * encoding.latent
+    return (encoding.image_format, *(target.extension for target in targets), "json", *more)
+
+
+def record(sample: Sample, encoding: Encoding, targets: Sequence[Target], facts: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of one sample: name -> content.
 
     Args:
         sample: with the fields that the encoding asks for.
         encoding: which files.
-        num_classes: K, for the pixel counts.
+        targets: its labels; each encodes and counts its own field.
         facts: what all samples have in common (seed, fingerprint, license); stored with every one.
     """
-    key = f"{int(sample.index):09d}"
-    description: dict[str, Any] = {
-        "index": int(sample.index),
-        "attempt": int(sample.attempt),
-        "score": _shortest(sample.uncertainty_score),
-        "pixels": pixel_counts(sample.mask, num_classes),
-        **facts,
-    }
-    if "class_label" in sample:
-        description["class_label"] = int(sample.class_label)
-    if encoding.parts:
-        description["parts"] = _parts(sample.mask, num_classes)
-    files = {
-        f"{key}.{encoding.image_format}": png(sample.image)
-        if encoding.image_format == "png"
-        else _jpg(sample.image, encoding.quality),
-        f"{key}.seg.png": png(sample.mask),
-        f"{key}.json": json.dumps(description).encode(),
-    }
+    image = png(sample.image) if encoding.image_format == "png" else jpg(sample.image, encoding.quality)
+    contents = [image, *(target.encode(sample[target.field]) for target in targets)]
+    contents.append(json.dumps(_facts(sample, encoding, targets, facts)).encode())
     if encoding.uncertainty:
-        files[f"{key}.uncertainty.png"] = _uncertainty_png(sample.uncertainty)
+        contents.append(_uncertainty_png(sample["uncertainty"]))
     if encoding.latent:
-        files[f"{key}.latent.npy"] = _npy(sample.latent)
-    return files
+        contents.append(_npy(sample["latent"]))
+    names = (f"{int(sample.index):09d}.{extension}" for extension in extensions(encoding, targets))
+    return dict(zip(names, contents, strict=True))
 
 
-def decode(files: Mapping[str, bytes]) -> Sample:
+def _facts(sample: Sample, encoding: Encoding, targets: Sequence[Target], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of the record's JSON."""
+    description: dict[str, Any] = {"index": int(sample.index), "attempt": int(sample.attempt)}
+    if "uncertainty_score" in sample:
+        description["uncertainty_score"] = _shortest(sample["uncertainty_score"])
+    description |= {"tallies": tallies(sample, targets), **facts}
+    if "class_label" in sample:
+        description["class_label"] = int(sample["class_label"])
+    if encoding.parts:
+        description["parts"] = _parts(sample.mask, schema_of(targets).num_classes)
+    return description
+
+
+def decode(files: Mapping[str, bytes], targets: Sequence[Target]) -> Sample:
     """The sample of a record, as it was generated; its tensors are on the CPU.
 
-    With PNG images it equals what `LabeledGenerator.stream` gave, bit for bit; `js` is stored in steps of 1/8192 nat.
+    With PNG images it equals what `LabeledGenerator.stream` gave, bit for bit; `uncertainty` is stored in steps of
+    1/8192 nat.
 
     Args:
-        files: extension ("png" or "jpg", "seg.png", "json", …) -> content. Files that are not ours are passed over.
+        files: extension ("png" or "jpg", "seg.png", "json", …) -> content. Files that are not ours are ignored.
+        targets: the labels of the set, as its plan says.
 
     Raises:
         ValueError: a file is missing or damaged.
@@ -112,68 +133,43 @@ def decode(files: Mapping[str, bytes]) -> Sample:
     try:
         facts = json.loads(files["json"])
         picture = files["png"] if "png" in files else files["jpg"]
-        fields = {
-            "image": torch.from_numpy(_pixels(picture, "RGB").transpose(2, 0, 1).copy()),
-            "mask": torch.from_numpy(_pixels(files["seg.png"], "L").astype(np.int64)),
-            "uncertainty_score": torch.tensor(facts["score"], dtype=torch.float32),
-            "index": torch.tensor(facts["index"]),
-            "attempt": torch.tensor(facts["attempt"]),
-        }
+        fields = {"image": torch.from_numpy(read_pixels(picture, "RGB").transpose(2, 0, 1).copy())}
+        fields |= {target.field: target.decode(files[target.extension]) for target in targets}
+        if (score := facts.get("uncertainty_score", facts.get("score"))) is not None:
+            fields["uncertainty_score"] = torch.tensor(float(score), dtype=torch.float32)
+        fields |= {"index": _integer(facts["index"]), "attempt": _integer(facts["attempt"])}
         if "class_label" in facts:
-            fields["class_label"] = torch.tensor(facts["class_label"])
+            fields["class_label"] = _integer(facts["class_label"])
         if "uncertainty.png" in files:
-            levels = _pixels(files["uncertainty.png"], "I;16").astype(np.float32)
+            levels = read_pixels(files["uncertainty.png"], "I;16").astype(np.float32)
             fields["uncertainty"] = torch.from_numpy(levels / np.float32(LEVELS_PER_NAT))
         if "latent.npy" in files:
             fields["latent"] = torch.from_numpy(np.load(io.BytesIO(files["latent.npy"]), allow_pickle=False))
     except KeyError as error:
         raise ValueError(f"a record lacks {error}; it has {', '.join(sorted(files)) or 'nothing'}") from error
-    except (OSError, SyntaxError, TypeError) as error:  # Pillow raises SyntaxError for some damaged pictures
+    except (OSError, EOFError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"a record is damaged: {error}") from error
     return Sample(fields)
 
 
-def pixel_counts(mask: Tensor, num_classes: int) -> list[int]:
-    """Pixels of each class in a mask."""
-    return mask.flatten().bincount(minlength=num_classes)[:num_classes].tolist()
+def tallies(sample: Sample, targets: Sequence[Target]) -> dict[str, list[int]]:
+    """Field of each target -> its counts of this sample: pixels of each class, for a mask."""
+    return {target.field: target.tally(sample[target.field][None])[0].tolist() for target in targets}
 
 
-def png(picture: Tensor) -> bytes:
-    """An image [3, H, W] as RGB, or a mask [H, W] as 8-bit grayscale whose pixels are class ids, losslessly."""
-    return _saved(_pillow(picture), format="PNG", compress_level=_PNG_EFFORT)
+def _integer(value: Any) -> Tensor:
+    return torch.tensor(integer("a fact of a record", value, 0), dtype=torch.int64)
 
 
-def _jpg(image: Tensor, quality: int) -> bytes:
-    return _saved(_pillow(image), format="JPEG", quality=quality, subsampling="4:4:4")
-
-
-def _uncertainty_png(js: Tensor) -> bytes:
-    levels = (js.cpu().double() * LEVELS_PER_NAT).round().clamp(0, 65535)
-    return _saved(Image.fromarray(levels.numpy().astype(np.uint16)), format="PNG", compress_level=_PNG_EFFORT)
+def _uncertainty_png(uncertainty: Tensor) -> bytes:
+    levels = (uncertainty.cpu().double() * LEVELS_PER_NAT).round().clamp(0, 65535)
+    return png(levels.numpy().astype(np.uint16))
 
 
 def _npy(vector: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, vector.cpu().numpy(), allow_pickle=False)
     return buffer.getvalue()
-
-
-def _pillow(picture: Tensor) -> Image.Image:
-    array = picture.cpu().byte()
-    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy() if array.dim() == 3 else array.numpy())
-
-
-def _saved(picture: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    return buffer.getvalue()
-
-
-def _pixels(content: bytes, mode: str) -> np.ndarray:
-    with Image.open(io.BytesIO(content)) as picture:
-        if picture.mode != mode:
-            raise ValueError(f"a record's picture has mode {picture.mode}, not {mode}")
-        return np.asarray(picture)
 
 
 def _shortest(score: Tensor) -> float:

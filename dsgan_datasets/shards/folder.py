@@ -1,4 +1,9 @@
-"""Where shards lie: a folder of this machine, or anything that fsspec reaches (s3://, gs://, hf://, memory:// …)."""
+"""Where shards lie: a folder of this machine, or anything that fsspec reaches (s3://, gs://, hf://, memory:// …).
+
+`UPath` (universal-pathlib) parses, joins and pickles locations. Files are read and listed through its file system
+(fsspec), because UPath costs more there: it has no reads of byte ranges, asks for the type of every listed file
+separately, and knows nothing of stale listings. Atomic writes to local disks are ours, see `files.atomic_write`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from upath import UPath
 
 from dsgan_datasets.files import atomic_write, remove_leftovers
 
@@ -36,58 +41,60 @@ class Folder:
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        if not os.fspath(location).strip():
+        text = os.fspath(location)
+        if not text.strip():
             raise ValueError("the path of the folder of shards is empty")
-        self.location = os.fspath(location).rstrip("/") or "/"
-        if self.location.startswith("pipe:"):
-            raise ValueError(f"{self.location!r}: shards are never read through a command; give a path or a URL")
-        self._connect()
-
-    def _connect(self) -> None:
+        if text.startswith("pipe:"):
+            raise ValueError(f"{text!r}: shards are never read through a command; give a path or a URL")
         try:
-            self._files, self._path = fsspec.core.url_to_fs(self.location)
+            root = UPath(text.rstrip("/") or "/")
+            if isinstance(root.fs, LocalFileSystem):  # absolute: other processes have other working directories
+                root = UPath(os.path.abspath(os.path.expanduser(root.path)))
         except (ValueError, ImportError) as error:
-            raise ValueError(f"cannot reach {self.location}: {error}") from error
-        if isinstance(self._files, LocalFileSystem):
-            self.location = self._path  # absolute: processes elsewhere have another working directory
-            if Path(self._path).is_file():
-                raise ValueError(f"{self.location} is a file: name the folder that the shards are in")
-        self._process = os.getpid()
+            raise ValueError(f"cannot reach {text}: {error}") from error
+        self._root, self._process = root, os.getpid()
+        if self.local is not None and self.local.is_file():
+            raise ValueError(f"{self} is a file: name the folder that the shards are in")
+
+    @property
+    def root(self) -> UPath:
+        """The folder; connected anew in a process that was forked or sent this, as connections do not survive that."""
+        if self._process != os.getpid():
+            self._root, self._process = UPath(str(self._root)), os.getpid()
+        return self._root
 
     @property
     def files(self) -> Any:
-        """fsspec's file system, made anew in a process that was forked: connections do not survive that."""
-        if self._process != os.getpid():
-            self._connect()
-        return self._files
+        """fsspec's file system."""
+        return self.root.fs
 
     @property
     def local(self) -> Path | None:
         """The folder as a path, if it is one of this machine."""
-        return Path(self._path) if isinstance(self._files, LocalFileSystem) else None
+        return Path(self._root.path) if isinstance(self.files, LocalFileSystem) else None
 
     def __str__(self) -> str:
-        return self.location
+        return str(self._root)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"location": self.location}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["location"])  # type: ignore[misc]
+    @property
+    def location(self) -> str:
+        """Full path or URL."""
+        return str(self)
 
     def at(self, name: str) -> str:
         """Full path or URL of a file."""
-        return f"{self.location}/{name}"
+        return str(self._root / name)
 
     def _at(self, name: str) -> str:
-        return f"{self._path.rstrip('/')}/{name}"
+        """A file, as the file system calls it."""
+        return str((self._root / name).path if name else self._root.path)
 
     def names(self, under: str = "") -> list[str]:
         """Names of the files in the folder, or in a folder of it; empty if there is none."""
         with self._as_os_error(under):
             self.files.invalidate_cache()
             try:
-                entries = self.files.ls(self._at(under) if under else self._path, detail=True)
+                entries = self.files.ls(self._at(under), detail=True)
             except FileNotFoundError:
                 return []
             found = [entry["name"].rstrip("/").rsplit("/", 1)[1] for entry in entries if entry["type"] == "file"]
@@ -131,7 +138,7 @@ class Folder:
                 self.files.put_file(os.fspath(whole), self._at(name))
 
     def write(self, name: str, content: bytes) -> None:
-        """Make or replace a file."""
+        """Create or replace a file."""
         with self.writing(name) as file:
             file.write(content)
 
@@ -158,10 +165,10 @@ class Folder:
 
     @contextmanager
     def _as_os_error(self, name: str) -> Iterator[None]:
-        """Storage packages raise exceptions of their own; whoever calls should need to know none of them."""
+        """Turn exceptions of storage packages into an OSError, so that callers need not know them."""
         try:
             yield
         except (OSError, ValueError):
             raise
         except Exception as error:
-            raise OSError(f"{self.at(name) if name else self.location}: {error or type(error).__name__}") from error
+            raise OSError(f"{self.at(name) if name else self}: {error or type(error).__name__}") from error

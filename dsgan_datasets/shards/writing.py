@@ -1,26 +1,28 @@
-"""Samples -> tar shards. One shard is one unit of work: a contiguous range of indices, made whole or not at all."""
+"""Samples -> tar shards: plan the set, agree with what the folder holds, write what is missing, finish.
+
+One shard is one unit of work: a contiguous range of indices, written whole or not at all.
+"""
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain, islice
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from tqdm import tqdm
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.samples import Sample
-from dsgan_datasets.shards.codec import Encoding, pixel_counts, record
+from dsgan_datasets.shards.codec import RECORD_VERSION, Encoding
+from dsgan_datasets.shards.errors import ShardError
 from dsgan_datasets.shards.folder import Folder
-from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, Plan, Progress, Shard, ShardError, numbers_of
-from dsgan_datasets.shards.tar import first_description, sha256, write_tar
+from dsgan_datasets.shards.jobs import ProgressBar, is_there, recording, write_numbers
+from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, write_manifest
+from dsgan_datasets.shards.plan import Plan, Shard, numbers_of
+from dsgan_datasets.shards.progress import Progress
+from dsgan_datasets.shards.tar import first_description
 
 Engine = Literal["local", "ray"]
-Approve = Callable[[Shard], None]
 
 
 def write_shards(
@@ -44,25 +46,25 @@ def write_shards(
 
     Args:
         labeled: makes the samples.
-        outdir: folder, or URL of any protocol that fsspec knows (s3://bucket/faces); is made if needed.
-        indices: ``range(first, last)``, step 1.
+        outdir: folder, or URL of any protocol that fsspec knows (s3://bucket/faces); is created if needed.
+        indices: ``range(first, last)``, step 1. With view groups both are multiples of the group size.
         seed: of the samples, 0 … 2^64-1.
-        samples_per_shard: the last shard may hold fewer.
-        encoding: image format, and what a record holds beside image and mask; None is PNG and nothing else.
+        samples_per_shard: the last shard may hold fewer. With view groups a multiple of the group size.
+        encoding: image format, and what a record holds besides image and labels; None is PNG and nothing else.
         shard_range: write only the shards of these numbers, (first, end) with end excluded. Other processes, on any
-            machines that see the same folder, write the others; whoever finishes last writes the manifest.
+            machines that see the same folder, write the others; the one that finishes last writes the manifest.
         workers: threads that encode pictures beside the generator; None is one a CPU core, up to 16.
         engine: "local" writes in this process; "ray" spreads the shards over a Ray cluster, one generator a GPU, or one
-            for every `cpus_per_generator` cores. Ray starts again what a lost machine was working on.
+            for every `cpus_per_generator` cores. Ray restarts what a lost machine was working on.
         cpus_per_generator: cores of each generator with the engine "ray"; None is 1.
 
     Returns:
         path or URL of each shard of `shard_range`, in order.
 
     Raises:
-        ValueError: nothing to write, an argument out of range, or (ShardError) the folder holds something else: shards
-            of another checkpoint, seed or option; the message says which.
-        OSError: the folder cannot be written. Nothing half-written bears a final name.
+        ValueError: nothing to write, an argument out of range or one that cuts a view group, or (ShardError) the folder
+            holds something else: shards of another checkpoint, seed or option; the message says which.
+        OSError: the folder cannot be written. Nothing half-written has a final name.
         ImportError: the engine's package is not installed.
 
     Example:
@@ -92,7 +94,7 @@ def write_shards(
 
 
 def agree(folder: Folder, plan: Plan) -> dict[str, Shard]:
-    """Make sure that the folder is for this plan, or for nothing yet; begin it in that case.
+    """Make sure that the folder belongs to this plan, or to none yet; begin it in that case.
 
     Returns:
         what is recorded of its shards, by name.
@@ -125,11 +127,21 @@ def _may_be_of(folder: Folder, name: str, plan: Plan) -> bool:
     return plan.facts.items() <= first_description(folder, name).items()
 
 
+def check_version(folder: Folder, plan: Plan) -> None:
+    """ShardError for a set whose records this version reads but no longer writes."""
+    if plan.encoding.version != RECORD_VERSION:
+        raise ShardError(
+            f"{folder} was written in format {plan.encoding.version}, with {dict(plan.made_with)}: it can be read and "
+            f"verified, but only that version continues or repairs it. Write a new set to another folder"
+        )
+
+
 def _check_same(folder: Folder, plan: Plan, there: Plan) -> None:
+    check_version(folder, there)
     if differences := plan.differences(there):
         only_here = all(text.startswith("made_with") for text in differences)
         way_out = (
-            "go on with those versions on such a device, or make the missing shards with these: "
+            "use those versions on such a device, or generate the missing shards with these: "
             "`dsgan shards verify --repair`"
             if only_here
             else "use the same arguments, or another folder"
@@ -139,164 +151,6 @@ def _check_same(folder: Folder, plan: Plan, there: Plan) -> None:
 
 def _checked(numbers: range) -> Iterable[int]:
     return tqdm(numbers, "checking what is there", unit="shard", delay=2, leave=False)
-
-
-def is_there(folder: Folder, shard: Shard | None) -> bool:
-    """True if a shard lies there as it is recorded."""
-    if shard is None or folder.size(shard.name) != shard.bytes:
-        return False
-    return sha256(folder, shard.name) == shard.sha256
-
-
-def recording(folder: Folder, recorded: Mapping[str, Shard]) -> Approve:
-    """Records each shard just before it appears; one that was recorded before must be what it was.
-
-    A process killed between the two leaves an entry without its shard, which is then made again.
-    """
-    progress = Progress(folder)
-
-    def approve(shard: Shard) -> None:
-        before = recorded.get(shard.name)
-        if before is None:
-            if folder.size(shard.name) is not None and sha256(folder, shard.name) != shard.sha256:
-                raise ShardError(
-                    f"{folder.at(shard.name)} is there already, with other bytes and no manifest that describes it: "
-                    "choose another folder, or remove it"
-                )
-            progress.add(shard)
-        elif before.sha256 != shard.sha256:
-            raise ShardError(
-                f"{folder.at(shard.name)} was damaged, and making it again gives other bytes than those recorded, with "
-                "the same versions on the same kind of device: `dsgan shards verify --repair` accepts them if the "
-                "labels agree"
-            )
-
-    return approve
-
-
-class ProgressBar:
-    """Samples written, samples a second, share of the draws that the filter accepts, and the time left."""
-
-    def __init__(self, plan: Plan, numbers: Sequence[int], todo: Sequence[int]) -> None:
-        total = sum(len(plan.indices(n)) for n in numbers)
-        left = sum(len(plan.indices(n)) for n in todo)
-        self._bar = tqdm(desc="writing shards", unit="sample", total=total, initial=total - left, delay=2)
-        self._draws = self._samples = 0
-
-    def __enter__(self) -> ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def add(self, samples: int, rejected: int) -> None:
-        """Count samples that were written, and the draws rejected on the way to them."""
-        self._samples += samples
-        self._draws += samples + rejected
-        self._bar.set_postfix_str(f"{self._samples / self._draws:.0%} of draws accepted", refresh=False)
-        self._bar.update(samples)
-
-
-def write_numbers(
-    labeled: LabeledGenerator,
-    plan: Plan,
-    folder: Folder,
-    numbers: Sequence[int],
-    approve: Approve,
-    bar: ProgressBar | None = None,
-    *,
-    workers: int,
-    attempts: Mapping[int, int] | None = None,
-) -> Iterator[Shard]:
-    """Write some shards of a plan, one after the other; yields each when it is there.
-
-    All come out of one stream of samples, so that the places of rejected draws at the end of one shard are filled with
-    draws of the next.
-
-    Args:
-        labeled: makes the samples.
-        plan: of the set.
-        folder: to write to.
-        numbers: of the shards.
-        approve: is told of each shard just before it appears, and may raise to prevent it.
-        bar: to show the progress on.
-        workers: threads that encode.
-        attempts: replay these draws (index -> attempt, 0 if it is not in there) without the filter.
-    """
-    indices = [plan.indices(number) for number in numbers]
-    replayed = None if attempts is None else (attempts.get(i, 0) for i in chain.from_iterable(indices))
-    samples = labeled.stream(
-        chain.from_iterable(indices), seed=plan.seed, attempts=replayed, extras=plan.encoding.extras
-    )
-    with ThreadPoolExecutor(workers, thread_name_prefix="dsgan-encode") as pool:
-        encoded = _encoded(pool, samples, plan, ahead=2 * workers + plan.recipe.compute_batch)
-        for number in numbers:
-            yield _write_one(folder, plan, number, islice(encoded, len(plan.indices(number))), approve, bar)
-
-
-def _encoded(
-    pool: ThreadPoolExecutor, samples: Iterator[Sample], plan: Plan, ahead: int
-) -> Iterator[tuple[Sample, dict[str, bytes]]]:
-    """Samples with their files, in order; up to `ahead` of them are being encoded while the generator goes on."""
-
-    def encode(sample: Sample) -> tuple[Sample, dict[str, bytes]]:
-        return sample, record(sample, plan.encoding, plan.schema.num_classes, plan.facts)
-
-    pending: deque[Future[tuple[Sample, dict[str, bytes]]]] = deque()
-    try:
-        for sample in samples:
-            pending.append(pool.submit(encode, sample))
-            if len(pending) > ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def _write_one(
-    folder: Folder,
-    plan: Plan,
-    number: int,
-    encoded: Iterator[tuple[Sample, dict[str, bytes]]],
-    approve: Approve,
-    bar: ProgressBar | None,
-) -> Shard:
-    name, indices = plan.name(number), plan.indices(number)
-    attempts: dict[int, int] = {}
-    pixels = [0] * plan.schema.num_classes
-    scores: list[float] = []
-
-    def noted() -> Iterator[dict[str, bytes]]:
-        for sample, files in encoded:
-            attempt = int(sample.attempt)
-            if attempt:
-                attempts[int(sample.index)] = attempt
-            for class_id, count in enumerate(pixel_counts(sample.mask, len(pixels))):
-                pixels[class_id] += count
-            scores.append(float(sample.uncertainty_score))
-            if bar is not None:
-                bar.add(1, attempt)
-            yield files
-
-    folder.remove_leftovers(name)
-    with folder.writing(name) as file:
-        tar = write_tar(file, noted())
-        shard = Shard(
-            name=name,
-            first=indices[0],
-            last=indices[-1],
-            count=len(scores),
-            bytes=tar.bytes,
-            sha256=tar.sha256,
-            offsets=tar.offsets,
-            attempts=attempts,
-            pixels=tuple(pixels),
-            score=round(sum(scores) / len(scores), 6),
-        )
-        approve(shard)
-    return shard
 
 
 def finish(folder: Folder, plan: Plan) -> bool:
@@ -314,11 +168,3 @@ def finish(folder: Folder, plan: Plan) -> bool:
         write_manifest(folder, Manifest(plan, shards))
     progress.clear()
     return True
-
-
-def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Write manifest.json, last of all: a set that has one is finished."""
-    for name in (WIDS_INDEX, MANIFEST):
-        folder.remove_leftovers(name)
-    folder.write(WIDS_INDEX, manifest.wids_index())
-    folder.write(MANIFEST, manifest.to_json())
