@@ -15,15 +15,16 @@ from PIL import Image
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator
 from dsgan_datasets.annotations import export_annotations
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs, cross_validate, evaluate
-from dsgan_datasets.fitting.pixel_ensemble import Settings
+from dsgan_datasets.fitting.pixel_ensemble import FitSettings
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.latents import Purpose, sample_latents
 from dsgan_datasets.tools.cli import main
 
 GENERATOR = GOLDEN / "sg2ada_fullsnapshot16.pkl"
 SCHEMA = LabelSchema(("dark", "middle", "bright"))
 RECIPE = Recipe(truncation_psi=0.9)
-QUICK = Settings(members=2, steps=120)
+QUICK = FitSettings(members=2, steps=120)
 
 
 def annotated(labeled: LabeledGenerator, indices: range) -> AnnotatedImages:
@@ -65,7 +66,7 @@ def test_evaluation_looks_at_the_pixels_of_the_crop(unfiltered: LabeledGenerator
     recipe = Recipe(truncation_psi=0.9, crop=(4, 12), size=(16, 24))
     latents = sample_latents(range(3), 32, seed=0)
     _, features = synthesize(unfiltered.generator, recipe, latents)
-    masks = unfiltered.interpreter.label(features, (16, 24), rows=(4, 12)).mask
+    masks = unfiltered.interpreter.predict(features, Frame((16, 24), (4, 12))).labels["mask"]
     own = evaluate(unfiltered.generator, unfiltered.interpreter, AnnotatedImages(latents, masks), recipe=recipe)
     assert own.pixel_accuracy == 1 and own.confusion.sum() == 3 * 8 * 24
     wrong = AnnotatedImages(latents, (masks + 1) % 4)
@@ -162,18 +163,18 @@ def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--folds", "1"], "--folds 1 must be 2 or more, or 0"),
+        (["--folds", "1"], "folds (or 0 for no held-out check) must be an integer of at least 2"),
         (["--class-balance", "2"], "class_balance must lie in 0 … 1, not 2.0"),
         (["--learning-rate", "0"], "learning_rate must be above 0, not 0.0"),
         (["--batch-pixels", "1"], "batch_pixels must be an integer of at least 2"),
         (["--set", "threshold=0.1"], "fit finds the threshold itself"),
-        (["--set", "features=const+convs"], "those of the annotated images"),
+        (["--set", "features=const+convs"], "the layout is that of the annotated images"),
         (["--reject-fraction", "1.5"], "reject_fraction must be a number in"),
         (["--learning-rate", "1e30", "--folds", "0", "--steps", "20"], "the training diverged"),
         (["--members", "1"], "one member agrees with itself everywhere"),
         (["--set", "crop=[4,400]"], "reaches beyond the 16 rows"),
         (["--set", "mixing_layer=99"], "this generator can mix at 1 …"),
-        (["--set", "require=[0]", "--set", "min_area=257"], "more than the 16×16 = 256 pixels"),
+        (["--set", "require=[0]", "--set", "min_area=257"], "min_area 257 is more than the pixels"),
         (["--set", "require=[7]"], "the schema has 0 … 2"),
     ],
 )

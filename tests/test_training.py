@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
+from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.fitting.evaluation import evaluate
-from dsgan_datasets.fitting.pixel_ensemble import (
-    LabeledPixels,
-    Settings,
-    _MemberNorm,
-    _moments,
-    gather_features,
-    train_ensemble,
-)
+from dsgan_datasets.fitting.pixel_ensemble import FitSettings, MemberNorm, train_ensemble
+from dsgan_datasets.fitting.pixels import LabeledPixels, gather_features, moments
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS
 from dsgan_datasets.latents import Purpose, sample_latents
 
@@ -49,12 +48,16 @@ def test_a_known_rule_is_learned(unfiltered: LabeledGenerator) -> None:
         unfiltered.generator, annotated(unfiltered, range(12)), SCHEMA, recipe=RECIPE, members=3, steps=300
     )
     held_out = annotated(unfiltered, range(100, 120))
-    labeled = LabeledGenerator(unfiltered.generator, ensemble, SCHEMA, RECIPE)
-    _, features = synthesize(labeled.generator, RECIPE, held_out.latents)
-    accuracy = (ensemble.label(features, (16, 16)).mask == held_out.masks).double().mean()
+    _, features = synthesize(unfiltered.generator, RECIPE, held_out.latents)
+    predicted = ensemble.predict(features, Frame((16, 16))).labels["mask"]
+    accuracy = (predicted == held_out.masks).double().mean()
     majority = held_out.masks.flatten().bincount().max() / held_out.masks.numel()
     assert accuracy > majority + 0.25
     assert not torch.equal(ensemble.w2[0], ensemble.w2[1])
+    assert (ensemble.layout, list(ensemble.channels)) == (
+        unfiltered.generator.features,
+        unfiltered.generator.feature_channels,
+    )
 
 
 def test_same_seed_same_interpreter(unfiltered: LabeledGenerator) -> None:
@@ -79,7 +82,7 @@ def test_ignored_pixels_and_crop(unfiltered: LabeledGenerator) -> None:
         unfiltered.generator, AnnotatedImages(plain.latents, masks), SCHEMA, recipe=recipe, members=2, steps=200
     )
     _, features = synthesize(unfiltered.generator, recipe, plain.latents)
-    predicted = ensemble.label(features, (16, 16), rows=(4, 12)).mask
+    predicted = ensemble.predict(features, Frame((16, 16), (4, 12))).labels["mask"]
     assert (predicted == plain.masks[:, 4:12])[:, :, :8].double().mean() > 0.9
 
 
@@ -124,8 +127,18 @@ def test_masks_of_the_wrong_type(masks: torch.Tensor) -> None:
 def test_masks_of_any_integer_type_and_latents_that_are_numbers() -> None:
     assert AnnotatedImages(torch.zeros(1, 32), torch.zeros(1, 4, 4, dtype=torch.uint8)).masks.dtype == torch.int64
     assert AnnotatedImages(torch.zeros(1, 32), torch.zeros(1, 4, 4).numpy().astype("int32")).masks.dtype == torch.int64  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no finite numbers"):
+    with pytest.raises(ValueError, match="NaN or infinity"):
         AnnotatedImages(torch.full((1, 32), float("nan")), torch.zeros(1, 4, 4, dtype=torch.int64))
+
+
+def test_settings_are_given_whole_or_by_name(unfiltered: LabeledGenerator) -> None:
+    data, fit = annotated(unfiltered, range(2)), functools.partial(fit_interpreter, unfiltered.generator)
+    whole = fit(data, SCHEMA, recipe=RECIPE, settings=FitSettings(members=2, steps=5, seed=3))
+    by_name = fit(data, SCHEMA, recipe=RECIPE, members=2, steps=5, seed=3)
+    mixed = fit(data, SCHEMA, recipe=RECIPE, settings=FitSettings(members=9, steps=5, seed=3), members=2)
+    assert torch.equal(whole.w1, by_name.w1) and torch.equal(whole.w1, mixed.w1)
+    with pytest.raises(TypeError, match="epochs"):
+        fit(data, SCHEMA, recipe=RECIPE, epochs=5)
 
 
 @pytest.mark.parametrize(
@@ -158,18 +171,18 @@ def test_standardizing_folds_into_the_first_layer(unfiltered: LabeledGenerator) 
     random = torch.Generator().manual_seed(0)
     data = annotated(unfiltered, range(4))
     pixels = LabeledPixels.gather(unfiltered.generator, data, SCHEMA, RECIPE, 256, random)
-    mean, std = _moments(pixels.features, torch.arange(len(pixels.labels)))
+    mean, std = moments(pixels.features, torch.arange(len(pixels.labels)))
     assert torch.allclose(mean, pixels.features.mean(0), atol=1e-5)
     assert torch.allclose(std, pixels.features.std(0, correction=0), rtol=1e-4)
     shifted = dataclasses.replace(pixels, features=(pixels.features - mean) / std)
-    settings = Settings(members=2, steps=30, dtype="float32", standardize=True)
-    plain = train_ensemble(pixels, RECIPE, settings, torch.Generator().manual_seed(3))
+    settings = FitSettings(members=2, steps=30, dtype="float32", standardize=True)
+    plain = train_ensemble(pixels, settings, torch.Generator().manual_seed(3))
     by_hand = train_ensemble(
-        shifted, RECIPE, dataclasses.replace(settings, standardize=False), torch.Generator().manual_seed(3)
+        shifted, dataclasses.replace(settings, standardize=False), torch.Generator().manual_seed(3)
     )
     dead = pixels.features.clone()
     dead[:, 0] = 5.0
-    _, kept = _moments(dead, torch.arange(len(dead)))
+    _, kept = moments(dead, torch.arange(len(dead)))
     assert float(kept[0]) == pytest.approx(0.01 * float(kept.median())) and torch.equal(kept[1:], std[1:])
     hidden = torch.einsum("pc,cmh->pmh", pixels.features, plain.w1) + plain.b1
     expected = torch.einsum("pc,cmh->pmh", shifted.features, by_hand.w1) + by_hand.b1
@@ -197,7 +210,7 @@ def test_bfloat16_learns_as_float32_does(unfiltered: LabeledGenerator) -> None:
 
 def test_normalization_is_that_of_pytorch() -> None:
     x = torch.randn(2, 7, 3)
-    ours, theirs = _MemberNorm(2, 3), torch.nn.BatchNorm1d(6, eps=BATCH_NORM_EPS)
+    ours, theirs = MemberNorm(2, 3), torch.nn.BatchNorm1d(6, eps=BATCH_NORM_EPS)
     expected = theirs(x.transpose(0, 1).flatten(1)).unflatten(1, (2, 3)).transpose(0, 1)
     assert torch.allclose(ours(x), expected, atol=1e-5)
     assert torch.allclose(ours.running_mean.flatten(), theirs.running_mean, atol=1e-6)  # type: ignore[arg-type]
@@ -213,3 +226,11 @@ def test_the_number_of_threads_changes_nothing(unfiltered: LabeledGenerator, dty
         return fit_interpreter(unfiltered.generator, data, SCHEMA, recipe=RECIPE, **settings).w1
 
     assert torch.equal(fit(1), fit(2)) and torch.equal(fit(1), fit(3))
+
+
+def test_whether_the_cpu_multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    if (flags := Path("/proc/cpuinfo")).is_file() and platform.machine() == "x86_64":
+        assert has_fast_bfloat16(cpu) == ("avx512_bf16" in flags.read_text().split())
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)  # it is private and may go
+    assert not has_fast_bfloat16(cpu) and not has_fast_bfloat16(torch.device("meta"))

@@ -5,17 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torch import Tensor
-
-from dsgan_datasets.calibration import calibrate_with_scores
-from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.pictures import as_png, contact_sheet, histogram
-from dsgan_datasets.recipe import Calibration, Recipe
-from dsgan_datasets.samples import SampleBatch
+from dsgan_datasets.checkpoints.calibration_report import Calibration
+from dsgan_datasets.fitting.pipeline import calibrate_checkpoint
+from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.tools import options
-
-#: Samples on the sheet of the model card.
-_PREVIEWED = 12
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -52,34 +45,28 @@ def add_filter_options(parser: argparse._ActionsContainer) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Calibrate, draw, save."""
+    """Load, calibrate, print."""
     options.check_out(args)
-    if given := {"threshold", "reject_fraction"} & dict(args.recipe).keys():
-        raise ValueError(f"--set {given.pop()}: calibrate finds the threshold itself; say --reject-fraction instead")
-    labeled, scores = calibrate_with_scores(
+    refuse_threshold(args, "calibrate")
+    done = calibrate_checkpoint(
         options.load(args),
+        args.out,
         args.num_samples,
         reject_fraction=args.reject_fraction,
         ignore_fraction=args.ignore_fraction,
         seed=args.seed,
     )
-    save_with_pictures(labeled, scores, args.out)
-    for line in report(labeled.recipe, labeled.calibration):
+    for line in report(done.labeled.recipe, done.labeled.calibration):
         print(line)
-    if len(scores):
+    if len(done.scores):
         print(f"histogram: {(args.out / 'calibration.png').resolve()}")
     print(f"checkpoint, with its card: {(args.out / 'README.md').resolve()}")
 
 
-def save_with_pictures(labeled: LabeledGenerator, scores: Tensor, out: Path) -> None:
-    """Save a checkpoint whose card shows samples and, if there are any, the scores of unfiltered draws."""
-    title = labeled.fit.title if labeled.fit else out.resolve().name
-    samples = SampleBatch.stack(list(labeled.stream(range(_PREVIEWED), extras=("uncertainty",))))
-    drawn = {"preview.png": contact_sheet(samples, labeled.schema, title=f"{title} · {labeled.fingerprint[:8]}")}
-    if len(scores):
-        heading = f"{title}: scores of unfiltered draws"
-        drawn["calibration.png"] = histogram(scores.numpy(), threshold=labeled.recipe.threshold, title=heading)
-    labeled.save_pretrained(out, pictures={name: as_png(picture) for name, picture in drawn.items()})
+def refuse_threshold(args: argparse.Namespace, verb: str) -> None:
+    """ValueError if --set gives what the command itself finds."""
+    if given := {"threshold", "reject_fraction"} & dict(args.recipe).keys():
+        raise ValueError(f"--set {given.pop()}: {verb} finds the threshold itself; pass --reject-fraction instead")
 
 
 def report(recipe: Recipe, found: Calibration | None) -> list[str]:
@@ -87,10 +74,11 @@ def report(recipe: Recipe, found: Calibration | None) -> list[str]:
     lines = []
     if found is not None:
         units = f"groups of {recipe.group_size} views" if recipe.group_size > 1 else "draws"
-        threshold = f"threshold {found.threshold:.5g} ± {found.standard_error:.2g} nats"
+        error = "" if found.standard_error is None else f" ± {found.standard_error:.2g}"
+        threshold = "no threshold" if recipe.threshold is None else f"threshold {recipe.threshold:.5g}{error} nats"
         lines.append(f"{threshold}; {found.acceptance:.1%} of the {units} pass")
-        if found.dropped_most:
-            shares = ", ".join(f"{name} {share:.0%}" for name, share in found.dropped_most.items())
+        if dropped := found.dropped_most(recipe.reject_fraction):
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in dropped.items())
             lines.append(
                 f"draws with rare parts are dropped more often: {shares}; annotate more of them, or filter less"
             )

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
-from dsgan_datasets.annotations import Annotations, load_annotations
-from dsgan_datasets.calibration import calibrate_with_scores, check_fractions
-from dsgan_datasets.checkpoints.fit_report import FitReport
-from dsgan_datasets.checks import integer
-from dsgan_datasets.fitting.evaluation import ConfusionMatrix, cross_validate
-from dsgan_datasets.fitting.pixel_ensemble import Settings, fit_interpreter
-from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.labeled_generator import LabeledGenerator, check_recipe
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets.fitting.evaluation import ConfusionMatrix
+from dsgan_datasets.fitting.pipeline import fit_checkpoint, sample_recipe
+from dsgan_datasets.fitting.pixel_ensemble import FitSettings
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import annotate, options
-from dsgan_datasets.tools.calibrate import add_filter_options, report, save_with_pictures
+from dsgan_datasets.tools.calibrate import add_filter_options, refuse_threshold, report
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -34,7 +28,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("annotations", type=Path, help="folder of `dsgan annotate export`, or in the published layout")
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
     parser.add_argument(
-        "--license", help="of weights and samples, as it shall stand in the card (default: generator's)"
+        "--license", help="of weights and samples, as the card states it (default: that of the generator)"
     )
     parser.add_argument("--title", help="heading of the card (default: the name of OUT)")
     parser.add_argument(
@@ -50,7 +44,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _add_training(parser: argparse._ArgumentGroup) -> None:
-    default = Settings()
+    default = FitSettings()
     parser.add_argument("--members", type=options.count, default=default.members, help="classifiers (default: 10)")
     parser.add_argument(
         "--hidden",
@@ -64,7 +58,10 @@ def _add_training(parser: argparse._ArgumentGroup) -> None:
         "--pixels-per-image", type=options.count, default=default.pixels_per_image, help="pixels to use (default: 4096)"
     )
     parser.add_argument(
-        "--batch-pixels", type=options.count, default=default.batch_pixels, help="a step and member (default: 256)"
+        "--batch-pixels",
+        type=options.count,
+        default=default.batch_pixels,
+        help="pixels per step and member (default: 256)",
     )
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="of Adam (default: 0.001)")
     parser.add_argument(
@@ -80,59 +77,44 @@ def _add_training(parser: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, check on held-out images, fit, calibrate, draw, write."""
+    """Read, fit with all that belongs to it, print."""
     options.check_out(args)
-    if given := {"threshold", "reject_fraction"} & dict(args.recipe).keys():
-        raise ValueError(f"--set {given.pop()}: fit finds the threshold itself; say --reject-fraction instead")
-    if args.folds < 0 or args.folds == 1:
-        raise ValueError(f"--folds {args.folds} must be 2 or more, or 0 for no held-out check")
+    refuse_threshold(args, "fit")
     settings = _settings(args)
-    check_fractions(args.reject_fraction, args.ignore_fraction, settings.members)
     found = load_annotations(args.annotations, args.generator, **annotate.reading(args))
     for warning in found.warnings:
         print(f"warning: {warning}")
-    generator, recipe = found.generator, _recipe(found, args)
-    assert generator is not None  # as one was named
-    check_recipe(recipe, generator, found.schema)
-    integer("num_samples", args.num_samples, 20 * recipe.group_size)
-    quality = _check(generator, found, settings, args.folds)
-    # The images are those of the annotations' recipe, whatever samples shall be like.
-    trained = dataclasses.replace(found.recipe, vote=recipe.vote, top_fraction=recipe.top_fraction)
-    arguments = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    interpreter = fit_interpreter(generator, found.annotated, found.schema, recipe=trained, **arguments)
-    fit = FitReport(
-        title=args.title or args.out.resolve().name,
-        num_images=len(found.masks),
-        folds=0 if quality is None else min(args.folds, len(found.masks)),
-        pixel_accuracy=None if quality is None else quality.pixel_accuracy,
-        iou={} if quality is None else _iou(quality, found.schema),
-        settings={**arguments, "hidden": "/".join(map(str, interpreter.config["hidden"]))},
-        generator=Path(args.generator).name,
+    if args.folds and len(found.masks) < 2:
+        print("no held-out check: it takes two annotated images or more")
+    assert found.generator is not None  # as one was named
+
+    def print_quality(quality: ConfusionMatrix, folds: int) -> None:
+        print(f"{len(found.masks)} images, each labeled by an ensemble fitted without it ({folds} folds):")
+        _print_quality(quality, found.schema)
+
+    fitted = fit_checkpoint(
+        found.generator,
+        found,
+        args.out,
+        settings,
+        recipe=sample_recipe(found, **options.recipe_changes(args)),
+        folds=args.folds,
+        num_samples=args.num_samples,
+        reject_fraction=args.reject_fraction,
+        ignore_fraction=args.ignore_fraction,
+        title=args.title,
         description=args.description,
+        license=args.license,
+        generator_name=Path(args.generator).name,
+        on_quality=print_quality,
     )
-    plain = dataclasses.replace(recipe, require=())  # fits always: the rules are looked at when it is calibrated
-    fitted = LabeledGenerator(generator, interpreter, found.schema, plain, license=args.license, fit=fit)
-    try:
-        labeled, scores = calibrate_with_scores(
-            fitted.with_recipe(recipe),
-            args.num_samples,
-            reject_fraction=args.reject_fraction,
-            ignore_fraction=args.ignore_fraction,
-        )
-    except ValueError as error:  # rules that hardly any sample meets: no reason to lose what was fitted
-        fitted.save_pretrained(args.out)
-        raise ValueError(
-            f"{error}\nThe interpreter is saved without filter and rules: look at it with `dsgan stats {args.out}`, "
-            f"then find the threshold with `dsgan calibrate {args.out} OUT`"
-        ) from error
-    save_with_pictures(labeled, scores, args.out)
-    for line in report(labeled.recipe, labeled.calibration):
+    for line in report(fitted.labeled.recipe, fitted.labeled.calibration):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")
 
 
-def _settings(args: argparse.Namespace) -> Settings:
-    return Settings(
+def _settings(args: argparse.Namespace) -> FitSettings:
+    return FitSettings(
         members=args.members,
         hidden=tuple(args.hidden) if args.hidden else None,
         pixels_per_image=args.pixels_per_image,
@@ -142,41 +124,6 @@ def _settings(args: argparse.Namespace) -> Settings:
         class_balance=args.class_balance,
         seed=args.seed,
     )
-
-
-def _recipe(found: Annotations, args: argparse.Namespace) -> Recipe:
-    """That of the samples to come: as the annotated images, without the filter of what they were exported from."""
-    changes = options.recipe_changes(args)
-    if "features" in changes:
-        raise ValueError(
-            "--set features: the features are those of the annotated images; export them anew to change it"
-        )
-    plain = dataclasses.replace(found.recipe, reject_fraction=0.0, threshold=None, require=(), max_uncertainty=None)
-    if isinstance(names := changes.get("require"), list):
-        changes["require"] = [found.schema.index(n) if isinstance(n, str) else n for n in names]
-    return plain.override(**changes)
-
-
-def _check(generator: FeatureGenerator, found: Annotations, settings: Settings, folds: int) -> ConfusionMatrix | None:
-    """Held-out agreement, printed; None if it was not asked for or there is one image."""
-    if not folds:
-        return None
-    if len(found.masks) < 2:
-        print("no held-out check: it takes two annotated images or more")
-        return None
-    folds = min(folds, len(found.masks))
-    quality = cross_validate(
-        generator, found.annotated, found.schema, recipe=found.recipe, folds=folds, settings=settings
-    )
-    print(f"{len(found.masks)} images, each labeled by an ensemble fitted without it ({folds} folds):")
-    _print_quality(quality, found.schema)
-    return quality
-
-
-def _iou(quality: ConfusionMatrix, schema: LabelSchema) -> dict[str, float | None]:
-    """IoU by class name; None for a class that occurs nowhere."""
-    values = zip(schema.classes, quality.iou.tolist(), strict=True)
-    return {name: None if value != value else round(value, 4) for name, value in values}
 
 
 def _print_quality(quality: ConfusionMatrix, schema: LabelSchema) -> None:

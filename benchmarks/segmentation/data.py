@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import renders
 from torch import Tensor
 
 from dsgan_datasets import LabelSchema
-
-# The demo's renders and its stand-in annotator; examples are no package.
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples" / "demo_faces"))
-import renders
 
 IGNORE = 255
 TRAIN, TEST = "train-*.tar", "test-*.tar"  # shards of a domain

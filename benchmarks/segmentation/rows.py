@@ -24,9 +24,10 @@ from dsgan_datasets import (
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Purpose
 
-from .clusters import Clusters, clustered_samples, fit_clusters
+from .clusters import clustered
 from .data import IGNORE, TEST, TRAIN, VALIDATION, Labeled, read_renders
 from .semi import S4GANWithMLMT
 from .students import Batch, Objective, Supervised
@@ -151,32 +152,31 @@ class Sources:
         return Labeled(self.training.images, masks.to(torch.uint8))
 
     @cached_property
-    def clusters(self) -> Clusters:
+    def clusters(self) -> LabeledGenerator:
         """Named after the 16 annotated samples."""
-        return fit_clusters(self.labeled, self.annotated(ANNOTATED))
+        return clustered(self.labeled, self.annotated(ANNOTATED))
 
     @cached_property
     def unfiltered(self) -> LabeledGenerator:
         """The checkpoint without its filter."""
-        return LabeledGenerator.from_pretrained(
-            self.checkpoint, device=self.device, threshold=None, reject_fraction=0.0
-        )
+        return LabeledGenerator.from_pretrained(self.checkpoint, device=self.device, reject_fraction=0.0)
 
     @cached_property
     def one_member(self) -> LabeledGenerator:
         """The first pixel classifier alone; one member is never uncertain, so there is no filter."""
         every = self.labeled.interpreter
         weights = {name: w[:, :1] if name == "w1" else w[:1] for name, w in every.state_dict().items()}
-        single = PixelEnsemble(weights, vote=every.vote, top_fraction=every.top_fraction).to(self.device)
+        single = PixelEnsemble(weights, layout=every.layout, channels=every.channels).to(self.device)
         labeled = self.unfiltered
-        return LabeledGenerator(labeled.generator, single, labeled.schema, labeled.recipe)
+        return LabeledGenerator(InterpretedLabeler(labeled.generator, single, labeled.targets), labeled.recipe)
 
     @cached_property
     def more_annotations(self) -> LabeledGenerator:
         """An interpreter of 30 annotated samples, filtered like the checkpoint."""
         labeled, annotated = self.labeled, self.annotated(MORE_ANNOTATED)
         fitted = fit_interpreter(labeled.generator, annotated, self.schema, recipe=labeled.recipe)
-        unfiltered = LabeledGenerator(labeled.generator, fitted, self.schema, self.unfiltered.recipe)
+        labeler = InterpretedLabeler(labeled.generator, fitted, labeled.targets)
+        unfiltered = LabeledGenerator(labeler, self.unfiltered.recipe)
         return calibrate(unfiltered, reject_fraction=labeled.recipe.reject_fraction)
 
     @cached_property
@@ -321,7 +321,7 @@ ROWS = {
     ),
     "clusters": Row(
         "unsupervised: k-means of generator features, clusters named after 16 annotated samples",
-        _generated(lambda s, seed, fresh: clustered_samples(s.labeled, s.clusters, seed, fresh)),
+        _stream(lambda s: s.clusters),
         annotator=True,
     ),
     "ours": Row("ours: stream of generated samples, 16 annotations, filter on", _stream(lambda s: s.labeled)),

@@ -6,15 +6,17 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+from unet import UNet
 
 from dsgan_datasets import LabelSchema
+from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
 
 from .augment import augment, network_input
 from .data import IGNORE, Labeled
@@ -22,43 +24,6 @@ from .data import IGNORE, Labeled
 STUDENTS = ("unet", "deeplabv3")
 PRECISIONS = ("float32", "bfloat16")
 Predictor = Callable[[Tensor], Tensor]
-
-
-class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597) of four levels, with group normalization.
-
-    Args:
-        num_classes: K.
-        width: channels at full resolution, a multiple of 4; they double at every halving.
-
-    Example:
-        >>> UNet(12, 8)(torch.zeros(2, 3, 64, 64)).shape
-        torch.Size([2, 12, 64, 64])
-    """
-
-    def __init__(self, num_classes: int, width: int = 16) -> None:
-        super().__init__()
-        widths = [width * 2**i for i in range(4)]
-        self.down = nn.ModuleList(_block(a, b, 2) for a, b in pairwise([3, *widths]))
-        self.up = nn.ModuleList(_block(a + b, a, 1) for a, b in pairwise(widths))
-        self.head = nn.Conv2d(width, num_classes, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Float [N, 3, H, W] in [-1, 1] -> logits [N, K, H, W]; H and W are multiples of 8."""
-        skips: list[Tensor] = []
-        for block in self.down:
-            x = block(F.max_pool2d(x, 2) if skips else x)
-            skips.append(x)
-        for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
-            x = block(torch.cat([skip, F.interpolate(x, scale_factor=2.0, mode="nearest")], 1))
-        return self.head(x)
-
-
-def _block(n_in: int, n_out: int, convolutions: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for n in (n_in, n_out)[:convolutions]:
-        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), nn.GroupNorm(4, n_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
 
 
 class DeepLab(nn.Module):
@@ -89,13 +54,23 @@ class HalfPrecision(nn.Module):
 
 
 def build_student(num_classes: int, name: str, width: int, precision: str) -> nn.Module:
-    """A student with fresh weights; `width` is the U-Net's."""
-    network = UNet(num_classes, width) if name == "unet" else DeepLab(num_classes)
+    """A student with fresh weights.
+
+    Args:
+        num_classes: K.
+        name: "unet" (four levels) or "deeplabv3".
+        width: channels of the U-Net at full resolution, a multiple of 4; they double at every halving.
+        precision: "float32" or "bfloat16".
+    """
+    widths = [width * 2**i for i in range(4)]
+    network = (
+        UNet(num_classes, widths, up_convolutions=1, upsampling="nearest") if name == "unet" else DeepLab(num_classes)
+    )
     return HalfPrecision(network) if precision == "bfloat16" else network
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudentSettings:
     """What the search chooses."""
 
     learning_rate: float
@@ -151,7 +126,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 def train(
     student: nn.Module,
     batches: Iterator[Batch],
-    settings: Settings,
+    settings: StudentSettings,
     schema: LabelSchema,
     objective: Objective,
     name: str = "training",
@@ -191,20 +166,13 @@ def predict(predictor: Predictor, images: Tensor, device: str, batch_size: int =
 
 
 def class_iou(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """IoU of each class over all images: sum of intersections / sum of unions, float64 [K].
-
-    Pooling over the images asks for no convention about a class that is absent from one of them. NaN for a class that
-    occurs in no prediction and no truth at all; means leave it out.
+    """IoU of each class, pixels of all images pooled, float64 [K]; NaN for a class that occurs in neither.
 
     Example:
         >>> class_iou(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
         tensor([0.5000, 0.5000,    nan], dtype=torch.float64)
     """
-    counted = truth != IGNORE
-    pairs = truth[counted].long() * num_classes + predicted[counted].long()
-    confusion = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
-    both = confusion.diagonal()
-    return both / (confusion.sum(0) + confusion.sum(1) - both)
+    return ConfusionMatrix(count_pairs(truth.long(), predicted.long(), num_classes, IGNORE)).iou
 
 
 def evaluate(predictor: Predictor, data: Labeled, num_classes: int, device: str) -> tuple[Tensor, Tensor]:

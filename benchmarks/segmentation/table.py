@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from dsgan_datasets import LabelSchema, Sample
-from dsgan_datasets.pictures import overlay, photo, sheet
+from dsgan_datasets import LabelSchema
+from dsgan_datasets.pictures import photo, sheet
 
 from .cells import read_arrays, read_cell, read_json
 from .rows import GAPS, ROWS, Row
@@ -167,8 +167,7 @@ def picture(cells: Path, report: Report) -> Image.Image:
         pictures.append([photo(pixels)])
         captions.append("image")
         for name, masks in columns.items():
-            sample = Sample(image=pixels, mask=torch.from_numpy(masks[i]).long())
-            pictures.append([overlay(sample, schema, opacity=0.8)])
+            pictures.append([schema.draw(photo(pixels), torch.from_numpy(masks[i]), opacity=0.8)])
             captions.append(name)
     title = f"Test renders of {report['size']} pixels, student {report['student']}"
     return sheet(pictures, captions, title, schema, columns=len(columns) + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.fitting.pixel_ensemble import AnnotatedImages, LabeledPixels, Settings, train_ensemble
+from dsgan_datasets.fitting.annotated import AnnotatedImages
+from dsgan_datasets.fitting.pixel_ensemble import FitSettings, train_ensemble
+from dsgan_datasets.fitting.pixels import LabeledPixels
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
-from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
+from dsgan_datasets.interpreters.base import Frame, Interpreter, LabelingOptions
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -65,7 +66,7 @@ def count_pairs(annotated: Tensor, predicted: Tensor, num_classes: int, ignore_i
 @torch.no_grad()
 def evaluate(
     generator: FeatureGenerator,
-    interpreter: PixelEnsemble,
+    interpreter: Interpreter,
     annotated: AnnotatedImages,
     *,
     recipe: Recipe,
@@ -83,13 +84,14 @@ def evaluate(
         description: of the progress bar.
     """
     k = interpreter.num_classes
-    frame = recipe.frame_size(generator.img_resolution)
+    frame = Frame(recipe.frame_size(generator.img_resolution), recipe.crop)
+    options = LabelingOptions(recipe.vote, recipe.top_fraction)
     with tqdm(total=len(annotated.masks), desc=description, unit="image", delay=2, leave=False) as progress:
 
         def compare(pair: tuple[Tensor, Tensor]) -> Tensor:
             z, truth = pair
             _, features = synthesize(generator, recipe, z[None])
-            mask = interpreter.label(features, frame, rows=recipe.crop).mask[0]
+            mask = interpreter.predict(features, frame, options).labels["mask"][0]
             progress.update()
             return count_pairs(truth.to(mask.device), mask, k, ignore_index)
 
@@ -105,7 +107,7 @@ def cross_validate(
     *,
     recipe: Recipe,
     folds: int = 4,
-    settings: Settings | None = None,
+    settings: FitSettings | None = None,
 ) -> ConfusionMatrix:
     """How well an interpreter fitted on most of the images labels the others: k-fold cross-validation over images.
 
@@ -125,7 +127,7 @@ def cross_validate(
         >>> cross_validate(generator, annotated, schema, recipe=recipe).mean_iou  # doctest: +SKIP
     """
     integer("folds", folds, 2, len(annotated.masks))
-    settings = settings or Settings()
+    settings = settings or FitSettings()
     random = torch.Generator().manual_seed(settings.seed)
     pixels = LabeledPixels.gather(generator, annotated, schema, recipe, settings.pixels_per_image, random)
     shuffled = torch.randperm(len(annotated.masks), generator=random)
@@ -133,15 +135,13 @@ def cross_validate(
     for fold in range(folds):
         held_out = shuffled[fold::folds].sort().values
         rows = (~torch.isin(pixels.image, held_out)).nonzero()[:, 0]
-        ensemble = train_ensemble(
-            pixels, recipe, settings, random, rows=rows, description=f"held-out check {fold + 1}/{folds}"
-        )
+        ensemble = train_ensemble(pixels, settings, random, rows=rows, description=f"held-out check {fold + 1}/{folds}")
         rest = AnnotatedImages(annotated.latents[held_out], annotated.masks[held_out])
         confusion += evaluate(
             generator,
             ensemble,
             rest,
-            recipe=dataclasses.replace(recipe, dtype="float32"),
+            recipe=recipe.override(dtype="float32"),
             ignore_index=schema.ignore_index,
         ).confusion
     return ConfusionMatrix(confusion)
