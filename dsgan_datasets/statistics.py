@@ -1,8 +1,8 @@
-"""Labeled generator -> what its samples hold: how often each part appears, how large it is, how certain they are."""
+"""Source of samples -> what they hold: how often each class appears, how large it is, how certain the labels are."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,41 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets._deprecation import warn_renamed
+from dsgan_datasets.sources.base import SampleSource
+from dsgan_datasets.targets.base import Target
+
+#: Properties that statistics had when masks were the only label.
+_OF_THE_LABEL = {"classes": "names", "frequency": "frequency", "mean_area": "mean_share", "ignored": "ignored"}
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """What one label of some samples holds.
+
+    Attributes:
+        target: of the label.
+        frequency: for each of ``target.tally_names`` (such as classes), the share of the samples in which it appears.
+        mean_share: the mean share of a label (of the pixels, for a mask) that each has where it appears; NaN if it
+            never does.
+        ignored: share of all labels (of all pixels, for masks) that is not counted.
+    """
+
+    target: Target
+    frequency: tuple[float, ...]
+    mean_share: tuple[float, ...]
+    ignored: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is counted, such as class names."""
+        return self.target.tally_names
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; an undefined mean share becomes null."""
+        rows = zip(self.names, self.frequency, self.mean_share, strict=True)
+        counted = [{"name": n, "frequency": f, "mean_share": None if s != s else s} for n, f, s in rows]
+        return {"counted": counted, "ignored": self.ignored}
 
 
 @dataclass(frozen=True)
@@ -18,71 +52,78 @@ class Statistics:
     """What some samples hold.
 
     Attributes:
-        classes: names.
-        frequency: share of the samples in which each class appears.
-        mean_area: mean share of the image that each class covers where it appears; NaN if it never does.
-        ignored: share of all pixels that are ignored.
-        scores: float32 [N] on the CPU, nats.
+        num_samples: number of samples N.
+        labels: field of each target -> what the labels hold.
+        scores: uncertainty scores, float32 [N] on the CPU, nats; None if the source has none.
     """
 
-    classes: tuple[str, ...]
-    frequency: tuple[float, ...]
-    mean_area: tuple[float, ...]
-    ignored: float
-    scores: Tensor
+    num_samples: int
+    labels: Mapping[str, LabelStatistics]
+    scores: Tensor | None
+
+    def __getattr__(self, name: str) -> Any:
+        """Properties of the first label, by their old names."""
+        if name not in _OF_THE_LABEL:
+            raise AttributeError(f"Statistics has no {name!r}")
+        new = _OF_THE_LABEL[name]
+        warn_renamed(f"Statistics.{name}", f"Statistics.labels[field].{new}")
+        return getattr(next(iter(self.labels.values())), new)
 
     @property
-    def num_samples(self) -> int:
-        """Number of samples N."""
-        return len(self.scores)
-
-    @property
-    def score_quantiles(self) -> tuple[float, float, float]:
-        """Scores below which 5 %, 50 % and 95 % of the samples lie, nats."""
+    def score_quantiles(self) -> tuple[float, float, float] | None:
+        """Scores below which 5 %, 50 % and 95 % of the samples lie, nats; None without scores."""
+        if self.scores is None:
+            return None
         low, middle, high = self.scores.double().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
         return low, middle, high
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; a mean area that there is none of is null."""
-        parts = zip(self.classes, self.frequency, self.mean_area, strict=True)
-        low, middle, high = self.score_quantiles
-        return {
-            "num_samples": self.num_samples,
-            "classes": [{"name": n, "frequency": f, "mean_area": None if a != a else a} for n, f, a in parts],
-            "ignored": self.ignored,
-            "score": {"mean": self.scores.double().mean().item(), "q05": low, "median": middle, "q95": high},
-        }
+        """JSON form."""
+        score = None
+        if self.scores is not None and self.score_quantiles is not None:
+            low, middle, high = self.score_quantiles
+            score = {"mean": self.scores.double().mean().item(), "q05": low, "median": middle, "q95": high}
+        labels = {field: label.to_dict() for field, label in self.labels.items()}
+        return {"num_samples": self.num_samples, "labels": labels, "uncertainty_score": score}
 
 
-def measure(labeled: LabeledGenerator, indices: Collection[int], *, seed: int = 0) -> Statistics:
+def measure(source: SampleSource, indices: Collection[int], *, seed: int = 0) -> Statistics:
     """Look at some samples.
 
     Args:
-        labeled: makes them.
-        indices: which; at least one.
+        source: a `LabeledGenerator`, shards, or another source.
+        indices: which samples; at least one.
         seed: of the samples.
+
+    Raises:
+        ValueError: no indices.
 
     Example:
         >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-        >>> measure(labeled, range(8)).frequency[0]
+        >>> measure(labeled, range(8)).labels["mask"].frequency[0]
         1.0
     """
     if not len(indices):
         raise ValueError("no indices were given: statistics need at least one sample")
-    schema = labeled.schema
-    areas, scores = [], []
-    stream = labeled.stream(indices, seed=seed)
+    tallies: dict[str, list[Tensor]] = {target.field: [] for target in source.targets}
+    scores = []
+    stream = source.stream(indices, seed=seed)
     for sample in tqdm(stream, "looking at samples", total=len(indices), unit="sample", delay=2, leave=False):
-        areas.append(torch.bincount(sample.mask.flatten(), minlength=256).cpu())
-        scores.append(sample.uncertainty_score)
-    share = torch.stack(areas).double() / sample.mask.numel()
-    of_classes = share[:, : schema.num_classes]
-    present = of_classes > 0
-    mean_area = of_classes.sum(0) / present.sum(0)
-    return Statistics(
-        classes=schema.classes,
+        for target in source.targets:
+            tallies[target.field].append(target.tally(sample[target.field][None])[0].cpu())
+        if "uncertainty_score" in sample:
+            scores.append(sample["uncertainty_score"])
+    labels = {t.field: _of_label(t, torch.stack(tallies[t.field]), source.image_size) for t in source.targets}
+    return Statistics(len(indices), labels, torch.stack(scores) if scores else None)
+
+
+def _of_label(target: Target, tallies: Tensor, image_size: tuple[int, int]) -> LabelStatistics:
+    """Statistics of tallies int64 [N, T]."""
+    shares = tallies.double() / target.tally_total(image_size)
+    present = shares > 0
+    return LabelStatistics(
+        target,
         frequency=tuple(present.double().mean(0).tolist()),
-        mean_area=tuple(mean_area.tolist()),
-        ignored=share[:, schema.ignore_index].mean().item(),
-        scores=torch.stack(scores),
+        mean_share=tuple((shares.sum(0) / present.sum(0)).tolist()),
+        ignored=1 - tallies.sum().item() / (len(tallies) * target.tally_total(image_size)),
     )

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
 from dsgan_datasets.annotations import export_annotations
+from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 
 ROOT = Path(__file__).resolve().parent.parent
 VALIDATION = 4  # of the rendered domain's training renders
@@ -57,7 +58,9 @@ def checkpoint(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels), classes=12)
     schema = LabelSchema(sys.modules["renders"].CLASSES)
-    labeled = LabeledGenerator(generator, ensemble, schema, Recipe(truncation_psi=0.9, size=(64, 64)))
+    labeled = LabeledGenerator(
+        InterpretedLabeler(generator, ensemble, [schema]), Recipe(truncation_psi=0.9, size=(64, 64))
+    )
     path = tmp_path_factory.mktemp("checkpoint")
     calibrate(labeled, 20, reject_fraction=0.2).save_pretrained(path)
     return path
@@ -71,6 +74,7 @@ def small(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "CANDIDATES", 40)
     monkeypatch.setattr(rows, "LEVEL_DRAWS", 8)
     monkeypatch.setattr(segmentation.clusters, "SAMPLES", 8)
+    monkeypatch.setattr(segmentation.clusters, "CLUSTERS_PER_CLASS", 2)
     monkeypatch.setattr(rows, "fit_interpreter", functools.partial(rows.fit_interpreter, steps=5, pixels_per_image=50))
     monkeypatch.setattr(rows, "calibrate", functools.partial(rows.calibrate, num_samples=20))
 
@@ -140,18 +144,6 @@ def test_mlmt_takes_absent_classes_out_but_never_the_background(segmentation: An
     assert (label(0.9, 0.9, 0.9), label(0.9, 0.9, 0.1), label(0.0, 0.1, 0.1)) == (2, 1, 0)
 
 
-def test_k_means_finds_clouds_and_names_them(segmentation: Any) -> None:
-    random = torch.Generator().manual_seed(0)
-    owner = torch.arange(300) % 3
-    points = torch.eye(3)[owner] * 10 + torch.randn(300, 3, generator=random)
-    centers = segmentation.clusters.k_means(points, 3, random)
-    found = segmentation.clusters.assign(points, centers)
-    truth = owner + 1
-    truth[:50] = segmentation.data.IGNORE
-    classes = segmentation.clusters.majority_class(found, truth, 3, 4)
-    assert torch.equal(classes[found], owner + 1)
-
-
 def test_renders_have_the_checkpoints_classes(segmentation: Any, sources: Any, domain: Path) -> None:
     assert (
         sources.training.images.shape == (TRAIN_RENDERS - VALIDATION, 3, 64, 64)
@@ -183,6 +175,7 @@ def test_reused_samples_come_from_the_ring(segmentation: Any) -> None:
 # ----------------------------------------------------------------------------------------------------------- rows
 
 
+@pytest.mark.slow
 def test_every_row_trains(segmentation: Any, sources: Any) -> None:
     """Right shapes, right number of unlabeled images, and a loss that falls."""
     students, k = segmentation.students, sources.schema.num_classes
@@ -194,8 +187,8 @@ def test_every_row_trains(segmentation: Any, sources: Any) -> None:
         assert (unlabeled is None) == ("semi" not in name) and (mask[mask != 255] < k).all(), name
         assert unlabeled is None or unlabeled.shape == image.shape
         assert (mask == 255).any() == (name == "ignore"), name
-        network, objective = students.UNet(k, 4), row.objective(k, 20, "cpu")
-        losses = students.train(network, batches, students.Settings(1e-2, 20, "weak"), sources.schema, objective)
+        network, objective = students.build_student(k, "unet", 4, "float32"), row.objective(k, 20, "cpu")
+        losses = students.train(network, batches, students.StudentSettings(1e-2, 20, "weak"), sources.schema, objective)
         batches.close()
         assert len(losses) == 20 and sum(losses[-3:]) < 0.97 * sum(losses[:3]), (name, losses)
         for predictor in objective.predictors(network).values():

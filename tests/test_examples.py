@@ -7,6 +7,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -18,6 +20,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_plain_pytorch_training_learns_from_the_stream() -> None:
     losses = load(ROOT / "examples" / "pytorch" / "train.py").train(steps=25)
     assert len(losses) == 25

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from conftest import SCHEMA, small_labeled
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, SampleBatch, write_shards
-from dsgan_datasets.export import FORMATS, Source, export, writing
+from dsgan_datasets.export import FORMATS, ExportInput, export, writing
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.instances import connected_components
@@ -28,8 +29,8 @@ START, SEED, COUNT = 5, 3, 10
 
 
 @pytest.fixture
-def source(filtered: LabeledGenerator) -> Source:
-    return Source.generated(filtered, COUNT, start=START, seed=SEED)
+def source(filtered: LabeledGenerator) -> ExportInput:
+    return ExportInput.generated(filtered, COUNT, start=START, seed=SEED)
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +44,33 @@ def pixels(path: Path, mode: str) -> torch.Tensor:
     return torch.from_numpy(np.array(picture))
 
 
-def drawn_source(*masks: torch.Tensor, schema: LabelSchema = SCHEMA, views: int = 1) -> Source:
-    """Masks that no generator made, with black images."""
-    samples = [
-        Sample(
-            image=torch.zeros(3, *mask.shape, dtype=torch.uint8),
-            mask=mask,
-            score=torch.tensor(0.5),
-            index=torch.tensor(i),
-            attempt=torch.tensor(0),
-        )
-        for i, mask in enumerate(masks)
-    ]
-    size = (masks[0].shape[0], masks[0].shape[1])
-    return Source(
-        samples, len(samples), schema, size, seed=0, fingerprint="f" * 64, license="CC0-1.0", group_size=views
-    )
+class Drawn:
+    """Masks that no generator made, with black images: the least that a source can be."""
+
+    fingerprint, license, block = "f" * 64, "CC0-1.0", 1
+
+    def __init__(self, masks: tuple[torch.Tensor, ...], schema: LabelSchema, group: int) -> None:
+        self.masks, self.targets, self.group, self.num_samples = masks, (schema,), group, len(masks)
+        self.image_size = (masks[0].shape[0], masks[0].shape[1])
+
+    def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
+        for i in indices:
+            image = torch.zeros(3, *self.image_size, dtype=torch.uint8)
+            yield Sample(image=image, mask=self.masks[i], index=torch.tensor(i), attempt=torch.tensor(0))
+
+    def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
+        return SampleBatch.stack(list(self.stream(indices)))
+
+
+def drawn_source(*masks: torch.Tensor, schema: LabelSchema = SCHEMA, group_size: int = 1) -> ExportInput:
+    return ExportInput.generated(Drawn(masks, schema, group_size), len(masks))
 
 
 # Every format
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_images_records_and_classes(tmp_path: Path, source: Source, batch: SampleBatch, format: str) -> None:
+def test_images_records_and_classes(tmp_path: Path, source: ExportInput, batch: SampleBatch, format: str) -> None:
     counts = export(source, tmp_path / "out", format, splits={"val": 0.2, "test": 0.1})
     assert counts == {"train": 7, "val": 2, "test": 1}
     records = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
@@ -74,9 +79,9 @@ def test_images_records_and_classes(tmp_path: Path, source: Source, batch: Sampl
         image = pixels(tmp_path / "out" / record["image"], "RGB")
         assert torch.equal(image.permute(2, 0, 1), sample.image)
         assert (record["index"], record["seed"], record["attempt"]) == (int(sample.index), SEED, int(sample.attempt))
-        assert record["pixels"] == sample.mask.flatten().bincount(minlength=4).tolist()
-        assert (record["fingerprint"], record["license"]) == (source.fingerprint, source.license)
-        assert record["score"] == pytest.approx(float(sample.uncertainty_score), abs=1e-6)
+        assert record["tallies"] == {"mask": sample.mask.flatten().bincount(minlength=4).tolist()}
+        assert (record["fingerprint"], record["license"]) == (source.fingerprint, source.source.license)
+        assert record["uncertainty_score"] == pytest.approx(float(sample.uncertainty_score), abs=1e-6)
         assert f"/{record['split']}/" in record["image"] and record["image"].endswith(f"{int(sample.index):09d}.png")
     assert LabelSchema.from_dict(json.loads((tmp_path / "out" / "classes.json").read_text())) == SCHEMA
     assert Image.open(tmp_path / "out" / "preview.png").width > 300
@@ -86,7 +91,7 @@ def test_images_records_and_classes(tmp_path: Path, source: Source, batch: Sampl
 def test_the_same_bytes_again(tmp_path: Path, filtered: LabeledGenerator, format: str) -> None:
     contents = []
     for name in ("a", "b"):
-        export(Source.generated(filtered, 6), tmp_path / name, format, palette=True)
+        export(ExportInput.generated(filtered, 6), tmp_path / name, format, palette=True)
         files = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
         contents.append([(str(path.relative_to(tmp_path / name)), path.read_bytes()) for path in files])
     assert contents[0] == contents[1]
@@ -94,7 +99,7 @@ def test_the_same_bytes_again(tmp_path: Path, filtered: LabeledGenerator, format
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_colored_masks_hold_the_ids_too(tmp_path: Path, source: Source, batch: SampleBatch, format: str) -> None:
+def test_colored_masks_hold_the_ids_too(tmp_path: Path, source: ExportInput, batch: SampleBatch, format: str) -> None:
     export(source, tmp_path / "out", format, splits={}, palette=True)
     for sample in batch.rows():
         path = tmp_path / "out" / "masks_color" / f"{int(sample.index):09d}.png"
@@ -116,7 +121,7 @@ def test_views_of_a_group_stay_on_one_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("format", "folder"), [("folder", "masks"), ("mmseg", "ann_dir")])
-def test_masks_are_class_ids(tmp_path: Path, source: Source, batch: SampleBatch, format: str, folder: str) -> None:
+def test_masks_are_class_ids(tmp_path: Path, source: ExportInput, batch: SampleBatch, format: str, folder: str) -> None:
     export(source, tmp_path / "out", format, splits={})
     paths = sorted((tmp_path / "out" / folder).iterdir())
     assert len(paths) == COUNT
@@ -127,7 +132,7 @@ def test_masks_are_class_ids(tmp_path: Path, source: Source, batch: SampleBatch,
 
 
 @pytest.mark.parametrize("instances", ["classes", "components"])
-def test_coco_reads_the_instances(tmp_path: Path, source: Source, batch: SampleBatch, instances: str) -> None:
+def test_coco_reads_the_instances(tmp_path: Path, source: ExportInput, batch: SampleBatch, instances: str) -> None:
     coco = pytest.importorskip("pycocotools.coco")
     export(source, tmp_path / "out", "coco", instances=instances, things=["left", "hat"])
     read = coco.COCO(tmp_path / "out" / "annotations" / "instances_train.json")
@@ -169,13 +174,13 @@ def test_without_pycocotools_the_command_says_what_to_install(
 def test_detectron2_trains_on_coco_files(tmp_path: Path) -> None:
     """By its stock register_coco_instances, mapper and trainer."""
     pytest.importorskip("detectron2")
-    import test_detectron2 as framework
+    import detectron2_support as framework
     from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
 
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
     things = ["skin", "neck", "hair"]
-    export(Source.generated(labeled, 12), tmp_path / "out", "coco", things=things, splits={"val": 0.3})
+    export(ExportInput.generated(labeled, 12), tmp_path / "out", "coco", things=things, splits={"val": 0.3})
     json_file = tmp_path / "out" / "annotations" / "instances_train.json"
     register_coco_instances("exported", {}, str(json_file), str(tmp_path / "out" / "images"))
     try:
@@ -204,14 +209,14 @@ def test_detectron2_trains_on_coco_files(tmp_path: Path) -> None:
 @pytest.mark.frameworks
 def test_mmseg_trains_from_the_config_beside_the_files(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
-    import test_mmseg as framework
+    import mmseg_support as framework
     from mmengine.config import Config
     from mmseg.registry import DATASETS
     from mmseg.utils import register_all_modules
 
     register_all_modules()
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-    export(Source.generated(labeled, 20), tmp_path / "out", "mmseg")
+    export(ExportInput.generated(labeled, 20), tmp_path / "out", "mmseg")
     (tmp_path / "out").rename(tmp_path / "moved")  # the config finds the files beside it
     (tmp_path / "train.py").write_text('_base_ = ["moved/dataset.py"]\n')
     config = Config.fromfile(tmp_path / "train.py")
@@ -242,7 +247,7 @@ def test_mmseg_trains_from_the_config_beside_the_files(tmp_path: Path) -> None:
 # YOLO
 
 
-def test_yolo_polygons_are_the_masks(tmp_path: Path, source: Source, batch: SampleBatch) -> None:
+def test_yolo_polygons_are_the_masks(tmp_path: Path, source: ExportInput, batch: SampleBatch) -> None:
     """Read as the format's description says: a line is ``class x1 y1 …``, shares of width and height."""
     yaml = pytest.importorskip("yaml")
     export(source, tmp_path / "out", "yolo-seg", things=["right", "hat"])
@@ -299,7 +304,7 @@ def test_ignored_pixels_are_in_no_instance_and_keep_their_id(tmp_path: Path) -> 
     export(source, tmp_path / "a", "folder", palette=True)
     assert torch.equal(pixels(tmp_path / "a" / "masks" / "000000000.png", "L").long(), mask)
     assert Image.open(tmp_path / "a" / "masks_color" / "000000000.png").convert("RGB").getpixel((0, 3)) == (255,) * 3
-    assert json.loads((tmp_path / "a" / "samples.jsonl").read_text())["pixels"] == [0, 4, 0, 0]
+    assert json.loads((tmp_path / "a" / "samples.jsonl").read_text())["tallies"]["mask"] == [0, 4, 0, 0]
     export(source, tmp_path / "b", "yolo-seg", splits={})
     assert (tmp_path / "b" / "labels" / "000000000.txt").read_text() == "0 0 0 1 0 1 0.25 0 0.25\n"
 
@@ -314,7 +319,7 @@ class Stopped(RuntimeError):
 @pytest.mark.parametrize("error", [Stopped("no"), KeyboardInterrupt(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_interrupted_export_leaves_nothing(
-    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch, format: str, error: BaseException
+    tmp_path: Path, source: ExportInput, monkeypatch: pytest.MonkeyPatch, format: str, error: BaseException
 ) -> None:
     calls: list[int] = []
     write = Path.write_bytes
@@ -333,7 +338,9 @@ def test_an_interrupted_export_leaves_nothing(
         assert "No space left on device, nothing was written" in str(caught.value) and "out'" in str(caught.value)
 
 
-def test_errors_of_the_generator_come_through(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_generator_come_through(
+    tmp_path: Path, source: ExportInput, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(picture: torch.Tensor) -> bytes:
         raise Stopped("while encoding")
 
@@ -343,7 +350,7 @@ def test_errors_of_the_generator_come_through(tmp_path: Path, source: Source, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_there_stays(tmp_path: Path, source: Source) -> None:
+def test_what_is_there_stays(tmp_path: Path, source: ExportInput) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")
     for name in ("full", "full/thesis.txt"):
@@ -370,7 +377,7 @@ def test_what_is_there_stays(tmp_path: Path, source: Source) -> None:
         ({"min_instance_area": 0}, "min_instance_area must be an integer of at least 1"),
     ],
 )
-def test_wrong_arguments(tmp_path: Path, source: Source, changes: dict[str, Any], message: str) -> None:
+def test_wrong_arguments(tmp_path: Path, source: ExportInput, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         export(source, tmp_path / "out", **{"format": "folder", **changes})
     assert list(tmp_path.iterdir()) == []
@@ -378,7 +385,7 @@ def test_wrong_arguments(tmp_path: Path, source: Source, changes: dict[str, Any]
 
 def test_no_samples(filtered: LabeledGenerator) -> None:
     with pytest.raises(ValueError, match="num_samples must be an integer"):
-        Source.generated(filtered, 0)
+        ExportInput.generated(filtered, 0)
 
 
 # From shards
@@ -387,8 +394,8 @@ def test_no_samples(filtered: LabeledGenerator) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 def test_shards_export_as_the_generator_does(tmp_path: Path, filtered: LabeledGenerator, format: str) -> None:
     write_shards(filtered, tmp_path / "shards", range(START, START + COUNT), seed=SEED, samples_per_shard=3)
-    export(Source.read(tmp_path / "shards", 6, start=START + 2), tmp_path / "a", format, splits={"val": 0.3})
-    live = Source.generated(filtered, 6, start=START + 2, seed=SEED)
+    export(ExportInput.read(tmp_path / "shards", 6, start=START + 2), tmp_path / "a", format, splits={"val": 0.3})
+    live = ExportInput.generated(filtered, 6, start=START + 2, seed=SEED)
     export(live, tmp_path / "b", format, splits={"val": 0.3})
     files = {path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*")}
     assert files == {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*")}
@@ -407,11 +414,11 @@ def test_shards_behind_a_url(tmp_path: Path, filtered: LabeledGenerator, capsys:
 
 def test_ranges_of_shards(tmp_path: Path, filtered: LabeledGenerator) -> None:
     write_shards(filtered, tmp_path, range(5, 8))
-    assert [int(sample.index) for sample in Source.read(tmp_path).samples] == [5, 6, 7]
+    assert [int(sample.index) for sample in ExportInput.read(tmp_path).samples] == [5, 6, 7]
     with pytest.raises(ValueError, match="start must be an integer in 5 … 7, not 0"):
-        Source.read(tmp_path, start=0)
+        ExportInput.read(tmp_path, start=0)
     with pytest.raises(ValueError, match="num_samples must be an integer in 1 … 2, not 3"):
-        Source.read(tmp_path, 3, start=6)
+        ExportInput.read(tmp_path, 3, start=6)
 
 
 def test_damaged_shards_leave_nothing(
@@ -430,9 +437,7 @@ def test_the_command_reads_shards(
     write_shards(filtered, tmp_path / "shards", range(5, 9), seed=2)
     command = ["export", str(tmp_path / "shards"), str(tmp_path / "out"), "--format", "folder"]
     assert main([*command, "--psi", "0.5", "--seed", "2", "--set", "truncation_psi=1"]) == 1
-    assert "holds shards, whose samples are made already: --psi, --set, --seed must be left out" in (
-        capsys.readouterr().err
-    )
+    assert "holds shards, whose samples exist already: leave out --psi, --set, --seed" in capsys.readouterr().err
     assert main(command) == 0
     assert "4 samples as folder (4)" in capsys.readouterr().out
     assert [path.name for path in sorted((tmp_path / "out" / "images").iterdir())] == [

@@ -1,4 +1,4 @@
-"""Pictures: images are enlarged smoothly, masks pixel by pixel."""
+"""Pictures: images are enlarged smoothly, labels pixel by pixel; sheets show what there is."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from conftest import SCHEMA
 
-from dsgan_datasets import Sample
-from dsgan_datasets.pictures import overlay, photo
+from dsgan_datasets import LabeledGenerator, SampleBatch
+from dsgan_datasets.pictures import contact_sheet, photo
 
 
 def test_a_mask_keeps_its_pixels_over_a_smooth_image() -> None:
@@ -15,7 +15,7 @@ def test_a_mask_keeps_its_pixels_over_a_smooth_image() -> None:
     image = torch.randint(0, 256, (3, 32, 48), generator=random, dtype=torch.uint8)
     mask = torch.randint(0, 4, (32, 48), generator=random)
     mask[0, :8] = SCHEMA.ignore_index
-    shown, plain = np.asarray(overlay(Sample(image=image, mask=mask), SCHEMA, opacity=1)), np.asarray(photo(image))
+    shown, plain = np.asarray(SCHEMA.draw(photo(image), mask, opacity=1)), np.asarray(photo(image))
     zoom = 192 // 48
     assert shown.shape == plain.shape == (32 * zoom, 48 * zoom, 3)
     ids = mask.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).numpy()
@@ -29,3 +29,10 @@ def test_a_mask_keeps_its_pixels_over_a_smooth_image() -> None:
 def test_a_large_image_stays_as_it_is() -> None:
     image = torch.randint(0, 256, (3, 200, 300), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert np.array_equal(np.asarray(photo(image)), image.permute(1, 2, 0).numpy())
+
+
+def test_a_sheet_needs_no_uncertainty(unfiltered: LabeledGenerator) -> None:
+    batch = unfiltered.generate([0, 1], extras=("uncertainty",))
+    certain = SampleBatch({k: v for k, v in batch.items() if "uncertainty" not in k})
+    with_map, without = contact_sheet(batch, SCHEMA), contact_sheet(certain, unfiltered.targets)
+    assert with_map.width > without.width and with_map.height == without.height

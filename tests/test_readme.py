@@ -19,8 +19,17 @@ README = (ROOT / "README.md").read_text()
 STEPS = re.findall(r"^```python\n(.*?)^```|^    (dsgan .*?)$", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_readme_has_both_kinds() -> None:
-    assert sum(bool(code) for code, _ in STEPS) >= 3 and sum(bool(command) for _, command in STEPS) >= 1
+def test_every_block_and_every_command_is_a_step() -> None:
+    """Counted line by line, so that a block that the expression above does not see cannot be left out of the test."""
+    lines = README.splitlines()
+    fences = [i for i, line in enumerate(lines) if line.startswith("```")]
+    opening, closing = fences[::2], fences[1::2]
+    assert {lines[i] for i in opening} == {"```python", "```yaml"} and {lines[i] for i in closing} == {"```"}
+    inside = {i for first, last in zip(opening, closing, strict=True) for i in range(first, last)}
+    indented = [line.strip() for i, line in enumerate(lines) if line.startswith("    ") and i not in inside]
+    assert {line.split()[0] for line in indented} == {"dsgan", "make"}
+    assert [line for line in indented if line.startswith("dsgan ")] == [command for _, command in STEPS if command]
+    assert lines.count("```python") == sum(bool(code) for code, _ in STEPS)
 
 
 def paint(folder: Path) -> None:
@@ -41,7 +50,7 @@ def test_readme(tmp_path: Path) -> None:
         if command.startswith("dsgan annotate check"):
             paint(tmp_path / "to-annotate")
         if command.startswith("dsgan fit"):
-            words += ["--steps", "100"]  # what it learns is not looked at here
+            words += ["--steps", "100"]  # the result is not examined here
         done = subprocess.run(
             [sys.executable, *words],
             cwd=tmp_path,
@@ -55,8 +64,8 @@ def test_readme(tmp_path: Path) -> None:
 
 
 PAGES = [
-    "README.md",
-    *(str(p.relative_to(ROOT)) for f in ("docs", "examples", "benchmarks") for p in (ROOT / f).rglob("*.md")),
+    *(path.name for path in ROOT.glob("*.md")),
+    *(str(p.relative_to(ROOT)) for f in ("benchmarks", "demo", "docs", "examples") for p in (ROOT / f).rglob("*.md")),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,26 +19,31 @@ from dsgan_datasets.tools.cli import main
 def test_shares_are_those_of_the_masks(filtered: LabeledGenerator) -> None:
     found = measure(filtered, range(3, 23), seed=4)
     batch = filtered.generate(range(3, 23), seed=4)
+    label = found.labels["mask"]
     for i in range(4):
         area = (batch.mask == i).flatten(1).double().mean(1)
-        assert found.frequency[i] == pytest.approx((area > 0).double().mean().item())
-        assert found.mean_area[i] == pytest.approx(area[area > 0].mean().item(), nan_ok=True)
-    assert torch.equal(found.scores, batch.uncertainty_score) and found.ignored == 0
+        assert label.frequency[i] == pytest.approx((area > 0).double().mean().item())
+        assert label.mean_share[i] == pytest.approx(area[area > 0].mean().item(), nan_ok=True)
+    assert torch.equal(found.scores, batch.uncertainty_score) and label.ignored == 0
+
+
+def test_old_names_of_the_statistics_of_masks(unfiltered: LabeledGenerator) -> None:
+    found = measure(unfiltered, range(2))
+    with pytest.warns(DeprecationWarning, match="mean_share"):
+        assert found.mean_area == found.labels["mask"].mean_share
 
 
 def test_ignored_pixels_are_no_class(unfiltered: LabeledGenerator) -> None:
-    recipe = unfiltered.recipe.override(max_uncertainty=0.3)
-    ignoring = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, unfiltered.schema, recipe)
-    found = measure(ignoring, range(10))
+    ignoring = unfiltered.with_recipe(unfiltered.recipe.override(max_uncertainty=0.3))
+    found = measure(ignoring, range(10)).labels["mask"]
     assert found.ignored == pytest.approx((ignoring.generate(range(10)).mask == 255).double().mean().item())
     assert found.ignored > 0
 
 
 def test_a_class_that_never_appears_is_null_in_json(unfiltered: LabeledGenerator) -> None:
     recipe = unfiltered.recipe.override(max_uncertainty=0.0)  # hardly a pixel on which all members agree exactly
-    ignoring = LabeledGenerator(unfiltered.generator, unfiltered.interpreter, unfiltered.schema, recipe)
-    found = measure(ignoring, range(4)).to_dict()
-    assert any(entry["mean_area"] is None for entry in found["classes"])
+    found = measure(unfiltered.with_recipe(recipe), range(4)).to_dict()
+    assert any(entry["mean_share"] is None for entry in found["labels"]["mask"]["counted"])
     json.dumps(found, allow_nan=False)
 
 
@@ -55,10 +61,17 @@ def test_command(filtered: LabeledGenerator, tmp_path: Path, capsys: pytest.Capt
     numbers = json.loads((tmp_path / "s.json").read_text())
     found = measure(filtered, range(12))
     assert numbers["fingerprint"] == filtered.fingerprint
-    assert [c["frequency"] for c in numbers["classes"]] == list(found.frequency)
-    assert math.isclose(numbers["score"]["median"], found.score_quantiles[1])
+    assert [c["frequency"] for c in numbers["labels"]["mask"]["counted"]] == list(found.labels["mask"].frequency)
+    assert found.score_quantiles is not None
+    assert math.isclose(numbers["uncertainty_score"]["median"], found.score_quantiles[1])
     with Image.open(tmp_path / "new" / "s.png") as picture:
         assert picture.width == 720
+
+
+def test_the_command_says_what_charts_need(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["stats", "demo-faces", "--device", "cpu"]) == 1
+    assert "pip install 'dsgan_datasets[pictures]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

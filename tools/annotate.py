@@ -1,4 +1,4 @@
-"""`dsgan annotate`: images for a person to annotate, and what was understood of the annotations."""
+"""`dsgan annotate`: images for a person to annotate, and a check of the annotations."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ import torch
 
 from dsgan_datasets.annotations import Annotations, export_annotations, load_annotations
 from dsgan_datasets.annotations.export import Selection
-from dsgan_datasets.annotations.loading import AnnotationFormat
+from dsgan_datasets.annotations.formats import AnnotationFormat
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
-from dsgan_datasets.checkpoints.description import describe
+from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.pictures import overlay, photo, sheet
-from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.samples import Sample
+from dsgan_datasets.pictures import photo, sheet
+from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import options
 
@@ -67,7 +66,12 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         "--classes",
         type=_classes,
         metavar="NAMES|JSON",
-        help="names with commas, the first for what nobody paints, or a classes.json (default: the checkpoint's)",
+        help="names with commas, the first for the background, or a classes.json (default: the checkpoint's)",
+    )
+    parser.add_argument(
+        "--features",
+        choices=get_args(FeatureLayout),
+        help="layout to fit on, of a bare generator (default: --interpreter's, or the first of the architecture)",
     )
     parser.add_argument(
         "--candidates",
@@ -86,7 +90,7 @@ def _add_check(actions: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         actions,
         "check",
-        "read the annotations of a folder, list every mistake, or show what was understood",
+        "read the annotations of a folder; list every mistake, or show the masks that were read",
         "dsgan annotate check to-annotate --generator network-snapshot.pkl\n"
         "  dsgan annotate check to-annotate --files exported-by-cvat/annotations/instances_default.json",
     )
@@ -108,6 +112,11 @@ def add_reading(parser: argparse._ActionsContainer) -> None:
         "--classes", type=_classes, metavar="NAMES|JSON", help="of the published layout (default: its classes.json)"
     )
     parser.add_argument(
+        "--features",
+        choices=get_args(FeatureLayout),
+        help="of the published layout: features to fit on (default: the first layout of the architecture)",
+    )
+    parser.add_argument(
         "--min-region",
         type=int,
         default=0,
@@ -126,7 +135,7 @@ def add_reading(parser: argparse._ActionsContainer) -> None:
 
 def reading(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load_annotations` that these options are."""
-    names = ("format", "files", "classes", "min_region", "min_class", "allow_missing", "device")
+    names = ("format", "files", "classes", "features", "min_region", "min_class", "allow_missing", "device")
     return {name: getattr(args, name) for name in names}
 
 
@@ -134,7 +143,9 @@ def run_export(args: argparse.Namespace) -> None:
     """Choose, generate, write."""
     interpreter = None
     if args.interpreter is not None:
-        interpreter = LabeledGenerator.from_pretrained(args.interpreter, device=args.device, threshold=None, require=())
+        interpreter = LabeledGenerator.from_pretrained(
+            args.interpreter, device=args.device, reject_fraction=0, require=()
+        )
     generator, schema, recipe = _parts(args, interpreter)
     if args.classes is not None:
         schema = args.classes
@@ -142,8 +153,7 @@ def run_export(args: argparse.Namespace) -> None:
         schema = interpreter.schema
     if schema is None:
         raise ValueError(
-            "which classes shall be annotated? Say --classes background,head,eye,… (the first is what nobody paints), "
-            "or --classes classes.json"
+            "no classes given: pass --classes background,head,… (the first is the background), or a classes.json"
         )
     exported = export_annotations(
         generator,
@@ -173,14 +183,14 @@ def _parts(
     changes = options.recipe_changes(args)
     path = checkpoint_directory.find(args.generator)
     if path.is_dir() and "interpreter" in checkpoint_directory.read_config(path):
-        found = describe(path, **changes)
-        generator = load_generator(path, device=args.device, features=found.recipe.features)
-        return generator, found.schema, found.recipe
-    features = changes.get("features", interpreter.recipe.features if interpreter else None)
+        found = Checkpoint.open(path, **changes)
+        layout = found.parts["interpreter"]["layout"]
+        return load_generator(path, device=args.device, features=layout), found.schema, found.recipe
+    features = args.features or (interpreter.generator.features if interpreter else None)
     generator = load_generator(path, device=args.device, features=features)
     if interpreter is not None:
         return generator, None, interpreter.recipe.override(**changes)
-    default = Recipe(features=generator.features, truncation_psi=_PSI if generator.mean_w is not None else 1.0)
+    default = Recipe(truncation_psi=_PSI if generator.mean_w is not None else 1.0)
     return generator, None, default.override(**changes)
 
 
@@ -200,7 +210,7 @@ def run_check(args: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as file:
         _picture(found, str(args.folder)).save(file, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
-    print(f"no mistakes; what was understood: {out.resolve()}")
+    print(f"no mistakes; the masks that were read: {out.resolve()}")
 
 
 def _check_picture(out: Path, args: argparse.Namespace) -> None:
@@ -236,7 +246,7 @@ def _picture(found: Annotations, title: str) -> Any:
             images = synthesize(found.generator, found.recipe, found.latents)[0].cpu()
     pictures, captions = [], []
     for name, image, mask in zip(found.names, images, found.masks, strict=True):
-        pictures.append([photo(image), overlay(Sample(image=image, mask=mask), found.schema)])
+        pictures.append([photo(image), found.schema.draw(photo(image), mask)])
         captions.append(f"{name}   {len(mask.unique())} classes")
     return sheet(pictures, captions, f"{title}   (image | annotation)", found.schema, columns=4)
 

@@ -7,9 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 
-from dsgan_datasets.tools import annotate, calibrate, convert, export, fit, info, preview, shards, stats
+from dsgan_datasets.tools import annotate, calibrate, cluster, convert, export, fit, info, preview, shards, stats
 
-VERBS = (preview, info, convert, annotate, fit, calibrate, stats, shards, export)
+VERBS = (preview, info, convert, annotate, fit, cluster, calibrate, stats, shards, export)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsgan_datasets.export import FORMATS, Source, export
+from dsgan_datasets.export import FORMATS, ExportInput, export
 from dsgan_datasets.export.writing import INSTANCES
-from dsgan_datasets.shards.manifest import MANIFEST, UNFINISHED
+from dsgan_datasets.shards.manifest import MANIFEST
+from dsgan_datasets.shards.progress import UNFINISHED
 from dsgan_datasets.tools import options
 
 
@@ -23,7 +24,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "  dsgan export demo-faces faces-yolo --format yolo-seg --num-samples 1000 --instance-class hair",
     )
     options.add_checkpoint(parser, metavar="source", more="; or folder or URL of shards that `dsgan shards write` made")
-    parser.add_argument("out", type=Path, help="folder to make; appears when it is complete")
+    parser.add_argument("out", type=Path, help="folder to create; appears when it is complete")
     parser.add_argument(
         "--format",
         required=True,
@@ -59,7 +60,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "--instances",
         choices=INSTANCES,
         default="classes",
-        help="coco: one instance a class, or one a connected region of a class, as always in yolo-seg "
+        help="coco: one instance for each class, or one for each connected region of a class, as always in yolo-seg "
         "(default: classes)",
     )
     parser.add_argument(
@@ -73,9 +74,9 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Generate or read, and write."""
-    source = _source(args)
+    input = _input(args)
     counts = export(
-        source,
+        input,
         args.out,
         args.format,
         splits=splits(args.split),
@@ -85,10 +86,10 @@ def run(args: argparse.Namespace) -> None:
         min_instance_area=args.min_instance_area,
     )
     parts = ", ".join(f"{count} {name}".rstrip() for name, count in counts.items())
-    print(f"{source.num_samples} samples as {args.format} ({parts}): {args.out.resolve()}")
+    print(f"{input.num_samples} samples as {args.format} ({parts}): {args.out.resolve()}")
 
 
-def _source(args: argparse.Namespace) -> Source:
+def _input(args: argparse.Namespace) -> ExportInput:
     """What SOURCE names: shards, or a checkpoint."""
     where: str = args.checkpoint
     path = Path(where)
@@ -96,13 +97,13 @@ def _source(args: argparse.Namespace) -> Source:
         generated = ("device", "psi", "recipe", "no_filter", "seed")
         if meant := [name for name in generated if getattr(args, name) not in (None, [], False)]:
             names = ", ".join("--" + {"recipe": "set"}.get(name, name).replace("_", "-") for name in meant)
-            raise ValueError(f"{where} holds shards, whose samples are made already: {names} must be left out")
-        return Source.read(where, args.num_samples, start=args.start)
+            raise ValueError(f"{where} holds shards, whose samples exist already: leave out {names}")
+        return ExportInput.read(where, args.num_samples, start=args.start)
     if path.is_dir() and not (path / "config.json").exists():
         raise ValueError(f"{where} holds neither a checkpoint (config.json) nor shards ({MANIFEST})")
     if args.num_samples is None:
-        raise ValueError("a checkpoint has no end: say how many samples with --num-samples")
-    return Source.generated(options.load(args), args.num_samples, start=args.start or 0, seed=args.seed or 0)
+        raise ValueError("a checkpoint is endless: pass --num-samples")
+    return ExportInput.generated(options.load(args), args.num_samples, start=args.start or 0, seed=args.seed or 0)
 
 
 def split(text: str) -> tuple[str, float]:

@@ -45,7 +45,7 @@ def add_checkpoint(
 def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
     """The device, and fields of the recipe to change; `psi` is the help of that one. See `recipe_changes`."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument("--psi", type=float, help=psi)
+    parser.add_argument("--truncation-psi", "--psi", dest="psi", type=float, help=psi)
     parser.add_argument(
         "--set",
         dest="recipe",
@@ -53,7 +53,8 @@ def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
         type=recipe_field,
         action="append",
         default=[],
-        help="change any other field of the recipe, the value as JSON: --set mixing_layer=4 --set truncation_psi=[0.5,0.9]",
+        help="change any other field of the recipe, the value as JSON: --set mixing_layer=4 "
+        "--set truncation_psi=[0.5,0.9]",
     )
 
 
@@ -108,7 +109,7 @@ def load(args: argparse.Namespace, **overrides: Any) -> LabeledGenerator:
     """The checkpoint that the options name."""
     overrides = {**recipe_changes(args), **overrides}
     if args.no_filter:
-        overrides["threshold"] = None
+        overrides["reject_fraction"] = 0.0
     return LabeledGenerator.from_pretrained(args.checkpoint, device=args.device, **overrides)
 
 

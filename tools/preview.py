@@ -18,7 +18,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         verbs,
         "preview",
-        "write a contact sheet: image, mask overlay and uncertainty map of some samples",
+        "write a contact sheet: image, labels and uncertainty map of some samples",
         "dsgan preview demo-faces --num-samples 12 --seed 3 --out faces.png",
     )
     options.add_checkpoint(parser)
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--out {args.out}: a picture file must end in .png or .jpg")
     labeled = options.load(args)
     indices = range(args.start, args.start + args.num_samples)
-    samples = labeled.stream(indices, seed=args.seed, extras=("uncertainty",))
+    extras = ("uncertainty",) if labeled.labeler.has_uncertainty else ()
+    samples = labeled.stream(indices, seed=args.seed, extras=extras)
     progress = tqdm(samples, "generating", total=args.num_samples, unit="sample", delay=2, leave=False)
     batch = SampleBatch.stack(list(progress))
     psi = " … ".join(f"{number:g}" for number in dict.fromkeys(labeled.recipe.psi_range))
@@ -43,6 +44,6 @@ def run(args: argparse.Namespace) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     kind = "PNG" if args.out.suffix.lower() == ".png" else "JPEG"
     with atomic_write(args.out) as file:
-        columns = labeled.recipe.group_size if labeled.recipe.group_size > 1 else 3  # a view group is a row
-        contact_sheet(batch, labeled.schema, title=title, columns=columns).save(file, format=kind)
+        columns = labeled.recipe.group_size if labeled.recipe.group_size > 1 else 3  # a view group fills a row
+        contact_sheet(batch, labeled.targets, title=title, columns=columns).save(file, format=kind)
     print(f"preview of {args.num_samples} samples: {args.out.resolve()}")

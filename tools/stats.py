@@ -1,4 +1,4 @@
-"""`dsgan stats`: what a checkpoint makes: how often each part appears, how large it is, how certain samples are."""
+"""`dsgan stats`: how often each class appears in the samples of a checkpoint, how large it is, how certain they are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
+from dsgan_datasets.charts import check_installed, histogram, tally_bars
 from dsgan_datasets.files import atomic_write
-from dsgan_datasets.pictures import class_bars, histogram, save_png, stacked
-from dsgan_datasets.statistics import Statistics, measure
+from dsgan_datasets.pictures import save_png, stacked
+from dsgan_datasets.statistics import LabelStatistics, Statistics, measure
 from dsgan_datasets.tools import options
 
 
@@ -17,7 +18,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         verbs,
         "stats",
-        "tell how often each part appears, how large it is, and how certain the samples are",
+        "show how often each class appears, how large it is, and how certain the samples are",
         "dsgan stats demo-faces\n  dsgan stats demo-faces --num-samples 2000 --out faces.png --json faces.json",
     )
     options.add_checkpoint(parser)
@@ -33,19 +34,23 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, draw, write."""
     if args.out.suffix.lower() != ".png":
         raise ValueError(f"--out {args.out}: the picture file must end in .png")
+    check_installed()
     labeled = options.load(args)
     found = measure(labeled, range(args.start, args.start + args.num_samples), seed=args.seed)
-    _print_table(found)
+    _print_tables(found)
     title = f"{args.checkpoint}: {found.num_samples} samples, seed {args.seed}"
-    bars = class_bars(
-        {"images with this part": found.frequency, "mean area where it appears": found.mean_area},
-        labeled.schema,
-        title=title,
-    )
-    scores = histogram(
-        found.scores.numpy(), title="scores of the samples", of="samples", threshold=labeled.recipe.threshold
-    )
-    save_png(stacked([bars, scores]), args.out)
+    charts = [
+        tally_bars(
+            {"samples in which it appears": label.frequency, "mean share where it appears": label.mean_share},
+            label.target,
+            title=f"{title} · {field}",
+        )
+        for field, label in found.labels.items()
+    ]
+    if found.scores is not None:
+        scores = found.scores.numpy()
+        charts.append(histogram(scores, title=title, of="samples", threshold=labeled.recipe.threshold))
+    save_png(stacked(charts), args.out)
     print(f"picture: {args.out.resolve()}")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -55,12 +60,19 @@ def run(args: argparse.Namespace) -> None:
         print(f"numbers: {args.json.resolve()}")
 
 
-def _print_table(found: Statistics) -> None:
-    width = max(map(len, (*found.classes, "class")))
-    print(f"{found.num_samples} samples\n{'class':>{width}}  images  mean area where it appears")
-    for name, often, area in zip(found.classes, found.frequency, found.mean_area, strict=True):
-        print(f"{name:>{width}}  {often:>6.1%}  {'none' if area != area else f'{area:.2%}'}")
-    if found.ignored:
-        print(f"{'(ignored)':>{width}}  {found.ignored:.2%} of all pixels")
-    low, middle, high = found.score_quantiles
-    print(f"score: half of the samples below {middle:.4g} nats, 5 % below {low:.4g}, 5 % above {high:.4g}")
+def _print_tables(found: Statistics) -> None:
+    print(f"{found.num_samples} samples")
+    for field, label in found.labels.items():
+        _print_table(field, label)
+    if found.score_quantiles is not None:
+        low, middle, high = found.score_quantiles
+        print(f"score: half of the samples below {middle:.4g} nats, 5 % below {low:.4g}, 5 % above {high:.4g}")
+
+
+def _print_table(field: str, label: LabelStatistics) -> None:
+    width = max(map(len, (*label.names, field)))
+    print(f"{field:>{width}}  samples  mean share where it appears")
+    for name, often, share in zip(label.names, label.frequency, label.mean_share, strict=True):
+        print(f"{name:>{width}}  {often:>7.1%}  {'none' if share != share else f'{share:.2%}'}")
+    if label.ignored:
+        print(f"{'(ignored)':>{width}}  {label.ignored:.2%} of all pixels")

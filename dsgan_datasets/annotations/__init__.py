@@ -4,7 +4,9 @@ Export: generator -> draws -> selection -> folder. Import: folder -> masks -> `A
 """
 
 from dsgan_datasets.annotations.export import export_annotations
+from dsgan_datasets.annotations.folder import read_classes
 from dsgan_datasets.annotations.loading import Annotations, load_annotations
 from dsgan_datasets.annotations.mistakes import AnnotationError
+from dsgan_datasets.annotations.png import encode_png
 
-__all__ = ["AnnotationError", "Annotations", "export_annotations", "load_annotations"]
+__all__ = ["AnnotationError", "Annotations", "encode_png", "export_annotations", "load_annotations", "read_classes"]

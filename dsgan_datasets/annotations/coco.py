@@ -66,17 +66,17 @@ def coco_readers(
         where: what to call it in messages.
         schema: its class names are the names of the categories; `IGNORE` marks what is ignored.
         size: (H, W) that images must have.
-        found: takes up mistakes that concern no single image.
+        found: collects errors not tied to one image.
     """
     images, annotations, categories = (_objects(content, name) for name in ("images", "annotations", "categories"))
     if images is None or annotations is None or categories is None:
-        found.wrong(where, "is no COCO file, it needs lists of images, annotations and categories: export it again")
+        found.error(where, "is not a COCO file, it needs lists of images, annotations and categories: export it again")
         return {}
     names = {c.get("id"): c.get("name") for c in categories if isinstance(c.get("id"), int | str)}
     for what, entries in (("categories", categories), ("images", images)):
         counts = Counter(repr(entry.get("id"))[:40] for entry in entries)
         if twice := [given for given, count in counts.items() if count > 1]:
-            found.wrong(where, f"several {what} have the id {listed(twice)}: give each its own, or export it again")
+            found.error(where, f"several {what} have the id {listed(twice)}: give each its own, or export it again")
     by_image = defaultdict(list)
     for annotation in annotations:
         image_id = annotation.get("image_id")
@@ -86,11 +86,11 @@ def coco_readers(
         file, image_id = image.get("file_name"), image.get("id")
         stem = PureWindowsPath(file).stem if isinstance(file, str) else ""  # takes / and \ for separators
         if not stem or not isinstance(image_id, int | str) or stem in readers:
-            found.wrong(where, f"image {file!r:.80}, id {image_id!r:.40}: needs an id, and a file name of its own")
+            found.error(where, f"image {file!r:.80}, id {image_id!r:.40}: needs an id, and a file name of its own")
             continue
         readers[stem] = partial(_read, image, by_image.pop(image_id, []), names, f"{where}, image {stem}", schema, size)
     for image_id, orphans in by_image.items():
-        found.wrong(where, f"{len(orphans)} annotations are of image id {image_id!r:.40}, which is not in the file")
+        found.error(where, f"{len(orphans)} annotations are of image id {image_id!r:.40}, which is not in the file")
     return readers
 
 
@@ -111,7 +111,7 @@ def _read(
     before = len(found.mistakes)
     height, width = image.get("height"), image.get("width")
     if isinstance(height, int) and isinstance(width, int) and (height, width) != size:
-        found.wrong(where, wrong_size((height, width), size))
+        found.error(where, wrong_size((height, width), size))
         return None
     painted = []
     unknown = set()
@@ -124,10 +124,10 @@ def _read(
             unknown.add(repr(name if name is not None else category)[:40])
         elif region is not None:
             if not region.any():
-                found.odd(place, "covers the center of no pixel, so it has no effect")
+                found.warning(place, "covers the center of no pixel, so it has no effect")
             painted.append((schema.ignore_index if name == IGNORE else schema.index(name), region))
     if unknown:
-        found.wrong(
+        found.error(
             where,
             f"unknown class {listed(sorted(unknown))}: rename it to one of {listed(schema.classes, 20)}, or {IGNORE}",
         )
@@ -139,16 +139,16 @@ def _region(segmentation: Any, size: tuple[int, int], place: str, found: Finding
     if isinstance(segmentation, list) and segmentation:
         polygons = [_polygon(numbers) for numbers in segmentation]
         if any(polygon is None for polygon in polygons):
-            found.wrong(place, "a polygon is a flat list x, y, x, y, … of three points or more: draw it again")
+            found.error(place, "a polygon is a flat list x, y, x, y, … of three points or more: draw it again")
             return None
         return polygons_to_mask([polygon for polygon in polygons if polygon is not None], size)
     if isinstance(segmentation, dict):
         try:
             return decode_rle(segmentation, size)
         except ValueError as error:
-            found.wrong(place, f"{error}: export it again")
+            found.error(place, f"{error}: export it again")
             return None
-    found.wrong(place, "has no outline (a box?): draw a polygon or a mask, boxes label no pixels")
+    found.error(place, "has no outline (a box?): draw a polygon or a mask, boxes label no pixels")
     return None
 
 
@@ -165,9 +165,12 @@ def _polygon(numbers: Any) -> Array | None:
 def decode_rle(encoded: Mapping[str, Any], size: tuple[int, int]) -> Array:
     """COCO's run lengths, compressed or not, as bool [H, W].
 
-    Runs of 0 and 1 take turns, beginning with 0, down the columns. Compressed, a count is the difference to the one
+    Not left to pycocotools: for run lengths that are too short its decoder (2.0.11) returns uninitialized memory. They
+    must be parsed and summed first, and then there is only one `repeat` left to do.
+
+    Runs of 0 and 1 alternate, beginning with 0, down the columns. Compressed, a count is the difference to the one
     two before (from the fourth on), in groups of five bits from the lowest, each in a character from "0" on whose
-    sixth bit says that another follows; the fifth bit of the last is the sign.
+    sixth bit is set if another follows; the fifth bit of the last is the sign.
 
     Args:
         encoded: ``{"size": [H, W], "counts": list or text}``.

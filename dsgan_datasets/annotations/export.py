@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -20,18 +19,19 @@ from dsgan_datasets.annotations.folder import (
     hash_pixels,
     write_bytes,
 )
-from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.projects import write_drafts, write_projects, write_readme
 from dsgan_datasets.annotations.selection import diverse, pooled_features
+from dsgan_datasets.annotations.shapes import shapely
 from dsgan_datasets.checks import integer
 from dsgan_datasets.files import atomic_write, check_writable
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.images import png
+from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import Purpose, sample_latents
-from dsgan_datasets.pictures import overlay, photo, sheet
+from dsgan_datasets.pictures import photo, sheet
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: More than people annotate, and less than fills the memory.
@@ -43,7 +43,7 @@ _PER_IMAGE: dict[Selection, int] = {"random": 1, "diverse": 4, "informative": 16
 
 
 class _Looked(NamedTuple):
-    """What was seen of a block of draws: images uint8 [N, 3, H, W], pooled features [N, C], and drafts, if any."""
+    """Some draws: images uint8 [N, 3, H, W], pooled features [N, C], and drafts, if any."""
 
     images: Tensor
     points: Tensor
@@ -71,7 +71,7 @@ def export_annotations(
     The draws are of a family of their own: no sample of any dataset is among them.
 
     Args:
-        generator: makes the images.
+        generator: of the images, with the feature layout that an interpreter will be fitted on.
         schema: the classes to annotate.
         out: folder to write; new, or empty.
         num: images to annotate, at most 10,000.
@@ -81,8 +81,7 @@ def export_annotations(
             more candidates, the more of those that are unlike all others are flawed images.
         start: index of the first of them; a second round begins where the first ended.
         seed: of the draws, 0 … 2^64-1.
-        recipe: psi, size, crop, … of the images, and the features that an interpreter will be fitted on; its filter
-            does not count here. None is the default recipe.
+        recipe: psi, size, crop, … of the images; its filter is ignored. None is the default recipe.
         interpreter: a first labeled checkpoint of this generator; it drafts annotations, to be corrected rather than
             drawn. Its classes must be among those of the schema.
         name: what to call the generator, so that a person finds it again.
@@ -93,7 +92,8 @@ def export_annotations(
     Raises:
         ValueError: the folder is not empty, the recipe draws more than z, the interpreter is one of another generator,
             or arguments out of range.
-        OSError: the folder cannot be written to; told before any image is made.
+        OSError: the folder cannot be written to; raised before any image is generated.
+        ImportError: an interpreter was given, and shapely is not installed.
 
     Example:
         >>> generator = load_generator("demo-faces", device="cpu")
@@ -103,10 +103,11 @@ def export_annotations(
         ['annotations.json', 'classes.json']
     """
     out = Path(out)
-    recipe = recipe or Recipe(features=generator.features)
-    # Filters belong to an interpreter and its class ids: the one to be fitted has neither yet.
-    recipe = dataclasses.replace(recipe, threshold=None, require=(), min_area=1)
+    # Filter and class map belong to an interpreter, and the one to be fitted does not exist yet.
+    recipe = (recipe or Recipe()).unfiltered().override(class_map=None, max_uncertainty=None)
     _check(generator, schema, out, recipe, interpreter, num, select, candidates)
+    if interpreter is not None:
+        shapely()  # drafts need it: fails before any image is generated
     usual = min(_PER_IMAGE[select] * num, _MOST_CANDIDATES)
     indices = range(start, start + (usual if select == "random" or candidates is None else candidates))
     latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
@@ -118,8 +119,7 @@ def export_annotations(
     stems = [f"{indices[row]:09d}" for row in rows]
     (out / "images").mkdir(parents=True, exist_ok=True)
     for stem, image in zip(stems, images, strict=True):
-        write_bytes(out / "images" / f"{stem}.png", encode_png(image))
-    schema = dataclasses.replace(schema, class_map=None)  # what a person annotates are these classes, not finer ones
+        write_bytes(out / "images" / f"{stem}.png", png(image))
     write_projects(out, schema)
     drafts = [None] * num if masks is None else write_drafts(out, stems, masks, schema)
     scores = [None] * num if looked.scores is None else looked.scores.tolist()
@@ -128,6 +128,7 @@ def export_annotations(
     exported = Exported(
         generator=name,
         fingerprint=generator_fingerprint(generator),
+        features=generator.features,
         recipe=recipe,
         seed=seed,
         size=size,
@@ -170,17 +171,19 @@ def _check(
     check_writable(out)
     check_names(schema)
     if schema.num_classes < 2:
-        raise ValueError(f"there is nothing to annotate with one class only ({schema.classes[0]}): name the parts too")
+        raise ValueError(f"at least two classes are required, got only {schema.classes[0]}")
     if interpreter is None:
         if select == "informative":
-            raise ValueError("select informative needs an interpreter (--interpreter), to know what it is unsure about")
+            raise ValueError("select informative needs an interpreter (--interpreter) and its uncertainty")
         return
     if generator_fingerprint(interpreter.generator) != generator_fingerprint(generator):
-        raise ValueError("the interpreter was fitted to another generator: its uncertainty and its drafts mean nothing")
-    if interpreter.recipe.features != recipe.features or generator.features != recipe.features:
+        raise ValueError("the interpreter was fitted to another generator: its drafts are meaningless")
+    if select == "informative" and not interpreter.labeler.has_uncertainty:
+        raise ValueError('the interpreter has no uncertainty, which "informative" needs: use "diverse"')
+    if interpreter.generator.features != generator.features:
         raise ValueError(
-            f"the interpreter reads features {interpreter.recipe.features!r}, the recipe says {recipe.features!r}: "
-            "use the same"
+            f"the interpreter reads features {interpreter.generator.features!r}, the generator gives "
+            f"{generator.features!r}: load it with that layout"
         )
     if unknown := [c for c in interpreter.schema.classes if c not in schema.classes]:
         raise ValueError(
@@ -209,16 +212,18 @@ def _look(
     generator: FeatureGenerator, recipe: Recipe, labeled: LabeledGenerator | None, latents: Tensor, doing: str
 ) -> _Looked:
     """Images, pooled features and, of an interpreter, masks and scores of draws, on the CPU."""
-    frame = recipe.frame_size(generator.img_resolution)
+    frame = Frame(recipe.frame_size(generator.img_resolution), recipe.crop)
     images, points, masks, scores = [], [], [], []
     for block in tqdm(latents.split(recipe.compute_batch), doing, unit="batch", delay=2, leave=False):
         image, features = synthesize(generator, recipe, block)
         images.append(image.cpu())
         points.append(pooled_features(features))
         if labeled is not None:
-            labels = labeled.interpreter.label(features, frame, rows=recipe.crop)
-            masks.append(labels.mask.cpu())
-            scores.append(labels.uncertainty_score.cpu())
+            options = LabelingOptions(labeled.recipe.vote, labeled.recipe.top_fraction)
+            found = labeled.interpreter.predict(features, frame, options)
+            masks.append(found.labels["mask"].cpu())
+            if found.uncertainty_score is not None:
+                scores.append(found.uncertainty_score.cpu())
     return _Looked(
         torch.cat(images),
         torch.cat(points),
@@ -228,11 +233,11 @@ def _look(
 
 
 def _translated(masks: Tensor, labeled: LabeledGenerator | None, schema: LabelSchema) -> Array:
-    """Ids of an interpreter's classes -> ids of the same names in the schema."""
+    """Ids that an interpreter predicts -> ids of the same names in the schema."""
     assert labeled is not None
     names = labeled.schema.classes
-    fine = labeled.schema.class_map or range(len(names))
-    translated: Array = torch.tensor([schema.index(names[i]) for i in fine])[masks].numpy()
+    coarse = labeled.recipe.class_map or range(len(names))
+    translated: Array = torch.tensor([schema.index(names[i]) for i in coarse])[masks].numpy()
     return translated
 
 
@@ -242,13 +247,10 @@ def _write_sheet(path: Path, exported: Exported, images: Tensor, masks: Array | 
     for i, image in enumerate(exported.images):
         cells = [photo(images[i])]
         if masks is not None:
-            cells.append(overlay(Sample(image=images[i], mask=torch.from_numpy(masks[i])), exported.schema))
+            cells.append(exported.schema.draw(cells[0], torch.from_numpy(masks[i])))
         pictures.append(cells)
-        captions.append(
-            image.name
-            if image.uncertainty_score is None
-            else f"{image.name}   score {image.uncertainty_score:.4f} nats"
-        )
+        score = image.uncertainty_score
+        captions.append(image.name if score is None else f"{image.name}   score {score:.4f} nats")
     title = f"{exported.generator} · {len(pictures)} images to annotate, {select} · seed {exported.seed}"
     with atomic_write(path) as file:
         sheet(pictures, captions, title, exported.schema, columns=4).save(file, format="PNG")

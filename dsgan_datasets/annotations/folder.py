@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.annotations.mistakes import AnnotationError
+from dsgan_datasets.checkpoints.migrations import recipe_v1_to_v2
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators.base import FeatureGenerator
@@ -23,9 +25,10 @@ from dsgan_datasets.targets.segmentation import LabelSchema
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-FORMAT_VERSION = 1
-MANIFEST, CLASSES, LATENTS = "annotations.json", "classes.json", "latents.npy"
-#: Label of what no loss should count, LabelMe's own name for it; no class can be called so.
+#: Version 1 had a flat recipe, with the feature layout in it.
+FORMAT_VERSION = 2
+ANNOTATION_MANIFEST, CLASSES, LATENTS = "annotations.json", "classes.json", "latents.npy"
+#: Label of pixels that no loss should count, LabelMe's own name for them; reserved, no class can have it.
 IGNORE = "__ignore__"
 _LARGEST_MANIFEST = 64 * 2**20  # bytes
 
@@ -38,14 +41,14 @@ class ExportedImage:
         index: number of its draw.
         file: path within the folder.
         sha256: of its pixels, see `hash_pixels`.
-        score: uncertainty of the interpreter that drafted its annotation, nats; None without one.
+        uncertainty_score: of the interpreter that drafted its annotation, nats; None without one.
         draft: SHA-256 of the LabelMe file that was drafted for it, None without one.
     """
 
     index: int
     file: str
     sha256: str
-    score: float | None = None
+    uncertainty_score: float | None = None
     draft: str | None = None
 
     @property
@@ -61,6 +64,7 @@ class Exported:
     Attributes:
         generator: name under which the generator was loaded.
         fingerprint: of that generator, see `generator_fingerprint`.
+        features: layout of its features, on which an interpreter will be fitted.
         recipe: how the images were made.
         seed: of their draws.
         size: (H, W) of images and masks.
@@ -71,6 +75,7 @@ class Exported:
 
     generator: str
     fingerprint: str
+    features: str
     recipe: Recipe
     seed: int
     size: tuple[int, int]
@@ -86,14 +91,14 @@ class Exported:
         write_json(folder / CLASSES, self.schema.to_dict())
         manifest = {
             "format_version": FORMAT_VERSION,
-            "generator": {"name": self.generator, "fingerprint": self.fingerprint},
+            "generator": {"name": self.generator, "fingerprint": self.fingerprint, "features": self.features},
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
             "size": list(self.size),
             "latents_sha256": hashlib.sha256(latents.getvalue()).hexdigest(),
             "images": [{k: v for k, v in asdict(image).items() if v is not None} for image in self.images],
         }
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / ANNOTATION_MANIFEST, manifest)
 
     @classmethod
     def read(cls, folder: Path) -> Exported:
@@ -102,20 +107,23 @@ class Exported:
         Raises:
             AnnotationError: a file is missing, damaged, or does not belong to the others.
         """
-        stored = _object(folder, MANIFEST, read_json(folder, MANIFEST))
-        if (version := stored.get("format_version")) != FORMAT_VERSION:
+        stored = _object(folder, ANNOTATION_MANIFEST, read_json(folder, ANNOTATION_MANIFEST))
+        if (version := stored.get("format_version")) not in (1, FORMAT_VERSION):
             raise AnnotationError(
                 folder,
-                f"{MANIFEST}: format_version is {version!r:.40}, this version of dsgan_datasets reads "
+                f"{ANNOTATION_MANIFEST}: format_version is {version!r:.40}, this version of dsgan_datasets reads 1 and "
                 f"{FORMAT_VERSION}: import with the version that exported",
             )
         schema = read_classes(folder)
         try:
+            if version == 1:
+                stored = _from_1(stored)
             images = tuple(ExportedImage(**entry) for entry in stored["images"])
             latents, digest = _read_latents(folder), stored["latents_sha256"]
             found = cls(
                 generator=str(stored["generator"]["name"]),
                 fingerprint=str(stored["generator"]["fingerprint"]),
+                features=str(stored["generator"]["features"]),
                 recipe=Recipe.from_dict(stored["recipe"]),
                 seed=int(stored["seed"]),
                 size=_size(stored["size"]),
@@ -131,15 +139,28 @@ class Exported:
             if isinstance(error, AnnotationError):
                 raise
             raise AnnotationError(
-                folder, f"{MANIFEST} is damaged ({error!r:.200}): restore it from the export"
+                folder, f"{ANNOTATION_MANIFEST} is damaged ({error!r:.200}): restore it from the export"
             ) from error
         if outside or len(set(names)) != len(names) or not names:
-            raise AnnotationError(folder, f"{MANIFEST} is damaged: it names no image, one twice or one elsewhere")
+            raise AnnotationError(
+                folder, f"{ANNOTATION_MANIFEST} is damaged: images are missing, listed twice or outside"
+            )
         if latents[1] != digest or len(found.latents) != len(images):
             raise AnnotationError(
-                folder, f"{LATENTS} is not the one that was exported: restore it, the masks are of no use without"
+                folder, f"{LATENTS} is not the one that was exported: restore it, the masks are useless without it"
             )
         return found
+
+
+def _from_1(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What format 2 says of a manifest of format 1."""
+    recipe = stored["recipe"]
+    generator = {**stored["generator"], "features": recipe.get("features", "convs")}
+    images = [
+        {"uncertainty_score" if key == "score" else key: value for key, value in entry.items()}
+        for entry in stored["images"]
+    ]
+    return {**stored, "images": images, "generator": generator, "recipe": recipe_v1_to_v2(recipe, {})}
 
 
 def generator_fingerprint(generator: FeatureGenerator) -> str:
@@ -162,13 +183,13 @@ def read_classes(folder: Path) -> LabelSchema:
         if isinstance(error, AnnotationError):
             raise
         hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'
-        raise AnnotationError(folder, f"{CLASSES} is no list of classes ({error!r:.200}): {hint}") from error
+        raise AnnotationError(folder, f"{CLASSES} is not a list of classes ({error!r:.200}): {hint}") from error
 
 
 def check_names(schema: LabelSchema) -> None:
-    """ValueError if a class has the name that marks ignored pixels."""
+    """Raise a ValueError if a class has the name that marks ignored pixels."""
     if IGNORE in schema.classes:
-        raise ValueError(f"no class can be called {IGNORE}: this label marks pixels to be ignored; choose another name")
+        raise ValueError(f"a class cannot be called {IGNORE}, which marks ignored pixels: choose another name")
 
 
 def read_json(folder: Path, name: str) -> Any:
@@ -181,7 +202,7 @@ def read_json(folder: Path, name: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(folder, f"{name} is no valid JSON: {error}") from error
+        raise AnnotationError(folder, f"{name} is not valid JSON: {error}") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -210,7 +231,7 @@ def _read_latents(folder: Path) -> tuple[Tensor, str]:
     """Latents and the SHA-256 of their file."""
     path = folder / LATENTS
     if not path.is_file():
-        raise AnnotationError(folder, f"{LATENTS} is missing: restore it, the masks are of no use without")
+        raise AnnotationError(folder, f"{LATENTS} is missing: restore it, the masks are useless without it")
     content = path.read_bytes()
     return load_latents(folder, LATENTS, content), hashlib.sha256(content).hexdigest()
 
@@ -222,5 +243,5 @@ def load_latents(folder: Path, name: str, content: bytes) -> Tensor:
         if latents.ndim != 2 or latents.dtype.kind != "f" or not np.isfinite(latents).all():
             raise ValueError(f"it holds {latents.dtype} {list(latents.shape)}, expected finite floats [A, z_dim]")
     except Exception as error:  # a damaged file may raise anything at all
-        raise AnnotationError(folder, f"{name} holds no latents: {error!r:.200}") from error
+        raise AnnotationError(folder, f"{name} does not hold latents: {error!r:.200}") from error
     return torch.from_numpy(latents.astype(np.float32))

@@ -66,20 +66,20 @@ def read_labelme(
         schema: its class names are the labels; `IGNORE` marks what is ignored.
         size: (H, W) of the image.
         sha256: of the image's pixels, checked if the file has the image in it.
-        found: takes up mistakes and warnings.
+        found: collects mistakes and warnings.
     """
     before = len(found.mistakes)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        found.wrong(where, f"is no valid JSON ({error!s:.120}): save it from LabelMe again")
+        found.error(where, f"is not valid JSON ({error!s:.120}): save it from LabelMe again")
         return None
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
-        found.wrong(where, "is no LabelMe file, it has no list of shapes: save it from LabelMe again")
+        found.error(where, "is not a LabelMe file, it has no list of shapes: save it from LabelMe again")
         return None
     if odd := [number for number, shape in enumerate(shapes, 1) if not isinstance(shape, dict)]:
-        found.wrong(f"{where}, shape {odd[0]}", "is no shape: remove it, or save the file from LabelMe again")
+        found.error(f"{where}, shape {odd[0]}", "is not a shape: remove it, or save the file from LabelMe again")
         return None
     _check_image(content, path, where, size, sha256, found)
     _check_labels([shape.get("label") for shape in shapes], where, schema, found)
@@ -90,7 +90,7 @@ def read_labelme(
         region = _region(shape, size, place, found)
         if region is not None and label in (*schema.classes, IGNORE):
             if not region.any():
-                found.odd(place, "covers the center of no pixel, so it has no effect")
+                found.warning(place, "covers the center of no pixel, so it has no effect")
             painted.append((schema.ignore_index if label == IGNORE else schema.index(label), region))
     return None if len(found.mistakes) > before else paint(painted, size)
 
@@ -100,16 +100,16 @@ def _check_image(
 ) -> None:
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if isinstance(height, int) and isinstance(width, int) and (height, width) != size:
-        found.wrong(where, wrong_size((height, width), size))
+        found.error(where, wrong_size((height, width), size))
         return
     drawn_on = content.get("imagePath")
     if isinstance(drawn_on, str) and Path(drawn_on.replace("\\", "/")).stem != path.stem:
-        found.wrong(where, f"was drawn on {drawn_on!r:.80}: name the annotation like the image it belongs to")
+        found.error(where, f"was drawn on {drawn_on!r:.80}: name the annotation like the image it belongs to")
     embedded = content.get("imageData")
     if isinstance(embedded, str) and sha256 is not None:
         pixels = _decoded(embedded)
         if pixels is None or hash_pixels(np.asarray(pixels.convert("RGB"))) != sha256:
-            found.wrong(
+            found.error(
                 where,
                 "the picture inside it (imageData) is not the exported image: annotate the exported image itself",
             )
@@ -119,7 +119,7 @@ def _check_labels(labels: Sequence[Any], where: str, schema: LabelSchema, found:
     unknown = Counter(repr(label)[:40] for label in labels if label not in (*schema.classes, IGNORE))
     for label, count in unknown.items():
         shapes = "1 shape" if count == 1 else f"{count} shapes"
-        found.wrong(
+        found.error(
             where,
             f"{shapes} with the unknown class {label}: rename it to one of {listed(schema.classes, 20)}, or {IGNORE}",
         )
@@ -131,10 +131,10 @@ def _region(shape: Mapping[str, Any], size: tuple[int, int], place: str, found: 
     points = _points(shape.get("points"))
     needed = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind) if isinstance(kind, str) else None
     if needed is None:
-        found.wrong(place, f"a {kind!r:.30} has no area: draw a polygon, rectangle, circle or mask instead")
+        found.error(place, f"a {kind!r:.30} has no area: draw a polygon, rectangle, circle or mask instead")
         return None
     if points is None or len(points) < needed:
-        found.wrong(place, f"a {kind} needs {needed} points (x, y) of plain numbers: draw it again, or remove it")
+        found.error(place, f"a {kind} needs {needed} points (x, y) of plain numbers: draw it again, or remove it")
         return None
     if kind == "polygon":
         return polygons_to_mask([points], size)
@@ -153,21 +153,21 @@ def _mask_region(encoded: Any, points: Array, size: tuple[int, int], place: str,
     """A mask drawn with LabelMe's AI tool: a PNG that lies with its corner at the first point."""
     picture = _decoded(encoded) if isinstance(encoded, str) else None
     if picture is None:
-        found.wrong(place, "its mask is no PNG that can be read: draw it again, or remove it")
+        found.error(place, "its mask cannot be read as a PNG: draw it again, or remove it")
         return None
     part = np.asarray(picture.convert("L")) > 0
     region = np.zeros(size, dtype=bool)
     left, top = (round(float(v)) for v in points.min(0))
     bottom, right = top + part.shape[0], left + part.shape[1]
     if top < 0 or left < 0 or bottom > size[0] or right > size[1]:
-        found.wrong(place, f"its mask, {part.shape[1]}×{part.shape[0]} at ({left}, {top}), reaches beyond the image")
+        found.error(place, f"its mask, {part.shape[1]}×{part.shape[0]} at ({left}, {top}), reaches beyond the image")
         return None
     region[top:bottom, left:right] = part
     return region
 
 
 def _points(value: Any) -> Array | None:
-    """float64 [P, 2], or None if the value is no list of points."""
+    """float64 [P, 2], or None if the value is not a list of points."""
     try:
         points = np.array(value, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -176,7 +176,7 @@ def _points(value: Any) -> Array | None:
 
 
 def _decoded(encoded: str) -> Image.Image | None:
-    """A picture in base64, or None if it is none."""
+    """A picture in base64, or None if it cannot be read."""
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
         picture.load()

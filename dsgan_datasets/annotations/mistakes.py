@@ -1,4 +1,4 @@
-"""What is wrong with a folder of annotations: everything at once, so that one round of corrections is enough."""
+"""All mistakes in a folder of annotations at once, so that one round of corrections is enough."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-#: A message that lists more of them helps nobody.
+#: Mistakes that a message lists; more would help nobody.
 _LONGEST_LIST = 40
 
 
@@ -28,7 +28,7 @@ class AnnotationError(ValueError):
 
 @dataclass
 class Findings:
-    """What was noticed while reading; mistakes stop the import in the end, warnings are shown.
+    """What was noticed while reading: mistakes stop the import in the end, warnings are shown.
 
     Attributes:
         mistakes: see `AnnotationError`.
@@ -38,11 +38,11 @@ class Findings:
     mistakes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def wrong(self, where: object, what: str) -> None:
+    def error(self, where: object, what: str) -> None:
         """Note a mistake; `where` names file and shape."""
         self.mistakes.append(_printable(f"{where}: {what}"))
 
-    def odd(self, where: object, what: str) -> None:
+    def warning(self, where: object, what: str) -> None:
         """Note a warning."""
         self.warnings.append(_printable(f"{where}: {what}"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dsgan_datasets._deprecation import warn_renamed
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.targets.segmentation import Color, LabelSchema
+from dsgan_datasets.images import png
+from dsgan_datasets.targets.base import Color
+from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 
-#: What ignored pixels look like, unless a class has that color.
-IGNORED_COLOR = (255, 255, 255)
 _ID_MODES = ("P", "L", "1")
 
 
@@ -30,38 +30,33 @@ def read_picture(path: Path, where: str, schema: LabelSchema, size: tuple[int, i
         where: what to call it in messages.
         schema: classes and their colors.
         size: (H, W) that it must have.
-        found: takes up mistakes.
+        found: collects mistakes.
     """
     try:
         with Image.open(path) as picture:
             if (picture.height, picture.width) != size:
-                found.wrong(where, wrong_size((picture.height, picture.width), size))
+                found.error(where, wrong_size((picture.height, picture.width), size))
                 return None
             picture.load()
     except Exception as error:  # a damaged file may raise anything at all
-        found.wrong(where, f"is no picture that can be read ({error!r:.120}): save it as PNG again")
+        found.error(where, f"cannot be read as a picture ({error!r:.120}): save it as PNG again")
         return None
     if picture.mode in _ID_MODES:
         return _from_ids(picture, where, schema, found)
     if picture.mode in ("RGB", "RGBA"):
         return _from_colors(np.asarray(picture), where, schema, found)
-    found.wrong(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, gray or RGB PNG")
+    found.error(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, gray or RGB PNG")
     return None
 
 
 def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
-    """A PNG of uint8 RGB pixels [H, W, 3], or of class ids [H, W] with their colors as its palette."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels.astype(np.uint8)))
-    if palette:
-        colors = [*palette, *[IGNORED_COLOR] * (256 - len(palette))]
-        picture.putpalette([value for color in colors for value in color])
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return file.getvalue()
+    """Deprecated name of `images.png`, whose palette is a keyword."""
+    warn_renamed("dsgan_datasets.annotations.encode_png", "dsgan_datasets.images.png")
+    return png(pixels, palette=palette)
 
 
 def wrong_size(got: tuple[int, int], expected: tuple[int, int]) -> str:
-    """What to say of a size; both are (H, W) and shown as width × height."""
+    """Message about a wrong size; both are (H, W) and shown as width × height."""
     return (
         f"is {got[1]}×{got[0]} pixels, its image is {expected[1]}×{expected[0]}: annotate the exported image, "
         "and do not scale or crop the mask"
@@ -75,7 +70,7 @@ def _from_ids(picture: Image.Image, where: str, schema: LabelSchema, found: Find
     if picture.mode == "P":
         colors = np.array(picture.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
         if message := _reordered(present, colors, schema):
-            found.wrong(where, message)
+            found.error(where, message)
             return None
     unknown = [int(i) for i in present if i >= schema.num_classes and i != schema.ignore_index]
     if not unknown:
@@ -90,12 +85,12 @@ def _from_ids(picture: Image.Image, where: str, schema: LabelSchema, found: Find
         )
     else:
         message += f": repaint these pixels, or add the class to classes.json; {schema.ignore_index} is ignored"
-    found.wrong(where, message)
+    found.error(where, message)
     return None
 
 
 def _reordered(present: Array, colors: Array, schema: LabelSchema) -> str | None:
-    """What to say if a palette shows, for the ids in use, the classes' colors in another order; else None."""
+    """Message if a palette shows, for the ids in use, the classes' colors in another order; else None."""
     if len(set(schema.palette)) < schema.num_classes or (len(present) and present.max() >= len(colors)):
         return None
     shown = [tuple(map(int, colors[i])) for i in present if i != schema.ignore_index]
@@ -114,10 +109,10 @@ def _reordered(present: Array, colors: Array, schema: LabelSchema) -> str | None
 
 def _from_colors(pixels: Array, where: str, schema: LabelSchema, found: Findings) -> Array | None:
     if pixels.shape[2] == 4 and (pixels[..., 3] != 255).any():
-        found.wrong(where, "has transparent pixels: fill them with a class, or save it without an alpha channel")
+        found.error(where, "has transparent pixels: fill them with a class, or save it without an alpha channel")
         return None
     if len(set(schema.palette)) < schema.num_classes:
-        found.wrong(where, "is RGB, but two classes have the same color: save class ids as a palette or gray PNG")
+        found.error(where, "is RGB, but two classes have the same color: save class ids as a palette or gray PNG")
         return None
     codes = pixels[..., :3].astype(np.int64) @ (65536, 256, 1)
     known = {_code(color): i for i, color in enumerate(schema.palette)}
@@ -127,7 +122,7 @@ def _from_colors(pixels: Array, where: str, schema: LabelSchema, found: Findings
     if strange:
         strange.sort(reverse=True)
         examples = listed([f"#{value:06x} ({n} px)" for n, value in strange], 4)
-        found.wrong(
+        found.error(
             where,
             f"is RGB with colors of no class: {examples}. Paint with the exact colors of classes.json, without "
             "soft edges or JPEG, or save class ids as a palette or gray PNG",

@@ -10,9 +10,9 @@ from pathlib import Path
 from dsgan_datasets.annotations.coco import coco_file
 from dsgan_datasets.annotations.folder import IGNORE, Array, write_bytes, write_json
 from dsgan_datasets.annotations.labelme import labelme_file
-from dsgan_datasets.annotations.png import encode_png
 from dsgan_datasets.annotations.shapes import mask_to_shapes
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.images import png
+from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 
 
 def write_projects(folder: Path, schema: LabelSchema) -> None:
@@ -20,7 +20,7 @@ def write_projects(folder: Path, schema: LabelSchema) -> None:
     write_bytes(folder / "labels.txt", "".join(f"{name}\n" for name in (*schema.classes, IGNORE)).encode())
     labels = [
         {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*color), "attributes": []}
-        for name, color in zip((*schema.classes, IGNORE), (*schema.palette, (255, 255, 255)), strict=True)
+        for name, color in zip((*schema.classes, IGNORE), (*schema.palette, IGNORED_COLOR), strict=True)
     ]
     (folder / "cvat").mkdir(exist_ok=True)
     write_json(folder / "cvat" / "labels.json", labels)
@@ -39,7 +39,7 @@ def write_drafts(folder: Path, names: Sequence[str], masks: Array, schema: Label
         file = labelme_file(f"{name}.png", size, [(schema.classes[i], polygon) for i, polygon in outlines])
         content = (json.dumps(file, indent=2, ensure_ascii=False) + "\n").encode()
         write_bytes(folder / "images" / f"{name}.json", content)
-        write_bytes(folder / "drafts" / f"{name}.png", encode_png(mask, schema.palette))
+        write_bytes(folder / "drafts" / f"{name}.png", png(mask, palette=schema.palette))
         hashes.append(hashlib.sha256(content).hexdigest())
     named = [(f"{name}.png", outlines) for name, outlines in zip(names, shapes, strict=True)]
     write_json(folder / "cvat" / "coco_import.json", coco_file(named, size, schema))

@@ -7,19 +7,27 @@ avg_latent_stylegan1.npy            average w, equal rows [18, 512]; may lie els
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from dsgan_datasets.annotations.folder import Array, load_latents
+from dsgan_datasets.annotations.folder import CLASSES, Array, load_latents, read_classes
+from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
+from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.dialects import read_average
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.generators.loading import load_generator
+from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 _MASK = re.compile(r"image_mask(\d+)\.npy")
@@ -28,6 +36,61 @@ _MASK = re.compile(r"image_mask(\d+)\.npy")
 def is_published(folder: Path) -> bool:
     """Whether a folder has this layout."""
     return any(folder.glob("image_mask*.npy"))
+
+
+def read_published(
+    folder: Path,
+    generator: FeatureGenerator | str | os.PathLike[str] | None,
+    classes: LabelSchema | Sequence[str] | None,
+    features: FeatureLayout | None,
+    overrides: Mapping[str, Any],
+    device: Device,
+    found: Findings,
+) -> Material:
+    """A folder in the published layout."""
+    latents, average, files = read_latents(folder), average_in(folder), mask_files(folder)
+    sizes = [mask.shape for mask in map(load_mask, files.values()) if mask is not None]
+    if not sizes:
+        raise AnnotationError(folder, "no file image_mask0.npy, … holds class ids [H, W]")
+    size = max(sizes, key=sizes.count)
+    if generator is not None and not isinstance(generator, FeatureGenerator):
+        generator = load_generator(generator, device=device, avg_latent=average, features=features)
+    recipe = published_recipe(generator, (size[0], size[1])).override(**overrides)
+    if generator is not None:
+        check_average(generator, average, folder, found)
+        if latents.shape[1] != generator.z_dim:
+            found.error("latents", f"have {latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
+    schema = _schema(folder, classes, files)
+    images = {f"image_mask{i}": _published_image(folder, i, size) for i in range(len(latents))}
+    readers = {path.stem: partial(read_mask, path, path.name, schema, (size[0], size[1])) for path in files.values()}
+    return Material(schema, recipe, latents, images, readers, generator)
+
+
+def _schema(folder: Path, classes: LabelSchema | Sequence[str] | None, files: Mapping[int, Path]) -> LabelSchema:
+    if isinstance(classes, LabelSchema):
+        return classes
+    if classes is not None:
+        return LabelSchema(tuple(classes))
+    if not (folder / CLASSES).is_file():
+        highest = max(int(mask.max()) for mask in map(load_mask, files.values()) if mask is not None)
+        raise AnnotationError(
+            folder,
+            f"there are no class names; the masks hold ids up to {highest}. Give the names in their order "
+            f'(--classes background,eye,…), or write {CLASSES}: {{"classes": [{{"name": "background"}}, …]}}',
+        )
+    return read_classes(folder)
+
+
+def _published_image(folder: Path, number: int, size: Sequence[int]) -> Array | None:
+    """The picture beside a mask, if there is one, resized to the mask; only to be shown."""
+    for path in folder.glob(f"image_{number}.*"):
+        try:
+            with Image.open(path) as picture:
+                resized = picture.convert("RGB").resize((size[1], size[0]))
+        except OSError:
+            continue
+        return np.asarray(resized)
+    return None
 
 
 def mask_files(folder: Path) -> dict[int, Path]:
@@ -61,10 +124,9 @@ def average_in(folder: Path) -> Tensor | None:
 
 
 def published_recipe(generator: FeatureGenerator | None, size: tuple[int, int]) -> Recipe:
-    """Psi 0.7 on the first 8 layers (7 of 256-pixel models), the features and, as size, that of the masks."""
-    features = "datasetgan" if generator is None else generator.features
+    """Psi 0.7 on the first 8 layers (7 of 256-pixel models) and, as size, that of the masks."""
     cutoff = 7 if generator is not None and generator.img_resolution == 256 else 8
-    return Recipe(truncation_psi=0.7, truncation_cutoff=cutoff, features=features, size=size)
+    return Recipe(truncation_psi=0.7, truncation_cutoff=cutoff, size=size)
 
 
 def check_average(generator: FeatureGenerator, average: Tensor | None, folder: Path, found: Findings) -> None:
@@ -73,7 +135,7 @@ def check_average(generator: FeatureGenerator, average: Tensor | None, folder: P
         return  # without one, truncation itself says so
     mean = generator.mean_w.cpu()
     if mean.shape != average.shape or not torch.allclose(mean, average.to(mean), rtol=1e-4, atol=1e-5):
-        found.wrong(
+        found.error(
             "avg_latent",
             f"the generator has another average w than the one in {folder}: load it with that one "
             "(avg_latent=…, `dsgan convert --avg-latent`)",
@@ -84,15 +146,15 @@ def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int]
     """Class ids int64 [H, W] of an .npy file, or None with the reason among the mistakes."""
     mask = load_mask(path)
     if mask is None:
-        found.wrong(where, "is no .npy file of class ids [H, W]: pickled objects are not read; save integers")
+        found.error(where, "is not an .npy file of class ids [H, W]: pickled objects are not read; save integers")
         return None
     if mask.shape != size:
-        found.wrong(where, wrong_size((mask.shape[0], mask.shape[1]), size))
+        found.error(where, wrong_size((mask.shape[0], mask.shape[1]), size))
         return None
     ids = np.unique(mask)
     unknown = [int(i) for i in ids if not 0 <= i < schema.num_classes and i != schema.ignore_index]
     if unknown:
-        found.wrong(
+        found.error(
             where,
             f"holds unknown class {listed(unknown)}; the classes are 0-{schema.num_classes - 1}: name it there",
         )

@@ -1,9 +1,12 @@
-"""Samples -> datasets of files for those who use neither stream nor shards.
+"""Samples -> datasets of files, for users of neither stream nor shards.
 
-The flow: source (where samples come from) -> layouts (folder, coco, mmseg, yolo) -> writing (appears when complete).
+The flow: inputs (where samples come from) -> layouts (folder, coco, mmseg, yolo) -> writing (appears when complete).
 """
 
-from dsgan_datasets.export.source import Source
+from dsgan_datasets._deprecation import moved
+from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.export.writing import FORMATS, export
 
-__all__ = ["FORMATS", "Source", "export"]
+__all__ = ["FORMATS", "ExportInput", "export"]
+
+__getattr__ = moved(__name__, {"Source": "dsgan_datasets.export:ExportInput"})

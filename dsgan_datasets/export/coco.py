@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dsgan_datasets.export.layouts import Options, Place
-from dsgan_datasets.export.source import Source
-from dsgan_datasets.polygons import encode_rle, tight_box
+from dsgan_datasets.export.inputs import ExportInput
+from dsgan_datasets.export.layouts import Options, Slot
+from dsgan_datasets.polygons import encode_rle
 from dsgan_datasets.samples import Sample
+from dsgan_datasets.targets.instances import tight_box
 
 
 class Coco:
@@ -25,22 +26,24 @@ class Coco:
 
     default_splits: ClassVar[Mapping[str, float]] = {}
 
-    def __init__(self, folder: Path, source: Source, options: Options, splits: Mapping[str, int]) -> None:
+    def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         self.folder = folder
-        self.source = source
+        self.input = input
         self.options = options
-        encode_rle(np.zeros((1, 1), dtype=bool))  # says at once if pycocotools is missing
+        self.schema = input.schema
+        self.things = options.things_of(input.schema)
+        encode_rle(np.zeros((1, 1), dtype=bool))  # fails at once if pycocotools is missing
         (folder / "annotations").mkdir()
         self.files = {split: _JsonFile(self._path(split)) for split in splits or [""]}
 
     def _path(self, split: str) -> Path:
         return self.folder / "annotations" / f"instances_{split or 'train'}.json"
 
-    def image_path(self, place: Place) -> str:
+    def image_path(self, slot: Slot) -> str:
         """Where the image goes."""
-        return place.path("images", "png")
+        return slot.path("images", "png")
 
-    def annotate(self, sample: Sample, place: Place) -> tuple[dict[str, bytes], Any]:
+    def annotate(self, sample: Sample, slot: Slot) -> tuple[dict[str, bytes], Any]:
         """No files; the annotations."""
         annotations = [
             {
@@ -51,32 +54,32 @@ class Coco:
                 "iscrowd": 0,
                 "segmentation": encode_rle(mask),
             }
-            for thing, mask in self.options.instances(sample)
+            for thing, mask in self.options.instances(sample, self.things)
         ]
         return {}, annotations
 
-    def note(self, sample: Sample, place: Place, told: Any) -> None:
-        """Take down image and annotations."""
-        height, width = self.source.image_size
-        name = self.image_path(place).removeprefix("images/")
+    def collect(self, sample: Sample, slot: Slot, summary: Any) -> None:
+        """Write image and annotations."""
+        height, width = self.input.source.image_size
+        name = self.image_path(slot).removeprefix("images/")
         image = {"id": int(sample.index), "file_name": name, "height": height, "width": width, "license": 1}
-        self.files[place.split].add(image, told)
+        self.files[slot.split].add(image, summary)
 
     def finish(self) -> None:
         """Complete the JSON files."""
-        source, schema = self.source, self.source.schema
+        input = self.input
         for file in self.files.values():
             file.close(
                 {
                     "info": {
                         "description": "Generated labeled samples",
-                        "seed": source.seed,
-                        "fingerprint": source.fingerprint,
+                        "seed": input.seed,
+                        "fingerprint": input.fingerprint,
                     },
-                    "licenses": [{"id": 1, "name": source.license, "url": ""}],
+                    "licenses": [{"id": 1, "name": input.source.license, "url": ""}],
                     "categories": [
-                        {"id": thing, "name": schema.classes[thing], "supercategory": "part"}
-                        for thing in self.options.things
+                        {"id": thing, "name": self.schema.classes[thing], "supercategory": "part"}
+                        for thing in self.things
                     ],
                 }
             )

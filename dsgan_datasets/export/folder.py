@@ -1,4 +1,4 @@
-"""Format "folder": images and masks of class ids side by side."""
+"""Format "folder": images and labels side by side."""
 
 from __future__ import annotations
 
@@ -6,33 +6,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dsgan_datasets.export.layouts import Options, Place
-from dsgan_datasets.export.source import Source
+from dsgan_datasets.export.inputs import ExportInput
+from dsgan_datasets.export.layouts import Options, Slot
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.shards.codec import png
+from dsgan_datasets.targets.base import Target
 
 
-class Folder:
-    """``images/*.png`` (RGB) and ``masks/*.png`` (8-bit grayscale, pixel = class id); see `Layout`."""
+class FolderLayout:
+    """``images/*.png`` (RGB) and a folder for each label as its target encodes it; see `Layout`.
+
+    Masks are ``masks/*.png`` (8-bit grayscale, pixel = class id).
+    """
 
     default_splits: ClassVar[Mapping[str, float]] = {}
-    images, masks = "images", "masks"
+    images: ClassVar[str] = "images"
 
-    def __init__(self, folder: Path, source: Source, options: Options, splits: Mapping[str, int]) -> None:
+    def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         self.folder = folder
-        self.source = source
         self.splits = splits
+        self.folders: dict[Target, str] = {target: target.folder for target in input.targets}
 
-    def image_path(self, place: Place) -> str:
+    def image_path(self, slot: Slot) -> str:
         """Where the image goes."""
-        return place.path(self.images, "png")
+        return slot.path(self.images, "png")
 
-    def annotate(self, sample: Sample, place: Place) -> tuple[dict[str, bytes], Any]:
-        """The mask."""
-        return {place.path(self.masks, "png"): png(sample.mask)}, None
+    def annotate(self, sample: Sample, slot: Slot) -> tuple[dict[str, bytes], Any]:
+        """The labels."""
+        return {
+            slot.path(folder, target.extension.rpartition(".")[2]): target.encode(sample[target.field])
+            for target, folder in self.folders.items()
+        }, None
 
-    def note(self, sample: Sample, place: Place, told: Any) -> None:
+    def collect(self, sample: Sample, slot: Slot, summary: Any) -> None:
         """Nothing."""
 
     def finish(self) -> None:
-        """Nothing: samples.jsonl and classes.json are in every export."""
+        """Nothing: the files that describe the dataset are in every export."""

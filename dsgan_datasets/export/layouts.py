@@ -1,4 +1,4 @@
-"""What the formats have in common: a layout turns samples into files, and says at the end what it has seen."""
+"""What the formats have in common: a layout turns each sample into files, and in the end writes the dataset's own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from dsgan_datasets.export.source import Source
+from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.polygons import Array
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.instances import find_instances
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,25 @@ class Options:
     """What the user chose.
 
     Attributes:
-        things: class ids that instances are made of.
+        things: class ids that instances are made of; None for all but class 0.
         components: whether each connected region of a class is an instance, or all regions of a class are one.
         min_area: pixels; smaller instances are left out.
     """
 
-    things: tuple[int, ...]
+    things: tuple[int, ...] | None
     components: bool
     min_area: int
 
-    def instances(self, sample: Sample, *, components: bool | None = None) -> list[tuple[int, Array]]:
-        """(class id, bool mask [H, W]) of every instance."""
+    def things_of(self, schema: LabelSchema) -> tuple[int, ...]:
+        """Class ids that instances are made of."""
+        return tuple(range(1, schema.num_classes)) if self.things is None else self.things
+
+    def instances(
+        self, sample: Sample, things: tuple[int, ...], *, components: bool | None = None
+    ) -> list[tuple[int, Array]]:
+        """(class id, bool mask [H, W]) of every instance of some classes."""
         categories = torch.full((256,), -1)
-        categories[list(self.things)] = torch.tensor(self.things)
+        categories[list(things)] = torch.tensor(things)
         masks, classes = find_instances(
             sample.mask.cpu(),
             categories,
@@ -43,43 +50,42 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where a sample goes.
 
     Attributes:
-        name: file name without ending.
+        name: file name without its extension.
         split: "train", "val" …; empty if there are no splits.
     """
 
     name: str
     split: str
 
-    def path(self, folder: str, ending: str) -> str:
+    def path(self, folder: str, extension: str) -> str:
         """Relative path of a file of this sample."""
-        return "/".join(part for part in (folder, self.split, f"{self.name}.{ending}") if part)
+        return "/".join(part for part in (folder, self.split, f"{self.name}.{extension}") if part)
 
 
 class Layout(Protocol):
-    """One format. Constructed with the folder to write to, the source, the options and the number a split."""
+    """One format.
+
+    Constructed with the folder to write to, the input, the options, and the number of samples of each split. A format
+    that needs masks raises a ValueError if the input has none.
+    """
 
     #: Splits that the format's users expect; empty for one dataset.
     default_splits: ClassVar[Mapping[str, float]]
 
-    def __init__(self, folder: Path, source: Source, options: Options, splits: Mapping[str, int]) -> None: ...
+    def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None: ...
 
-    def image_path(self, place: Place) -> str:
+    def image_path(self, slot: Slot) -> str:
         """Where the image goes."""
 
-    def annotate(self, sample: Sample, place: Place) -> tuple[dict[str, bytes], Any]:
-        """Files of the labels, and what `note` is to be told; runs on several threads."""
+    def annotate(self, sample: Sample, slot: Slot) -> tuple[dict[str, bytes], Any]:
+        """Files of the labels, and a summary for `collect`; runs on several threads."""
 
-    def note(self, sample: Sample, place: Place, told: Any) -> None:
-        """Take down what goes into files of the whole dataset; called in the order of the samples."""
+    def collect(self, sample: Sample, slot: Slot, summary: Any) -> None:
+        """Keep what goes into files of the whole dataset; called in the order of the samples."""
 
     def finish(self) -> None:
         """Write what belongs to the whole dataset."""
-
-
-def category_names(options: Options, source: Source) -> list[str]:
-    """Names of the classes that instances are made of."""
-    return [source.schema.classes[thing] for thing in options.things]

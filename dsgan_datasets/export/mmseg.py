@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
-from dsgan_datasets.export.folder import Folder
+from dsgan_datasets.export.folder import FolderLayout
+from dsgan_datasets.export.inputs import ExportInput
+from dsgan_datasets.export.layouts import Options
 
 
-class MMSeg(Folder):
+class MMSeg(FolderLayout):
     """``img_dir/{train,val}/*.png``, ``ann_dir/{train,val}/*.png`` and ``dataset.py``; see `Layout`."""
 
     default_splits: ClassVar[Mapping[str, float]] = {"val": 0.1}
-    images, masks = "img_dir", "ann_dir"
+    images = "img_dir"
+
+    def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
+        super().__init__(folder, input, options, splits)
+        self.schema = input.schema
+        self.folders = {self.schema: "ann_dir"}
 
     def finish(self) -> None:
         """Write the config."""
         (self.folder / "dataset.py").write_text(self._config(), encoding="utf-8")
 
     def _config(self) -> str:
-        schema = self.source.schema
+        schema = self.schema
         first = next(iter(self.splits), "")
         held_out = "val" if "val" in self.splits else first
         names = "".join(f"        {name!r},\n" for name in schema.classes)
@@ -63,7 +71,7 @@ test_evaluator = val_evaluator
 '''
 
     def _dataset(self, split: str, pipeline: str) -> str:
-        images, masks = ("/".join(part for part in (kind, split) if part) for kind in (self.images, self.masks))
+        images, masks = ("/".join(part for part in (kind, split) if part) for kind in (self.images, "ann_dir"))
         return f"""dict(
         type="BaseSegDataset",
         data_root=data_root,

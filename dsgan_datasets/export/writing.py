@@ -1,36 +1,31 @@
-"""A source and the name of a format -> a folder of files that appears when it is complete."""
+"""Samples and the name of a format -> a folder of files that appears when it is complete."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.export.coco import Coco
-from dsgan_datasets.export.folder import Folder
-from dsgan_datasets.export.layouts import Layout, Options, Place
+from dsgan_datasets.export.folder import FolderLayout
+from dsgan_datasets.export.inputs import ExportInput
+from dsgan_datasets.export.layouts import Layout, Options, Slot
 from dsgan_datasets.export.mmseg import MMSeg
-from dsgan_datasets.export.source import Source
 from dsgan_datasets.export.yolo import YoloSeg
+from dsgan_datasets.images import png
+from dsgan_datasets.parallel import ahead
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.shards.codec import pixel_counts, png
-from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: What `export` can write.
-FORMATS: dict[str, type[Layout]] = {"folder": Folder, "coco": Coco, "mmseg": MMSeg, "yolo-seg": YoloSeg}
+FORMATS: dict[str, type[Layout]] = {"folder": FolderLayout, "coco": Coco, "mmseg": MMSeg, "yolo-seg": YoloSeg}
 
 #: How instances are told apart.
 INSTANCES = ("classes", "components")
@@ -38,12 +33,12 @@ INSTANCES = ("classes", "components")
 #: Samples on the contact sheet.
 _SHOWN = 12
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+#: Files that say what labels mean, by field; a field that is not listed has FIELD.json.
+_DESCRIPTIONS = {"mask": "classes.json"}
 
 
 def export(
-    source: Source,
+    input: ExportInput,
     out: str | os.PathLike[str],
     format: str,
     *,
@@ -59,69 +54,66 @@ def export(
     removes it. Its bytes depend on the samples, these arguments and the library versions only.
 
     Args:
-        source: the samples.
+        input: the samples.
         out: folder to make; nothing may be there, or an empty folder.
         format: "folder", "coco", "mmseg" or "yolo-seg".
         splits: name -> share of the samples, such as ``{"val": 0.1}``: the last ones, in this order, and "train" is the
             rest. ``{}`` for one dataset without splits. None: ``{"val": 0.1}`` for mmseg and yolo-seg, else ``{}``.
-        palette: write colored masks too, to look at.
+        palette: write masks in the colors of their classes too, to look at.
         things: for coco and yolo-seg, names of the classes that instances are made of; None for all but class 0.
-        instances: for coco, "classes" (one instance a class) or "components" (one a connected region of a class, which
-            yolo-seg always has).
+        instances: for coco, "classes" (one instance for each class) or "components" (one for each connected region of a
+            class, which yolo-seg always has).
         min_instance_area: pixels; smaller instances are left out.
 
     Returns:
         split -> number of samples; the name is "" if there are no splits.
 
     Raises:
-        ValueError: an argument out of range, or something is at `out`.
+        ValueError: an argument out of range, something is at `out`, or the format needs masks and the input has none.
         OSError: the folder cannot be written; nothing is left.
 
     Example:
         >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-        >>> export(Source.generated(labeled, 10), tmp / "faces", "folder", splits={"val": 0.2})
+        >>> export(ExportInput.generated(labeled, 10), tmp / "faces", "folder", splits={"val": 0.2})
         {'train': 8, 'val': 2}
     """
     if format not in FORMATS:
         raise ValueError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
-    options = _options(source.schema, things, instances, min_instance_area)
+    options = _options(input, things, instances, min_instance_area)
     layout_type = FORMATS[format]
-    counts = _counts(source, layout_type.default_splits if splits is None else splits)
+    counts = _counts(input, layout_type.default_splits if splits is None else splits)
     with _folder_written_whole(Path(out)) as folder:
-        layout = layout_type(folder, source, options, {} if "" in counts else counts)
-        _write(folder, layout, source, counts, palette)
+        layout = layout_type(folder, input, options, {} if "" in counts else counts)
+        _write(folder, layout, input, counts, palette)
     return counts
 
 
-def _options(schema: LabelSchema, things: Sequence[str] | None, instances: str, min_area: int) -> Options:
+def _options(input: ExportInput, things: Sequence[str] | None, instances: str, min_area: int) -> Options:
     if instances not in INSTANCES:
         raise ValueError(f"instances must be one of {', '.join(INSTANCES)}, not {instances!r}")
-    names = schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
-    return Options(
-        things=tuple(sorted({schema.index(name) for name in names})),
-        components=instances == "components",
-        min_area=integer("min_instance_area", min_area, 1),
-    )
+    names = [things] if isinstance(things, str) else things
+    ids = None if names is None else tuple(sorted({input.schema.index(name) for name in names}))
+    return Options(ids, instances == "components", integer("min_instance_area", min_area, 1))
 
 
-def _counts(source: Source, splits: Mapping[str, float]) -> dict[str, int]:
-    """Samples of every split, whole groups of views; at least one each."""
+def _counts(input: ExportInput, splits: Mapping[str, float]) -> dict[str, int]:
+    """Samples of every split, whole view groups; at least one each."""
     if not splits:
-        return {"": source.num_samples}
+        return {"": input.num_samples}
     for name, share in splits.items():
         if not name.isidentifier() or name == "train" or not 0 < share < 1:
             raise ValueError(
                 f"a split is a name and a share between 0 and 1, such as val=0.1, not {name}={share}; train is the rest"
             )
     counts: dict[str, int] = {}
-    end = source.num_samples
+    end, group = input.num_samples, input.source.group
     for name, share in reversed(list(splits.items())):
-        # A group of views stays on one side: the first index of the split is a multiple of their number.
-        first = source.start + end - max(1, round(share * source.num_samples))
-        begin = first // source.group_size * source.group_size - source.start
+        # A view group stays on one side: the first index of the split is a multiple of its size.
+        first = input.start + end - max(1, round(share * input.num_samples))
+        begin = first // group * group - input.start
         counts[name], end = end - begin, begin
     if end < 1:
-        raise ValueError(f"{source.num_samples} samples are too few for the splits {dict(splits)} and train: take more")
+        raise ValueError(f"{input.num_samples} samples are too few for the splits {dict(splits)} and train: take more")
     return {"train": end, **{name: counts[name] for name in splits}}
 
 
@@ -143,70 +135,46 @@ def _folder_written_whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(folder: Path, layout: Layout, source: Source, counts: Mapping[str, int], palette: bool) -> None:
+def _write(folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str, int], palette: bool) -> None:
+    schema = input.schema if palette else None
     splits = (split for split, count in counts.items() for _ in range(count))
-    progress = tqdm(source.samples, "exporting", total=source.num_samples, unit="sample", delay=2)
+    progress = tqdm(input.samples, "exporting", total=input.num_samples, unit="sample", delay=2)
 
-    def encoded(item: tuple[Sample, str]) -> tuple[Sample, Place, dict[str, bytes], Any]:
-        sample, place = item[0], Place(f"{int(item[0].index):09d}", item[1])
-        files, told = layout.annotate(sample, place)
-        files = {layout.image_path(place): png(sample.image), **files}
-        if palette:
-            files[place.path("masks_color", "png")] = colored(sample.mask, source.schema)
-        return sample, place, files, told
+    def encoded(item: tuple[Sample, str]) -> tuple[Sample, Slot, dict[str, bytes], Any]:
+        sample, slot = item[0], Slot(f"{int(item[0].index):09d}", item[1])
+        files, summary = layout.annotate(sample, slot)
+        files = {layout.image_path(slot): png(sample.image), **files}
+        if schema is not None:
+            files[slot.path("masks_color", "png")] = png(schema.colored(sample.mask))
+        return sample, slot, files, summary
 
     shown: list[Sample] = []
+    workers = min(4, os.cpu_count() or 1)
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as records:
-        for sample, place, files, told in _ahead(encoded, zip(progress, splits, strict=True)):
+        for sample, slot, files, summary in ahead(encoded, zip(progress, splits, strict=True), workers):
             for name, content in files.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
-            layout.note(sample, place, told)
-            record = {"image": layout.image_path(place), "split": place.split, **_facts(sample, source)}
+            layout.collect(sample, slot, summary)
+            record = {"image": layout.image_path(slot), "split": slot.split, **_facts(sample, input)}
             records.write(json.dumps(record) + "\n")
             if len(shown) < _SHOWN:
                 shown.append(Sample({name: value.cpu() for name, value in sample.items()}))
     layout.finish()
-    (folder / "classes.json").write_text(json.dumps(source.schema.to_dict(), indent=1) + "\n", encoding="utf-8")
-    title = f"{source.num_samples} samples · seed {source.seed} · {source.fingerprint[:8]} · {source.license}"
-    contact_sheet(SampleBatch.stack(shown), source.schema, title=title).save(folder / "preview.png")
+    for target in input.targets:
+        description = folder / _DESCRIPTIONS.get(target.field, f"{target.field}.json")
+        description.write_text(json.dumps(target.to_dict(), indent=1) + "\n", encoding="utf-8")
+    title = f"{input.num_samples} samples · seed {input.seed} · {input.fingerprint[:8]} · {input.source.license}"
+    contact_sheet(SampleBatch.stack(shown), input.targets, title=title).save(folder / "preview.png")
 
 
-def _facts(sample: Sample, source: Source) -> dict[str, Any]:
+def _facts(sample: Sample, input: ExportInput) -> dict[str, Any]:
     """What made a sample, as in a shard's json."""
-    facts: dict[str, Any] = {
-        "index": int(sample.index),
-        "seed": source.seed,
-        "attempt": int(sample.attempt),
-        "score": round(float(sample.uncertainty_score), 6),
-        "pixels": pixel_counts(sample.mask, source.schema.num_classes),
-        "fingerprint": source.fingerprint,
-        "license": source.license,
-    }
+    facts: dict[str, Any] = {"index": int(sample.index), "seed": input.seed, "attempt": int(sample.attempt)}
+    if "uncertainty_score" in sample:
+        facts["uncertainty_score"] = round(float(sample["uncertainty_score"]), 6)
     if "class_label" in sample:
-        facts["class_label"] = int(sample.class_label)
-    return facts
-
-
-def colored(mask: Tensor, schema: LabelSchema) -> bytes:
-    """A mask [H, W] as PNG in the colors of its classes, ignored pixels white; a palette image of the ids."""
-    picture = Image.fromarray(mask.cpu().byte().numpy())
-    colors = [*schema.palette, *[(255, 255, 255)] * (256 - schema.num_classes)]
-    picture.putpalette([value for color in colors for value in color])
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """``map(function, items)`` on threads, a few items ahead: Pillow's encoding leaves Python to the generator."""
-    workers = min(4, os.cpu_count() or 1)
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, "dsgan-export") as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        facts["class_label"] = int(sample["class_label"])
+    tallies = {t.field: t.tally(sample[t.field][None])[0].tolist() for t in input.targets}
+    return {**facts, "tallies": tallies, "fingerprint": input.fingerprint, "license": input.source.license}

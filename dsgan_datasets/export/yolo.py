@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dsgan_datasets.export.layouts import Options, Place, category_names
-from dsgan_datasets.export.source import Source
+from dsgan_datasets.export.inputs import ExportInput
+from dsgan_datasets.export.layouts import Options, Slot
 from dsgan_datasets.polygons import Array, mask_to_polygons
 from dsgan_datasets.samples import Sample
 
@@ -24,33 +24,35 @@ class YoloSeg:
 
     default_splits: ClassVar[Mapping[str, float]] = {"val": 0.1}
 
-    def __init__(self, folder: Path, source: Source, options: Options, splits: Mapping[str, int]) -> None:
+    def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         self.folder = folder
-        self.source = source
+        self.input = input
         self.options = options
         self.splits = splits
+        self.things = options.things_of(input.schema)
+        self.names = [input.schema.classes[thing] for thing in self.things]
 
-    def image_path(self, place: Place) -> str:
+    def image_path(self, slot: Slot) -> str:
         """Where the image goes."""
-        return place.path("images", "png")
+        return slot.path("images", "png")
 
-    def annotate(self, sample: Sample, place: Place) -> tuple[dict[str, bytes], Any]:
+    def annotate(self, sample: Sample, slot: Slot) -> tuple[dict[str, bytes], Any]:
         """The polygons; an empty file if there are none."""
         lines = [
-            f"{self.options.things.index(thing)} {_shares(polygon, self.source.image_size)}\n"
-            for thing, mask in self.options.instances(sample, components=True)
+            f"{self.things.index(thing)} {_shares(polygon, self.input.source.image_size)}\n"
+            for thing, mask in self.options.instances(sample, self.things, components=True)
             for polygon in mask_to_polygons(mask)
         ]
-        return {place.path("labels", "txt"): "".join(lines).encode("ascii")}, None
+        return {slot.path("labels", "txt"): "".join(lines).encode("ascii")}, None
 
-    def note(self, sample: Sample, place: Place, told: Any) -> None:
+    def collect(self, sample: Sample, slot: Slot, summary: Any) -> None:
         """Nothing."""
 
     def finish(self) -> None:
         """Write data.yaml."""
         folders = {split: f"images/{split}" for split in self.splits} or {"train": "images"}
         folders.setdefault("val", folders["train"])  # the key is required
-        names = dict(enumerate(category_names(self.options, self.source)))
+        names = dict(enumerate(self.names))
         lines = [f"{split}: {path}\n" for split, path in folders.items()]
         # JSON strings are YAML strings too.
         lines += ["names:\n", *(f"  {i}: {json.dumps(name, ensure_ascii=False)}\n" for i, name in names.items())]

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "demo_faces"
-sys.path.insert(0, str(EXAMPLE))
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+sys.path.insert(0, str(DEMO))
 
 import annotate  # noqa: E402
 import train_generator  # noqa: E402
@@ -29,14 +29,13 @@ from annotator import Annotator, save_annotator  # noqa: E402
 from discriminator import Discriminator, augment, r1_penalty  # noqa: E402
 from images import is_validation, read_images, split  # noqa: E402
 from quality import frechet_distance, precision_recall  # noqa: E402
-from train_generator import Settings, Training, main  # noqa: E402
+from train_generator import Training, TrainingSettings, main  # noqa: E402
 from training_state import StateError, load_state, read_tensors, save_best, save_state, write_tensors  # noqa: E402
 
 from dsgan_datasets import describe, load_generator  # noqa: E402
-from dsgan_datasets.annotations import export_annotations, load_annotations  # noqa: E402
-from dsgan_datasets.annotations.folder import read_classes  # noqa: E402
-from dsgan_datasets.generators.base import Precomputed  # noqa: E402
-from dsgan_datasets.generators.stylegan2 import StyleGAN2Config, upsample_image  # noqa: E402
+from dsgan_datasets.annotations import export_annotations, load_annotations, read_classes  # noqa: E402
+from dsgan_datasets.generators import StyleGAN2Config  # noqa: E402
+from dsgan_datasets.generators.stylegan2 import upsample_image  # noqa: E402
 
 CONFIG = StyleGAN2Config(z_dim=8, w_dim=8, mapping_layers=2, img_resolution=16, channels={4: 8, 8: 8, 16: 4})
 
@@ -55,7 +54,7 @@ def noise_images(n: int, side: int = 16) -> Tensor:
 
 
 def tiny(**settings: object) -> Training:
-    return Training(CONFIG, Settings(**{"batch": 4, "r1_every": 2, **settings}))  # type: ignore[arg-type]
+    return Training(CONFIG, TrainingSettings(**{"batch": 4, "r1_every": 2, **settings}))  # type: ignore[arg-type]
 
 
 def write_images(folder: Path, images: Tensor) -> Path:
@@ -91,7 +90,6 @@ def test_training_computes_what_the_frozen_generator_does() -> None:
     assert trained.requires_grad
     frozen = build_frozen(training)
     torch.testing.assert_close(frozen.synthesis(frozen.mapping(z))[0], trained.detach())
-    assert any(isinstance(m, Precomputed) for m in training.generator.modules())
 
 
 def build_frozen(training: Training) -> train_generator.StyleGAN2:
@@ -204,10 +202,10 @@ def test_errors_about_images_name_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "broken" / "a.jpg").write_bytes(b"no image")
     for path, message in (
         (tmp_path / "nowhere", "does not exist"),
-        (tmp_path / "empty", "holds no image"),
+        (tmp_path / "empty", "contains no images"),
         (tmp_path / "text.tar", "neither a folder nor a tar"),
         (small, "000 is 8×8 pixels, smaller than the generator's 16"),
-        (tmp_path / "broken", "a is no image that can be read"),
+        (tmp_path / "broken", "a is not a readable image"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             read_images([path], 16)
@@ -355,7 +353,7 @@ def test_a_finer_generator_starts_as_the_one_it_grows_from(tmp_path: Path) -> No
     training.train_step(noise_images(16))
     folder = save_state(tmp_path, train_generator.config_fields(CONFIG, 4), training.progress(), training.networks())
     config = train_generator.choose_config(folder, 32)
-    finer = Training(config, Settings(batch=4))
+    finer = Training(config, TrainingSettings(batch=4))
     assert finer.start_from(folder) == 4
     z = torch.randn(2, 8)
     with torch.no_grad():
@@ -442,13 +440,13 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
     assert "another process trains" in capfd.readouterr().err
     (tmp_path / "none").mkdir()
     assert main(["--images", str(tmp_path / "none"), "--state", str(tmp_path / "s")]) == 1
-    assert "holds no image" in capfd.readouterr().err
+    assert "contains no images" in capfd.readouterr().err
     for wrong in (state / "best", tmp_path / "images" / "000.png"):
         assert main(arguments(tmp_path, "--state", str(wrong))) == 1
         assert "--state" in capfd.readouterr().err
     (tmp_path / "none" / "broken.png").write_bytes(b"no image")
     assert main(["--images", str(tmp_path / "none"), "--state", str(tmp_path / "s")]) == 1
-    assert "broken is no image that can be read\n" in capfd.readouterr().err
+    assert "broken is not a readable image\n" in capfd.readouterr().err
 
 
 def test_another_annotator_measures_the_best_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -499,10 +497,11 @@ def test_grids_are_thinned_out_but_first_and_last_stay(tmp_path: Path) -> None:
         assert np.array_equal(picture[:16, -16:], np.asarray(grid)[:16, :16])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM there")
 def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
     state = tmp_path / "state"
-    command = [sys.executable, str(EXAMPLE / "train_generator.py"), *arguments(tmp_path, "--threads", "1")]
+    command = [sys.executable, str(DEMO / "train_generator.py"), *arguments(tmp_path, "--threads", "1")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         deadline = time.monotonic() + 60
@@ -514,7 +513,7 @@ def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
         out, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 0 and "the same command goes on" in out
+    assert process.returncode == 0 and "the same command resumes" in out
     loaded = load_state(state)
     assert loaded is not None and f"stopped at {loaded[1]['images_seen']:,} images" in out
     assert loaded[1]["images_seen"] > 0
@@ -524,7 +523,7 @@ def test_the_stand_in_annotates_what_was_exported(tmp_path: Path, capsys: pytest
     folder, weights = tmp_path / "to-annotate", tmp_path / "annotator.safetensors"
     annotator = Annotator(widths=(4, 8))
     save_annotator(annotator, weights, {})
-    schema = read_classes(EXAMPLE)
+    schema = read_classes(DEMO)
     assert schema.palette == describe("demo-faces").schema.palette
     export_annotations(load_generator("demo-faces", device="cpu"), schema, folder, num=2, select="random", start=7)
     assert annotate.main([str(folder), "--annotator", str(weights)]) == 0

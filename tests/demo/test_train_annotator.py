@@ -14,8 +14,8 @@ from conftest import TRAIN_RENDERS
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "demo_faces"
-sys.path.insert(0, str(EXAMPLE))
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+sys.path.insert(0, str(DEMO))
 
 import annotate  # noqa: E402
 import renders  # noqa: E402
@@ -23,8 +23,7 @@ import train_annotator  # noqa: E402
 from annotator import WIDTHS, Annotator, load_annotator, save_annotator  # noqa: E402
 
 from dsgan_datasets import load_generator  # noqa: E402
-from dsgan_datasets.annotations import export_annotations  # noqa: E402
-from dsgan_datasets.annotations.folder import read_classes  # noqa: E402
+from dsgan_datasets.annotations import export_annotations, read_classes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,7 +82,7 @@ def test_it_learns_at_both_resolutions(
 def test_its_images_must_have_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, folder = tmp_path / "annotator.safetensors", tmp_path / "to-annotate"
     save_annotator(Annotator(128, (4, 8)), weights, {})
-    export_annotations(load_generator("demo-faces", device="cpu"), read_classes(EXAMPLE), folder, num=1)
+    export_annotations(load_generator("demo-faces", device="cpu"), read_classes(DEMO), folder, num=1)
     assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
     message = capsys.readouterr().err
     assert "is 64×64 pixels; the annotator labels 128×128" in message and "--resolution" in message
@@ -104,12 +103,12 @@ def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: p
         "cut-gzip": (gzip.compress(whole)[:5000], "nor a tar that can be read"),
         "no-image": (
             whole[: image.offset_data] + bytes(512) + whole[image.offset_data + 512 :],
-            "000000.jpg is no image",
+            "000000.jpg is not a readable image",
         ),
         "half-a-pair": (whole[: mask.offset] + b"\0" * 1024, "ends after"),
         "two-of-a-kind": (2 * whole[image.offset : mask.offset] + b"\0" * 1024, "ends after"),
         "not-its-mask": (whole[: mask.offset] + _renamed(mask, "000009.seg.png") + whole[mask.offset_data :], "follow"),
-        "empty": (b"\0" * 10240, "holds no render"),
+        "empty": (b"\0" * 10240, "contains no renders"),
     }
     for name, (content, _) in damaged.items():
         (tmp_path / name).mkdir()

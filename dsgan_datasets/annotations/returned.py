@@ -1,0 +1,98 @@
+"""An exported folder that came back from an annotator: checked against the generator and the images of the export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, Array, Exported, generator_fingerprint, hash_pixels
+from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers, find_annotations
+from dsgan_datasets.annotations.material import Material
+from dsgan_datasets.annotations.mistakes import Findings
+from dsgan_datasets.device import Device
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.generators.loading import load_generator
+from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.recipe import FeatureLayout
+
+#: Levels of 0 … 255 by which an image may differ on average when another device generates it again.
+_SAME_IMAGE = 4.0
+
+
+def read_exported(
+    folder: Path,
+    generator: FeatureGenerator | str | os.PathLike[str] | None,
+    asked: AnnotationFormat | None,
+    files: Path | None,
+    device: Device,
+    found: Findings,
+) -> Material:
+    """A folder of `export_annotations`."""
+    exported = Exported.read(folder)
+    if generator is not None:
+        given = "the generator"
+        if not isinstance(generator, FeatureGenerator):
+            given = f"generator {os.fspath(generator)!r}"
+            generator = load_generator(generator, device=device, features=cast(FeatureLayout, exported.features))
+        if generator_fingerprint(generator) != exported.fingerprint:
+            found.error(
+                given,
+                f"is not the one these images were exported from ({exported.generator!r}, fingerprint "
+                f"{exported.fingerprint[:8]}…): give that one, its file or its converted directory",
+            )
+        if generator.features != exported.features:
+            found.error(
+                given,
+                f"gives features {generator.features!r}, the export was for {exported.features!r}: load it so",
+            )
+    images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
+    if generator is not None and not found.mistakes:
+        _check_rendering(generator, exported, images, found)
+    kind, files = find_annotations(folder, exported, asked, files)
+    readers = annotation_readers(folder, exported, kind, files, found)
+    return Material(exported.schema, exported.recipe, exported.latents, images, readers, generator)
+
+
+@torch.no_grad()
+def _check_rendering(
+    generator: FeatureGenerator, exported: Exported, images: Mapping[str, Array | None], found: Findings
+) -> None:
+    """Masks fit the features only if latents and recipe still give the exported images."""
+    latents = exported.latents.split(exported.recipe.compute_batch)
+    made = (image for block in latents for image in synthesize(generator, exported.recipe, block)[0].cpu())
+    for name, again in zip(images, made, strict=True):
+        stored = images[name]
+        expected = again.permute(1, 2, 0).numpy().astype(np.float32)
+        if stored is None or stored.shape != expected.shape or np.abs(stored - expected).mean() > _SAME_IMAGE:
+            found.error(
+                name,
+                f"its latent and the recipe in {ANNOTATION_MANIFEST} give another image: one of them was changed after "
+                "the export; restore the file, or export again",
+            )
+
+
+def _read_image(folder: Path, file: str, sha256: str, found: Findings) -> Array | None:
+    """uint8 RGB [H, W, 3] of an exported image that was not changed."""
+    try:
+        with Image.open(folder / file) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except FileNotFoundError:
+        found.error(file, "the exported image is missing: restore it, the annotation belongs to exactly this image")
+        return None
+    except Exception as error:  # a damaged file may raise anything at all
+        found.error(file, f"cannot be read as a picture ({error!r:.120}): restore the exported image")
+        return None
+    if hash_pixels(pixels) != sha256:
+        found.error(
+            file,
+            f"is not the image that was exported (its pixels, {pixels.shape[1]}×{pixels.shape[0]}, have another "
+            "SHA-256): restore it, and check that the annotation was drawn on that one",
+        )
+        return None
+    return pixels

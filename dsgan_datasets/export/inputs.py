@@ -1,0 +1,101 @@
+"""What is exported: consecutive samples of a generator, of shards, or of any other source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dsgan_datasets.checks import integer
+from dsgan_datasets.latents import MAX_INDEX
+from dsgan_datasets.samples import Sample
+from dsgan_datasets.shards import Folder, Manifest
+from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.base import SampleSource
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
+
+
+@dataclass(frozen=True)
+class ExportInput:
+    """Consecutive samples of a source.
+
+    Args:
+        source: of the samples; it also knows their labels, size and license.
+        numbers: numbers of the samples in the source.
+        seed: of the dataset.
+        start: index of the first sample, which differs from its number in shards that do not begin at index 0.
+        fingerprint: of the checkpoint that made the samples.
+    """
+
+    source: SampleSource
+    numbers: range
+    seed: int
+    start: int
+    fingerprint: str
+
+    @classmethod
+    def generated(cls, source: SampleSource, num_samples: int, *, start: int = 0, seed: int = 0) -> ExportInput:
+        """Consecutive samples of a `LabeledGenerator`, generated while they are exported.
+
+        Raises:
+            ValueError: num_samples or start out of range.
+
+        Example:
+            >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+            >>> ExportInput.generated(labeled, 20).num_samples
+            20
+        """
+        count = integer("num_samples", num_samples, 1, MAX_INDEX)
+        first = integer("start", start, 0, MAX_INDEX - count + 1)
+        return cls(source, range(first, first + count), seed, first, source.fingerprint)
+
+    @classmethod
+    def read(
+        cls, shards: str | os.PathLike[str], num_samples: int | None = None, *, start: int | None = None
+    ) -> ExportInput:
+        """Consecutive samples of a shard set, read while they are exported.
+
+        Args:
+            shards: folder or URL that `write_shards` wrote to.
+            num_samples: None for all from `start` on.
+            start: index of the first sample; None for the first one of the set.
+
+        Raises:
+            ShardError: no finished shards, or a damaged manifest; while exporting, a damaged shard.
+            ValueError: num_samples or start out of range.
+            OSError: they cannot be read.
+
+        Example:
+            >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+            >>> _ = write_shards(labeled, tmp, range(10, 15), seed=3)
+            >>> found = ExportInput.read(tmp, start=12)
+            >>> found.num_samples, found.seed
+            (3, 3)
+        """
+        plan = Manifest.read(Folder(shards)).plan
+        end = plan.start + plan.num_samples
+        first = plan.start if start is None else integer("start", start, plan.start, end - 1)
+        count = end - first if num_samples is None else integer("num_samples", num_samples, 1, end - first)
+        numbers = range(first - plan.start, first - plan.start + count)
+        return cls(ShardSource(shards), numbers, plan.seed, first, plan.fingerprint)
+
+    @property
+    def samples(self) -> Iterator[Sample]:
+        """The samples, in order."""
+        return self.source.stream(self.numbers, seed=self.seed)
+
+    @property
+    def num_samples(self) -> int:
+        """How many they are."""
+        return len(self.numbers)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The labels of each sample."""
+        return self.source.targets
+
+    @property
+    def schema(self) -> LabelSchema:
+        """What the class ids of the masks mean; ValueError if the source has no masks."""
+        return schema_of(self.source.targets)
