@@ -1,14 +1,14 @@
 # dsgan_datasets: `make` or `make help` lists the targets.
 #
-# Everything runs in .venv, which the targets make and bring up to date by themselves.
-# A stamp file says when that was last done: a changed setup.py, constraints.txt or framework script redoes it.
+# Everything runs in .venv, which the targets create and update by themselves. Stamp files record when that was last done:
+# a changed setup.py, constraints.txt or framework script repeats it.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# The interpreter that makes .venv; when empty, the first one on PATH that is Python 3.11 or 3.12 and runs.
+# The interpreter that creates .venv; if empty, the first working Python 3.11 or 3.12 on PATH.
 PYTHON ?=
 PYTEST_ARGS ?=
 GOLDEN ?=
@@ -20,34 +20,41 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --retrie
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --no-build-isolation -c constraints.txt
 FRAMEWORKS := .ci/install_frameworks.sh .ci/frameworks.txt .ci/detectron2.txt
 
-.PHONY: help demo test lint test-golden clean
+.PHONY: help demo lint test test-fast test-extended test-golden clean
 
 help:  ## list the targets
 	@echo "Targets (PYTHON=... chooses the interpreter, Python 3.11 or 3.12):"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-demo: $(VENV)/.stamp-run  ## install, then write a preview sheet and small shards of labeled faces into demo/
-	@mkdir -p demo && rm -rf demo/shards
+demo: $(VENV)/.stamp-run  ## install, then write a preview sheet and small shards of labeled faces into demo-out/
+	@mkdir -p demo-out && rm -rf demo-out/shards
 	.venv/bin/dsgan info demo-faces
-	.venv/bin/dsgan preview demo-faces --out demo/preview.png
-	.venv/bin/dsgan shards write demo-faces demo/shards --num-samples 100 --samples-per-shard 50
-	.venv/bin/dsgan shards verify demo/shards
-	@echo; echo "Labeled faces to look at:  $(CURDIR)/demo/preview.png"; echo "A small WebDataset:         $(CURDIR)/demo/shards"
+	.venv/bin/dsgan preview demo-faces --out demo-out/preview.png
+	.venv/bin/dsgan shards write demo-faces demo-out/shards --num-samples 100 --samples-per-shard 50
+	.venv/bin/dsgan shards verify demo-out/shards
+	@echo; echo "Labeled faces to look at:  $(CURDIR)/demo-out/preview.png"; echo "A small WebDataset:         $(CURDIR)/demo-out/shards"
 
-test: $(VENV)/.stamp-test  ## install everything the tests need, both frameworks too, and run them (PYTEST_ARGS="-k name")
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
-
-lint: $(VENV)/.stamp-dev  ## ruff (rules and format) and mypy
+lint: $(VENV)/.stamp-dev  ## ruff (rules and format), mypy, and import-linter (layers and circles)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m mypy
+	.venv/bin/lint-imports
+
+test: $(VENV)/.stamp-test  ## the tests, under 12 minutes on two cores; installs both frameworks (PYTEST_ARGS="-k name")
+	.venv/bin/python -m pytest -m "not extended" $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.stamp-test  ## what is quick, under 3 minutes: for use while editing
+	.venv/bin/python -m pytest -m "not extended and not slow and not frameworks" $(PYTEST_ARGS)
+
+test-extended: $(VENV)/.stamp-test  ## what takes long and rarely breaks, under 20 minutes
+	.venv/bin/python -m pytest -m extended $(PYTEST_ARGS)
 
 test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere: make test-golden GOLDEN=dir
-	@[ -n "$(GOLDEN)" ] || { echo "say where the reference arrays are: make test-golden GOLDEN=dir" >&2; exit 2; }
+	@[ -n "$(GOLDEN)" ] || { echo "pass the folder of the reference arrays: make test-golden GOLDEN=dir" >&2; exit 2; }
 	.venv/bin/python tests/compare_golden.py $(GOLDEN)
 
-clean:  ## remove .venv, caches, build artifacts and demo/
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, caches, build artifacts and demo-out/
+	rm -rf .venv demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A version manager's shim may be on PATH and still fail: each candidate is run, not only found.
@@ -59,7 +66,7 @@ $(VENV)/.stamp-venv:
 	else \
 	    while read -r candidate; do if works "$$candidate"; then python="$$candidate"; break; fi; done \
 	        < <(type -aP python3.11 python3.12 python3 python || true); \
-	    [ -n "$$python" ] || { echo "no working Python 3.11 or 3.12 with venv on PATH: install one, or say make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	    [ -n "$$python" ] || { echo "no working Python 3.11 or 3.12 with venv on PATH: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	fi; \
 	echo "making $(VENV) with $$python ($$("$$python" --version))"; \
 	rm -rf $(VENV); "$$python" -m venv $(VENV)
@@ -75,6 +82,6 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
-	$(INSTALL) -e ".[test,webdataset,s3,ray,hub,detectron2,mmseg]"
+	$(INSTALL) -e ".[test,annotate,clusters,coco,detectron2,hub,mmseg,pictures,ray,s3,webdataset]"
 	.ci/install_frameworks.sh $(VENV)/bin/python
 	@touch $@

@@ -1,34 +1,21 @@
 """Packaging of dsgan_datasets; the settings of ruff, mypy and pytest are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 README = ROOT / "README.md"
 
-# adapters and tools live at the top of the checkout and are reached through the relative symlinks
-# dsgan_datasets/adapters and dsgan_datasets/tools: neither may be installed under its bare name.
-PACKAGES = [
-    "dsgan_datasets",
-    "dsgan_datasets.adapters",
-    "dsgan_datasets.adapters.detectron2",
-    "dsgan_datasets.adapters.mmseg",
-    "dsgan_datasets.annotations",
-    "dsgan_datasets.checkpoints",
-    "dsgan_datasets.export",
-    "dsgan_datasets.fitting",
-    "dsgan_datasets.generators",
-    "dsgan_datasets.generators.dialects",
-    "dsgan_datasets.interpreters",
-    "dsgan_datasets.labelers",
-    "dsgan_datasets.shards",
-    "dsgan_datasets.sources",
-    "dsgan_datasets.targets",
-    "dsgan_datasets.tools",
-]
+# Written once; importing the package here would need torch.
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "dsgan_datasets" / "_version.py").read_text(), re.MULTILINE)
 
-LINT = ["ruff>=0.9", "mypy>=1.14", "types-tqdm"]
+# adapters and tools live at the top of the checkout and are found through the relative symlinks
+# dsgan_datasets/adapters and dsgan_datasets/tools: neither may be installed under its bare name.
+PACKAGES = sorted(find_packages(str(ROOT), include=["dsgan_datasets", "dsgan_datasets.*"]))
+
+LINT = ["import-linter>=2.17", "mypy>=1.14", "ruff>=0.9", "types-tqdm"]
 
 # The two frameworks themselves cannot be expressed as dependencies (see .ci/install_frameworks.sh and the README):
 # their extras list what they import. Both still import pkg_resources, which setuptools 81 removed.
@@ -65,12 +52,16 @@ EXTRAS = {
         "termcolor",
         "yapf",
     ],
+    "annotate": ["shapely>=2"],
+    "clusters": ["scikit-learn>=1.5"],
     "coco": ["pycocotools>=2.0.7"],
+    "pictures": ["matplotlib>=3.9"],
     "webdataset": ["webdataset>=0.2.86"],
     "s3": ["s3fs>=2024.6"],
     "ray": ["ray>=2.40"],
     "hub": ["huggingface_hub>=0.25"],
     "test": [
+        "accelerate>=1.0",
         "boto3",
         "build>=1.2",
         "flask",
@@ -92,7 +83,7 @@ EXTRAS = {
 
 setup(
     name="dsgan_datasets",
-    version="0.1.0",
+    version=VERSION,
     description="Endless labeled images for segmentation training, drawn on the fly from a GAN and its interpreter",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
@@ -105,7 +96,10 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
+        "filelock>=3.13",
         "fsspec>=2024.6",
+        "platformdirs>=4",
+        "universal-pathlib>=0.3",
         "safetensors>=0.4.3",
         "pillow>=10.1",
         "tqdm>=4.60",

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import BenchmarkError, cpu_name, median_interval, progress, write_json
+from measuring import BenchmarkError, cpu_name, median_interval, progress, write_report
+from pairs import Measurement, add_options, digest, run_pairs
 from torch import Tensor
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
@@ -174,6 +175,19 @@ def summarize(seconds: dict[str, list[float]], samples: int) -> dict[str, Result
     return summary
 
 
+# Beside another checkout
+
+
+def measure(names: Sequence[str], checkpoint: str, device: str, batch: int, samples: int) -> Measurement:
+    """Seconds that each path takes for so many samples, and its first samples."""
+    seconds, results = {}, []
+    for name in names:
+        start = PATHS[name][0](checkpoint, device, batch)
+        results += [tensor for pair in itertools.islice(start(), 2 * batch) for tensor in pair]
+        seconds[name] = _seconds(start, samples, device)
+    return Measurement(seconds, digest(results))
+
+
 # Report
 
 
@@ -217,6 +231,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="JSON file to write (default: none)")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    add_options(parser)
     args = parser.parse_args(arguments)
     if min(args.samples, args.runs, args.batch, args.threads) < 1:
         parser.error("--samples, --runs, --batch and --threads must be at least 1")
@@ -225,10 +240,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if a path gives other samples, or with --check if a target is missed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = parse(arguments)
     torch.set_num_threads(args.threads)
+    names = (BARE, *args.paths)
+    status = run_pairs(args, arguments, lambda: measure(names, args.checkpoint, args.device, args.batch, args.samples))
+    if status is not None:
+        return status
     labeled = LabeledGenerator.from_pretrained(args.checkpoint, device=args.device)
-    starts = {n: PATHS[n][0](args.checkpoint, args.device, args.batch) for n in (BARE, *args.paths)}
+    starts = {n: PATHS[n][0](args.checkpoint, args.device, args.batch) for n in names}
     report: Result = {
         "benchmark": "adapters",
         "checkpoint": args.checkpoint,
@@ -253,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in missed:
         progress(f"target missed: {message}")
     if args.out:
-        write_json(report, args.out)
+        write_report(args.out, report)
     return 1 if missed and args.check else 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import cpu_name, write_json
+from measuring import cpu_name, write_report
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.fitting.evaluation import evaluate
@@ -25,7 +25,7 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import Purpose
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "demo_faces"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 from annotator import Annotator, load_annotator
 
 IMAGES, CHOICES, HELD_OUT, HELD_OUT_START = 16, 5, 200, 10_000
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "iou": [round(value, 5) for value in quality.iou.tolist()],
             }
             print(f"{name}, choice {k}: mean IoU {quality.mean_iou:.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)
-            write_json({"runs": runs}, args.out)
+            write_report(args.out, {"runs": runs})
     complete = [name for name in VARIANTS if all(f"{name}/{k}" in runs for k in range(CHOICES))]
     report: Result = {
         "benchmark": "annotations",
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report |= {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     report |= {"images": IMAGES, "choices": CHOICES, "held_out": HELD_OUT, "settings": VARIANTS}
     report |= {"variants": summary(runs, complete, schema.classes), "runs": runs}
-    write_json(report, args.out)
+    write_report(args.out, report)
     if complete:
         print(table(report))
     if len(complete) < len(args.variants):

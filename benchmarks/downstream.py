@@ -31,7 +31,7 @@ from segmentation.cells import Cell, Cells, OutOfTime
 from segmentation.data import TEST, TRAIN
 from segmentation.parts import count_parts
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
-from segmentation.students import PRECISIONS, STUDENTS, Objective, Settings, build_student, evaluate, train
+from segmentation.students import PRECISIONS, STUDENTS, Objective, StudentSettings, build_student, evaluate, train
 from segmentation.table import collect, comparison, fill, floors, markdown, picture, read_report
 from torch import Tensor, nn
 
@@ -50,12 +50,14 @@ class Trained(NamedTuple):
 
     network: nn.Module
     objective: Objective
-    settings: Settings
+    settings: StudentSettings
     last_loss: float
     seconds: float
 
 
-def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -> tuple[Settings, Trained | None]:
+def search(
+    cells: Cells, row: str, sources: Sources, build: Build, steps: int
+) -> tuple[StudentSettings, Trained | None]:
     """The settings with the best mean IoU on validation; the test set must not have been read.
 
     Every pair of learning rate and augmentation is tried, then the best pair with twice the steps: few images
@@ -64,10 +66,10 @@ def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -
     Returns:
         Beside the settings the student of seed 0 that had them, unless an earlier run trained it.
     """
-    scores: dict[Settings, float] = {}
+    scores: dict[StudentSettings, float] = {}
     best: Trained | None = None
 
-    def attempt(settings: Settings) -> None:
+    def attempt(settings: StudentSettings) -> None:
         nonlocal best
         name = f"{row}.search-{len(scores)}"
         cell, trained = cells.read(name), None
@@ -83,13 +85,19 @@ def search(cells: Cells, row: str, sources: Sources, build: Build, steps: int) -
             best = trained
 
     for rate, strength in itertools.product(LEARNING_RATES, STRENGTHS):
-        attempt(Settings(rate, steps, strength))
+        attempt(StudentSettings(rate, steps, strength))
     attempt(dataclasses.replace(max(scores, key=scores.__getitem__), steps=2 * steps))
     return max(scores, key=scores.__getitem__), best
 
 
 def final(
-    cells: Cells, row: str, sources: Sources, settings: Settings, trained: Trained | None, build: Build, seed: int
+    cells: Cells,
+    row: str,
+    sources: Sources,
+    settings: StudentSettings,
+    trained: Trained | None,
+    build: Build,
+    seed: int,
 ) -> None:
     """One seed of a row, measured on the test set; `trained` if that seed is trained already."""
     name = f"{row}.seed-{seed}"
@@ -105,7 +113,7 @@ def final(
     progress(_line(name, cell))
 
 
-def fit(name: str, row: Row, sources: Sources, settings: Settings, build: Build, *, seed: int) -> Trained:
+def fit(name: str, row: Row, sources: Sources, settings: StudentSettings, build: Build, *, seed: int) -> Trained:
     """Train a student; the same arguments give the same student."""
     started = time.perf_counter()
     torch.manual_seed(seed)
@@ -164,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
 def gaps(args: argparse.Namespace) -> int:
     """What lies between full supervision and the stream: one difference at a time, equal settings, on validation."""
     sources, cells, build = prepare(args)
-    settings = Settings(LEARNING_RATES[0], 2 * args.steps, "weak")
+    settings = StudentSettings(LEARNING_RATES[0], 2 * args.steps, "weak")
     if (side := sources.annotator_network.resolution) != args.size:
         raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
     try:

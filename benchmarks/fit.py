@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring import PeakMemory, cpu_name, write_json
+from measuring import PeakMemory, cpu_name, write_report
 
 from dsgan_datasets import AnnotatedImages, LabelSchema, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.fitting.evaluation import cross_validate, evaluate
-from dsgan_datasets.fitting.pixel_ensemble import Settings
+from dsgan_datasets.fitting.pixel_ensemble import FitSettings
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.stylegan1 import StyleGAN1, StyleGAN1Config
 from dsgan_datasets.generators.synthesis import synthesize
@@ -72,8 +72,8 @@ def measure(side: int, steps: int, folds: int, threads: int, device: str) -> Res
     """Fit and cross-validate once, as `dsgan fit` does."""
     torch.set_num_threads(threads)
     schema = LabelSchema(tuple(f"class {i}" for i in range(CLASSES)))
-    recipe = Recipe(features="datasetgan", truncation_psi=0.7)
-    settings = Settings(members=MEMBERS, steps=steps)
+    recipe = Recipe(truncation_psi=0.7)
+    settings = FitSettings(members=MEMBERS, steps=steps)
     with PeakMemory(0.005) as memory:
         generator = random_generator(side, device)
         annotated = annotate(generator, recipe, IMAGES)
@@ -109,7 +109,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Time the fitting of an interpreter.", epilog=EXAMPLE)
     parser.add_argument("--side", type=int, default=512, help="pixels, a power of two (default: 512)")
-    parser.add_argument("--steps", type=int, default=Settings().steps, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=FitSettings().steps, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=4, help="of the held-out check, 0 for none (default: 4)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores (%(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in missed:
         print(f"target missed: {message}", file=sys.stderr)
     if args.out:
-        write_json(report, args.out)
+        write_report(args.out, report)
     return 1 if missed and args.check else 0
 
 

@@ -23,15 +23,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from arithmetic import MEMBERS, Shape, Work, ceilings, synchronize
-from measuring import BenchmarkError, cpu_name, progress, write_json
+from measuring import BenchmarkError, cpu_name, progress, write_report
 from torch import Tensor, nn
 
-from dsgan_datasets import DSGANIterableDataset, LabeledGenerator, LabelSchema, PixelEnsemble, Recipe
+from dsgan_datasets import (
+    DSGANIterableDataset,
+    InterpretedLabeler,
+    LabeledGenerator,
+    LabelSchema,
+    PixelEnsemble,
+    Recipe,
+)
 from dsgan_datasets.device import resolve_device
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from dsgan_datasets.generators.synthesis import render
-from dsgan_datasets.interpreters import batched, projection
-from dsgan_datasets.interpreters.pixel_ensemble import Labels
+from dsgan_datasets.interpreters import Frame, Prediction, batched, projection
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
@@ -75,9 +81,10 @@ def random_labeled(shape: Shape, dtype: str, batch: int, device: torch.device) -
     weights = {
         name: torch.randn(size, generator=random) * math.sqrt(2 / inputs.get(name, 20)) for name, size in sizes.items()
     }
+    ensemble = PixelEnsemble(weights, layout=generator.features, channels=generator.feature_channels)
     schema = LabelSchema(tuple(f"class{i}" for i in range(shape.classes)))
     recipe = Recipe(dtype=dtype, compute_batch=batch)  # type: ignore[arg-type]
-    return LabeledGenerator(generator.freeze(), PixelEnsemble(weights).to(device), schema, recipe)
+    return LabeledGenerator(InterpretedLabeler(generator.freeze(), ensemble.to(device), [schema]), recipe)
 
 
 class PublishedOrder:
@@ -85,14 +92,14 @@ class PublishedOrder:
 
     def __init__(self, ensemble: PixelEnsemble, side: int, dtype: torch.dtype) -> None:
         self.weights = {name: tensor.to(dtype) for name, tensor in ensemble.named_buffers()}
-        self.top_fraction, self.size, self.dtype = ensemble.top_fraction, (side, side), dtype
+        self.size, self.dtype = (side, side), dtype
 
     @torch.no_grad()
-    def label(self, features: Sequence[Tensor]) -> Labels:
+    def label(self, features: Sequence[Tensor]) -> Prediction:
         """Labels of N images, from maps [N, C_l, h_l, w_l]."""
         images = [self._label([f[n : n + 1].to(self.dtype) for f in features]) for n in range(len(features[0]))]
         js = torch.stack([j for _, j in images])
-        return Labels(torch.stack([m for m, _ in images]), js, image_score(js, self.top_fraction))
+        return Prediction({"mask": torch.stack([m for m, _ in images])}, js, image_score(js))
 
     def _label(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         w = self.weights
@@ -119,13 +126,13 @@ def check(labeled: LabeledGenerator, features: list[Tensor]) -> Result:
     """Labels of some maps against those of the published order in float32."""
     side, dtype = labeled.generator.img_resolution, labeled.recipe.dtype
     expected = PublishedOrder(labeled.interpreter, side, torch.float32).label(features)
-    labels = labeled.interpreter.label(features, (side, side))
+    labels = labeled.interpreter.predict(features, Frame((side, side)))
     found = {
-        "labels_changed": float((labels.mask != expected.mask).double().mean()),
+        "labels_changed": float((labels.labels["mask"] != expected.labels["mask"]).double().mean()),
         "uncertainty": float((labels.uncertainty - expected.uncertainty).abs().max()),
         "score": float((labels.uncertainty_score - expected.uncertainty_score).abs().max()),
-        "classes": len(expected.mask.unique()),
-        "kernel": labels_by(labeled),
+        "classes": len(expected.labels["mask"].unique()),
+        "kernel": labels_by(labeled, features),
     }
     # Written so that NaN fails.
     if not (found["labels_changed"] <= CHANGED[dtype] and found["uncertainty"] <= JS[dtype] and found["classes"] > 1):
@@ -133,11 +140,13 @@ def check(labeled: LabeledGenerator, features: list[Tensor]) -> Result:
     return found
 
 
-def labels_by(labeled: LabeledGenerator) -> str:
+def labels_by(labeled: LabeledGenerator, features: list[Tensor]) -> str:
     """What labels are computed by."""
     if labeled.device.type == "cpu":
-        return "pixel_ensemble (CPU)"
-    return "fused kernel" if batched._kernels.get(labeled.interpreter, (None, None))[1] is not None else "plain PyTorch"
+        return "rowwise (CPU)"
+    frame = Frame((labeled.generator.img_resolution,) * 2)
+    prepared = batched.prepare(labeled.interpreter.weights, features, frame, labeled.recipe.vote)
+    return "fused kernel" if prepared.fused else "plain PyTorch"
 
 
 # Times
@@ -192,8 +201,8 @@ def time_shape(shape: Shape, dtype: str, batch: int, device: torch.device, *, ac
         return seconds_of(call, device) / batch
 
     result["bare"] = per_sample(bare)
-    result["labels"] = per_sample(lambda: labeled.interpreter.label(features, size))
-    result["peak_memory"] = {"labels": peak_memory(lambda: labeled.interpreter.label(features, size), device)}
+    result["labels"] = per_sample(lambda: labeled.interpreter.predict(features, Frame(size)))
+    result["peak_memory"] = {"labels": peak_memory(lambda: labeled.interpreter.predict(features, Frame(size)), device)}
     result |= kernels(labeled, features, shape, peaks)
     reference = PublishedOrder(labeled.interpreter, shape.side, recipe.torch_dtype)
     result["reference"] = seconds_of(lambda: reference.label([f[:1] for f in features]), device)
@@ -237,11 +246,16 @@ def kernels(labeled: LabeledGenerator, features: list[Tensor], shape: Shape, pea
     """Times of projection and tail, and which share of the time the roofline allows them."""
     batch, itemsize = len(features[0]), features[0].element_size()
     work = shape.work(itemsize, batch)
-    kernel = batched._kernels.get(labeled.interpreter, (None, None))[1] if labeled.device.type != "cpu" else None
+    frame, kernel = Frame((shape.side, shape.side)), None
+    if labels_by(labeled, features) == "fused kernel":
+        from dsgan_datasets.interpreters.fused_tail import FusedTail
+
+        shapes = [f.shape[1:] for f in features]
+        kernel = FusedTail(labeled.interpreter.weights, shapes, frame, features[0].dtype, labeled.recipe.vote)
     times: dict[str, float] = {}
     if kernel is None:
         both = Work(work["projection"].macs + work["tail"].macs, work["projection"].bytes + work["tail"].bytes)
-        times["all"] = seconds_of(lambda: labeled.interpreter.label(features, (shape.side, shape.side)), labeled.device)
+        times["all"] = seconds_of(lambda: labeled.interpreter.predict(features, frame), labeled.device)
         floors = {"all": both.floor(*peaks) * batch}
     else:
         times["projection"] = seconds_of(lambda: kernel.projection(features), labeled.device)
@@ -284,10 +298,8 @@ def tiles(shape: Shape, dtype: str, batch: int, device: torch.device) -> Result:
     for tile, warps, stages in itertools.product(TILES, (4, 8), (1, 2, 3)):
         name = f"{tile[0]}x{tile[1]}, {warps} warps, {stages} stages"
         try:
-            size = (shape.side, shape.side)
-            kernel = FusedTail(
-                labeled.interpreter, [f.shape[1:] for f in features], size, (0, size[0]), features[0].dtype, tile
-            )
+            frame, shapes = Frame((shape.side, shape.side)), [f.shape[1:] for f in features]
+            kernel = FusedTail(labeled.interpreter.weights, shapes, frame, features[0].dtype, labeled.recipe.vote, tile)
             kernel.constants |= {"num_warps": warps, "num_stages": stages}
             found[name] = seconds_of(lambda kernel=kernel: kernel.label(features), device, seconds=0.3) / batch
         except Exception as error:  # does not fit into a multiprocessor
@@ -517,7 +529,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for message in missed:
         progress(f"target missed: {message}")
     if args.out:
-        write_json({**report, "targets_missed": missed}, args.out)
+        write_report(args.out, {**report, "targets_missed": missed})
     return 1 if missed and args.check else 0
 
 

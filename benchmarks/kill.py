@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import cpu_name, progress, write_json
+from measuring import cpu_name, progress, write_report
 
 from dsgan_datasets import LabeledGenerator, write_shards
 
@@ -257,7 +257,7 @@ def main() -> int:
         return 1
     print("no file half written under its name; every set ended as one that was never killed")
     if args.out is not None:
-        write_json(result, args.out)
+        write_report(args.out, result)
     return 0
 
 

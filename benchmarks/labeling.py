@@ -1,7 +1,7 @@
-"""Labeling step (features -> mask, js, score): native resolution against the published order, in one run.
+"""Labeling step (features -> mask, uncertainty, score): native resolution against the published order, in one run.
 
 The published order resizes every map to the output size, concatenates thousands of channels and classifies each pixel.
-`PixelEnsemble.label` projects first and resizes then. Both get the same features, weights and threads. Before anything
+`PixelEnsemble` projects first and resizes then. Both get the same features, weights and threads. Before anything
 is timed the two results are compared. A slow reference would prove nothing, so it has to reach a share of the speed
 that `torch.mm` reaches on the same machine in the same minutes.
 """
@@ -9,6 +9,7 @@ that `torch.mm` reaches on the same machine in the same minutes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import math
 import multiprocessing
@@ -20,15 +21,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from measuring import BenchmarkError, PeakMemory, cpu_name, progress, write_json
+from measuring import BenchmarkError, PeakMemory, cpu_name, progress, write_report
+from pairs import Measurement, add_options, digest, run_pairs
 from torch import Tensor, nn
 
-from dsgan_datasets.interpreters.loading import stack_members
-from dsgan_datasets.interpreters.pixel_ensemble import Labels, PixelEnsemble
+from dsgan_datasets import PixelEnsemble
 
 MEMBERS = 10
 TOP_FRACTION = 0.1
@@ -90,6 +91,31 @@ SHAPES = {
 }
 
 
+class Labeling(NamedTuple):
+    """Labels of N images.
+
+    Attributes:
+        mask: class ids [N, H, W].
+        uncertainty: float32 [N, H, W], nats.
+        score: float32 [N], nats.
+    """
+
+    mask: Tensor
+    uncertainty: Tensor
+    score: Tensor
+
+
+def native(ensemble: PixelEnsemble, features: Sequence[Tensor], size: tuple[int, int]) -> Labeling:
+    """The step that is measured, with the library of this checkout or of one that has no `predict` yet."""
+    if hasattr(ensemble, "predict"):
+        from dsgan_datasets.interpreters.base import Frame, LabelingOptions
+
+        found = ensemble.predict(features, Frame(size), LabelingOptions(top_fraction=TOP_FRACTION))
+        return Labeling(found.labels["mask"], found.uncertainty, found.uncertainty_score)
+    labels = ensemble.label(features, size)
+    return Labeling(*(getattr(labels, field.name) for field in dataclasses.fields(labels)))
+
+
 # The reference: the published order
 
 
@@ -141,11 +167,11 @@ class Reference:
         self.pixels = torch.zeros(shape.size**2, shape.channels)
 
     @torch.no_grad()
-    def label(self, features: Sequence[Tensor]) -> Labels:
+    def label(self, features: Sequence[Tensor]) -> Labeling:
         """Labels of N images, from maps [N, C_l, h_l, w_l]."""
         return self.from_logits(self.logits([f[n] for f in features]) for n in range(len(features[0])))
 
-    def from_logits(self, images: Iterable[Iterable[Tensor]]) -> Labels:
+    def from_logits(self, images: Iterable[Iterable[Tensor]]) -> Labeling:
         """Labels of N images, from the blocks of their logits."""
         masks, divergences = [], []
         for blocks in images:
@@ -155,7 +181,7 @@ class Reference:
         js = torch.stack(divergences)
         score = js.topk(int(js.shape[1] * TOP_FRACTION), dim=1).values.mean(1)
         frame = (-1, self.size, self.size)
-        return Labels(torch.stack(masks).view(frame), js.view(frame), score)
+        return Labeling(torch.stack(masks).view(frame), js.view(frame), score)
 
     @torch.no_grad()
     def logits(self, image: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -200,7 +226,7 @@ def random_features(shape: Shape, batch: int, seed: int = 0) -> list[Tensor]:
 
 @torch.no_grad()
 def check_equal(reference: Reference, ensemble: PixelEnsemble, features: Sequence[Tensor], shape: Shape) -> Result:
-    """Compare logits, js, score and mask.
+    """Compare logits, uncertainty, score and mask.
 
     A mask may differ only where rounding may turn a member's choice: where its two highest logits are closer than the
     tolerance.
@@ -210,20 +236,20 @@ def check_equal(reference: Reference, ensemble: PixelEnsemble, features: Sequenc
     """
     size = (shape.size, shape.size)
     blocks = [list(reference.logits([f[n] for f in features])) for n in range(len(features[0]))]
-    expected, actual = reference.from_logits(blocks), ensemble.label(features, size)
+    expected, actual = reference.from_logits(blocks), native(ensemble, features, size)
     logits = torch.stack([torch.cat(image, dim=1) for image in blocks], 1).movedim(-1, 2).unflatten(-1, size)
     differs, ambiguous = expected.mask != actual.mask, _ambiguous(logits)
     check = {
         "tolerance": TOLERANCE,
         "logits": _difference(ensemble.logits(features, size), logits),
         "uncertainty": _difference(actual.uncertainty, expected.uncertainty),
-        "score": _difference(actual.uncertainty_score, expected.uncertainty_score),
+        "score": _difference(actual.score, expected.score),
         "mask_differs": int(differs.sum()),
         "mask_differs_without_tie": int((differs & ~ambiguous).sum()),
         "pixels": differs.numel(),
         "pixels_with_tie": int(ambiguous.sum()),
         "classes_in_mask": len(expected.mask.unique()),
-        "mean_js": round(float(expected.uncertainty.mean()), 4),
+        "mean_uncertainty": round(float(expected.uncertainty.mean()), 4),
     }
     # Written so that NaN fails.
     if check["mask_differs_without_tie"] or not all(
@@ -255,7 +281,7 @@ def time_shape(
     size = (shape.size, shape.size)
     cases: dict[str, Callable[[], object]] = {
         "reference": lambda: reference.label(features),
-        "native": lambda: ensemble.label(features, size),
+        "native": lambda: native(ensemble, features, size),
     }
     products, work = _products(reference.pixels, shape)
     seconds: dict[str, list[float]] = {name: [] for name in (*cases, *products)}
@@ -306,7 +332,7 @@ def _seconds(case: Callable[[], object]) -> float:
 
 
 def measure_memory(name: str, batch: int, threads: int) -> float:
-    """Working memory of label() in MB beyond weights and features, in a fresh process that has freed nothing yet."""
+    """Working memory of labeling in MB beyond weights and features, in a fresh process that has freed nothing yet."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_memory_of_label, name, batch, threads).result() / 1e6
@@ -314,13 +340,13 @@ def measure_memory(name: str, batch: int, threads: int) -> float:
 
 def _memory_of_label(name: str, batch: int, threads: int) -> int:
     torch.set_num_threads(threads)
-    # A tiny image loads the libraries and starts the threads; it leaves no memory behind that label() could reuse.
+    # A tiny image loads the libraries and starts the threads; it leaves no memory behind that could be reused.
     tiny = Shape(size=16, largest=16, classes=4, hidden=(8, 8), target=None)
     for shape in (tiny, SHAPES[name]):
-        ensemble = PixelEnsemble(_random_matrices(shape), top_fraction=TOP_FRACTION)
+        ensemble = PixelEnsemble(_random_matrices(shape))
         features = random_features(shape, batch)
         with PeakMemory() as memory:
-            ensemble.label(features, (shape.size, shape.size))
+            native(ensemble, features, (shape.size, shape.size))
     return memory.peak - memory.before
 
 
@@ -331,22 +357,42 @@ def _random_matrices(shape: Shape) -> dict[str, Tensor]:
     return {name: torch.randn(size).div_(math.sqrt(size[0])) for name, size in sizes.items()}
 
 
+# Beside another checkout
+
+
+def measure(shapes: Sequence[str], runs: int, batch: int) -> Measurement:
+    """Median seconds of labeling each shape with random weights."""
+    seconds, results = {}, []
+    for name in shapes:
+        shape = SHAPES[name]
+        torch.manual_seed(0)
+        ensemble, features = PixelEnsemble(_random_matrices(shape)), random_features(shape, batch)
+        size = (shape.size, shape.size)
+        results += native(ensemble, features, size)
+        seconds[name] = statistics.median(_seconds(lambda: native(ensemble, features, size)) for _ in range(runs))  # noqa: B023
+    return Measurement(seconds, digest(results))
+
+
 # Report
 
 
 def run_shape(name: str, runs: int, batch: int, threads: int) -> Result:
     """Memory, equality, then times of one shape."""
+    from dsgan_datasets.interpreters.loading import stack_members
+
     shape = SHAPES[name]
     progress(f"{name}: memory")
     memory = measure_memory(name, batch, threads)
     progress(f"{name}: same results?")
     generator = torch.Generator().manual_seed(1)
     members = [PublishedClassifier(shape, generator) for _ in range(MEMBERS)]
-    ensemble = PixelEnsemble(stack_members([m.state_dict() for m in members]), top_fraction=TOP_FRACTION)
+    ensemble = PixelEnsemble(stack_members([m.state_dict() for m in members]))
     features = random_features(shape, batch)
     reference = Reference(members, shape)
     check = check_equal(reference, ensemble, features, shape)
-    progress(f"{name}: yes (logits {check['logits']:.1e}, js {check['js']:.1e}); {runs} interleaved runs")
+    progress(
+        f"{name}: yes (logits {check['logits']:.1e}, uncertainty {check['uncertainty']:.1e}); {runs} interleaved runs"
+    )
     return {
         "resolution": [shape.size, shape.size],
         "maps": [[channels, side, side] for channels, side in shape.maps],
@@ -387,7 +433,7 @@ def table(report: Result) -> str:
         f"labeling step, {report['cpu']}, {report['threads']} threads, {report['dtype']}, torch {report['torch']}, "
         f"batch {report['batch']}, median of {report['runs']} interleaved runs",
         f"{'shape':<6}{'output':>9}{'published':>11}{'native':>9}{'ratio':>8}{'target':>8}{'':>6}"
-        f"{'GFLOP/s':>9}{'mm':>7}{'share':>7}{'memory':>10}{'js error':>10}",
+        f"{'GFLOP/s':>9}{'mm':>7}{'share':>7}{'memory':>10}{'error':>10}",
     ]
     for name, r in report["shapes"].items():
         target = r["target_ratio"]
@@ -397,7 +443,7 @@ def table(report: Result) -> str:
             f"{r['native_median_seconds']:>7.3f} s{r['ratio']:>7.1f}x"
             f"{'none' if target is None else f'{target:.0f}x':>8}{verdict:>6}"
             f"{r['reference_gflops']:>9.1f}{max(r['mm_gflops'].values()):>7.1f}{r['reference_fraction_of_mm']:>7.0%}"
-            f"{r['memory_mb']:>7.0f} MB{r['check']['js']:>10.0e}"
+            f"{r['memory_mb']:>7.0f} MB{r['check']['uncertainty']:>10.0e}"
         )
     return "\n".join(lines)
 
@@ -412,6 +458,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores (%(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file to write (default: none)")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target of speed or memory is missed")
+    add_options(parser)
     args = parser.parse_args(arguments)
     if min(args.runs, args.batch, args.threads) < 1:
         parser.error("--runs, --batch and --threads must be at least 1")
@@ -420,8 +467,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if its reference is wrong or slow, or with --check if a target is missed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     args = parse(arguments)
     torch.set_num_threads(args.threads)
+    status = run_pairs(args, arguments, lambda: measure(args.shapes, args.runs, args.batch))
+    if status is not None:
+        return status
     report: Result = {"benchmark": "labeling", "device": "cpu", "cpu": cpu_name(), "threads": args.threads}
     report |= {"dtype": "float32", "torch": torch.__version__, "members": MEMBERS}
     report |= {"runs": args.runs, "batch": args.batch}
@@ -437,7 +488,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if slow:
         return 1
     if args.out:
-        write_json(report, args.out)
+        write_report(args.out, report)
     return 1 if missed and args.check else 0
 
 

@@ -1,9 +1,8 @@
-"""What the benchmarks share: the machine's name, peak memory, an interval for a median, files that appear whole."""
+"""What the benchmarks share: the machine's name, peak memory, an interval for a median, reports that appear whole."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import platform
 import sys
@@ -27,12 +26,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def write_json(report: dict[str, Any], path: Path) -> None:
-    """Write the report under a temporary name, then rename it."""
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report, whole or not at all; its folder is made if need be."""
+    from dsgan_datasets.files import write_json  # here: --baseline imports this module with another library
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(path)
+    write_json(path, report)
 
 
 def progress(message: str) -> None:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import cpu_name, progress, write_json
+from measuring import cpu_name, progress, write_report
 from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets import LabeledGenerator
 from dsgan_datasets.device import resolve_device
 from dsgan_datasets.generators.synthesis import render, style_vectors
-from dsgan_datasets.interpreters import batched
+from dsgan_datasets.interpreters import Frame, LabelingOptions, batched
 from dsgan_datasets.latents import Purpose, draw_latents
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score
@@ -38,13 +38,13 @@ Result = dict[str, Any]
 def labels(labeled: LabeledGenerator, ws: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Mask uint8 [N, H, W] and score [N] of style vectors."""
     recipe = labeled.recipe.override(dtype=dtype)
-    size = recipe.frame_size(labeled.generator.img_resolution)
+    frame = Frame(recipe.frame_size(labeled.generator.img_resolution), recipe.crop)
     _, features = render(labeled.generator, recipe, ws)
     if dtype == "float32":
-        found = labeled.interpreter.label(features, size, rows=recipe.crop)
-        return found.mask.to(torch.uint8), found.uncertainty_score
-    mask, js = batched.label(labeled.interpreter, features, size, recipe.crop or (0, size[0]))
-    return mask.to(torch.uint8), image_score(js, recipe.top_fraction)
+        found = labeled.interpreter.predict(features, frame, LabelingOptions(recipe.vote, recipe.top_fraction))
+        return found.labels["mask"].to(torch.uint8), found.uncertainty_score
+    mask, uncertainty = batched.prepare(labeled.interpreter.weights, features, frame, recipe.vote).label(features)
+    return mask.to(torch.uint8), image_score(uncertainty, recipe.top_fraction)
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     if args.out:
         report = {"benchmark": "precision", "device": name, "torch": torch.__version__}
-        write_json({**report, "checkpoint": args.checkpoint, **found}, args.out)
+        write_report(args.out, {**report, "checkpoint": args.checkpoint, **found})
     missed = [
         d
         for d in DTYPES[1:]

@@ -13,12 +13,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import CONFIDENCE, BenchmarkError, PeakMemory, cpu_name, median_interval, progress, write_json
+from measuring import CONFIDENCE, BenchmarkError, PeakMemory, cpu_name, median_interval, progress, write_report
+from pairs import Measurement, add_options, digest, run_pairs
 
 from dsgan_datasets import (
     LabeledGenerator,
@@ -67,9 +68,13 @@ def random_labeled(side: int, device: str) -> LabeledGenerator:
         "b3": (MEMBERS, CLASSES),
     }
     weights = {name: torch.randn(shape, generator=random) / shape[0] ** 0.5 for name, shape in shapes.items()}
-    ensemble = PixelEnsemble(weights).to(device)
     schema = LabelSchema(tuple(f"part {i}" for i in range(CLASSES)))
-    return LabeledGenerator(generator, ensemble, schema, Recipe(truncation_psi=1, threshold=None, reject_fraction=0.0))
+    if not hasattr(PixelEnsemble, "predict"):  # a baseline from before there were labelers
+        return LabeledGenerator(generator, PixelEnsemble(weights).to(device), schema, Recipe())
+    from dsgan_datasets import InterpretedLabeler
+
+    ensemble = PixelEnsemble(weights, layout=generator.features, channels=generator.feature_channels).to(device)
+    return LabeledGenerator(InterpretedLabeler(generator, ensemble, [schema]), Recipe())
 
 
 def check(labeled: LabeledGenerator, folder: Path, samples: int) -> None:
@@ -133,6 +138,26 @@ def timed(action: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
+def measure(sides: Sequence[int], runs: int, device: str) -> Measurement:
+    """Median seconds of writing and of reading, for --baseline."""
+    seconds, results = {}, []
+    for side in sides:
+        labeled, samples = random_labeled(side, device), SAMPLES[side]
+        times: dict[str, list[float]] = {"writing": [], "reading": []}
+        with tempfile.TemporaryDirectory(prefix="dsgan-shards-") as scratch:
+            for i in range(runs + 1):  # the first warms up
+                folder = Path(scratch) / str(i)
+
+                def write(folder: Path = folder) -> None:
+                    write_shards(labeled, folder, range(samples), samples_per_shard=-(-samples // 2))  # noqa: B023
+
+                times["writing"].append(timed(write, device))
+                times["reading"].append(timed(lambda folder=folder: list(ShardDataset(folder)), "cpu"))  # type: ignore[misc]
+            results += [tensor for sample in ShardDataset(folder) for tensor in (sample.image, sample.mask)]
+        seconds |= {f"{name} {side}²": statistics.median(values[1:]) for name, values in times.items()}
+    return Measurement(seconds, digest(results))
+
+
 def peak_of_writing(samples: int) -> int:
     """Peak resident memory of a fresh process that writes so many samples of demo-faces, MB."""
     context = multiprocessing.get_context("spawn")
@@ -165,7 +190,11 @@ def main() -> int:
     parser.add_argument("--memory", action="store_true", help=f"also peak memory of {MEMORY_SAMPLES} samples")
     parser.add_argument("--check", action="store_true", help=f"exit with 1 where the lower end lies below {TARGET}")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
+    add_options(parser)
     args = parser.parse_args()
+    status = run_pairs(args, sys.argv[1:], lambda: measure(args.sides, args.runs, args.device))
+    if status is not None:
+        return status
     report: Result = {
         "benchmark": "shards",
         "device": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
@@ -195,7 +224,7 @@ def main() -> int:
     for samples, megabytes in report.get("peak_megabytes", {}).items():
         print(f"{samples:>7} samples: peak memory {megabytes} MB")
     if args.out is not None:
-        write_json(report, args.out)
+        write_report(args.out, report)
     missed = [side for side, result in report["sides"].items() if result["ratio_interval"][0] < TARGET]
     if missed:
         print(f"below {TARGET} at {', '.join(missed)}", file=sys.stderr)

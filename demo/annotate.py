@@ -1,4 +1,4 @@
-"""Annotate a folder of `dsgan annotate export` as a person would, by a network that has seen the masks of the renders.
+"""Annotate a folder of `dsgan annotate export` with a network that was trained on the masks of the renders.
 
 dsgan annotate export runs/faces/best to-annotate --num 16 --psi 1 --classes demo/classes.json
 python demo/annotate.py to-annotate --annotator annotator.safetensors
@@ -19,16 +19,16 @@ from PIL import Image
 from renders import CLASSES
 from tqdm import tqdm
 
-from dsgan_datasets.annotations.folder import read_classes
-from dsgan_datasets.annotations.png import encode_png
+from dsgan_datasets.annotations import read_classes
 from dsgan_datasets.files import atomic_write
+from dsgan_datasets.images import png
 
 
 def annotate(folder: Path, annotator: Path) -> int:
     """Write masks/NAME.png for images/NAME.png; returns how many.
 
     Raises:
-        ValueError: the folder is no export of these classes and of images of this size, or holds masks already.
+        ValueError: the folder was not exported with these classes and images of this size, or already holds masks.
     """
     network, schema = load_annotator(annotator), read_classes(folder)
     if schema.classes != CLASSES:
@@ -38,7 +38,7 @@ def annotate(folder: Path, annotator: Path) -> int:
     images = sorted((folder / "images").glob("*.png"))
     masks = folder / "masks"
     if masks.is_dir() and any(masks.iterdir()):
-        raise ValueError(f"{masks} holds annotations already: move them away, they are not replaced")
+        raise ValueError(f"{masks} already holds annotations, which are not replaced: move them away")
     masks.mkdir(exist_ok=True)
     for path in tqdm(images, "annotating", unit="image", delay=2, leave=False):
         with Image.open(path) as picture:
@@ -50,7 +50,7 @@ def annotate(folder: Path, annotator: Path) -> int:
             )
         mask = network.annotate(pixels.permute(2, 0, 1)[None])[0].numpy()
         with atomic_write(masks / path.name) as file:
-            file.write(encode_png(mask, schema.palette))
+            file.write(png(mask, palette=schema.palette))
     return len(images)
 
 

@@ -1,4 +1,4 @@
-"""A small U-Net that labels face parts: the stand-in for the person who annotates the 16 generated images.
+"""A small U-Net that labels face parts; it annotates the 16 generated images of the demo in place of a person.
 
 Shapes: N images, C classes, H = W = `resolution` pixels, 64 or 128.
 
@@ -7,15 +7,14 @@ Shapes: N images, C classes, H = W = `resolution` pixels, 64 or 128.
 """
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from renders import CLASSES
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
+from unet import UNet
 
 from dsgan_datasets.files import atomic_write, write_json
 
@@ -23,16 +22,8 @@ from dsgan_datasets.files import atomic_write, write_json
 WIDTHS = {64: (16, 32, 64, 128), 128: (16, 32, 64, 128, 128)}
 
 
-def _block(n_in: int, n_out: int) -> nn.Sequential:
-    """Two 3x3 convolutions. Group norm: its statistics are the image's own, so they survive a change of domain."""
-    layers: list[nn.Module] = []
-    for n in (n_in, n_out):
-        layers += [nn.Conv2d(n, n_out, 3, padding=1, bias=False), nn.GroupNorm(4, n_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
-class Annotator(nn.Module):
-    """U-Net (Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597); classes index `CLASSES`.
+class Annotator(UNet):
+    """A U-Net whose classes index `CLASSES`.
 
     Args:
         resolution: H = W of the images that it labels, pixels.
@@ -44,23 +35,9 @@ class Annotator(nn.Module):
     """
 
     def __init__(self, resolution: int = 64, widths: tuple[int, ...] | None = None) -> None:
-        super().__init__()
-        self.resolution = resolution
-        self.widths = widths = tuple(widths or WIDTHS[resolution])
-        self.down = nn.ModuleList(_block(a, b) for a, b in zip((3, *widths[:-1]), widths, strict=True))
-        self.up = nn.ModuleList(_block(a + b, a) for a, b in pairwise(widths))
-        self.head = nn.Conv2d(widths[0], len(CLASSES), 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits float [N, C, H, W] of images float [N, 3, H, W] in [-1, 1]."""
-        skips: list[Tensor] = []
-        for block in self.down:
-            x = block(F.max_pool2d(x, 2) if skips else x)
-            skips.append(x)
-        for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
-            x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-            x = block(torch.cat((skip, x), 1))
-        return self.head(x)
+        widths = tuple(widths or WIDTHS[resolution])
+        super().__init__(len(CLASSES), widths)
+        self.resolution, self.widths = resolution, widths
 
     @torch.inference_mode()
     def annotate(self, images: Tensor, batch_size: int = 64) -> Tensor:
@@ -125,7 +102,7 @@ def load_annotator(path: str | Path) -> Annotator:
         annotator.load_state_dict(load_file(path))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is no annotator that can be read ({reason}): train_annotator.py makes one") from error
+        raise ValueError(f"{path} is not a readable annotator ({reason}): train_annotator.py makes one") from error
     if classes != CLASSES:
         raise ValueError(f"{path}: got classes {', '.join(classes)}, expected {', '.join(CLASSES)}: train it again")
     return annotator.eval().requires_grad_(False)

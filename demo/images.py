@@ -23,23 +23,23 @@ def decode(data: bytes) -> Image.Image:
     """An image file.
 
     Raises:
-        ValueError: it is none, or is damaged.
+        ValueError: not an image, or a damaged one.
     """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
         return image
     except UnidentifiedImageError as error:  # its text is the address of the bytes
-        raise ValueError("is no image that can be read") from error
+        raise ValueError("is not a readable image") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"is no image that can be read ({error})") from error
+        raise ValueError(f"is not a readable image ({error})") from error
 
 
 def read_image(data: bytes, resolution: int) -> np.ndarray:
     """The middle square of an image file, averaged over areas to uint8 [resolution, resolution, 3].
 
     Raises:
-        ValueError: no image, or one that is smaller than that.
+        ValueError: not an image, or one that is smaller than that.
     """
     image = decode(data).convert("RGB")
     side = min(image.size)
@@ -54,7 +54,7 @@ def tar_files(path: Path, kinds: Sequence[str]) -> Iterator[tuple[str, str, byte
     """Key, kind and content of the files FOLDER/KEY.KIND of a tar, in its order.
 
     Raises:
-        ValueError: no tar, or a damaged one.
+        ValueError: not a tar, or a damaged one.
     """
     try:
         with tarfile.open(path) as tar:
@@ -70,7 +70,7 @@ def tar_files(path: Path, kinds: Sequence[str]) -> Iterator[tuple[str, str, byte
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Key and content of each image of a tar or folder; KEY.seg.png and its like are no images."""
+    """Key and content of each image of a tar or folder; KEY.seg.png and the like are skipped."""
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             name, _, kind = file.name.partition(".")
@@ -103,7 +103,7 @@ def read_images(paths: Sequence[Path], resolution: int) -> tuple[list[str], Tens
                 bar.update()
             if len(keys) == before:
                 hint = "; it holds tars: name them (DIR/*.tar)" if path.is_dir() and any(path.glob("*.tar")) else ""
-                raise ValueError(f"{path} holds no image ({', '.join(KINDS)}){hint}")
+                raise ValueError(f"{path} contains no images ({', '.join(KINDS)}){hint}")
     return keys, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -25,11 +25,7 @@ def encoder_features(annotator: Annotator, images: Tensor, batch_size: int = 64)
         x = part.float() / 127.5 - 1
         if x.shape[2] != (side := annotator.resolution):
             x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
-        levels = []
-        for i, block in enumerate(annotator.down):
-            x = block(F.max_pool2d(x, 2) if i else x)
-            levels.append(x.mean((2, 3)))
-        rows.append(torch.cat(levels, 1))
+        rows.append(torch.cat([level.mean((2, 3)) for level in annotator.levels(x)], 1))
     return torch.cat(rows).double().cpu()
 
 

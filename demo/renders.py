@@ -20,7 +20,7 @@ CLASSES = (
 )  # fmt: skip
 #: The 14 rendered classes (index) as the 12 annotated ones (value): eye_white + iris -> eye, upper + lower lip -> lips.
 MERGE = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11], dtype=np.uint8)
-# AnnotatedImages classes from the most to the least frequent by pixels, and the rank of each in that order.
+# Annotated classes from the most to the least frequent by pixels, and the rank of each in that order.
 BY_FREQUENCY = (
     "background", "skin", "hair", "neck", "nose", "clothes", "beard", "lips", "brow", "ear", "eye", "mouth",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def _pairs(shard: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     if held:
         raise ValueError(f"{shard} ends after {' and '.join(held)}, expected {' and '.join(KINDS)} of each key")
     if empty:
-        raise ValueError(f"{shard} holds no render, expected {' and '.join(KINDS)} of each key")
+        raise ValueError(f"{shard} contains no renders, expected {' and '.join(KINDS)} of each key")
 
 
 def halve_image(image: np.ndarray) -> np.ndarray:

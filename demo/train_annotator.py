@@ -1,4 +1,4 @@
-"""Train the stand-in annotator on renders with exact part masks, hardened for images of a half-trained GAN.
+"""Train the demo's annotator on renders with exact part masks, hardened for images of a half-trained GAN.
 
 Examples:
     python demo/train_annotator.py --data DOMAIN --out annotator.safetensors
@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dsgan_datasets.files import check_writable
+from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
 
 # -------------------------------------------------------------------------------------------------- augmentation
 
@@ -168,14 +169,6 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     return entropy + 0.5 * (1 - dice[area > 0]).mean()
 
 
-def class_iou(predicted: Tensor, target: Tensor) -> dict[str, float]:
-    """IoU of each class, pixels pooled over all images (so a class absent from one image needs no convention)."""
-    c = len(CLASSES)
-    confusion = torch.bincount((target.long() * c + predicted).flatten(), minlength=c * c).view(c, c).double()
-    union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
-    return dict(zip(CLASSES, (confusion.diag() / union).tolist(), strict=True))
-
-
 def train(
     annotator: Annotator, images: Tensor, masks: Tensor, *, epochs: int, batch_size: int, lr: float, g: torch.Generator
 ) -> None:
@@ -201,6 +194,7 @@ def train(
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     description, _, examples = (__doc__ or "").partition("Examples:")
     parser = argparse.ArgumentParser(
         description=description,
@@ -253,9 +247,9 @@ def run(args: argparse.Namespace) -> None:
     annotator.to(args.device, memory_format=torch.channels_last)  # the faster layout on a CPU
     train(annotator, images[kept], masks[kept], epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, g=g)
 
-    iou = class_iou(annotator.eval().annotate(images[held_out]), masks[held_out])
-    measured = [value for value in iou.values() if value == value]  # nobody has a class that no render shows
-    mean = sum(measured) / len(measured)
+    predicted = annotator.eval().annotate(images[held_out])
+    confusion = ConfusionMatrix(count_pairs(masks[held_out].long(), predicted, len(CLASSES), ignore_index=255))
+    iou, mean = dict(zip(CLASSES, confusion.iou.tolist(), strict=True)), confusion.mean_iou
     for name, value in iou.items():
         print(f"{name:12} {value:.3f}")
     print(f"{'mean IoU':12} {mean:.3f}  on {args.val_count} held-out renders, {time.perf_counter() - start:.0f} s")
@@ -265,6 +259,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
     args = parse_args(argv)
     try:
         run(args)

@@ -1,7 +1,7 @@
-"""Train the StyleGAN2 of the demo on a folder or on WebDataset tars of images, and go on after every stop.
+"""Train the StyleGAN2 of the demo on folders or WebDataset tars of images; training resumes after every stop.
 
 Examples:
-    # from a trained start, until Ctrl-C (or SIGTERM); the same command goes on
+    # from a trained start, until Ctrl-C (or SIGTERM); the same command resumes
     python demo/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
         --annotator annotator.safetensors --state runs/faces
 
@@ -12,7 +12,7 @@ Examples:
     # 128×128 from nothing, on a GPU
     python demo/train_generator.py --images photos/ --state runs/big --resolution 128 --batch 32
 
-The state folder holds all that is needed to go on (files of at most 15 MB), grids of samples over time (samples/,
+The state folder holds all that is needed to resume (files of at most 15 MB), grids of samples over time (samples/,
 evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on
 (best/, which `dsgan annotate` and `dsgan fit` take). Never give it the tar that is kept for testing.
 """
@@ -52,13 +52,16 @@ from training_state import (
     save_state,
 )
 
+from dsgan_datasets import sample_latents
 from dsgan_datasets.files import atomic_write, write_json
-from dsgan_datasets.generators import FeatureGenerator, load_generator
-from dsgan_datasets.generators.base import Precomputed
-from dsgan_datasets.generators.layers import EqualizedLinear
-from dsgan_datasets.generators.loading import generator_tensors, save_generator
-from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
-from dsgan_datasets.latents import sample_latents
+from dsgan_datasets.generators import (
+    FeatureGenerator,
+    StyleGAN2,
+    StyleGAN2Config,
+    generator_tensors,
+    load_generator,
+    save_generator,
+)
 
 #: Channels of a network that does not start from another one.
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 16}
@@ -68,7 +71,7 @@ GRID = (8, 4)
 MAX_GRIDS = 12
 #: Truncation psi of the sample grids: that of the demo.
 PSI = 0.7
-#: The learning rate rises over so many steps, as Adam starts without its moments.
+#: The learning rate rises over this number of steps, as Adam starts without its moments.
 WARMUP = 100
 #: Share of real images that the discriminator is sure of, and images after which p may have gone from 0 to 1
 #: (StyleGAN2-ADA, section 3.1).
@@ -79,8 +82,8 @@ ADA_TARGET, ADA_IMAGES = 0.6, 500_000
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What makes two trainings different; kept with the state."""
+class TrainingSettings:
+    """What distinguishes two trainings; stored with the state."""
 
     seed: int = 0
     batch: int = 16
@@ -100,7 +103,7 @@ def generator_config(fields: Mapping[str, Any]) -> StyleGAN2Config:
         names = (*shape, "mapping_layers", "mapping_lr_multiplier")
         return StyleGAN2Config(block="skip", **{name: fields[name] for name in names})
     except (LookupError, TypeError, ValueError) as error:
-        raise StateError(f"config.json is not that of a training folder: {error!r}") from error
+        raise StateError(f"config.json does not belong to a training folder: {error!r}") from error
 
 
 def config_fields(config: StyleGAN2Config, images_seen: int) -> dict[str, Any]:
@@ -119,9 +122,9 @@ def new_generator(config: StyleGAN2Config, random: torch.Generator) -> StyleGAN2
                 tensor.fill_(1)
             else:
                 tensor.zero_()
-        for module in generator.mapping_network.modules():
-            if isinstance(module, EqualizedLinear):
-                module.weight /= module.lr_multiplier
+        for name, tensor in generator.mapping_network.named_parameters():
+            if name.endswith("weight"):
+                tensor /= config.mapping_lr_multiplier
     return generator
 
 
@@ -146,10 +149,8 @@ def put(network: nn.Module, tensors: Mapping[str, Tensor], what: str, *, may_lac
 def synthesize(
     generator: StyleGAN2, z: Tensor, noise: list[Tensor] | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Images [N, 3, H, W] and w [N, w_dim] with gradients: what the frozen generator keeps is computed each time."""
-    for module in generator.modules():
-        if isinstance(module, Precomputed):
-            module.precompute()
+    """Images [N, 3, H, W] and w [N, w_dim] with gradients; derived values are recomputed on each call."""
+    generator.precompute()
     ws = generator.mapping(z)
     images, _ = generator.synthesis(ws, noise=noise, dtype=dtype)
     return images, ws[:, 0]
@@ -171,7 +172,7 @@ def images_of(generator: FeatureGenerator, z: Tensor, psi: float = 1.0, batch_si
 class Training:
     """Generator, its average, discriminator and their optimizers: everything that a step changes.
 
-    Each step draws its random numbers from (seed, step) alone, so stopping and going on changes nothing.
+    Each step draws its random numbers from (seed, step) alone, so stopping and resuming changes nothing.
 
     Args:
         config: shape of the generator; the discriminator has the same channels.
@@ -183,7 +184,7 @@ class Training:
     def __init__(
         self,
         config: StyleGAN2Config,
-        settings: Settings,
+        settings: TrainingSettings,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -333,7 +334,7 @@ class Training:
             raise StateError(f"the generator does not reproduce {path}: relative error {error:.1e}")
 
     def networks(self) -> dict[str, Tensors]:
-        """All tensors of the state. Adam's first moments are none: they are the gradient, as beta_1 = 0."""
+        """All tensors of the state. Adam's first moments are left out: with beta_1 = 0 they are the gradient."""
         return {
             "generator": generator_tensors(self.generator),
             "generator_ema": generator_tensors(self.ema),
@@ -350,7 +351,7 @@ class Training:
         return {"step": self.step, "images_seen": self.images_seen, "p": self.p, "sureness": self.sureness}
 
     def restore(self, progress: Mapping[str, Any], networks: Mapping[str, Tensors]) -> None:
-        """Go on from `progress` and `networks`; StateError if they do not fit."""
+        """Resume from `progress` and `networks`; StateError if they do not fit."""
         try:
             put(self.generator, networks["generator"], "generator")
             put(self.ema, networks["generator_ema"], "generator_ema")
@@ -429,7 +430,7 @@ class Run:
 
     Args:
         folder: of the state.
-        training: new, or made to go on by `resume`.
+        training: new, or resumed by `resume`.
         renders: uint8 [N, 3, H, W] to train on.
         ruler: measures; None for no measuring.
     """
@@ -443,7 +444,7 @@ class Run:
         self.stopped = False
 
     def resume(self, *, change_settings: bool = False) -> bool:
-        """Go on from the state of the folder; False if it has none.
+        """Resume from the state of the folder; False if it has none.
 
         Raises:
             StateError: it is damaged, or was trained by other settings or on other images.
@@ -465,7 +466,7 @@ class Run:
                 differing.append("other training images")
             raise StateError(
                 f"{self.folder} was trained with {', '.join(differing)}: use the same, another --state, or "
-                "--change-settings to go on with the new ones"
+                "--change-settings to resume with the new ones"
             )
         with self._way_out():
             shape = generator_config(config)
@@ -488,7 +489,7 @@ class Run:
         except StateError as error:
             best = self.folder / "best"
             kept = f"; the best generator so far is still in {best}" if best.is_dir() else ""
-            raise StateError(f"{error}: nothing can go on from this state, give another --state{kept}") from error
+            raise StateError(f"{error}: training cannot resume from this state, give another --state{kept}") from error
 
     def _measure_best(self) -> None:
         """The distance of what is kept as best; another ruler than the one that chose it has to measure it anew."""
@@ -574,24 +575,31 @@ class Run:
                     means[name] = 0.98 * means.get(name, float(value)) + 0.02 * float(value)
                 if not math.isfinite(sum(means.values())):
                     raise RuntimeError(
-                        f"the losses are no finite numbers any more at {training.images_seen:,} images: the last state "
-                        "is kept; go on from it with a lower --lr or higher --gamma and --change-settings"
+                        f"the losses contain NaN or infinity at {training.images_seen:,} images: the last state "
+                        "is kept; resume from it with a lower --lr or higher --gamma and --change-settings"
                     )
                 bar.set_postfix({**means, "sure": training.sureness, "p": training.p}, refresh=False)
                 bar.update(training.settings.batch)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
     description, _, examples = (__doc__ or "").partition("Examples:")
     parser = argparse.ArgumentParser(
         description=description,
         epilog="examples:" + examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = Settings()
+    default = TrainingSettings()
     add = parser.add_argument
     add("--images", type=Path, nargs="+", required=True, metavar="PATH", help="folders of images, or tars of them")
-    add("--state", type=Path, required=True, metavar="DIR", help="state folder; a state in it is gone on from")
+    add(
+        "--state",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the state to resume from",
+    )
     add("--start", type=Path, metavar="DIR", help="networks to begin with: config.json, generator.safetensors, …")
     add("--resolution", type=int, choices=sorted(CHANNELS)[2:], help="side, pixels (that of the start, or 64)")
     add(
@@ -599,7 +607,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("when")
     add = group.add_argument
-    add("--minutes", type=float, default=math.inf, help="stop after so many minutes (default: never)")
+    add("--minutes", type=float, default=math.inf, help="stop after this many minutes (default: never)")
     add("--until", type=int, default=sys.maxsize, metavar="N", help="stop after N images seen (default: never)")
     add("--save-every", type=float, default=3, metavar="MIN", help="minutes between states (default: 3)")
     add("--evaluate", type=float, default=15, metavar="MIN", help="minutes between pictures and measures (default: 15)")
@@ -615,7 +623,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     text = f"share of the images kept for measuring (default: {default.validation:g})"
     add("--validation", type=float, default=default.validation, metavar="SHARE", help=text)
     add("--seed", type=int, default=default.seed, help=f"fixes everything that is drawn (default: {default.seed})")
-    add("--change-settings", action="store_true", help="go on from a state that had other settings or images")
+    add("--change-settings", action="store_true", help="resume from a state that had other settings or images")
     group = parser.add_argument_group("machine")
     add = group.add_argument
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: cuda if there is one")
@@ -650,7 +658,8 @@ def choose_config(start: Path | None, resolution: int | None) -> StyleGAN2Config
 
 def prepare(args: argparse.Namespace) -> Run:
     """Read images, networks and state."""
-    settings = Settings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Settings) if f.name in args})
+    names = [field.name for field in dataclasses.fields(TrainingSettings) if field.name in args]
+    settings = TrainingSettings(**{name: getattr(args, name) for name in names})
     config = choose_config(args.start, args.resolution)
     device = torch.device(args.device)
     half = args.precision == "bfloat16" or (args.precision == "auto" and device.type == "cuda")
@@ -669,7 +678,7 @@ def prepare(args: argparse.Namespace) -> Run:
     training = Training(config, settings, device, torch.bfloat16 if half else torch.float32)
     run = Run(args.state, training, renders, ruler)
     if run.resume(change_settings=args.change_settings):
-        begin = f"going on in {args.state} at {training.images_seen:,} images"
+        begin = f"resuming from {args.state} at {training.images_seen:,} images"
     elif args.start is not None:
         begin = f"starting from {args.start} at {training.start_from(args.start):,} images"
     else:
@@ -683,6 +692,7 @@ def prepare(args: argparse.Namespace) -> Run:
 
 
 def main(argv: Iterable[str] | None = None) -> int:
+    """The command."""
     args = parse_args(None if argv is None else list(argv))
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -697,7 +707,7 @@ def main(argv: Iterable[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:  # before the training has begun
         return 130
-    print(f"stopped at {run.training.images_seen:,} images; the same command goes on", flush=True)
+    print(f"stopped at {run.training.images_seen:,} images; the same command resumes", flush=True)
     return 0
 
 

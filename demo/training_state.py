@@ -1,4 +1,4 @@
-"""What a stopped training needs to go on, as a folder of small files, and the best generator so far.
+"""What a stopped training needs to resume, as a folder of small files, and the best generator so far.
 
 DIR/state.json          names the current state; replaced last, so there is always one whole state
 DIR/state-000012/       config.json, state.json, and the tensors in safetensors files of at most 15 MB
@@ -31,14 +31,14 @@ Tensors = dict[str, Tensor]
 
 
 class StateError(ValueError):
-    """A folder that training cannot go on from; the message says why and what to do."""
+    """A folder that training cannot resume from; the message says why and what to do."""
 
 
 # ------------------------------------------------------------------------------------------------- files
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; StateError if it is none."""
+    """Read a JSON object; StateError if the file does not hold one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
