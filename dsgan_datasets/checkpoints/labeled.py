@@ -5,6 +5,7 @@ Opening one reads JSON only, which is all that registering a dataset needs.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ class Checkpoint:
         calibration = stored.calibration
         if recipe.override(compute_batch=stored.recipe.compute_batch) != stored.recipe:
             calibration = None  # its acceptance rate was that of another filter
-        return replaced(stored, recipe=recipe, calibration=calibration)
+        return dataclasses.replace(stored, recipe=recipe, calibration=calibration)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], path: Path) -> Checkpoint:
@@ -227,8 +228,3 @@ class Checkpoint:
         config = self.to_dict()
         shown = {name: pictures.get(name) for name in PICTURES}
         directory.write(Path(path), config, tensors, card or model_card(config, pictures), shown)
-
-
-def replaced(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
-    """A checkpoint with some attributes changed."""
-    return Checkpoint(**{**checkpoint.__dict__, **changes})
