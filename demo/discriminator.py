@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SQRT2 = math.sqrt(2.0)
+#: Of the leaky ReLU for negative values.
+SLOPE = 0.2
 
 
 def _lrelu(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)
+    return F.leaky_relu(x, SLOPE)
 
 
 def blur(x: Tensor, padding: int) -> Tensor:

@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from annotator import load_annotator
 from discriminator import Discriminator, augment, r1_penalty
+from growing import Phase, describe_phase, grow_discriminator, phase_at
 from images import digest, read_images, split
 from PIL import Image
 from quality import Ruler
@@ -76,6 +77,8 @@ WARMUP = 100
 #: Share of real images that the discriminator is sure of, and images after which p may have gone from 0 to 1
 #: (StyleGAN2-ADA, section 3.1).
 ADA_TARGET, ADA_IMAGES = 0.6, 500_000
+#: Loss of a discriminator that cannot tell real images from generated ones, how near counts, and for how many images.
+CHANCE, NEAR_CHANCE, CHANCE_IMAGES = 2 * math.log(2), 0.02, 4_000
 
 
 # --------------------------------------------------------------------------------------------- networks
@@ -204,11 +207,15 @@ class Training:
         self.images_seen = 0
         self.p = 0.0  # probability of augmentation
         self.sureness = 0.0  # running mean of sign(D(real)): 1 is a discriminator that knows its images by heart
+        self.d_loss = 0.0  # running mean
+        self.images_at_chance = 0  # since the discriminator last told real images from generated ones
+        self.grown_from: int | None = None  # resolution of the start, if that was coarser
+        self.grown_at = 0  # images_seen when it was grown
         # Lazy R1 (StyleGAN2, appendix B): the step it adds is made up for by a smaller rate and a longer memory.
         c = settings.r1_every / (settings.r1_every + 1)
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr, (0.0, 0.99))
         self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr * c, (0.0, 0.99**c))
-        self._rates = [(o, o.param_groups[0]["lr"]) for o in (self.g_optimizer, self.d_optimizer)]
+        self._d_rate = settings.lr * c
 
     # --- one step ---
 
@@ -217,8 +224,7 @@ class Training:
         s = self.settings
         seed = np.random.SeedSequence((s.seed, self.step)).generate_state(1, np.uint64)[0]
         random = torch.Generator(self.device).manual_seed(int(seed))
-        for optimizer, rate in self._rates:
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, (self.step + 1) / WARMUP)
+        phase = self._begin_step()
 
         real = augment(self._real_batch(renders), self.p, random)
         with torch.no_grad():
@@ -230,21 +236,53 @@ class Training:
         losses = {"D": d_loss.detach()}
         if self.step % s.r1_every == 0:
             penalty = r1_penalty(self.discriminator, real).mean()
-            self._update(self.d_optimizer, penalty * (s.gamma / 2 * s.r1_every))
+            if gamma := s.gamma * phase.gamma:
+                self._update(self.d_optimizer, penalty * (gamma / 2 * s.r1_every))
             losses["R1"] = penalty.detach()
-
-        self.discriminator.requires_grad_(False)  # its gradients would cost time and are not used
-        fake, w = self._fake_batch(random)
-        g_loss = F.softplus(-self.discriminator(augment(fake, self.p, random), self.dtype)).mean()
-        self._update(self.g_optimizer, g_loss)
-        self.discriminator.requires_grad_(True)
-        losses["G"] = g_loss.detach()
 
         self.step += 1
         self.images_seen += s.batch
-        self._average(w.detach())
+        if phase.generator_rate:
+            self.discriminator.requires_grad_(False)  # its gradients would cost time and are not used
+            fake, w = self._fake_batch(random)
+            g_loss = F.softplus(-self.discriminator(augment(fake, self.p, random), self.dtype)).mean()
+            self._update(self.g_optimizer, g_loss)
+            self.discriminator.requires_grad_(True)
+            losses["G"] = g_loss.detach()
+            self._average(w.detach())
         self._adapt(float(real_logits.detach().sign().mean()))
+        self._watch(float(losses["D"]))
         return losses
+
+    def _begin_step(self) -> Phase:
+        """Set rates and what trains; the phase of growing, if any."""
+        s = self.settings
+        phase, within = phase_at(self._images_since_growth())
+        warm = min(1.0, ((self.step if self.grown_from is None else within // s.batch) + 1) / WARMUP)
+        self.d_optimizer.param_groups[0]["lr"] = self._d_rate * warm
+        self.g_optimizer.param_groups[0]["lr"] = s.lr * phase.generator_rate * warm
+        new = tuple(f"synthesis_network.b{r}." for r in self._finer_than(self.grown_from or self.config.img_resolution))
+        for name, parameter in self.generator.named_parameters():
+            parameter.requires_grad_(not phase.new_block_only or name.startswith(new))
+        return phase
+
+    def _images_since_growth(self) -> int:
+        """Images of the transition to a finer resolution so far; more than it takes if there is none."""
+        return sys.maxsize if self.grown_from is None else self.images_seen - self.grown_at
+
+    @property
+    def phase(self) -> str:
+        """What the transition to a finer resolution is doing; empty after it, and without one."""
+        return describe_phase(self._images_since_growth())
+
+    def _finer_than(self, resolution: int) -> list[int]:
+        return [r for r in self.config.resolutions if r > resolution]
+
+    def _watch(self, d_loss: float) -> None:
+        """Count how long the discriminator has been at chance, from which a training does not recover."""
+        self.d_loss += 0.02 * (d_loss - self.d_loss)
+        at_chance = abs(self.d_loss - CHANCE) < NEAR_CHANCE and abs(self.sureness) < 0.1
+        self.images_at_chance = self.images_at_chance + self.settings.batch if at_chance else 0
 
     def _real_batch(self, renders: Tensor) -> Tensor:
         """The next images of the epoch's order, some mirrored, in [-1, 1]."""
@@ -306,23 +344,41 @@ class Training:
     def start_from(self, folder: Path) -> int:
         """Take the networks of a training folder; returns the images they have seen.
 
-        A finer generator than that one starts as if it were that one: its new layers add nothing to the image yet.
+        Finer networks than those start as if they were those: the generator's new layers add nothing to the image yet,
+        and the discriminator sees the halved image. They then go through the phases of `growing.TRANSITION`.
+
+        Raises:
+            StateError: the networks do not fit, or have too few channels to grow.
         """
         config = read_json(folder / "config.json")
         old = generator_config(config)
-        finer = [r for r in self.config.resolutions if r > old.img_resolution]
+        finer = self._finer_than(old.img_resolution)
         new = [f"synthesis.b{r}." for r in finer]
         for network, name in ((self.generator, "generator"), (self.ema, "generator_ema")):
             for r in finer:
                 network.synthesis_network.get_submodule(f"b{r}.torgb").weight.data.zero_()
             put(network, read_tensors(folder, name), f"{folder}/{name}.safetensors", may_lack=new)
-        lacking = [f"b{r}." for r in finer] + ([f"b{old.img_resolution}.fromrgb"] if finer else [])
-        where = f"{folder}/discriminator.safetensors"
-        put(self.discriminator, read_tensors(folder, "discriminator"), where, may_lack=lacking)
+        self._start_discriminator(folder, grow=bool(finer))
         if (folder / "check.npz").is_file() and not finer:
             self._check_against(folder / "check.npz")
         self.images_seen = int(config.get("images_seen", 0))
+        if finer:
+            self.grown_from, self.grown_at = old.img_resolution, self.images_seen
         return self.images_seen
+
+    def _start_discriminator(self, folder: Path, *, grow: bool) -> None:
+        where = f"{folder}/discriminator.safetensors"
+        tensors = read_tensors(folder, "discriminator")
+        if not grow:
+            put(self.discriminator, tensors, where)
+            return
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            try:
+                grow_discriminator(self.discriminator, tensors, self.config.channels)
+            except ValueError as error:
+                raise StateError(f"{where}: {error}") from error
 
     def _check_against(self, path: Path) -> None:
         with np.load(path, allow_pickle=False) as check:
@@ -348,7 +404,16 @@ class Training:
 
     def progress(self) -> dict[str, Any]:
         """The numbers of the state."""
-        return {"step": self.step, "images_seen": self.images_seen, "p": self.p, "sureness": self.sureness}
+        return {
+            "step": self.step,
+            "images_seen": self.images_seen,
+            "p": self.p,
+            "sureness": self.sureness,
+            "d_loss": self.d_loss,
+            "images_at_chance": self.images_at_chance,
+            "grown_from": self.grown_from,
+            "grown_at": self.grown_at,
+        }
 
     def restore(self, progress: Mapping[str, Any], networks: Mapping[str, Tensors]) -> None:
         """Resume from `progress` and `networks`; StateError if they do not fit."""
@@ -358,6 +423,12 @@ class Training:
             put(self.discriminator, networks["discriminator"], "discriminator")
             self.step, self.images_seen = int(progress["step"]), int(progress["images_seen"])
             self.p, self.sureness = float(progress["p"]), float(progress["sureness"])
+            # States from before networks could grow in steps lack these.
+            self.d_loss, self.images_at_chance = (
+                float(progress.get("d_loss", 0)),
+                int(progress.get("images_at_chance", 0)),
+            )
+            self.grown_from, self.grown_at = progress.get("grown_from"), int(progress.get("grown_at", 0))
             for network, optimizer, name in self._optimized():
                 _set_moments(network, optimizer, networks.get(f"{name}_moments", {}))
         except (KeyError, TypeError, RuntimeError) as error:
@@ -578,6 +649,14 @@ class Run:
                         f"the losses contain NaN or infinity at {training.images_seen:,} images: the last state "
                         "is kept; resume from it with a lower --lr or higher --gamma and --change-settings"
                     )
+                if 0 <= training.images_at_chance - CHANCE_IMAGES < training.settings.batch:
+                    tqdm.write(
+                        f"warning: at {training.images_seen:,} images the discriminator is at chance (loss "
+                        f"{training.d_loss:.3f}) since {CHANCE_IMAGES:,} images; a training seldom recovers from "
+                        "this. Look at samples/, and train from an earlier state with a lower --gamma or --lr",
+                        file=sys.stderr,
+                    )
+                bar.set_description(training.phase, refresh=False)
                 bar.set_postfix({**means, "sure": training.sureness, "p": training.p}, refresh=False)
                 bar.update(training.settings.batch)
 

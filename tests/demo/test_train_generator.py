@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import os
@@ -23,10 +25,11 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 sys.path.insert(0, str(DEMO))
 
 import annotate  # noqa: E402
+import growing  # noqa: E402
 import train_generator  # noqa: E402
 import training_state  # noqa: E402
 from annotator import Annotator, save_annotator  # noqa: E402
-from discriminator import Discriminator, augment, r1_penalty  # noqa: E402
+from discriminator import Discriminator, augment, blur, r1_penalty  # noqa: E402
 from images import is_validation, read_images, split  # noqa: E402
 from quality import frechet_distance, precision_recall  # noqa: E402
 from train_generator import Training, TrainingSettings, main  # noqa: E402
@@ -348,21 +351,84 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         load_state(tmp_path)
 
 
-def test_a_finer_generator_starts_as_the_one_it_grows_from(tmp_path: Path) -> None:
+def trained_start(folder: Path) -> tuple[Training, Path]:
     training = tiny()
     training.train_step(noise_images(16))
-    folder = save_state(tmp_path, train_generator.config_fields(CONFIG, 4), training.progress(), training.networks())
-    config = train_generator.choose_config(folder, 32)
-    finer = Training(config, TrainingSettings(batch=4))
+    return training, save_state(
+        folder, train_generator.config_fields(CONFIG, 4), training.progress(), training.networks()
+    )
+
+
+def test_finer_networks_start_as_those_they_grow_from(tmp_path: Path) -> None:
+    training, folder = trained_start(tmp_path)
+    finer = Training(train_generator.choose_config(folder, 64), TrainingSettings(batch=4))
     assert finer.start_from(folder) == 4
-    z = torch.randn(2, 8)
+    z, images = torch.randn(2, 8), torch.rand(4, 3, 64, 64) * 2 - 1
+    halved = images
+    for _ in range(2):
+        halved = blur(halved, padding=1)[:, :, ::2, ::2]
     with torch.no_grad():
         coarse, _ = train_generator.synthesize(training.ema, z)
         fine, _ = train_generator.synthesize(finer.ema, z)
-    torch.testing.assert_close(fine, upsample_image(coarse))
-    finer.train_step(noise_images(16, 32))
+        torch.testing.assert_close(fine, upsample_image(upsample_image(coarse)))
+        torch.testing.assert_close(finer.discriminator(images), training.discriminator(halved), rtol=1e-5, atol=1e-6)
+
+
+def test_a_discriminator_with_too_few_channels_cannot_grow(tmp_path: Path) -> None:
+    _, folder = trained_start(tmp_path)
+    config = train_generator.choose_config(folder, 32)
+    finer = Training(dataclasses.replace(config, channels={**config.channels, 32: 5}), TrainingSettings(batch=4))
+    with pytest.raises(StateError, match="growing needs 6 channels at 32², there are 5"):
+        finer.start_from(folder)
+
+
+def changed(training: Training, images: Tensor) -> set[str]:
+    """What a step changes: "discriminator", "coarse" and "new" layers of the generator."""
+    networks = (("discriminator", training.discriminator), ("coarse", training.generator))
+    before = {(kind, n): p.detach().clone() for kind, network in networks for n, p in network.named_parameters()}
+    training.train_step(images)
+    after = {(kind, n): p for kind, network in networks for n, p in network.named_parameters()}
+    names = {key for key in before if not torch.equal(before[key], after[key])}
+    return {"new" if name.startswith("synthesis_network.b32.") else kind for kind, name in names}
+
+
+def test_growing_trains_the_discriminator_first_then_the_new_layers_then_all(tmp_path: Path) -> None:
+    _, folder = trained_start(tmp_path)
+    finer = Training(train_generator.choose_config(folder, 32), TrainingSettings(batch=4))
+    finer.start_from(folder)
+    images, seen = noise_images(16, 32), []
+    starts = [0, *itertools.accumulate(phase.images for phase in growing.TRANSITION)]
+    for start in starts:
+        finer.images_seen = finer.grown_at + start
+        seen.append((finer.phase, changed(finer, images)))
+    alone, new, every = {"discriminator"}, {"discriminator", "new"}, {"discriminator", "new", "coarse"}
+    assert [what for _, what in seen] == [alone] * 5 + [new] + [every] * 3
+    assert seen[0][0] == "growing 1/8: discriminator alone" and seen[-1][0] == ""
+
+
+def test_growing_resumes_in_its_phase(tmp_path: Path) -> None:
+    _, folder = trained_start(tmp_path / "start")
+    finer = Training(train_generator.choose_config(folder, 32), TrainingSettings(batch=4))
+    finer.start_from(folder)
+    finer.images_seen += 45_000
+    again = Training(finer.config, finer.settings)
+    again.restore(finer.progress(), finer.networks())
+    assert again.phase == finer.phase == "growing 6/8: new layers"
+
+
+def test_a_discriminator_at_chance_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    training = tiny(lr=1e-9)
     with torch.no_grad():
-        assert not torch.allclose(train_generator.synthesize(finer.ema, z)[0], fine)
+        for parameter in training.discriminator.parameters():
+            parameter.zero_()
+    training.d_loss, training.images_at_chance = 2 * math.log(2), train_generator.CHANCE_IMAGES - 4
+    run = train_generator.Run(tmp_path, training, noise_images(16), None)
+    run.go(minutes=1, until=8, save_every=9, evaluate_every=9)
+    assert training.images_at_chance == train_generator.CHANCE_IMAGES + 4
+    assert capfd.readouterr().err.count("at chance") == 1
+    training.d_loss = 0.9
+    training.train_step(noise_images(16))
+    assert training.images_at_chance == 0
 
 
 # --- measure ---
