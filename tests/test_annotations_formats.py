@@ -157,7 +157,7 @@ def test_transparent_and_foreign_files_among_masks(folder: Path) -> None:
     third.write_bytes(third.read_bytes()[:60])
     (folder / "masks" / "Thumbs.db").write_bytes(b"left by a file manager")
     told = "\n".join(mistakes(folder))
-    assert "transparent" in told and "is not a PNG file" in told and "cannot be read as a picture" in told
+    assert "transparent" in told and "is not a PNG file" in told and "is not a picture: save it as PNG" in told
     assert "Thumbs" not in told
 
 

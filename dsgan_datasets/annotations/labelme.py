@@ -6,7 +6,6 @@ A file lists shapes; a later one is painted over an earlier one, and what no sha
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections import Counter
@@ -21,6 +20,7 @@ from dsgan_datasets.annotations.folder import IGNORE, Array, hash_pixels
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.annotations.shapes import paint, within_reach
+from dsgan_datasets.images import open_picture
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.targets.segmentation import LabelSchema
 
@@ -178,8 +178,6 @@ def _points(value: Any) -> Array | None:
 def _decoded(encoded: str) -> Image.Image | None:
     """A picture in base64, or None if it cannot be read."""
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
-        picture.load()
-    except Exception:  # a damaged picture may raise anything at all
+        return open_picture(base64.b64decode(encoded, validate=True), formats=("PNG", "JPEG"))
+    except ValueError:
         return None
-    return picture

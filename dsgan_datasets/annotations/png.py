@@ -12,7 +12,7 @@ from PIL import Image
 from dsgan_datasets._deprecation import warn_renamed
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.images import png
+from dsgan_datasets.images import PictureError, open_picture, png
 from dsgan_datasets.targets.base import Color
 from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 
@@ -33,13 +33,12 @@ def read_picture(path: Path, where: str, schema: LabelSchema, size: tuple[int, i
         found: collects mistakes.
     """
     try:
-        with Image.open(path) as picture:
-            if (picture.height, picture.width) != size:
-                found.error(where, wrong_size((picture.height, picture.width), size))
-                return None
-            picture.load()
-    except Exception as error:  # a damaged file may raise anything at all
-        found.error(where, f"cannot be read as a picture ({error!r:.120}): save it as PNG again")
+        picture = open_picture(path, size=size, what=where)
+    except PictureError as error:
+        found.error(where, wrong_size(error.size, size) if error.size else error.reason)
+        return None
+    except OSError as error:
+        found.error(where, f"cannot be read ({error.strerror}): save it as PNG again")
         return None
     if picture.mode in _ID_MODES:
         return _from_ids(picture, where, schema, found)

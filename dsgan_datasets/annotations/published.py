@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dsgan_datasets.annotations.folder import CLASSES, Array, load_latents, read_classes
@@ -27,6 +26,7 @@ from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.dialects import read_average
 from dsgan_datasets.generators.loading import load_generator
+from dsgan_datasets.images import PictureError, open_picture
 from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
@@ -85,11 +85,10 @@ def _published_image(folder: Path, number: int, size: Sequence[int]) -> Array | 
     """The picture beside a mask, if there is one, resized to the mask; only to be shown."""
     for path in folder.glob(f"image_{number}.*"):
         try:
-            with Image.open(path) as picture:
-                resized = picture.convert("RGB").resize((size[1], size[0]))
-        except OSError:
+            picture = open_picture(path, formats=("PNG", "JPEG"))
+        except (OSError, PictureError):
             continue
-        return np.asarray(resized)
+        return np.asarray(picture.convert("RGB").resize((size[1], size[0])))
     return None
 
 

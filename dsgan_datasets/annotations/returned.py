@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image
 
 from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, Array, Exported, generator_fingerprint, hash_pixels
 from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers, find_annotations
@@ -19,6 +18,7 @@ from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import load_generator
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.images import PictureError, open_picture
 from dsgan_datasets.recipe import FeatureLayout
 
 #: Levels of 0 … 255 by which an image may differ on average when another device generates it again.
@@ -80,13 +80,12 @@ def _check_rendering(
 def _read_image(folder: Path, file: str, sha256: str, found: Findings) -> Array | None:
     """uint8 RGB [H, W, 3] of an exported image that was not changed."""
     try:
-        with Image.open(folder / file) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(open_picture(folder / file).convert("RGB"))
     except FileNotFoundError:
         found.error(file, "the exported image is missing: restore it, the annotation belongs to exactly this image")
         return None
-    except Exception as error:  # a damaged file may raise anything at all
-        found.error(file, f"cannot be read as a picture ({error!r:.120}): restore the exported image")
+    except (OSError, PictureError) as error:
+        found.error(file, f"cannot be read as a picture ({error}): restore the exported image")
         return None
     if hash_pixels(pixels) != sha256:
         found.error(
