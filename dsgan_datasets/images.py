@@ -125,7 +125,7 @@ def open_picture(
         holds = f"holds {found}, not {allowed}" if found else "is not a picture" if source else "is empty"
         raise PictureError(what, f"{holds}: save it as {allowed}")
     if found == "PNG" and (damage := _png_damage(source)):
-        raise PictureError(what, f"is a damaged PNG file ({damage}): save it or copy it again")
+        raise PictureError(what, f"is a damaged PNG file ({damage}): copy or save it again")
     try:
         picture = Image.open(io.BytesIO(source), formats=[found])
     except Exception as error:  # a damaged file may raise anything at all
@@ -185,7 +185,7 @@ def _png_damage(content: bytes) -> str:
 def _damaged(what: str, kind: str, error: Exception) -> PictureError:
     """Pillow's own words are left out where they are the address of an object."""
     reason = f" ({error})" if str(error) and "0x" not in str(error) else ""
-    return PictureError(what, f"is a damaged {kind} file{reason:.200}: save it or copy it again")
+    return PictureError(what, f"is a damaged {kind} file{reason:.200}: copy or save it again")
 
 
 def _pillow(picture: Picture) -> Image.Image:

@@ -5,7 +5,7 @@ Coordinates are those of images: x to the right, y down; pixel (row, column) is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 #: (row, column) of a step to the east, south, west, north.
 _STEPS = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
+#: Crossings of edges and rows that are looked at together.
+_PART = 2**18
 
 
 def mask_to_polygons(mask: Array) -> list[Array]:
@@ -70,7 +72,41 @@ def polygons_to_mask(polygons: Sequence[Array], size: tuple[int, int]) -> Array:
     """
     mask = np.zeros(size, dtype=bool)
     for polygon in polygons:
-        mask |= _filled(np.asarray(polygon, dtype=np.float64), size)
+        inside, rows = _filled(np.asarray(polygon, dtype=np.float64), size)
+        mask[rows] |= inside
+    return mask
+
+
+def contours_to_mask(contours: Sequence[Array], size: tuple[int, int]) -> Array:
+    """The region whose border pixels were traced, as OpenCV's ``findContours`` does it; holes have contours, too.
+
+    Such a point is the index of a pixel, not a corner of one: filled as a polygon, the region would lose its right and
+    lower border, and its holes.
+
+    Args:
+        contours: arrays [P, 2] of whole (x, y) within the picture, all of one region; every step runs along a row, a
+            column or a diagonal.
+        size: (H, W).
+
+    Returns:
+        bool [H, W].
+
+    Example:
+        >>> contours_to_mask([np.array([(0, 0), (1, 0), (1, 1), (0, 1)])], (2, 3)).astype(int)
+        array([[1, 1, 0],
+               [1, 1, 0]])
+    """
+    mask = np.zeros(size, dtype=bool)
+    for contour in contours:
+        inside, rows = _filled(contour + 0.5, size)
+        mask[rows] ^= inside
+    for contour in contours:
+        start = np.asarray(contour, dtype=np.int64)
+        step = np.roll(start, -1, axis=0) - start
+        lengths = np.abs(step).max(1)
+        for part, edge, place in _expanded(np.maximum(lengths, 1)):
+            x, y = (start[part][edge] + place[:, None] * np.sign(step[part][edge])).T
+            mask[y, x] = True
     return mask
 
 
@@ -164,19 +200,53 @@ def _corners(loop: Array) -> Array:
     return loop[turns]
 
 
-def _filled(polygon: Array, size: tuple[int, int]) -> Array:
-    """One polygon, even-odd: the edges that a line from the left crosses on its way to a pixel's center are counted."""
+def _filled(polygon: Array, size: tuple[int, int]) -> tuple[Array, slice]:
+    """One polygon, even-odd: the edges that a line from the left crosses on its way to a pixel's center are counted.
+
+    Returns:
+        bool [R, W] and which rows of the picture these are.
+    """
     height, width = size
-    (x, y), (next_x, next_y) = polygon.T, np.roll(polygon, -1, axis=0).T
+    start, end = polygon, np.roll(polygon, -1, axis=0)
     # Rows whose center r + 1/2 lies in [upper end, lower end): half-open, so that a corner is crossed once.
+    first, last = rows_crossed(polygon, height)
+    crossing = first < last
+    start, end, first, last = start[crossing], end[crossing], first[crossing], last[crossing]
+    if not len(first):
+        return np.zeros((0, width), dtype=bool), slice(0, 0)
+    top, bottom = int(first.min()), int(last.max())
+    odd = np.zeros((bottom - top) * (width + 1), dtype=bool)
+    for part, edge, place in _expanded(last - first):
+        rows = first[part][edge] + place
+        (x, y), (next_x, next_y) = start[part][edge].T, end[part][edge].T
+        columns = np.clip(np.ceil(x + (rows + 0.5 - y) * (next_x - x) / (next_y - y) - 0.5), 0, width).astype(int)
+        odd ^= np.bincount((rows - top) * (width + 1) + columns, minlength=len(odd)) % 2 == 1
+    inside: Array = np.logical_xor.accumulate(odd.reshape(-1, width + 1), axis=1)[:, :width]
+    return inside, slice(top, bottom)
+
+
+def rows_crossed(polygon: Array, height: int) -> tuple[Array, Array]:
+    """First row whose center each edge of a polygon crosses, and the one after the last, int64 [P] each."""
+    y, next_y = polygon[:, 1], np.roll(polygon[:, 1], -1)
     first, last = (
-        np.clip(np.ceil(bound - 0.5), 0, height).astype(int) for bound in (np.minimum(y, next_y), np.maximum(y, next_y))
+        np.clip(np.ceil(bound - 0.5), 0, height).astype(np.int64)
+        for bound in (np.minimum(y, next_y), np.maximum(y, next_y))
     )
-    counts = last - first
-    edge = np.repeat(np.arange(len(polygon)), counts)
-    rows = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts) + first[edge]
-    crossing = x[edge] + (rows + 0.5 - y[edge]) * (next_x - x)[edge] / (next_y - y)[edge]
-    columns = np.clip(np.ceil(crossing - 0.5), 0, width).astype(int)
-    crossed = np.bincount(rows * (width + 1) + columns, minlength=height * (width + 1)).reshape(height, width + 1)
-    odd: Array = crossed.cumsum(1)[:, :width] % 2 == 1
-    return odd
+    return first, last
+
+
+def _expanded(counts: Array) -> Iterator[tuple[slice, Array, Array]]:
+    """`counts[e]` places for each edge e, in parts of bounded length: memory must not grow with edges × rows.
+
+    Yields:
+        edges of the part; then for each place the edge, counted within the part, and the number 0 … counts[e] - 1.
+    """
+    ends = counts.cumsum()
+    begin = 0
+    while begin < len(counts):
+        done = int(ends[begin - 1]) if begin else 0
+        end = max(int(np.searchsorted(ends, done + _PART, side="right")), begin + 1)
+        part, some = slice(begin, end), counts[begin:end]
+        edge = np.repeat(np.arange(end - begin), some)
+        yield part, edge, np.arange(int(some.sum())) - np.repeat(some.cumsum() - some, some)
+        begin = end

@@ -95,9 +95,9 @@ DOS_POSTSCRIPT = b"\xc5\xd0\xd3\xc6" + struct.pack("<IIIIIIH", 30, len(POSTSCRIP
         *((saved(Image.new("RGB", (7, 9)), kind), kind) for kind in ("GIF", "BMP", "TIFF", "JPEG")),
         (b"%PDF-1.7\n", "PDF"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
-        (b"\n<!DOCTYPE html><title>Sign in</title>", "HTML page"),
+        (b"\n<!DOCTYPE html><title>Sign in</title>", "an HTML page"),
         (b"gimp xcf v011", "GIMP"),
-        (b"PK\x03\x04" + bytes(30), "zip archive"),
+        (b"PK\x03\x04" + bytes(30), "a zip archive"),
     ],
 )
 def test_the_content_decides_which_format_it_is_and_only_those_asked_for_are_opened(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES, Array
+from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES, IGNORE, Array
 from dsgan_datasets.annotations.formats import AnnotationFormat
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
@@ -126,14 +127,18 @@ def load_annotations(
                 f"{changed[0]}: classes, features and recipe are those of the export; edit {CLASSES}, or export again"
             )
         material = read_exported(folder, generator, format, None if files is None else Path(files), device, found)
-    _check_names(material, found, allow_missing=allow_missing)
     masks: dict[str, Array] = {}
+    missing = []
     for name in material.images:
-        mask = material.readers[name](found) if name in material.readers else None
+        before = found.count
+        mask = found.guarded(name, partial(material.readers[name], found)) if name in material.readers else None
         if mask is not None:
             cleaned = absorb_specks(mask, min_region, material.schema.ignore_index)
             masks[name] = drop_rare(cleaned, min_class)
             _check_empty(name, masks[name], material.schema, found)
+        elif found.count == before:
+            missing.append(name)
+    _check_names(material, missing, found, allow_missing=allow_missing)
     if found.mistakes:
         raise AnnotationError(folder, *found.mistakes)
     rows = [i for i, name in enumerate(material.images) if name in masks]
@@ -155,27 +160,39 @@ def _stacked(images: Sequence[Array | None]) -> Tensor | None:
     return torch.from_numpy(np.stack(there)).permute(0, 3, 1, 2) if len(there) == len(images) else None
 
 
-def _check_names(material: Material, found: Findings, *, allow_missing: bool) -> None:
+def _check_names(material: Material, missing: Sequence[str], found: Findings, *, allow_missing: bool) -> None:
+    """Every image needs an annotation, and every annotation should be of an image: it may be the missing one."""
     images, readers = material.images, material.readers
-    missing = [name for name in images if name not in readers]
     if not allow_missing or len(missing) == len(images):
         for name in missing:
             found.error(
                 name, "has no annotation: annotate it too, or leave it out with allow_missing (--allow-missing)"
             )
     for name in sorted(readers.keys() - images.keys()):
-        found.error(
+        note = found.error if missing else found.warning
+        note(
             name,
             f"no such image was exported ({listed(list(images), 3)}): name the annotation like its image, or remove it",
         )
 
 
 def _check_empty(name: str, mask: Array, schema: LabelSchema, found: Findings) -> None:
-    if not ((mask != 0) & (mask != schema.ignore_index)).any():
+    if ((mask != 0) & (mask != schema.ignore_index)).any():
+        return
+    ignored = int((mask == schema.ignore_index).sum())
+    if ignored:
+        example = f", such as 1 for {schema.classes[1]!r}" if schema.num_classes > 1 else ""
         found.error(
             name,
-            f"the mask is empty: every pixel is {schema.classes[0]!r} or ignored. Annotate it, or remove its "
-            "annotation and leave it out with allow_missing (--allow-missing)",
+            f"the mask is empty: every pixel is {schema.classes[0]!r} or ignored ({ignored} px have the id "
+            f"{schema.ignore_index}, are white, or have the label {IGNORE}). Annotate it with the ids, colors or names "
+            f"of its classes{example}",
+        )
+    else:
+        found.error(
+            name,
+            f"the mask is empty: every pixel is {schema.classes[0]!r}. Annotate it, or remove its annotation and leave "
+            "it out with allow_missing (--allow-missing)",
         )
 
 

@@ -13,7 +13,7 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
-#: Reads one mask int64 [H, W], or notes why it cannot be used.
+#: Reads one mask int64 [H, W]. None: it noted why the mask cannot be used; if it noted nothing, nothing is annotated.
 Reader = Callable[[Findings], Array | None]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, Array, Exported, generator_fingerprint, hash_pixels
-from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers, find_annotations
+from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import Findings
 from dsgan_datasets.device import Device
@@ -54,8 +54,7 @@ def read_exported(
     images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
     if generator is not None and not found.mistakes:
         _check_rendering(generator, exported, images, found)
-    kind, files = find_annotations(folder, exported, asked, files)
-    readers = annotation_readers(folder, exported, kind, files, found)
+    readers = annotation_readers(folder, exported, asked, files, found)
     return Material(exported.schema, exported.recipe, exported.latents, images, readers, generator)
 
 
