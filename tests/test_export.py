@@ -270,6 +270,33 @@ def test_yolo_polygons_are_the_masks(tmp_path: Path, source: ExportInput, batch:
             assert torch.equal(rebuilt, sample.mask * ((sample.mask == 2) | (sample.mask == 3)))
 
 
+def test_yolo_polygons_are_the_masks_as_its_loader_fills_them(tmp_path: Path) -> None:
+    """IoU of each class of faces at 64×64, small parts included; with Ultralytics itself where it is installed."""
+    cv2 = pytest.importorskip("cv2")
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    export(ExportInput.generated(labeled, 8), tmp_path / "out", "yolo-seg", splits={})
+    both, either = torch.zeros(12), torch.zeros(12)
+    for index, sample in enumerate(labeled.generate(range(8)).rows()):
+        found: dict[int, np.ndarray] = {}
+        for line in (tmp_path / "out" / "labels" / f"{index:09d}.txt").read_text().splitlines():
+            category, *shares = line.split()
+            points = np.array(shares, dtype=np.float32).reshape(-1, 2) * 64
+            try:
+                from ultralytics.data.utils import polygon2mask
+            except ImportError:
+                mask = np.zeros((64, 64), np.uint8)
+                cv2.fillPoly(mask, [points.astype(np.int32)], 1)
+            else:
+                mask = polygon2mask((64, 64), [points.reshape(-1)])
+            found[int(category) + 1] = found.get(int(category) + 1, np.zeros((64, 64), bool)) | (mask > 0)
+        for i in range(1, 12):
+            mine, truth = torch.from_numpy(found.get(i, np.zeros((64, 64), bool))), sample.mask == i
+            both[i] += (mine & truth).sum()
+            either[i] += (mine | truth).sum()
+    iou = both[1:] / either[1:]
+    assert iou.nan_to_num(1).min() >= 0.98, iou
+
+
 def test_yolo_without_instances_and_without_splits(tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
     wide = torch.zeros(6, 10, dtype=torch.int64)
@@ -294,7 +321,9 @@ def test_small_instances_are_left_out(tmp_path: Path, format: str) -> None:
         annotations = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())["annotations"]
         assert [a["category_id"] for a in annotations] == [3]
     else:
-        assert (tmp_path / "out" / "labels" / "000000000.txt").read_text() == "2 0.5 0.5 0.75 0.5 0.75 0.75 0.5 0.75\n"
+        assert (
+            tmp_path / "out" / "labels" / "000000000.txt"
+        ).read_text() == "2 0.50125 0.50125 0.74875 0.50125 0.74875 0.74875 0.50125 0.74875\n"
 
 
 def test_ignored_pixels_are_in_no_instance_and_keep_their_id(tmp_path: Path) -> None:
@@ -306,7 +335,9 @@ def test_ignored_pixels_are_in_no_instance_and_keep_their_id(tmp_path: Path) -> 
     assert Image.open(tmp_path / "a" / "masks_color" / "000000000.png").convert("RGB").getpixel((0, 3)) == (255,) * 3
     assert json.loads((tmp_path / "a" / "samples.jsonl").read_text())["tallies"]["mask"] == [0, 4, 0, 0]
     export(source, tmp_path / "b", "yolo-seg", splits={})
-    assert (tmp_path / "b" / "labels" / "000000000.txt").read_text() == "0 0 0 1 0 1 0.25 0 0.25\n"
+    assert (
+        tmp_path / "b" / "labels" / "000000000.txt"
+    ).read_text() == "0 0.0025 0.0025 0.9975 0.0025 0.9975 0.2475 0.0025 0.2475\n"
 
 
 # Whole or not at all

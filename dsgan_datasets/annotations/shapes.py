@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dsgan_datasets.annotations.folder import Array
-from dsgan_datasets.polygons import mask_to_polygons
+from dsgan_datasets.polygons import INSET, mask_to_polygons
 from dsgan_datasets.targets.instances import connected_components
 
 
@@ -40,7 +40,7 @@ def mask_to_shapes(mask: Array, tolerance: float = 0.0) -> list[tuple[int, Array
         if category == 0 and _at_edge(region):
             continue  # unpainted pixels are class 0 anyway
         filled = _without_holes(region[top:bottom, left:right])
-        for polygon in mask_to_polygons(filled):
+        for polygon in mask_to_polygons(filled, INSET):
             outline = simplified(polygon.astype(np.float64), tolerance)
             shapes.append((int(filled.sum()), category, outline + np.array((left, top))))
     shapes.sort(key=lambda shape: -shape[0])
