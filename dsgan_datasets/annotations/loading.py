@@ -1,4 +1,4 @@
-"""A folder of annotated images -> latents and masks to fit an interpreter on."""
+"""One folder of annotated images -> latents and masks to fit an interpreter on."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Annotations:
         images: uint8 RGB [A, 3, H, W]; None if the folder holds none.
         generator: with the feature layout of the annotations; None if none was given.
         warnings: what an annotator should check, one sentence each.
+        fingerprint: of the generator that the images are of; None if neither the folder nor the caller says which.
     """
 
     annotated: AnnotatedImages
@@ -49,6 +50,7 @@ class Annotations:
     images: Tensor | None = None
     generator: FeatureGenerator | None = None
     warnings: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
     @property
     def latents(self) -> Tensor:
@@ -61,56 +63,21 @@ class Annotations:
         return self.annotated.masks
 
 
-def load_annotations(
-    folder: str | os.PathLike[str],
-    generator: FeatureGenerator | str | os.PathLike[str] | None = None,
+def load_folder(
+    folder: Path,
+    generator: FeatureGenerator | str | os.PathLike[str] | None,
     *,
-    format: AnnotationFormat | None = None,
-    files: str | os.PathLike[str] | None = None,
-    classes: LabelSchema | Sequence[str] | None = None,
-    features: FeatureLayout | None = None,
-    min_region: int = 0,
-    min_class: int = 0,
-    allow_missing: bool = False,
-    device: Device = None,
+    format: AnnotationFormat | None,
+    files: str | os.PathLike[str] | None,
+    classes: LabelSchema | Sequence[str] | None,
+    features: FeatureLayout | None,
+    min_region: int,
+    min_class: int,
+    allow_missing: bool,
+    device: Device,
     **recipe: Any,
 ) -> Annotations:
-    """Read the annotations in a folder that `dsgan annotate export` wrote, or in DatasetGAN's published layout.
-
-    An exported folder may hold ``masks/NAME.png`` (class ids as palette or gray PNG, or RGB in exactly the colors of
-    the classes), ``images/NAME.json`` (LabelMe) or ``coco.json``; what no shape covers is class 0. The published layout
-    is ``image_mask{i}.npy`` and ``latent_stylegan1.npy``, perhaps with ``avg_latent*.npy`` and classes.json; its images
-    are those of psi 0.7 on the first 8 layers (7 of 256-pixel models), resized to the masks.
-
-    Args:
-        folder: where all this lies.
-        generator: the one exported from, or where `load_generator` finds it; it is then loaded with the features of the
-            export, and with the folder's average w if there is one. None checks nothing about it.
-        format: "masks", "labelme", "coco" or "published"; None takes the kind that is there.
-        files: annotations that lie elsewhere: a folder of PNG or LabelMe files, or a COCO file.
-        classes: of the published layout, names in the order of ids, or a schema; None reads classes.json.
-        features: of the published layout, the feature layout of a generator that is loaded here; None is the first
-            that the architecture has.
-        min_region: connected regions of fewer pixels take the class around them; 0 keeps all. At 512² 30 is a speck,
-            at 64² it is an eye.
-        min_class: a class with fewer pixels in an image becomes class 0, as published (30); 0 keeps all.
-        allow_missing: read what is annotated, and leave out the images that are not.
-        device: for a generator that is loaded here.
-        recipe: fields of `Recipe` that were different from the above, for the published layout.
-
-    Returns:
-        latents, masks, schema, recipe and generator, ready for `fit_interpreter`.
-
-    Raises:
-        AnnotationError: lists every mistake of every file: an unknown class, a wrong size, a missing or extra file, an
-            empty mask, an image or a generator that is not the one exported.
-        CheckpointError: the generator cannot be loaded.
-
-    Example:
-        >>> found = load_annotations("to-annotate", "demo-faces")  # doctest: +SKIP
-        >>> fit_interpreter(found.generator, found.annotated, found.schema, recipe=found.recipe)  # doctest: +SKIP
-    """
-    folder = Path(folder)
+    """The annotations of one folder; arguments and errors as for `load_annotations`."""
     integer("min_region", min_region, 0)
     integer("min_class", min_class, 0)
     if format is not None and format not in get_args(AnnotationFormat):
@@ -142,16 +109,15 @@ def load_annotations(
     if found.mistakes:
         raise AnnotationError(folder, *found.mistakes)
     rows = [i for i, name in enumerate(material.images) if name in masks]
-    stacked = torch.from_numpy(np.stack(list(masks.values())))
-    _warn_absent(stacked, material.schema, found)
     return Annotations(
-        AnnotatedImages(material.latents[rows], stacked),
+        AnnotatedImages(material.latents[rows], torch.from_numpy(np.stack(list(masks.values())))),
         material.schema,
         material.recipe,
         tuple(masks),
         _stacked([material.images[name] for name in masks]),
         material.generator,
         tuple(found.warnings),
+        material.fingerprint,
     )
 
 
@@ -193,13 +159,4 @@ def _check_empty(name: str, mask: Array, schema: LabelSchema, found: Findings) -
             name,
             f"the mask is empty: every pixel is {schema.classes[0]!r}. Annotate it, or remove its annotation and leave "
             "it out with allow_missing (--allow-missing)",
-        )
-
-
-def _warn_absent(masks: Tensor, schema: LabelSchema, found: Findings) -> None:
-    present = set(masks.unique().tolist())
-    if absent := [name for i, name in enumerate(schema.classes) if i not in present]:
-        found.warnings.append(
-            f"no image has the class {', '.join(absent)}, so it cannot be learned: annotate images that show it, or "
-            "leave it out of the classes when you export"
         )

@@ -28,6 +28,7 @@ class Material:
         images: name -> uint8 RGB [H, W, 3], or None if it is not there; in the order of the latents.
         readers: name -> what reads its mask.
         generator: of the images; None if none was given.
+        fingerprint: of the generator of the images; None if it is not known.
     """
 
     schema: LabelSchema
@@ -36,3 +37,4 @@ class Material:
     images: Mapping[str, Array | None]
     readers: Mapping[str, Reader]
     generator: FeatureGenerator | None
+    fingerprint: str | None

@@ -24,7 +24,7 @@ class AnnotationError(ValueError):
         mistakes: one sentence each: file, what is wrong with it, and the way out.
     """
 
-    def __init__(self, folder: Path, *mistakes: str) -> None:
+    def __init__(self, folder: Path | str, *mistakes: str) -> None:
         self.mistakes = mistakes
         lines = [f"  {mistake}" for mistake in self.mistakes[:_LONGEST_LIST]]
         if (more := len(self.mistakes) - _LONGEST_LIST) > 0:

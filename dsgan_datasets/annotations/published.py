@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgan_datasets.annotations.folder import CLASSES, Array, load_latents, read_classes
+from dsgan_datasets.annotations.folder import CLASSES, Array, generator_fingerprint, load_latents, read_classes
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
@@ -63,7 +63,8 @@ def read_published(
     schema = _schema(folder, classes, files)
     images = {f"image_mask{i}": _published_image(folder, i, size) for i in range(len(latents))}
     readers = {path.stem: partial(read_mask, path, path.name, schema, (size[0], size[1])) for path in files.values()}
-    return Material(schema, recipe, latents, images, readers, generator)
+    fingerprint = None if generator is None else generator_fingerprint(generator)
+    return Material(schema, recipe, latents, images, readers, generator, fingerprint)
 
 
 def _schema(folder: Path, classes: LabelSchema | Sequence[str] | None, files: Mapping[int, Path]) -> LabelSchema:

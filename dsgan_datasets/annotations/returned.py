@@ -49,13 +49,16 @@ def read_exported(
         if generator.features != exported.features:
             found.error(
                 given,
-                f"gives features {generator.features!r}, the export was for {exported.features!r}: load it so",
+                f"gives features {generator.features!r}, the export was for {exported.features!r}: load it with that "
+                "layout; rounds that are fitted together need the same one",
             )
     images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
     if generator is not None and not found.mistakes:
         _check_rendering(generator, exported, images, found)
     readers = annotation_readers(folder, exported, asked, files, found)
-    return Material(exported.schema, exported.recipe, exported.latents, images, readers, generator)
+    return Material(
+        exported.schema, exported.recipe, exported.latents, images, readers, generator, exported.fingerprint
+    )
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.contents import ContentError
-from dsgan_datasets.polygons import contours_to_mask, mask_to_polygons, polygons_to_mask, rows_crossed
+from dsgan_datasets.polygons import INSET, contours_to_mask, mask_to_polygons, polygons_to_mask, rows_crossed
 from dsgan_datasets.targets.instances import connected_components
 
 
@@ -41,7 +41,7 @@ def mask_to_shapes(mask: Array, tolerance: float = 0.0) -> list[tuple[int, Array
         if category == 0 and _at_edge(region):
             continue  # unpainted pixels are class 0 anyway
         filled = _without_holes(region[top:bottom, left:right])
-        for polygon in mask_to_polygons(filled):
+        for polygon in mask_to_polygons(filled, INSET):
             outline = simplified(polygon.astype(np.float64), tolerance)
             shapes.append((int(filled.sum()), category, outline + np.array((left, top))))
     shapes.sort(key=lambda shape: -shape[0])
