@@ -87,6 +87,7 @@ def open_picture(
     size: tuple[int, int] | None = None,
     most_pixels: int = MOST_PIXELS,
     what: str | None = None,
+    decoded: bool = True,
 ) -> Image.Image:
     """A picture that anybody may have made, decoded: everything that reads one comes through here.
 
@@ -100,9 +101,10 @@ def open_picture(
         size: (H, W) that it must have; None allows every size.
         most_pixels: H·W at most.
         what: to call it in messages; None is the path, or "a picture".
+        decoded: False only checks format, checksums and size, before something else decodes it.
 
     Returns:
-        with its pixels loaded, in the mode that the file has.
+        with its pixels loaded (unless `decoded` is False), in the mode that the file has.
 
     Raises:
         PictureError: what it is instead, and what is allowed.
@@ -140,7 +142,8 @@ def open_picture(
     if width * height > most_pixels:
         raise PictureError(what, f"is {width}×{height} pixels, at most {most_pixels} are read: make it smaller")
     try:
-        picture.load()
+        if decoded:
+            picture.load()
     except Exception as error:
         raise _damaged(what, found, error) from error
     return picture

@@ -17,10 +17,12 @@ from torch import Tensor
 from dsgan_datasets.annotations.mistakes import AnnotationError
 from dsgan_datasets.checkpoints.migrations import recipe_v1_to_v2
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
+from dsgan_datasets.checks import integer
 from dsgan_datasets.contents import LONGEST_JSON, ContentError, parse_json, read_bounded, shown
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import generator_tensors
+from dsgan_datasets.images import MOST_PIXELS
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
@@ -230,7 +232,9 @@ def _object(folder: Path, name: str, content: Any) -> dict[str, Any]:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    height, width = (int(side) for side in value)
+    height, width = (integer("a side of the images", side, 1) for side in value)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"images of {width}×{height} pixels; they have at most {MOST_PIXELS}")
     return height, width
 
 

@@ -22,7 +22,7 @@ from dsgan_datasets.contents import ContentError, kind_of, parse_json
 #: Kinds of annotations.
 AnnotationFormat = Literal["masks", "labelme", "coco", "published"]
 #: Where each of them lies in an exported folder.
-PLACES: dict[AnnotationFormat, str] = {"masks": "masks/*", "labelme": "images/*.json", "coco": "coco.json"}
+PLACES: dict[AnnotationFormat, str] = {"masks": "masks/**/*.*", "labelme": "images/**/*.json", "coco": "coco.json"}
 
 _AS_COCO = "CVAT, Label Studio and others export COCO, which is read"
 
@@ -73,7 +73,7 @@ def _place(
     folder: Path, exported: Exported, asked: AnnotationFormat | None, name: Callable[[Path], str]
 ) -> tuple[AnnotationFormat, Path]:
     """The kind of annotations that lies in the exported folder, and where."""
-    places = {kind: folder / pattern.partition("/*")[0] for kind, pattern in PLACES.items()}
+    places = {kind: folder / pattern.partition("/")[0] for kind, pattern in PLACES.items()}
     there = [kind for kind, pattern in PLACES.items() if any(folder.glob(pattern)) and asked in (None, kind)]
     if len(there) > 1 and "labelme" in there and _only_drafts(folder, exported):
         there.remove("labelme")  # untouched drafts, as the work was done in another tool
@@ -174,7 +174,10 @@ def _labelme(files: Sequence[File], exported: Exported, names: ImageNames, found
         )
     schema, size = exported.schema, exported.size
     return {
-        name: partial(read_labelme, file, name, images[name].sha256 if name in images else "", names, schema, size)
+        name: _guarded(
+            file,
+            partial(read_labelme, file, name, images[name].sha256 if name in images else "", names, schema, size),
+        )
         for name, file in assigned.items()
     }
 
@@ -194,7 +197,15 @@ def _masks(files: Sequence[File], exported: Exported, names: ImageNames, found: 
             passed.append(file.name)
     if passed:
         found.warnings.append(f"files that are not PNG were passed over: {listed(passed, 4)}")
-    return {name: partial(read_picture, file, exported.schema, exported.size) for name, file in assigned.items()}
+    return {
+        name: _guarded(file, partial(read_picture, file, exported.schema, exported.size))
+        for name, file in assigned.items()
+    }
+
+
+def _guarded(file: File, read: Reader) -> Reader:
+    """It notes whatever goes wrong as a mistake of the file."""
+    return lambda found: found.guarded(file.name, partial(read, found))
 
 
 def _assigned(files: Sequence[File], names: ImageNames, found: Findings) -> tuple[dict[str, File], list[File]]:

@@ -7,6 +7,7 @@ avg_latent_stylegan1.npy            average w, equal rows [18, 512]; may lie els
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,17 @@ from dsgan_datasets.annotations.folder import CLASSES, Array, generator_fingerpr
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
+from dsgan_datasets.contents import read_bounded
 from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.dialects import read_average
 from dsgan_datasets.generators.loading import load_generator
-from dsgan_datasets.images import PictureError, open_picture
+from dsgan_datasets.images import MOST_PIXELS, PictureError, open_picture
 from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
+#: Bytes of a file of class ids.
+_LONGEST_MASK = 2**27
 _MASK = re.compile(r"image_mask(\d+)\.npy")
 
 
@@ -165,10 +169,10 @@ def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int]
 def load_mask(path: Path) -> Array | None:
     """int64 [H, W] of an .npy file; None if it holds something else."""
     try:
-        mask = np.load(path, allow_pickle=False).squeeze()
+        mask = np.load(io.BytesIO(read_bounded(path, _LONGEST_MASK)), allow_pickle=False).squeeze()
     except Exception:  # a damaged file may raise anything at all
         return None
-    if mask.ndim != 2 or mask.dtype.kind not in "uif" or (mask != np.round(mask)).any():
+    if mask.size > MOST_PIXELS or mask.ndim != 2 or mask.dtype.kind not in "uif" or (mask != np.round(mask)).any():
         return None
     ids: Array = mask.astype(np.int64)
     return ids

@@ -10,7 +10,14 @@ from typing import cast
 import numpy as np
 import torch
 
-from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, Array, Exported, generator_fingerprint, hash_pixels
+from dsgan_datasets.annotations.folder import (
+    ANNOTATION_MANIFEST,
+    Array,
+    Exported,
+    ExportedImage,
+    generator_fingerprint,
+    hash_pixels,
+)
 from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import Findings
@@ -52,7 +59,7 @@ def read_exported(
                 f"gives features {generator.features!r}, the export was for {exported.features!r}: load it with that "
                 "layout; rounds that are fitted together need the same one",
             )
-    images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
+    images = {image.name: _read_image(folder, image, exported.size, found) for image in exported.images}
     if generator is not None and not found.mistakes:
         _check_rendering(generator, exported, images, found)
     readers = annotation_readers(folder, exported, asked, files, found)
@@ -79,17 +86,18 @@ def _check_rendering(
             )
 
 
-def _read_image(folder: Path, file: str, sha256: str, found: Findings) -> Array | None:
+def _read_image(folder: Path, image: ExportedImage, size: tuple[int, int], found: Findings) -> Array | None:
     """uint8 RGB [H, W, 3] of an exported image that was not changed."""
+    file = image.file
     try:
-        pixels = np.asarray(open_picture(folder / file).convert("RGB"))
+        pixels = np.asarray(open_picture(folder / file, size=size, what="it").convert("RGB"))
     except FileNotFoundError:
         found.error(file, "the exported image is missing: restore it, the annotation belongs to exactly this image")
         return None
     except (OSError, PictureError) as error:
         found.error(file, f"cannot be read as a picture ({error}): restore the exported image")
         return None
-    if hash_pixels(pixels) != sha256:
+    if hash_pixels(pixels) != image.sha256:
         found.error(
             file,
             f"is not the image that was exported (its pixels, {pixels.shape[1]}×{pixels.shape[0]}, have another "
