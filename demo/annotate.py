@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from annotator import load_annotator
-from PIL import Image
 from renders import CLASSES
 from tqdm import tqdm
 
 from dsgan_datasets.annotations import read_classes
 from dsgan_datasets.files import atomic_write
-from dsgan_datasets.images import png
+from dsgan_datasets.images import open_picture, png
 
 
 def annotate(folder: Path, annotator: Path) -> int:
@@ -41,8 +40,7 @@ def annotate(folder: Path, annotator: Path) -> int:
         raise ValueError(f"{masks} already holds annotations, which are not replaced: move them away")
     masks.mkdir(exist_ok=True)
     for path in tqdm(images, "annotating", unit="image", delay=2, leave=False):
-        with Image.open(path) as picture:
-            pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+        pixels = torch.from_numpy(np.array(open_picture(path).convert("RGB")))
         if pixels.shape[:2] != (side := network.resolution, side):
             size = f"{pixels.shape[1]}×{pixels.shape[0]}"
             raise ValueError(

@@ -63,6 +63,7 @@ from dsgan_datasets.generators import (
     load_generator,
     save_generator,
 )
+from dsgan_datasets.images import open_picture
 
 #: Channels of a network that does not start from another one.
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 16}
@@ -487,9 +488,9 @@ def save_pictures(folder: Path, training: Training) -> None:
     side = training.config.img_resolution
     strip = Image.new("RGB", (side * len(grids), side * columns))
     for x, grid in enumerate(grids):
-        with Image.open(grid) as picture:
-            for y in range(columns):
-                strip.paste(picture.crop((y * side, 0, (y + 1) * side, side)), (x * side, y * side))
+        picture = open_picture(grid)
+        for y in range(columns):
+            strip.paste(picture.crop((y * side, 0, (y + 1) * side, side)), (x * side, y * side))
     save_png(strip, folder / "evolution.png")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
+from uuid import uuid4
 
 
 @contextmanager
@@ -33,6 +35,38 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, f"{error.strerror}, nothing was written", os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(out: Path) -> Iterator[Path]:
+    """A folder to write to, under a temporary name beside `out`: renamed when the block ends without error, or removed.
+
+    Args:
+        out: new, or an empty folder; nothing else is replaced.
+
+    Raises:
+        ValueError: something is at `out`.
+        OSError: with the final name, if the folder cannot be written; nothing is left.
+    """
+    out = Path(os.path.realpath(out))
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out} exists: choose another name, or remove it")
+    made = [parent for parent in out.parents if not parent.exists()]
+    temporary = out.with_name(f".{out.name}.{uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(out)
+        _flush_folder(out.parent)
+    except OSError as error:
+        if error.filename is not None and not os.fspath(error.filename).startswith(os.fspath(temporary)):
+            raise  # about another file: the source cannot be read
+        raise OSError(error.errno, f"{error.strerror or error}, nothing was written", os.fspath(out)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # it holds the finished folder
+                parent.rmdir()
 
 
 def write_json(path: Path, content: object) -> None:

@@ -1,4 +1,4 @@
-"""Pictures as the bytes of image files, and back: the one place where PNG and JPEG are encoded.
+"""Pictures as the bytes of image files, and back: the one place where pictures are encoded, and where they are opened.
 
 Shapes: C channels, H rows, W columns. Equal pixels give equal bytes with equal versions of Pillow and its libraries.
 """
@@ -6,6 +6,8 @@ Shapes: C channels, H rows, W columns. Equal pixels give equal bytes with equal 
 from __future__ import annotations
 
 import io
+import os
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +15,15 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from dsgan_datasets.contents import kind_of, read_bounded
+
 Picture = Tensor | np.ndarray | Image.Image
+
+#: A picture of more pixels is not opened unless asked for. A progressive JPEG takes 10 bytes a pixel.
+MOST_PIXELS = 2**25
+#: Bytes of a picture's file; one of so many pixels that does not compress at all has fewer.
+_LONGEST_FILE = 2**28
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 #: zlib's effort. Level 6 takes twice the time of level 4 for 4 % fewer bytes (256² faces).
 PNG_EFFORT = 4
@@ -55,23 +65,130 @@ def jpg(picture: Picture, quality: int = 95) -> bytes:
     return _saved(_pillow(picture), format="JPEG", quality=quality, subsampling="4:4:4")
 
 
-def read_pixels(content: bytes, mode: str) -> np.ndarray:
+class PictureError(ValueError):
+    """A picture cannot be read: damaged, of another format or size than expected, or not a picture.
+
+    Args:
+        what: file or place of the picture.
+        reason: what was found, what is allowed, and the way out; continues a sentence that begins with `what`.
+        size: (H, W) found, if that is what is wrong; else None.
+    """
+
+    def __init__(self, what: str, reason: str = "", size: tuple[int, int] | None = None) -> None:
+        super().__init__(f"{what} {reason}".strip())
+        self.reason = reason
+        self.size = size
+
+
+def open_picture(
+    source: bytes | str | os.PathLike[str],
+    *,
+    formats: Sequence[str] = ("PNG",),
+    size: tuple[int, int] | None = None,
+    most_pixels: int = MOST_PIXELS,
+    what: str | None = None,
+    decoded: bool = True,
+) -> Image.Image:
+    """A picture that anybody may have made, decoded: everything that reads one comes through here.
+
+    The format is told by content, not by name, and only those asked for reach Pillow, which would start other programs
+    for some (Ghostscript for PostScript). The size is checked before anything is decoded, and a PNG's checksums are
+    compared: Pillow stops looking at them once it has all rows.
+
+    Args:
+        source: the content, or the path of a file.
+        formats: that are allowed, as Pillow calls them: "PNG", "JPEG", "WEBP", …
+        size: (H, W) that it must have; None allows every size.
+        most_pixels: H·W at most.
+        what: to call it in messages; None is the path, or "a picture".
+        decoded: False only checks format, checksums and size, before something else decodes it.
+
+    Returns:
+        with its pixels loaded (unless `decoded` is False), in the mode that the file has.
+
+    Raises:
+        PictureError: what it is instead, and what is allowed.
+        OSError: the file is not there, or cannot be read.
+
+    Example:
+        >>> open_picture(b"%!PS-Adobe-3.0 EPSF-3.0", what="mask.png")
+        Traceback (most recent call last):
+        dsgan_datasets.images.PictureError: mask.png holds PostScript, not PNG: save it as PNG
+    """
+    if what is None:
+        what = "a picture" if isinstance(source, bytes) else os.fspath(source)
+    if not isinstance(source, bytes):
+        try:
+            source = read_bounded(source, _LONGEST_FILE)
+        except ValueError as error:
+            raise PictureError(what, str(error)) from None
+    allowed = " or ".join(formats)
+    if (found := kind_of(source)) not in formats:
+        holds = f"holds {found}, not {allowed}" if found else "is not a picture" if source else "is empty"
+        raise PictureError(what, f"{holds}: save it as {allowed}")
+    if found == "PNG" and (damage := _png_damage(source)):
+        raise PictureError(what, f"is a damaged PNG file ({damage}): copy or save it again")
+    try:
+        picture = Image.open(io.BytesIO(source), formats=[found])
+    except Exception as error:  # a damaged file may raise anything at all
+        raise _damaged(what, found, error) from error
+    width, height = picture.size
+    if size is not None and (height, width) != tuple(size):
+        raise PictureError(
+            what,
+            f"is {width}×{height} pixels, expected {size[1]}×{size[0]}: it must not be scaled or cropped",
+            (height, width),
+        )
+    if width * height > most_pixels:
+        raise PictureError(what, f"is {width}×{height} pixels, at most {most_pixels} are read: make it smaller")
+    try:
+        if decoded:
+            picture.load()
+    except Exception as error:
+        raise _damaged(what, found, error) from error
+    return picture
+
+
+def read_pixels(
+    content: bytes, mode: str, *, formats: Sequence[str] = ("PNG",), size: tuple[int, int] | None = None
+) -> np.ndarray:
     """The pixels of an image file: [H, W], or [H, W, 3] for RGB.
 
     Args:
         content: of the file.
         mode: the Pillow mode that it must have: "L" (8-bit grayscale), "I;16" (16-bit) or "RGB".
+        formats: see `open_picture`.
+        size: (H, W) that it must have; None allows every size.
 
     Raises:
-        ValueError: another mode, or not a readable image.
+        PictureError: another mode, format or size, or not a readable image.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            if picture.mode != mode:
-                raise ValueError(f"a picture has mode {picture.mode}, not {mode}")
-            return np.asarray(picture)
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some damaged pictures
-        raise ValueError(f"a picture cannot be read: {error}") from error
+    picture = open_picture(content, formats=formats, size=size)
+    if picture.mode != mode:
+        raise PictureError("a picture", f"has mode {picture.mode}, not {mode}")
+    return np.asarray(picture)
+
+
+def _png_damage(content: bytes) -> str:
+    """What is wrong with the chunks of a PNG file and their checksums; "" if nothing (W3C PNG, section 5.3)."""
+    view, at = memoryview(content), len(_PNG_SIGNATURE)
+    while at + 12 <= len(view):
+        length = int.from_bytes(view[at : at + 4], "big")
+        kind, end = bytes(view[at + 4 : at + 8]), at + 8 + length
+        if end + 4 > len(view):
+            break
+        if zlib.crc32(view[at + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            return f"wrong checksum at byte {at}"
+        if kind == b"IEND":
+            return ""
+        at = end + 4
+    return "it ends early"
+
+
+def _damaged(what: str, kind: str, error: Exception) -> PictureError:
+    """Pillow's own words are left out where they are the address of an object."""
+    reason = f" ({error})" if str(error) and "0x" not in str(error) else ""
+    return PictureError(what, f"is a damaged {kind} file{reason:.200}: copy or save it again")
 
 
 def _pillow(picture: Picture) -> Image.Image:

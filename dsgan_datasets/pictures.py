@@ -92,6 +92,7 @@ def sheet(
     targets: Target | Sequence[Target] = (),
     *,
     columns: int = 3,
+    more: Sequence[tuple[str, Color]] = (),
 ) -> Image.Image:
     """Groups of pictures side by side, each with a line of text below, and a legend.
 
@@ -101,6 +102,7 @@ def sheet(
         title: first line of the sheet.
         targets: labels whose counted names and colors (such as classes) the legend shows.
         columns: groups side by side.
+        more: names and colors that the legend shows too.
     """
     width, height = pictures[0][0].size
     zoom = _zoom(width)
@@ -111,7 +113,7 @@ def sheet(
     font = ImageFont.load_default(_TEXT)
     sheet_w = max(columns * block_w + (columns + 1) * _MARGIN, int(font.getlength(title)) + 2 * _MARGIN)
     targets = targets if isinstance(targets, Sequence) else [targets]
-    entries = [entry for t in targets for entry in zip(t.tally_names, t.tally_colors, strict=True)]
+    entries = [*(entry for t in targets for entry in zip(t.tally_names, t.tally_colors, strict=True)), *more]
     legend = _legend(entries, sheet_w - 2 * _MARGIN, font) if entries else None
     top = _TEXT + 3 * _MARGIN
     sheet_h = top + rows * block_h + (0 if legend is None else legend.height) + _MARGIN

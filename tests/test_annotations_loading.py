@@ -38,10 +38,10 @@ def test_all_mistakes_of_a_folder_are_told_together(folder: Path) -> None:
     (folder / "masks" / f"{third}.png").rename(folder / "masks" / "other.png")
     told = mistakes(folder)
     assert len(told) == 4
-    assert f"{third}: has no annotation" in told[0] and "--allow-missing" in told[0]
-    assert "other: no such image was exported" in told[1]
-    assert f"{first}.png: holds unknown class 7 (5 px)" in told[2] and "add the class to classes.json" in told[2]
-    assert f"{second}.png: is 20×16 pixels, its image is 16×16" in told[3]
+    assert f"{first}.png: holds unknown class 7 (5 px)" in told[0] and "add the class to classes.json" in told[0]
+    assert f"{second}.png: is 20×16 pixels, its image is 16×16" in told[1]
+    assert f"{third}: has no annotation" in told[2] and "--allow-missing" in told[2]
+    assert "other: no such image was exported" in told[3]
 
 
 def test_an_empty_mask(folder: Path) -> None:

@@ -11,9 +11,8 @@ from conftest import SCHEMA
 
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.regions import absorb_specks, drop_rare
-from dsgan_datasets.annotations.shapes import mask_to_shapes, paint, simplified
+from dsgan_datasets.annotations.shapes import Canvas, mask_to_shapes, simplified
 from dsgan_datasets.images import png
-from dsgan_datasets.polygons import polygons_to_mask
 
 
 def test_specks_take_the_class_around_them(folder: Path) -> None:
@@ -43,8 +42,9 @@ def test_shapes_paint_the_mask_back(seed: int) -> None:
     mask[4:10, 5:15] = 2  # something larger, with something inside
     mask[6:8, 8:11] = 0
     shapes = mask_to_shapes(mask)
-    painted = paint([(i, polygons_to_mask([polygon], mask.shape)) for i, polygon in shapes], mask.shape)
-    assert np.array_equal(painted, mask)
+    canvas = Canvas(mask.shape)
+    assert all(canvas.paint(i, canvas.polygons([polygon])) for i, polygon in shapes)
+    assert np.array_equal(canvas.mask, mask)
 
 
 def test_simplified_outlines_stay_within_the_tolerance() -> None:

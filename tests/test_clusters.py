@@ -324,7 +324,7 @@ def test_masks_name_clusters_in_one_step(folder: Path, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("options", "status", "message"),
     [
-        (["--clusters", "1"], 1, "clusters must be an integer in 2 … 255"),
+        (["--clusters", "1"], 2, "'1' is not an integer in 2 … 255"),
         (["--map", "99"], 1, "map must be an integer in 0 …"),
         (["--names", "nowhere.json"], 1, "nowhere.json"),
         (["--names", "a.json", "--masks", "b"], 2, "not allowed with"),
@@ -336,9 +336,6 @@ def test_mistakes_end_in_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
 ) -> None:
     fast = ["--num-samples", "2", "--clusters", "2", "--device", "cpu"]
-    try:
-        returned = main(["cluster", str(GENERATOR), str(tmp_path / "out"), *fast, *options])
-    except SystemExit as error:
-        returned = int(str(error.code))
-    assert returned == status and message in capsys.readouterr().err
+    assert main(["cluster", str(GENERATOR), str(tmp_path / "out"), *fast, *options]) == status
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from dsgan_datasets.polygons import encode_rle, mask_to_polygons, polygons_to_mask
+from dsgan_datasets.polygons import INSET, encode_rle, mask_to_polygons, polygons_to_mask
 from dsgan_datasets.targets.instances import connected_components
 
 NESTED = """
@@ -95,6 +97,49 @@ def test_outlines_are_few_points_along_the_edges() -> None:
     (polygon,) = mask_to_polygons(mask)
     assert len(polygon) == 10  # two squares, and the bridge's two ends a second time
     assert mask_to_polygons(np.zeros((3, 3), dtype=bool)) == []
+
+
+def filled_by_opencv(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As the loaders of YOLO fill: coordinates cut to whole numbers, the outline included."""
+    cv2 = pytest.importorskip("cv2")
+    picture = np.zeros(size, np.uint8)
+    cv2.fillPoly(picture, [polygon.astype(np.float32).astype(np.int32)], 1)
+    return picture > 0
+
+
+def filled_by_pillow(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As LabelMe's own tools fill."""
+    picture = Image.new("1", size[::-1])
+    ImageDraw.Draw(picture).polygon([tuple(point) for point in polygon.tolist()], outline=1, fill=1)
+    return np.asarray(picture)
+
+
+def filled_by_coco(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rle = pytest.importorskip("pycocotools.mask")
+    return rle.decode(rle.merge(rle.frPyObjects([polygon.ravel().tolist()], *size))) > 0
+
+
+@pytest.mark.parametrize("fill", [filled_by_opencv, filled_by_pillow, filled_by_coco])
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.floats(0.02, 0.98), st.integers(1, 14), st.integers(2, 14), st.sampled_from([1, 2, 7]))
+def test_other_programs_fill_outlines_moved_inward_to_the_mask(
+    fill: Callable[..., np.ndarray], seed: int, density: float, height: int, width: int, scale: int
+) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < density
+    polygons = mask_to_polygons(mask, INSET)
+    assert np.array_equal(polygons_to_mask(polygons, mask.shape), mask)
+    assert all(len(moved) >= len(plain) for moved, plain in zip(polygons, mask_to_polygons(mask), strict=True))
+    large = mask.repeat(scale, 0).repeat(scale, 1)
+    found = np.zeros(large.shape, dtype=bool)
+    for polygon in polygons:
+        found |= fill(polygon * scale, large.shape)
+    assert np.array_equal(found, large)
+
+
+@pytest.mark.parametrize("inset", [-0.1, 0.5, float("nan")])
+def test_an_inset_is_less_than_half_a_pixel(inset: float) -> None:
+    with pytest.raises(ValueError, match="inset must be a number of pixels"):
+        mask_to_polygons(np.ones((2, 2), dtype=bool), inset)
 
 
 def test_pixels_that_touch_at_a_corner_are_one_region() -> None:

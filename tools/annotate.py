@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from dsgan_datasets.annotations import Annotations, export_annotations, load_annotations
 from dsgan_datasets.annotations.export import Selection
+from dsgan_datasets.annotations.folder import Exported
 from dsgan_datasets.annotations.formats import AnnotationFormat
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.labeled import Checkpoint
@@ -20,11 +25,8 @@ from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.pictures import photo, sheet
 from dsgan_datasets.recipe import FeatureLayout, Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 from dsgan_datasets.tools import options
-
-#: Truncation of images to annotate, of a generator that has no recipe yet; as published.
-_PSI = 0.7
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -45,11 +47,21 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         "export",
         "write a folder of images to annotate, with projects for LabelMe and CVAT",
         "dsgan annotate export network-snapshot.pkl to-annotate --classes background,head,ear,eye\n"
-        "  dsgan annotate export demo-faces more --interpreter demo-faces --select informative --start 256",
+        "  dsgan annotate export network-snapshot.pkl round-2 --after to-annotate --interpreter my-parts "
+        "--select informative",
     )
     parser.add_argument("generator", help="generator file, checkpoint directory, or built-in name such as demo-faces")
     parser.add_argument("out", type=Path, help="folder to write; new, or empty")
-    parser.add_argument("--num", type=options.count, default=16, help="images to annotate (default: 16)")
+    parser.add_argument(
+        "--after",
+        type=Path,
+        metavar="FOLDER",
+        action="append",
+        default=[],
+        help="folder of an earlier round, to be fitted together with this one: same recipe, features and classes, "
+        "other images; may be repeated",
+    )
+    parser.add_argument("--num", type=options.integer(1, 10_000), default=16, help="images to annotate (default: 16)")
     parser.add_argument(
         "--select",
         choices=get_args(Selection),
@@ -75,13 +87,17 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--candidates",
-        type=options.count,
+        type=options.integer(1, 100_000),
         help="draws to choose from, unless random (default: 4 for each image, 16 for informative ones)",
     )
-    parser.add_argument("--start", type=int, default=0, help="index of the first; 256 for a second round (default: 0)")
+    parser.add_argument(
+        "--start", type=options.index, help="index of the first candidate (default: behind the images of --after, or 0)"
+    )
     options.add_seed(parser)
     options.add_recipe(
-        parser, psi=f"truncation psi (default: the checkpoint's or --interpreter's; {_PSI} for a bare generator)"
+        parser,
+        psi="truncation psi (default: that of --after, the checkpoint or --interpreter; "
+        f"{options.BARE_PSI} for a bare generator)",
     )
     parser.set_defaults(run=run_export)
 
@@ -94,10 +110,16 @@ def _add_check(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         "dsgan annotate check to-annotate --generator network-snapshot.pkl\n"
         "  dsgan annotate check to-annotate --files exported-by-cvat/annotations/instances_default.json",
     )
-    parser.add_argument("folder", type=Path, help="the exported folder, or one in DatasetGAN's published layout")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="+",
+        help="the exported folder, or one in DatasetGAN's published layout; several rounds: oldest first, read as "
+        "`dsgan fit` reads them",
+    )
     parser.add_argument("--generator", help="checked to be the one exported from (default: not checked)")
     add_reading(parser)
-    parser.add_argument("--out", type=Path, help="picture to write (default: FOLDER/check.png)")
+    parser.add_argument("--out", type=Path, help="picture to write (default: check.png in the last folder)")
     options.add_recipe(parser, psi="of the published layout (default: 0.7)")
     parser.set_defaults(run=run_check)
 
@@ -118,14 +140,14 @@ def add_reading(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--min-region",
-        type=int,
+        type=options.integer(0, 2**26),
         default=0,
         metavar="PX",
         help="smaller connected regions take the class around them; 30 at 512² (default: 0, keep all)",
     )
     parser.add_argument(
         "--min-class",
-        type=int,
+        type=options.integer(0, 2**26),
         default=0,
         metavar="PX",
         help="a class with fewer pixels in an image is dropped there; 30 as published (default: 0, keep all)",
@@ -146,7 +168,8 @@ def run_export(args: argparse.Namespace) -> None:
         interpreter = LabeledGenerator.from_pretrained(
             args.interpreter, device=args.device, reject_fraction=0, require=()
         )
-    generator, schema, recipe = _parts(args, interpreter)
+    earlier = [Exported.read(folder) for folder in args.after]
+    generator, schema, recipe = _parts(args, interpreter, earlier)
     if args.classes is not None:
         schema = args.classes
     elif schema is None and interpreter is not None:
@@ -166,6 +189,7 @@ def run_export(args: argparse.Namespace) -> None:
         seed=args.seed,
         recipe=recipe,
         interpreter=interpreter,
+        earlier=args.after,
         name=args.generator,
     )
     psi = exported.recipe.truncation_psi
@@ -177,10 +201,14 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 def _parts(
-    args: argparse.Namespace, interpreter: LabeledGenerator | None
+    args: argparse.Namespace, interpreter: LabeledGenerator | None, earlier: Sequence[Exported]
 ) -> tuple[FeatureGenerator, LabelSchema | None, Recipe]:
-    """Generator, schema of a labeled checkpoint, and a recipe: that of the checkpoint, or else the interpreter's."""
-    changes = options.recipe_changes(args)
+    """Generator, schema and recipe: those of an earlier round, a labeled checkpoint, or the interpreter."""
+    changes = args.recipe
+    if earlier:
+        layout = cast(FeatureLayout, earlier[0].features)
+        generator = load_generator(args.generator, device=args.device, features=layout)
+        return generator, earlier[0].schema, earlier[0].recipe.override(**changes)
     path = checkpoint_directory.find(args.generator)
     if path.is_dir() and "interpreter" in checkpoint_directory.read_config(path):
         found = Checkpoint.open(path, **changes)
@@ -190,38 +218,33 @@ def _parts(
     generator = load_generator(path, device=args.device, features=features)
     if interpreter is not None:
         return generator, None, interpreter.recipe.override(**changes)
-    default = Recipe(truncation_psi=_PSI if generator.mean_w is not None else 1.0)
+    default = Recipe(truncation_psi=options.BARE_PSI if generator.mean_w is not None else 1.0)
     return generator, None, default.override(**changes)
 
 
 def run_check(args: argparse.Namespace) -> None:
     """Read, print, draw."""
-    out = args.out or args.folder / "check.png"
+    out = args.out or args.folder[-1] / "check.png"
     _check_picture(out, args)
-    found = load_annotations(
-        args.folder,
-        args.generator,
-        **reading(args),
-        **options.recipe_changes(args),
-    )
+    found = load_annotations(args.folder, args.generator, **reading(args), **args.recipe)
     _print_table(found)
     for warning in found.warnings:
         print(f"warning: {warning}")
     out.parent.mkdir(parents=True, exist_ok=True)
+    title = " + ".join(folder.resolve().name for folder in args.folder)
     with atomic_write(out) as file:
-        _picture(found, str(args.folder)).save(file, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
+        _picture(found, title).save(file, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
     print(f"no mistakes; the masks that were read: {out.resolve()}")
 
 
 def _check_picture(out: Path, args: argparse.Namespace) -> None:
     """ValueError if the picture would replace something, or be taken for an annotation the next time."""
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"--out {out}: a picture file must end in .png or .jpg")
-    usual = (args.folder / "check.png").resolve()
+    options.check_file(out, "--out", ".png", ".jpg", ".jpeg")
+    usual = (args.folder[-1] / "check.png").resolve()
     if out.exists() and out.resolve() != usual:
         raise ValueError(f"--out {out} exists: choose another name; without --out it is {usual}")
-    read = [args.folder / "masks", args.folder / "images", *([args.files] if args.files else [])]
-    if any(out.resolve().is_relative_to(folder.resolve()) for folder in read):
+    read = [folder / kind for folder in args.folder for kind in ("masks", "images")]
+    if any(out.resolve().is_relative_to(place.resolve()) for place in [*read, *([args.files] if args.files else [])]):
         raise ValueError(f"--out {out} lies among the annotations: choose another folder; without --out it is {usual}")
 
 
@@ -238,17 +261,28 @@ def _print_table(found: Annotations) -> None:
             print(f"{i:>4}  {name:<{width}}  {images:>6}  {pixels:>9,}  {pixels / masks.numel():>6.2%}")
 
 
-def _picture(found: Annotations, title: str) -> Any:
-    images = found.images
+def _picture(found: Annotations, title: str) -> Image.Image:
+    images, schema = found.images, found.schema
     if images is None:
         images = torch.zeros(len(found.masks), 3, *found.masks.shape[1:], dtype=torch.uint8)
         if found.generator is not None:
             images = synthesize(found.generator, found.recipe, found.latents)[0].cpu()
     pictures, captions = [], []
     for name, image, mask in zip(found.names, images, found.masks, strict=True):
-        pictures.append([photo(image), found.schema.draw(photo(image), mask)])
-        captions.append(f"{name}   {len(mask.unique())} classes")
-    return sheet(pictures, captions, f"{title}   (image | annotation)", found.schema, columns=4)
+        ignored = mask == schema.ignore_index
+        pictures.append([photo(image), _hatched(schema.draw(photo(image), mask), ignored)])
+        shares = f", {ignored.double().mean():.0%} ignored" if ignored.any() else ""
+        captions.append(f"{name}   {len(mask[~ignored].unique())} classes{shares}")
+    more = [("ignored", IGNORED_COLOR)] if (found.masks == schema.ignore_index).any() else []
+    return sheet(pictures, captions, f"{title}   (image | annotation)", schema, columns=4, more=more)
+
+
+def _hatched(picture: Image.Image, ignored: Tensor) -> Image.Image:
+    """Ignored pixels in white, but for every other one of the picture."""
+    where = Image.fromarray(ignored.numpy()).resize(picture.size, Image.Resampling.NEAREST)
+    rows, columns = np.indices((picture.height, picture.width))
+    white = np.asarray(where) & ((rows + columns) % 2 == 0)
+    return Image.fromarray(np.where(white[..., None], np.array(IGNORED_COLOR, np.uint8), np.asarray(picture)))
 
 
 def _classes(text: str) -> LabelSchema:
@@ -257,5 +291,5 @@ def _classes(text: str) -> LabelSchema:
         if text.endswith(".json"):
             return LabelSchema.from_dict(json.loads(Path(text).read_text(encoding="utf-8")))
         return LabelSchema(tuple(name.strip() for name in text.split(",")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error

@@ -30,14 +30,20 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def add_filter_options(parser: argparse._ActionsContainer) -> None:
     """How many draws to look at, and what to drop."""
     parser.add_argument(
-        "--num-samples", type=options.count, default=1000, help="draws to look at, 20 or more (default: 1000)"
+        "--num-samples",
+        type=options.integer(1, 1_000_000),
+        default=1000,
+        help="draws to look at, 20 or more (default: 1000)",
     )
     parser.add_argument(
-        "--reject-fraction", type=float, default=0.1, help="share of the most uncertain draws to drop (default: 0.1)"
+        "--reject-fraction",
+        type=options.number,
+        default=0.1,
+        help="share of the most uncertain draws to drop (default: 0.1)",
     )
     parser.add_argument(
         "--ignore-fraction",
-        type=float,
+        type=options.number,
         metavar="SHARE",
         help="also mark this share of the pixels, the most uncertain ones of accepted draws, as ignored (such as 0.05; "
         "0 for none; default: as the checkpoint has it)",
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 def refuse_threshold(args: argparse.Namespace, verb: str) -> None:
     """ValueError if --set gives what the command itself finds."""
-    if given := {"threshold", "reject_fraction"} & dict(args.recipe).keys():
+    if given := {"threshold", "reject_fraction"} & args.recipe.keys():
         raise ValueError(f"--set {given.pop()}: {verb} finds the threshold itself; pass --reject-fraction instead")
 
 

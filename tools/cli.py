@@ -1,23 +1,34 @@
-"""`dsgan`: parse, hand over to the verb, turn errors of the user's making into one line."""
+"""`dsgan`: parse, hand over to the verb, and end in order: with one sentence, whatever goes wrong."""
 
 from __future__ import annotations
 
 import argparse
-import io
+import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from dsgan_datasets.tools import annotate, calibrate, cluster, convert, export, fit, info, preview, shards, stats
+from dsgan_datasets.tools.messages import explain, printable
+from dsgan_datasets.tools.options import Parser
+from dsgan_datasets.tools.process import Stopped, standard_streams, stoppable
 
 VERBS = (preview, info, convert, annotate, fit, cluster, calibrate, stats, shards, export)
+
+#: Set to 1 by someone who wants to see where an error came from.
+DEBUG = "DSGAN_DEBUG"
+
+#: What bad arguments, files and machines raise; anything else is a fault of this program.
+_EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dsgan",
         description="Labeled images, generated on the fly from a frozen GAN and its interpreter.",
-        epilog="example:\n  dsgan preview demo-faces --out faces.png",
+        epilog=f"example:\n  dsgan preview demo-faces --out faces.png\n\n{DEBUG}=1 shows where an error came from.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -27,19 +38,58 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 for an error, 2 for a usage error, 130 after Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without × still gets the rest of the line
-    args = build_parser().parse_args(argv)
+    """Run one command.
+
+    Returns:
+        the exit status: 0; 1 for an error; 2 for a usage error; 128 + n after signal number n, so 130 after Ctrl-C.
+    """
+    with standard_streams() as out, stoppable():
+        status = _run(sys.argv[1:] if argv is None else argv)
+        out.flush()
+        if out.error is not None:
+            print(f"dsgan: error: standard output: {out.error.strerror}", file=sys.stderr)
+            return status or 1
+        return status
+
+
+def _run(words: Sequence[str]) -> int:
+    args = argparse.Namespace()
     try:
+        parser = build_parser()
+        for word in words:
+            check_word(parser, word)
+        args = parser.parse_args(words)
         return int(args.run(args) or 0)  # only a verb that finds fault with its input returns anything
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"dsgan: error: {error}", file=sys.stderr)
+    except SystemExit as end:  # argparse has printed help, or a usage error
+        return int(end.code or 0)
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        name = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+        print(f"\ndsgan: {name}; {getattr(args, 'kept', 'nothing was written')}", file=sys.stderr)
+        return 128 + number
+    except Exception as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            traceback.print_exc()
+        if isinstance(error, _EXPECTED) and not isinstance(error, RecursionError | NotImplementedError):
+            print(f"dsgan: error: {explain(error, args)}", file=sys.stderr)
+        else:
+            print(
+                f"dsgan: internal error: {type(error).__name__}: {printable(str(error))}\nThis is a fault of "
+                f"dsgan_datasets: please report it to its maintainers, with the command and what it prints with "
+                f"{DEBUG}=1",
+                file=sys.stderr,
+            )
         return 1
-    except KeyboardInterrupt:
-        print("dsgan: interrupted", file=sys.stderr)
-        return 130
+
+
+def check_word(parser: argparse.ArgumentParser, word: str) -> None:
+    """A usage error if an argument is not text that files and cards can hold."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        parser.error(f"the argument {word!a} is not UTF-8: type it, or rename the file, in UTF-8")
+    if "\0" in word:
+        parser.error(f"the argument {word!a} holds a null character, which no name has")
 
 
 if __name__ == "__main__":

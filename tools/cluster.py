@@ -52,13 +52,17 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "--masks",
         type=Path,
         metavar="FOLDER",
-        help="give each cluster the class that most of its pixels have in this folder of `dsgan annotate export`",
+        action="append",
+        help="give each cluster the class that most of its pixels have in this folder of `dsgan annotate export`; may "
+        "be repeated for several rounds",
     )
-    parser.add_argument("--clusters", type=options.count, help="number of clusters, 2 to 255 (default: 12)")
-    parser.add_argument("--num-samples", type=options.count, help="draws that are clustered (default: 50)")
+    parser.add_argument("--clusters", type=options.integer(2, 255), help="number of clusters, 2 to 255 (default: 12)")
+    parser.add_argument(
+        "--num-samples", type=options.integer(1, 1_000_000), help="draws that are clustered (default: 50)"
+    )
     parser.add_argument(
         "--map",
-        type=int,
+        type=options.integer(0, 100),
         help="feature map to read, from 0, coarse to fine (default: the finest up to 64 px and a quarter of the image)",
     )
     parser.add_argument("--seed", type=options.seed, help="of draws and k-means (default: 0)")
@@ -80,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         generator = load_generator(args.generator, device=args.device, features=interpreter.layout)
         if generator_fingerprint(generator) != generator_fingerprint(stored.generator):
             raise ValueError(f"the clusters in {args.out} are those of another generator than {args.generator}")
-    changes = options.recipe_changes(args)
+    changes = args.recipe
     if interpreter is None:
         free = {name: value for name, value in changes.items() if name not in ("require", "min_area")}
         fitting = {name: getattr(args, name) for name in _FITTING if getattr(args, name) is not None}

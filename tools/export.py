@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dsgan_datasets.checkpoints.directory import is_built_in
 from dsgan_datasets.export import FORMATS, ExportInput, export
 from dsgan_datasets.export.writing import INSTANCES
 from dsgan_datasets.shards.manifest import MANIFEST
@@ -33,7 +34,9 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "MMSegmentation; yolo-seg: polygons of YOLO's instance segmentation",
     )
     parser.add_argument("--num-samples", type=options.count, help="samples in all (default: all that the shards hold)")
-    parser.add_argument("--start", type=int, help="index of the first sample (default: 0, or the first in the shards)")
+    parser.add_argument(
+        "--start", type=options.index, help="index of the first sample (default: 0, or the first in the shards)"
+    )
     options.add_seed(parser)
     parser.add_argument(
         "--split",
@@ -93,13 +96,16 @@ def _input(args: argparse.Namespace) -> ExportInput:
     """What SOURCE names: shards, or a checkpoint."""
     where: str = args.checkpoint
     path = Path(where)
-    if ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
-        generated = ("device", "psi", "recipe", "no_filter", "seed")
-        if meant := [name for name in generated if getattr(args, name) not in (None, [], False)]:
-            names = ", ".join("--" + {"recipe": "set"}.get(name, name).replace("_", "-") for name in meant)
+    if is_built_in(where):
+        pass  # whatever lies here under that name
+    elif ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
+        generated = ("device", "recipe", "no_filter", "seed")
+        if meant := [name for name in generated if getattr(args, name) not in (None, {}, False)]:
+            words = {"recipe": "--psi and --set"}
+            names = ", ".join(words.get(name, f"--{name.replace('_', '-')}") for name in meant)
             raise ValueError(f"{where} holds shards, whose samples exist already: leave out {names}")
         return ExportInput.read(where, args.num_samples, start=args.start)
-    if path.is_dir() and not (path / "config.json").exists():
+    elif path.is_dir() and not (path / "config.json").exists():
         raise ValueError(f"{where} holds neither a checkpoint (config.json) nor shards ({MANIFEST})")
     if args.num_samples is None:
         raise ValueError("a checkpoint is endless: pass --num-samples")

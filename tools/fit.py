@@ -21,11 +21,17 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "fit",
         "fit an interpreter to annotated images, check it, calibrate its filter, and write the checkpoint",
         "dsgan fit network-snapshot.pkl to-annotate my-faces --license CC0-1.0\n"
+        "  dsgan fit network-snapshot.pkl to-annotate round-2 better-faces      # two rounds together\n"
         "  dsgan fit demo-faces to-annotate my-faces --members 5 --folds 0     # quicker, without the held-out check\n"
         "  dsgan fit cat.pt dataset_cat my-cats --classes background,ear,eye   # DatasetGAN's published annotations",
     )
     parser.add_argument("generator", help="the generator of the images: a file, a checkpoint directory, or demo-faces")
-    parser.add_argument("annotations", type=Path, help="folder of `dsgan annotate export`, or in the published layout")
+    parser.add_argument(
+        "annotations",
+        type=Path,
+        nargs="+",
+        help="folder of `dsgan annotate export`, or in the published layout; several rounds: oldest first",
+    )
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
     parser.add_argument(
         "--license", help="of weights and samples, as the card states it (default: that of the generator)"
@@ -45,33 +51,45 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 def _add_training(parser: argparse._ArgumentGroup) -> None:
     default = FitSettings()
-    parser.add_argument("--members", type=options.count, default=default.members, help="classifiers (default: 10)")
+    parser.add_argument(
+        "--members", type=options.integer(1, 1000), default=default.members, help="classifiers (default: 10)"
+    )
     parser.add_argument(
         "--hidden",
-        type=options.count,
+        type=options.integer(1, 65_536),
         nargs=2,
         metavar=("H1", "H2"),
         help="units of the hidden layers (default: 128 32 up to 31 classes, 256 128 from 32)",
     )
-    parser.add_argument("--steps", type=options.count, default=default.steps, help="optimizer steps (default: 1500)")
     parser.add_argument(
-        "--pixels-per-image", type=options.count, default=default.pixels_per_image, help="pixels to use (default: 4096)"
+        "--steps", type=options.integer(1, 10**8), default=default.steps, help="optimizer steps (default: 1500)"
+    )
+    parser.add_argument(
+        "--pixels-per-image",
+        type=options.integer(1, 2**26),
+        default=default.pixels_per_image,
+        help="pixels to use (default: 4096)",
     )
     parser.add_argument(
         "--batch-pixels",
-        type=options.count,
+        type=options.integer(1, 10**6),
         default=default.batch_pixels,
         help="pixels per step and member (default: 256)",
     )
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="of Adam (default: 0.001)")
+    parser.add_argument(
+        "--learning-rate", type=options.number, default=default.learning_rate, help="of Adam (default: 0.001)"
+    )
     parser.add_argument(
         "--class-balance",
-        type=float,
+        type=options.number,
         default=default.class_balance,
         help="0 draws pixels as they come, 1 every class equally often (default: 0.5)",
     )
     parser.add_argument(
-        "--folds", type=int, default=4, help="parts of the held-out check, from 2; 0 leaves it out (default: 4)"
+        "--folds",
+        type=options.integer(0, 10_000),
+        default=4,
+        help="parts of the held-out check, from 2; 0 leaves it out (default: 4)",
     )
     parser.add_argument("--seed", type=options.seed, default=0, help="of initial weights and draws (default: 0)")
 
@@ -97,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         found,
         args.out,
         settings,
-        recipe=sample_recipe(found, **options.recipe_changes(args)),
+        recipe=sample_recipe(found, **args.recipe),
         folds=args.folds,
         num_samples=args.num_samples,
         reject_fraction=args.reject_fraction,

@@ -23,8 +23,10 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     options.add_checkpoint(parser)
     options.add_seed(parser)
-    parser.add_argument("--num-samples", type=options.count, default=500, help="samples to look at (default: 500)")
-    parser.add_argument("--start", type=int, default=0, help="index of the first sample (default: 0)")
+    parser.add_argument(
+        "--num-samples", type=options.integer(1, 10**7), default=500, help="samples to look at (default: 500)"
+    )
+    parser.add_argument("--start", type=options.index, default=0, help="index of the first sample (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("stats.png"), help="picture to write (default: stats.png)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a JSON file too")
     parser.set_defaults(run=run)
@@ -32,13 +34,14 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, draw, write."""
-    if args.out.suffix.lower() != ".png":
-        raise ValueError(f"--out {args.out}: the picture file must end in .png")
+    options.check_file(args.out, "--out", ".png")
+    if args.json is not None:
+        options.check_file(args.json, "--json")
     check_installed()
     labeled = options.load(args)
     found = measure(labeled, range(args.start, args.start + args.num_samples), seed=args.seed)
     _print_tables(found)
-    title = f"{args.checkpoint}: {found.num_samples} samples, seed {args.seed}"
+    title = f"{options.short(args.checkpoint)}: {found.num_samples} samples, seed {args.seed}"
     charts = [
         tally_bars(
             {"samples in which it appears": label.frequency, "mean share where it appears": label.mean_share},
@@ -54,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"picture: {args.out.resolve()}")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {"checkpoint": args.checkpoint, "fingerprint": labeled.fingerprint, "seed": args.seed}
+        content = {"checkpoint": options.short(args.checkpoint), "fingerprint": labeled.fingerprint, "seed": args.seed}
         with atomic_write(args.json) as file:
             file.write((json.dumps({**content, "start": args.start, **found.to_dict()}, indent=1) + "\n").encode())
         print(f"numbers: {args.json.resolve()}")

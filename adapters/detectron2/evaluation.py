@@ -8,7 +8,11 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils.file_io import PathManager
-from PIL import Image
+
+from dsgan_datasets.images import open_picture
+
+#: Formats that keep class ids.
+_LOSSLESS = ("PNG", "TIFF", "BMP")
 
 
 def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
@@ -20,7 +24,7 @@ def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
         (64, 64)
     """
     with PathManager.open(file_name, "rb") as file:
-        return np.array(Image.open(file), dtype=dtype)
+        return np.array(open_picture(file.read(), formats=_LOSSLESS, most_pixels=2**28, what=file_name), dtype=dtype)
 
 
 def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> DatasetEvaluator:

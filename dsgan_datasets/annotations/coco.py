@@ -7,19 +7,29 @@ is class 0.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import PureWindowsPath
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from dsgan_datasets.annotations.folder import IGNORE, Array
+from dsgan_datasets.annotations.material import Reader
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.annotations.png import wrong_size
-from dsgan_datasets.annotations.shapes import paint, within_reach
+from dsgan_datasets.annotations.png import check_size
+from dsgan_datasets.annotations.shapes import Canvas, within_reach
+from dsgan_datasets.annotations.values import ImageNames, identity, whole
+from dsgan_datasets.contents import ContentError, shown
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.targets.segmentation import LabelSchema
+
+#: Diagonal steps of outlines that are traced from pixels for sure, when there are no other steps than these and
+#: straight ones.
+_MANY_DIAGONALS = 50
+#: Outlines that are looked at to find out.
+_MOST_LOOKED_AT = 20_000
 
 
 def coco_file(
@@ -56,42 +66,73 @@ def coco_file(
     }
 
 
+def is_coco(content: Any) -> bool:
+    """Whether a parsed file is COCO's, perhaps one with mistakes in it."""
+    return isinstance(content, dict) and "images" in content and ("annotations" in content or "categories" in content)
+
+
 def coco_readers(
-    content: Any, where: str, schema: LabelSchema, size: tuple[int, int], found: Findings
-) -> dict[str, Callable[[Findings], Array | None]]:
+    content: Any, where: str, schema: LabelSchema, size: tuple[int, int], names: ImageNames, found: Findings
+) -> dict[str, Reader]:
     """Name of an image, without folder and ending -> what reads its class ids int64 [H, W].
+
+    Images that are listed without an annotation are not among them: tools list all images of a task.
 
     Args:
         content: the parsed file.
         where: what to call it in messages.
         schema: its class names are the names of the categories; `IGNORE` marks what is ignored.
         size: (H, W) that images must have.
+        names: of the exported images.
         found: collects errors not tied to one image.
     """
     images, annotations, categories = (_objects(content, name) for name in ("images", "annotations", "categories"))
     if images is None or annotations is None or categories is None:
         found.error(where, "is not a COCO file, it needs lists of images, annotations and categories: export it again")
         return {}
-    names = {c.get("id"): c.get("name") for c in categories if isinstance(c.get("id"), int | str)}
+    if any("segments_info" in annotation for annotation in annotations):
+        found.error(where, "is panoptic COCO, which keeps its masks elsewhere: export it as COCO with instances")
+        return {}
     for what, entries in (("categories", categories), ("images", images)):
-        counts = Counter(repr(entry.get("id"))[:40] for entry in entries)
-        if twice := [given for given, count in counts.items() if count > 1]:
+        counts = Counter(identity(entry.get("id")) for entry in entries)
+        if twice := [shown(given) for given, count in counts.items() if count > 1 and given is not None]:
             found.error(where, f"several {what} have the id {listed(twice)}: give each its own, or export it again")
     by_image = defaultdict(list)
     for annotation in annotations:
-        image_id = annotation.get("image_id")
-        by_image[image_id if isinstance(image_id, int | str) else None].append(annotation)
-    readers: dict[str, Callable[[Findings], Array | None]] = {}
+        by_image[identity(annotation.get("image_id"))].append(annotation)
+    classes = {identity(category.get("id")): category.get("name") for category in categories}
+    outlines = _style([a.get("segmentation") for a in annotations], size, where, found)
+    readers: dict[str, Reader] = {}
+    files: dict[str, str] = {}
     for image in images:
-        file, image_id = image.get("file_name"), image.get("id")
-        stem = PureWindowsPath(file).stem if isinstance(file, str) else ""  # takes / and \ for separators
-        if not stem or not isinstance(image_id, int | str) or stem in readers:
-            found.error(where, f"image {file!r:.80}, id {image_id!r:.40}: needs an id, and a file name of its own")
-            continue
-        readers[stem] = partial(_read, image, by_image.pop(image_id, []), names, f"{where}, image {stem}", schema, size)
+        file, image_id = image.get("file_name"), identity(image.get("id"))
+        its = by_image.pop(image_id, [])
+        if not isinstance(file, str) or not file.strip() or image_id is None:
+            found.error(
+                where,
+                f"image {shown(file)}, id {shown(image.get('id'))}: needs a file name, and a number or text as id",
+            )
+        elif its and (name := _name(file, names, where, found)):
+            if name in files:
+                found.error(where, f"images {shown(files[name])} and {shown(file)} are both {name}: remove one of them")
+                continue
+            files[name] = file
+            place = f"{where}, image {name}"
+            readers[name] = partial(_read, image, its, _Reading(classes, place, schema, size, outlines))
     for image_id, orphans in by_image.items():
-        found.error(where, f"{len(orphans)} annotations are of image id {image_id!r:.40}, which is not in the file")
+        given = shown(orphans[0].get("image_id"))
+        reason = "is not a number or text" if image_id is None else "is not in the file"
+        found.error(where, f"{len(orphans)} annotations are of image id {given}, which {reason}")
     return readers
+
+
+def _name(file: str, names: ImageNames, where: str, found: Findings) -> str:
+    """The exported image that a file name is of; the name as it is if that is none, "" if there are several."""
+    held = names.find(file)
+    if len(held) > 1:
+        found.error(where, f"image {shown(file)} holds the names of several images, {listed(held)}: rename it")
+        return ""
+    return held[0] if held else file.replace("\\", "/").rpartition("/")[2].rpartition(".")[0] or file
 
 
 def _objects(content: Any, name: str) -> list[dict[str, Any]] | None:
@@ -99,67 +140,126 @@ def _objects(content: Any, name: str) -> list[dict[str, Any]] | None:
     return part if isinstance(part, list) and all(isinstance(entry, dict) for entry in part) else None
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What the annotations of an image are read with."""
+
+    classes: Mapping[int | str | None, Any]
+    where: str
+    schema: LabelSchema
+    size: tuple[int, int]
+    traced: bool
+
+
 def _read(
-    image: Mapping[str, Any],
-    annotations: Sequence[Mapping[str, Any]],
-    names: Mapping[Any, Any],
-    where: str,
-    schema: LabelSchema,
-    size: tuple[int, int],
-    found: Findings,
+    image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], reading: _Reading, found: Findings
 ) -> Array | None:
-    before = len(found.mistakes)
-    height, width = image.get("height"), image.get("width")
-    if isinstance(height, int) and isinstance(width, int) and (height, width) != size:
-        found.error(where, wrong_size((height, width), size))
+    before, schema = found.count, reading.schema
+    if not check_size(image.get("height"), image.get("width"), reading.size, reading.where, found):
         return None
-    painted = []
+    canvas = Canvas(reading.size)
     unknown = set()
     for annotation in annotations:
-        category = annotation.get("category_id")
-        name = names.get(category) if isinstance(category, int | str) else None
-        place = f"{where}, annotation {annotation.get('id')!r:.40} ({name!r:.40})"
-        region = _region(annotation.get("segmentation"), size, place, found)
+        category = identity(annotation.get("category_id"))
+        name = reading.classes.get(category) if category is not None else None
+        place = f"{reading.where}, annotation {shown(annotation.get('id'))} ({shown(name)})"
         if name not in (*schema.classes, IGNORE):
-            unknown.add(repr(name if name is not None else category)[:40])
-        elif region is not None:
-            if not region.any():
-                found.warning(place, "covers the center of no pixel, so it has no effect")
-            painted.append((schema.ignore_index if name == IGNORE else schema.index(name), region))
+            unknown.add(shown(name if name is not None else annotation.get("category_id")))
+            continue
+        try:
+            region = _region(annotation, canvas, reading.traced)
+        except ContentError as error:
+            found.error(place, str(error))
+            if canvas.full:
+                break
+            continue
+        if region is None:
+            found.warning(
+                place, "has no outline (a box labels no pixels), so it has no effect: draw a polygon or a mask"
+            )
+        elif not canvas.paint(schema.ignore_index if name == IGNORE else schema.index(name), region):
+            found.warning(place, "covers the center of no pixel, so it has no effect")
     if unknown:
         found.error(
-            where,
+            reading.where,
             f"unknown class {listed(sorted(unknown))}: rename it to one of {listed(schema.classes, 20)}, or {IGNORE}",
         )
-    return None if len(found.mistakes) > before else paint(painted, size)
+    return None if found.count > before else canvas.mask
 
 
-def _region(segmentation: Any, size: tuple[int, int], place: str, found: Findings) -> Array | None:
-    """bool [H, W] of polygons or run lengths."""
-    if isinstance(segmentation, list) and segmentation:
-        polygons = [_polygon(numbers) for numbers in segmentation]
-        if any(polygon is None for polygon in polygons):
-            found.error(place, "a polygon is a flat list x, y, x, y, … of three points or more: draw it again")
-            return None
-        return polygons_to_mask([polygon for polygon in polygons if polygon is not None], size)
+def _region(annotation: Mapping[str, Any], canvas: Canvas, traced: bool) -> Array | None:
+    """bool [H, W] of polygons or run lengths; None if there is no outline.
+
+    Raises:
+        ContentError: it cannot be read.
+    """
+    segmentation = annotation.get("segmentation")
+    if not segmentation:
+        return None
     if isinstance(segmentation, dict):
+        height, width = canvas.mask.shape
         try:
-            return decode_rle(segmentation, size)
+            return decode_rle(segmentation, (height, width))
         except ValueError as error:
-            found.error(place, f"{error}: export it again")
-            return None
-    found.error(place, "has no outline (a box?): draw a polygon or a mask, boxes label no pixels")
-    return None
+            raise ContentError(f"{error}: export it again") from None
+    if isinstance(segmentation, list):
+        polygons = list(map(_polygon, _nested(segmentation)))
+        if all(polygon is not None for polygon in polygons):
+            kept = [polygon for polygon in polygons if polygon is not None]
+            return canvas.contours(kept) if traced else canvas.polygons(kept)
+    raise ContentError("a polygon is a flat list x, y, x, y, … of three points or more: draw it again")
+
+
+def _nested(segmentation: list[Any]) -> list[Any]:
+    """A list of polygons; some tools leave out the outer list if there is only one."""
+    return [segmentation] if isinstance(segmentation[0], int | float) else segmentation
 
 
 def _polygon(numbers: Any) -> Array | None:
+    """float64 [P, 2] of a list x, y, x, y, …, or of pairs; None if it is something else."""
     try:
         points = np.array(numbers, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
         return None
+    if points.ndim == 2 and points.shape[1] == 2:
+        points = points.flatten()
     if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not within_reach(points):
         return None
     return points.reshape(-1, 2)
+
+
+def _style(segmentations: Sequence[Any], size: tuple[int, int], where: str, found: Findings) -> bool:
+    """Whether all outlines of a file were traced from masks, so that their points are pixels, not corners of pixels.
+
+    Label Studio and others make polygons of brush strokes so (OpenCV's findContours). Read as they are, small parts
+    would lose half of their pixels. Steps along rows, columns and diagonals alone, many of them, give it away; whole
+    coordinates alone are worth a warning.
+    """
+    lists = (s for s in segmentations if isinstance(s, list) and s)
+    polygons = (p for s in lists for p in map(_polygon, _nested(s)) if p is not None)
+    height, width = size
+    diagonals, straight, polygon = 0, True, None
+    for polygon in islice(polygons, _MOST_LOOKED_AT):
+        if (polygon % 1).any() or polygon.min() < 0 or (polygon > (width - 1, height - 1)).any():
+            return False
+        step = np.abs(np.roll(polygon, -1, axis=0) - polygon)
+        diagonal = (step[:, 0] == step[:, 1]) & (step[:, 0] > 0)
+        diagonals += int(diagonal.sum())
+        straight = straight and bool((diagonal | (step == 0).any(1)).all())
+    traced = straight and diagonals >= _MANY_DIAGONALS
+    if traced:
+        found.warning(
+            where,
+            "its outlines were traced from masks (every step runs along pixels), so the pixels on them were counted as "
+            "inside. Run lengths (RLE) or mask pictures would be exact: look at the result",
+        )
+    elif polygon is not None:
+        found.warning(
+            where,
+            "all coordinates are whole numbers within the picture. If the outlines were traced from brush strokes, "
+            "each region lost its right and lower border: export run lengths (RLE) or mask pictures instead",
+        )
+    return traced
 
 
 def decode_rle(encoded: Mapping[str, Any], size: tuple[int, int]) -> Array:
@@ -183,34 +283,49 @@ def decode_rle(encoded: Mapping[str, Any], size: tuple[int, int]) -> Array:
         >>> decode_rle({"size": [1, 2], "counts": [1, 1]}, (1, 2))
         array([[False,  True]])
     """
-    if encoded.get("size") != list(size):
-        raise ValueError(f"run lengths of size {encoded.get('size')!r:.40}, expected {list(size)}")
-    counts = encoded.get("counts")
-    if isinstance(counts, str):
-        counts = _decompressed(counts)
-    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-        raise ValueError("run lengths must be numbers from 0")
-    if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"run lengths add up to {sum(counts)}, the image has {size[0] * size[1]} pixels")
-    values = np.arange(len(counts)) % 2 == 1
-    mask: Array = np.repeat(values, counts).reshape(size[1], size[0]).T
+    sides = encoded.get("size")
+    if not isinstance(sides, list) or tuple(map(whole, sides)) != size:
+        raise ValueError(f"run lengths of size {shown(sides)}, expected {list(size)}")
+    pixels, counts = size[0] * size[1], encoded.get("counts")
+    if not isinstance(counts, str | list) or len(counts) > 8 * (pixels + 2):
+        raise ValueError("run lengths must be a list or a text, and not more than the image has pixels")
+    lengths = _decompressed(counts) if isinstance(counts, str) else _listed_lengths(counts)
+    if (lengths < 0).any() or (lengths > pixels).any():
+        raise ValueError("run lengths must be numbers from 0, of pixels that the image has")
+    if lengths.sum() != pixels:
+        raise ValueError(f"run lengths add up to {lengths.sum()}, the image has {pixels} pixels")
+    mask: Array = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(size[1], size[0]).T
     return mask
 
 
-def _decompressed(text: str) -> list[int]:
-    counts: list[int] = []
-    value, shift = 0, 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            raise ValueError("compressed run lengths are damaged")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-            value, shift = 0, 0
-    if shift:
+def _listed_lengths(counts: list[Any]) -> Array:
+    try:
+        lengths = np.array(counts)
+    except (ValueError, OverflowError):
+        lengths = np.array("")
+    numbers = lengths.ndim == 1 and lengths.dtype.kind in "if" and not any(n is True for n in counts)
+    if not numbers or (lengths % 1 != 0).any():
+        raise ValueError("run lengths must be whole numbers")
+    return lengths.astype(np.int64)
+
+
+def _decompressed(text: str) -> Array:
+    """The counts of a compressed text, all at once: it may be long."""
+    try:
+        bits = np.frombuffer(text.encode("ascii"), dtype=np.uint8).astype(np.int64) - 48
+    except UnicodeEncodeError:
+        bits = np.array([-1])
+    last = bits & 32 == 0
+    ends = np.flatnonzero(last)  # of the characters of each count
+    starts = np.append(0, ends[:-1] + 1)[: len(ends)]
+    widths = ends - starts + 1
+    if not last[-1:].all() or (bits < 0).any() or (bits > 63).any() or (widths > 7).any():  # 7 hold every int32
         raise ValueError("compressed run lengths are damaged")
+    if not len(bits):
+        return bits
+    places = np.arange(len(bits)) - np.repeat(starts, widths)
+    counts: Array = np.add.reduceat((bits & 31) << 5 * places, starts)
+    counts -= ((bits[ends] & 16) > 0) * (32 << 5 * places[ends])
+    for parity in (1, 2):  # differences to the one two before, from the fourth on
+        counts[parity::2] = counts[parity::2].cumsum()
     return counts

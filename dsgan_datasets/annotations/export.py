@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -23,7 +24,7 @@ from dsgan_datasets.annotations.projects import write_drafts, write_projects, wr
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.annotations.shapes import shapely
 from dsgan_datasets.checks import integer
-from dsgan_datasets.files import atomic_write, check_writable
+from dsgan_datasets.files import atomic_write, check_writable, written_whole
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.images import png
@@ -60,13 +61,14 @@ def export_annotations(
     num: int = 16,
     select: Selection = "diverse",
     candidates: int | None = None,
-    start: int = 0,
+    start: int | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
     interpreter: LabeledGenerator | None = None,
+    earlier: Sequence[str | os.PathLike[str]] = (),
     name: str = "generator",
 ) -> Exported:
-    """Write a folder of generated images for a person to annotate.
+    """Write a folder of generated images for a person to annotate; it appears when it is complete.
 
     The draws are of a family of their own: no sample of any dataset is among them.
 
@@ -79,19 +81,24 @@ def export_annotations(
             pooled features); "informative" those that `interpreter` is unsure about, and unlike each other.
         candidates: draws to choose from, `num` … 100,000; None is 4 × `num`, and 16 × `num` for informative ones. The
             more candidates, the more of those that are unlike all others are flawed images.
-        start: index of the first of them; a second round begins where the first ended.
+        start: index of the first of them; None is the one after the last image of the earlier rounds, or 0.
         seed: of the draws, 0 … 2^64-1.
-        recipe: psi, size, crop, … of the images; its filter is ignored. None is the default recipe.
+        recipe: psi, size, crop, … of the images; its filter is ignored. None is that of the earlier rounds, or the
+            default recipe.
         interpreter: a first labeled checkpoint of this generator; it drafts annotations, to be corrected rather than
             drawn. Its classes must be among those of the schema.
-        name: what to call the generator, so that a person finds it again.
+        earlier: folders of earlier rounds, which will be fitted together with this one: generator, recipe, feature
+            layout and names of the classes must be theirs, and none of their images is exported again.
+        name: what to call the generator, so that a person finds it again; of a path only the last part is written, as
+            the folder travels.
 
     Returns:
         what was written, see `load_annotations` for the way back.
 
     Raises:
         ValueError: the folder is not empty, the recipe draws more than z, the interpreter is one of another generator,
-            or arguments out of range.
+            an earlier round does not fit, or arguments out of range.
+        AnnotationError: an earlier round is not a folder of this function.
         OSError: the folder cannot be written to; raised before any image is generated.
         ImportError: an interpreter was given, and shapely is not installed.
 
@@ -102,46 +109,96 @@ def export_annotations(
         >>> sorted(path.name for path in (tmp / "to-annotate").glob("*.json"))
         ['annotations.json', 'classes.json']
     """
-    out = Path(out)
+    out, name = Path(out), _without_folders(name)
+    rounds = [(Path(folder).resolve().name, Exported.read(Path(folder))) for folder in earlier]
+    if recipe is None:
+        recipe = next((each.recipe for _, each in rounds), Recipe())
     # Filter and class map belong to an interpreter, and the one to be fitted does not exist yet.
-    recipe = (recipe or Recipe()).unfiltered().override(class_map=None, max_uncertainty=None)
+    recipe = recipe.unfiltered().override(class_map=None, max_uncertainty=None)
     _check(generator, schema, out, recipe, interpreter, num, select, candidates)
+    for folder_name, each in rounds:
+        _check_earlier(generator, schema, recipe, folder_name, each)
     if interpreter is not None:
         shapely()  # drafts need it: fails before any image is generated
+    if start is None:
+        start = 1 + max((image.index for _, each in rounds if each.seed == seed for image in each.images), default=-1)
     usual = min(_PER_IMAGE[select] * num, _MOST_CANDIDATES)
     indices = range(start, start + (usual if select == "random" or candidates is None else candidates))
     latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
-    rows = _chosen(generator, recipe, interpreter, latents, num, select)
+    known = {z.numpy().tobytes() for _, each in rounds for z in each.latents}
+    fresh = [row for row, z in enumerate(latents) if z.numpy().tobytes() not in known]
+    if len(fresh) < num:
+        raise ValueError(
+            f"only {len(fresh)} of the draws {indices.start} … {indices.stop - 1} are not in an earlier round: choose "
+            "another start, or leave it out"
+        )
+    rows = [fresh[i] for i in _chosen(generator, recipe, interpreter, latents[fresh], num, select)]
     latents = latents[rows]
     looked = _look(generator, recipe, interpreter, latents, "drawing")
     images = looked.images.permute(0, 2, 3, 1).contiguous().numpy()
     masks = None if looked.masks is None else _translated(looked.masks, interpreter, schema)
     stems = [f"{indices[row]:09d}" for row in rows]
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    for stem, image in zip(stems, images, strict=True):
-        write_bytes(out / "images" / f"{stem}.png", png(image))
-    write_projects(out, schema)
-    drafts = [None] * num if masks is None else write_drafts(out, stems, masks, schema)
-    scores = [None] * num if looked.scores is None else looked.scores.tolist()
     size = recipe.image_size(generator.img_resolution)
-    write_readme(out, schema, size, name, drafted=masks is not None)
-    exported = Exported(
-        generator=name,
-        fingerprint=generator_fingerprint(generator),
-        features=generator.features,
-        recipe=recipe,
-        seed=seed,
-        size=size,
-        schema=schema,
-        images=tuple(
-            ExportedImage(int(stem), f"images/{stem}.png", hash_pixels(image), score, draft)
-            for stem, image, score, draft in zip(stems, images, scores, drafts, strict=True)
-        ),
-        latents=latents,
-    )
-    _write_sheet(out / "contact_sheet.png", exported, looked.images, masks, select)
-    exported.write(out)
+    with written_whole(out) as folder:
+        (folder / "images").mkdir()
+        for stem, image in zip(stems, images, strict=True):
+            write_bytes(folder / "images" / f"{stem}.png", png(image))
+        write_projects(folder, schema)
+        drafts = [None] * num if masks is None else write_drafts(folder, stems, masks, schema)
+        scores = [None] * num if looked.scores is None else looked.scores.tolist()
+        to_fit = [*(folder_name for folder_name, _ in rounds), out.resolve().name]
+        write_readme(folder, schema, size, name, to_fit, drafted=masks is not None)
+        exported = Exported(
+            generator=name,
+            fingerprint=generator_fingerprint(generator),
+            features=generator.features,
+            recipe=recipe,
+            seed=seed,
+            size=size,
+            schema=schema,
+            images=tuple(
+                ExportedImage(int(stem), f"images/{stem}.png", hash_pixels(image), score, draft)
+                for stem, image, score, draft in zip(stems, images, scores, drafts, strict=True)
+            ),
+            latents=latents,
+        )
+        _write_sheet(folder / "contact_sheet.png", exported, looked.images, masks, select)
+        exported.write(folder)
     return exported
+
+
+def _without_folders(name: str) -> str:
+    """A name that says nothing about the machine: the last part of a path, and addresses as they are."""
+    return name if "://" in name else Path(name).name or "generator"
+
+
+def _check_earlier(
+    generator: FeatureGenerator, schema: LabelSchema, recipe: Recipe, folder: str, earlier: Exported
+) -> None:
+    """ValueError if a round cannot be fitted together with an earlier one."""
+    if generator_fingerprint(generator) != earlier.fingerprint:
+        raise ValueError(
+            f"{folder} was exported from another generator ({earlier.generator}, fingerprint "
+            f"{earlier.fingerprint[:8]}…): rounds are fitted together, so export from that one"
+        )
+    if generator.features != earlier.features:
+        raise ValueError(
+            f"{folder} was exported for the features {earlier.features!r}, the generator gives {generator.features!r}: "
+            "load it with that layout"
+        )
+    if set(schema.classes) != set(earlier.schema.classes):
+        raise ValueError(
+            f"the classes of {folder} are {', '.join(earlier.schema.classes)}, not {', '.join(schema.classes)}: rounds "
+            "are fitted together, so take the same ones; to add one, append it to classes.json there first"
+        )
+    if (recipe.sampling, recipe.rendering) != (earlier.recipe.sampling, earlier.recipe.rendering):
+        theirs, these = (
+            {**stored["sampling"], **stored["rendering"]} for stored in (earlier.recipe.to_dict(), recipe.to_dict())
+        )
+        fields = "; ".join(f"{n} {these[n]} instead of {theirs[n]}" for n in theirs if theirs[n] != these[n])
+        raise ValueError(
+            f"the recipe is not that of {folder} ({fields}): rounds are fitted together, so leave these fields alone"
+        )
 
 
 def _check(

@@ -17,9 +17,12 @@ from torch import Tensor
 from dsgan_datasets.annotations.mistakes import AnnotationError
 from dsgan_datasets.checkpoints.migrations import recipe_v1_to_v2
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
+from dsgan_datasets.checks import integer
+from dsgan_datasets.contents import LONGEST_JSON, ContentError, parse_json, read_bounded, shown
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import generator_tensors
+from dsgan_datasets.images import MOST_PIXELS
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
@@ -30,7 +33,7 @@ FORMAT_VERSION = 2
 ANNOTATION_MANIFEST, CLASSES, LATENTS = "annotations.json", "classes.json", "latents.npy"
 #: Label of pixels that no loss should count, LabelMe's own name for them; reserved, no class can have it.
 IGNORE = "__ignore__"
-_LARGEST_MANIFEST = 64 * 2**20  # bytes
+_LONGEST_LATENTS = 2**28  # bytes
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,8 @@ class Exported:
         if (version := stored.get("format_version")) not in (1, FORMAT_VERSION):
             raise AnnotationError(
                 folder,
-                f"{ANNOTATION_MANIFEST}: format_version is {version!r:.40}, this version of dsgan_datasets reads 1 and "
-                f"{FORMAT_VERSION}: import with the version that exported",
+                f"{ANNOTATION_MANIFEST}: format_version is {shown(version)}, this version of dsgan_datasets reads 1 "
+                f"and {FORMAT_VERSION}: import with the version that exported",
             )
         schema = read_classes(folder)
         try:
@@ -135,9 +138,9 @@ class Exported:
             outside = [
                 image.file for image in images if not (folder / image.file).resolve().is_relative_to(folder.resolve())
             ]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            if isinstance(error, AnnotationError):
-                raise
+        except AnnotationError:
+            raise
+        except Exception as error:  # a stranger's values may make anything at all fail
             raise AnnotationError(
                 folder, f"{ANNOTATION_MANIFEST} is damaged ({error!r:.200}): restore it from the export"
             ) from error
@@ -179,9 +182,9 @@ def read_classes(folder: Path) -> LabelSchema:
         schema = LabelSchema.from_dict(_object(folder, CLASSES, read_json(folder, CLASSES)))
         check_names(schema)
         return schema
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        if isinstance(error, AnnotationError):
-            raise
+    except AnnotationError:
+        raise
+    except Exception as error:  # a stranger's values may make anything at all fail
         hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'
         raise AnnotationError(folder, f"{CLASSES} is not a list of classes ({error!r:.200}): {hint}") from error
 
@@ -194,15 +197,21 @@ def check_names(schema: LabelSchema) -> None:
 
 def read_json(folder: Path, name: str) -> Any:
     """Content of a JSON file in a folder, or an AnnotationError."""
-    path = folder / name
-    if not path.is_file():
-        raise AnnotationError(folder, f"{name} is missing: it is written by `dsgan annotate export`")
-    if path.stat().st_size > _LARGEST_MANIFEST:
-        raise AnnotationError(folder, f"{name} has {path.stat().st_size} bytes, at most {_LARGEST_MANIFEST} are read")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(folder, f"{name} is not valid JSON: {error}") from error
+        return parse_json(_read(folder, name, LONGEST_JSON))
+    except ContentError as error:
+        raise AnnotationError(folder, f"{name} {error}: restore it from the export") from None
+
+
+def _read(folder: Path, name: str, at_most: int) -> bytes:
+    try:
+        return read_bounded(folder / name, at_most)
+    except FileNotFoundError:
+        raise AnnotationError(
+            folder, f"{name} is missing: restore it, it is written by `dsgan annotate export`"
+        ) from None
+    except ContentError as error:
+        raise AnnotationError(folder, f"{name} {error}") from None
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -223,16 +232,15 @@ def _object(folder: Path, name: str, content: Any) -> dict[str, Any]:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    height, width = (int(side) for side in value)
+    height, width = (integer("a side of the images", side, 1) for side in value)
+    if height * width > MOST_PIXELS:
+        raise ValueError(f"images of {width}×{height} pixels; they have at most {MOST_PIXELS}")
     return height, width
 
 
 def _read_latents(folder: Path) -> tuple[Tensor, str]:
     """Latents and the SHA-256 of their file."""
-    path = folder / LATENTS
-    if not path.is_file():
-        raise AnnotationError(folder, f"{LATENTS} is missing: restore it, the masks are useless without it")
-    content = path.read_bytes()
+    content = _read(folder, LATENTS, _LONGEST_LATENTS)
     return load_latents(folder, LATENTS, content), hashlib.sha256(content).hexdigest()
 
 

@@ -1,4 +1,6 @@
-"""LabelMe's JSON files (https://github.com/wkentaro/labelme, versions 3 to 6) -> class ids, and back.
+"""LabelMe's JSON files (https://github.com/wkentaro/labelme, versions 3 to 7) -> class ids, and back.
+
+Descendants such as X-AnyLabeling write them, too.
 
 A file lists shapes; a later one is painted over an earlier one, and what no shape covers is class 0.
 """
@@ -6,22 +8,22 @@ A file lists shapes; a later one is painted over an earlier one, and what no sha
 from __future__ import annotations
 
 import base64
-import io
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dsgan_datasets.annotations.files import File
 from dsgan_datasets.annotations.folder import IGNORE, Array, hash_pixels
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.annotations.png import wrong_size
-from dsgan_datasets.annotations.shapes import paint, within_reach
-from dsgan_datasets.polygons import polygons_to_mask
+from dsgan_datasets.annotations.png import check_size
+from dsgan_datasets.annotations.shapes import Canvas, within_reach
+from dsgan_datasets.annotations.values import ImageNames
+from dsgan_datasets.contents import ContentError, parse_json, shown
+from dsgan_datasets.images import open_picture
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 
@@ -55,25 +57,27 @@ def labelme_file(image: str, size: tuple[int, int], shapes: Sequence[tuple[str, 
     }
 
 
+def is_labelme(content: Any) -> bool:
+    """Whether a parsed file is LabelMe's, perhaps one with mistakes in it."""
+    return isinstance(content, dict) and ("shapes" in content or "imagePath" in content)
+
+
 def read_labelme(
-    path: Path, where: str, schema: LabelSchema, size: tuple[int, int], sha256: str | None, found: Findings
+    file: File, name: str, sha256: str, names: ImageNames, schema: LabelSchema, size: tuple[int, int], found: Findings
 ) -> Array | None:
-    """Class ids int64 [H, W] of a LabelMe file, or None with the reasons among the mistakes.
+    """Class ids int64 [H, W] of a LabelMe file; None with the reasons among the mistakes, or if it has no shapes.
 
     Args:
-        path: the file.
-        where: what to call it in messages.
+        file: to read.
+        name: of the image that it belongs to.
+        sha256: of the image's pixels, checked if the file has the image in it.
+        names: of all exported images.
         schema: its class names are the labels; `IGNORE` marks what is ignored.
         size: (H, W) of the image.
-        sha256: of the image's pixels, checked if the file has the image in it.
         found: collects mistakes and warnings.
     """
-    before = len(found.mistakes)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        found.error(where, f"is not valid JSON ({error!s:.120}): save it from LabelMe again")
-        return None
+    before, where = found.count, file.name
+    content = parse_json(file.read())
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
         found.error(where, "is not a LabelMe file, it has no list of shapes: save it from LabelMe again")
@@ -81,34 +85,49 @@ def read_labelme(
     if odd := [number for number, shape in enumerate(shapes, 1) if not isinstance(shape, dict)]:
         found.error(f"{where}, shape {odd[0]}", "is not a shape: remove it, or save the file from LabelMe again")
         return None
-    _check_image(content, path, where, size, sha256, found)
+    _check_image(content, name, where, sha256, names, size, found)
     _check_labels([shape.get("label") for shape in shapes], where, schema, found)
-    painted = []
+    canvas = Canvas(size)
     for number, shape in enumerate(shapes, 1):
         label = shape.get("label")
-        place = f"{where}, shape {number} ({label!r:.40})"
-        region = _region(shape, size, place, found)
-        if region is not None and label in (*schema.classes, IGNORE):
-            if not region.any():
-                found.warning(place, "covers the center of no pixel, so it has no effect")
-            painted.append((schema.ignore_index if label == IGNORE else schema.index(label), region))
-    return None if len(found.mistakes) > before else paint(painted, size)
+        if label not in (*schema.classes, IGNORE):
+            continue
+        place = f"{where}, shape {number} ({shown(label)})"
+        try:
+            painted = canvas.paint(
+                schema.ignore_index if label == IGNORE else schema.index(label), _region(shape, canvas)
+            )
+        except ContentError as error:
+            found.error(place, str(error))
+            if canvas.full:
+                break
+            continue
+        if not painted:
+            found.warning(place, "covers the center of no pixel, so it has no effect")
+    return canvas.mask if found.count == before and shapes else None
 
 
 def _check_image(
-    content: Mapping[str, Any], path: Path, where: str, size: tuple[int, int], sha256: str | None, found: Findings
+    content: Mapping[str, Any],
+    name: str,
+    where: str,
+    sha256: str,
+    names: ImageNames,
+    size: tuple[int, int],
+    found: Findings,
 ) -> None:
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    if isinstance(height, int) and isinstance(width, int) and (height, width) != size:
-        found.error(where, wrong_size((height, width), size))
+    if not check_size(content.get("imageHeight"), content.get("imageWidth"), size, where, found):
         return
     drawn_on = content.get("imagePath")
-    if isinstance(drawn_on, str) and Path(drawn_on.replace("\\", "/")).stem != path.stem:
-        found.error(where, f"was drawn on {drawn_on!r:.80}: name the annotation like the image it belongs to")
+    if isinstance(drawn_on, str) and name not in names.find(drawn_on):
+        found.error(where, f"was drawn on {shown(drawn_on)}: name the annotation like the image it belongs to")
     embedded = content.get("imageData")
-    if isinstance(embedded, str) and sha256 is not None:
-        pixels = _decoded(embedded)
-        if pixels is None or hash_pixels(np.asarray(pixels.convert("RGB"))) != sha256:
+    if isinstance(embedded, str) and embedded:
+        try:
+            same = hash_pixels(np.asarray(_decoded(embedded, size=size).convert("RGB"))) == sha256
+        except ContentError:
+            same = False
+        if not same:
             found.error(
                 where,
                 "the picture inside it (imageData) is not the exported image: annotate the exported image itself",
@@ -116,7 +135,7 @@ def _check_image(
 
 
 def _check_labels(labels: Sequence[Any], where: str, schema: LabelSchema, found: Findings) -> None:
-    unknown = Counter(repr(label)[:40] for label in labels if label not in (*schema.classes, IGNORE))
+    unknown = Counter(shown(label) for label in labels if label not in (*schema.classes, IGNORE))
     for label, count in unknown.items():
         shapes = "1 shape" if count == 1 else f"{count} shapes"
         found.error(
@@ -125,43 +144,56 @@ def _check_labels(labels: Sequence[Any], where: str, schema: LabelSchema, found:
         )
 
 
-def _region(shape: Mapping[str, Any], size: tuple[int, int], place: str, found: Findings) -> Array | None:
-    """bool [H, W] of the pixels whose centers a shape covers."""
-    kind = shape.get("shape_type", "polygon")
+def _region(shape: Mapping[str, Any], canvas: Canvas) -> Array:
+    """bool [H, W] of the pixels whose centers a shape covers, as LabelMe and its descendants fill it.
+
+    Raises:
+        ContentError: it cannot be read.
+    """
+    kind = shape.get("shape_type") or "polygon"  # old files have none
+    if kind in _WITHOUT_AREA:
+        raise ContentError(f"a {shown(kind)} has no area: draw a polygon, rectangle, circle or mask instead")
+    if not isinstance(kind, str) or kind not in _CORNERS:
+        raise ContentError(f"a {shown(kind)} is not a shape that is read: draw a {_ALLOWED} instead")
     points = _points(shape.get("points"))
-    needed = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}.get(kind) if isinstance(kind, str) else None
-    if needed is None:
-        found.error(place, f"a {kind!r:.30} has no area: draw a polygon, rectangle, circle or mask instead")
-        return None
-    if points is None or len(points) < needed:
-        found.error(place, f"a {kind} needs {needed} points (x, y) of plain numbers: draw it again, or remove it")
-        return None
-    if kind == "polygon":
-        return polygons_to_mask([points], size)
-    if kind == "rectangle":
-        (left, top), (right, bottom) = points.min(0), points.max(0)
-        return polygons_to_mask([np.array([(left, top), (right, top), (right, bottom), (left, bottom)])], size)
+    if points is None or len(points) < _CORNERS[kind]:
+        raise ContentError(
+            f"a {kind} needs {_CORNERS[kind]} points (x, y) of plain numbers: draw it again, or remove it"
+        )
+    if kind == "mask":
+        return _mask_region(shape.get("mask"), points, canvas.mask.shape)
     if kind == "circle":
-        center, edge = points[:2]
-        rows, columns = np.indices(size) + 0.5
-        inside: Array = np.hypot(columns - center[0], rows - center[1]) <= math.dist(center, edge)
-        return inside
-    return _mask_region(shape.get("mask"), points, size, place, found)
+        return canvas.circle(points[0], math.dist(points[0], points[1]))
+    if kind == "rectangle" and len(points) == 2:  # X-AnyLabeling gives all four corners
+        (left, top), (right, bottom) = points.min(0), points.max(0)
+        points = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+    return canvas.polygons([points])
 
 
-def _mask_region(encoded: Any, points: Array, size: tuple[int, int], place: str, found: Findings) -> Array | None:
+#: Kinds of shapes -> points that they need. Those without a line of their own in `_region` are filled as polygons:
+#: LabelMe's oriented rectangle, and what X-AnyLabeling and others call it.
+_CORNERS = {
+    "polygon": 3,
+    "rectangle": 2,
+    "circle": 2,
+    "mask": 2,
+    **dict.fromkeys(("oriented_rectangle", "rotation", "rotated_rectangle", "rotated_rect", "quadrilateral", "obb"), 3),
+}
+_WITHOUT_AREA = ("line", "linestrip", "point", "points")
+_ALLOWED = "polygon, rectangle, oriented rectangle, circle or mask"
+
+
+def _mask_region(encoded: Any, points: Array, size: tuple[int, ...]) -> Array:
     """A mask drawn with LabelMe's AI tool: a PNG that lies with its corner at the first point."""
-    picture = _decoded(encoded) if isinstance(encoded, str) else None
-    if picture is None:
-        found.error(place, "its mask cannot be read as a PNG: draw it again, or remove it")
-        return None
-    part = np.asarray(picture.convert("L")) > 0
-    region = np.zeros(size, dtype=bool)
+    height, width = size
+    if not isinstance(encoded, str):
+        raise ContentError("its mask is missing: draw it again, or remove it")
+    part = np.asarray(_decoded(encoded, most_pixels=height * width).convert("L")) > 0
+    region = np.zeros((height, width), dtype=bool)
     left, top = (round(float(v)) for v in points.min(0))
     bottom, right = top + part.shape[0], left + part.shape[1]
-    if top < 0 or left < 0 or bottom > size[0] or right > size[1]:
-        found.error(place, f"its mask, {part.shape[1]}×{part.shape[0]} at ({left}, {top}), reaches beyond the image")
-        return None
+    if top < 0 or left < 0 or bottom > height or right > width:
+        raise ContentError(f"its mask, {part.shape[1]}×{part.shape[0]} at ({left}, {top}), reaches beyond the image")
     region[top:bottom, left:right] = part
     return region
 
@@ -175,11 +207,9 @@ def _points(value: Any) -> Array | None:
     return points if points.ndim == 2 and points.shape[1] == 2 and within_reach(points) else None
 
 
-def _decoded(encoded: str) -> Image.Image | None:
-    """A picture in base64, or None if it cannot be read."""
+def _decoded(encoded: str, **expected: Any) -> Image.Image:
+    """A PNG in base64, see `open_picture`; a ContentError if it cannot be read."""
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
-        picture.load()
-    except Exception:  # a damaged picture may raise anything at all
-        return None
-    return picture
+        return open_picture(base64.b64decode(encoded, validate=True), what="the picture in it", **expected)
+    except ValueError as error:
+        raise ContentError(f"{error}: draw it again, or remove it") from None

@@ -1,10 +1,11 @@
-"""A folder of annotated images -> latents and masks to fit an interpreter on."""
+"""One folder of annotated images -> latents and masks to fit an interpreter on."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES, Array
+from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES, IGNORE, Array
 from dsgan_datasets.annotations.formats import AnnotationFormat
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
@@ -39,6 +40,7 @@ class Annotations:
         images: uint8 RGB [A, 3, H, W]; None if the folder holds none.
         generator: with the feature layout of the annotations; None if none was given.
         warnings: what an annotator should check, one sentence each.
+        fingerprint: of the generator that the images are of; None if neither the folder nor the caller says which.
     """
 
     annotated: AnnotatedImages
@@ -48,6 +50,7 @@ class Annotations:
     images: Tensor | None = None
     generator: FeatureGenerator | None = None
     warnings: tuple[str, ...] = ()
+    fingerprint: str | None = None
 
     @property
     def latents(self) -> Tensor:
@@ -60,56 +63,21 @@ class Annotations:
         return self.annotated.masks
 
 
-def load_annotations(
-    folder: str | os.PathLike[str],
-    generator: FeatureGenerator | str | os.PathLike[str] | None = None,
+def load_folder(
+    folder: Path,
+    generator: FeatureGenerator | str | os.PathLike[str] | None,
     *,
-    format: AnnotationFormat | None = None,
-    files: str | os.PathLike[str] | None = None,
-    classes: LabelSchema | Sequence[str] | None = None,
-    features: FeatureLayout | None = None,
-    min_region: int = 0,
-    min_class: int = 0,
-    allow_missing: bool = False,
-    device: Device = None,
+    format: AnnotationFormat | None,
+    files: str | os.PathLike[str] | None,
+    classes: LabelSchema | Sequence[str] | None,
+    features: FeatureLayout | None,
+    min_region: int,
+    min_class: int,
+    allow_missing: bool,
+    device: Device,
     **recipe: Any,
 ) -> Annotations:
-    """Read the annotations in a folder that `dsgan annotate export` wrote, or in DatasetGAN's published layout.
-
-    An exported folder may hold ``masks/NAME.png`` (class ids as palette or gray PNG, or RGB in exactly the colors of
-    the classes), ``images/NAME.json`` (LabelMe) or ``coco.json``; what no shape covers is class 0. The published layout
-    is ``image_mask{i}.npy`` and ``latent_stylegan1.npy``, perhaps with ``avg_latent*.npy`` and classes.json; its images
-    are those of psi 0.7 on the first 8 layers (7 of 256-pixel models), resized to the masks.
-
-    Args:
-        folder: where all this lies.
-        generator: the one exported from, or where `load_generator` finds it; it is then loaded with the features of the
-            export, and with the folder's average w if there is one. None checks nothing about it.
-        format: "masks", "labelme", "coco" or "published"; None takes the kind that is there.
-        files: annotations that lie elsewhere: a folder of PNG or LabelMe files, or a COCO file.
-        classes: of the published layout, names in the order of ids, or a schema; None reads classes.json.
-        features: of the published layout, the feature layout of a generator that is loaded here; None is the first
-            that the architecture has.
-        min_region: connected regions of fewer pixels take the class around them; 0 keeps all. At 512² 30 is a speck,
-            at 64² it is an eye.
-        min_class: a class with fewer pixels in an image becomes class 0, as published (30); 0 keeps all.
-        allow_missing: read what is annotated, and leave out the images that are not.
-        device: for a generator that is loaded here.
-        recipe: fields of `Recipe` that were different from the above, for the published layout.
-
-    Returns:
-        latents, masks, schema, recipe and generator, ready for `fit_interpreter`.
-
-    Raises:
-        AnnotationError: lists every mistake of every file: an unknown class, a wrong size, a missing or extra file, an
-            empty mask, an image or a generator that is not the one exported.
-        CheckpointError: the generator cannot be loaded.
-
-    Example:
-        >>> found = load_annotations("to-annotate", "demo-faces")  # doctest: +SKIP
-        >>> fit_interpreter(found.generator, found.annotated, found.schema, recipe=found.recipe)  # doctest: +SKIP
-    """
-    folder = Path(folder)
+    """The annotations of one folder; arguments and errors as for `load_annotations`."""
     integer("min_region", min_region, 0)
     integer("min_class", min_class, 0)
     if format is not None and format not in get_args(AnnotationFormat):
@@ -126,27 +94,30 @@ def load_annotations(
                 f"{changed[0]}: classes, features and recipe are those of the export; edit {CLASSES}, or export again"
             )
         material = read_exported(folder, generator, format, None if files is None else Path(files), device, found)
-    _check_names(material, found, allow_missing=allow_missing)
     masks: dict[str, Array] = {}
+    missing = []
     for name in material.images:
-        mask = material.readers[name](found) if name in material.readers else None
+        before = found.count
+        mask = found.guarded(name, partial(material.readers[name], found)) if name in material.readers else None
         if mask is not None:
             cleaned = absorb_specks(mask, min_region, material.schema.ignore_index)
             masks[name] = drop_rare(cleaned, min_class)
             _check_empty(name, masks[name], material.schema, found)
+        elif found.count == before:
+            missing.append(name)
+    _check_names(material, missing, found, allow_missing=allow_missing)
     if found.mistakes:
         raise AnnotationError(folder, *found.mistakes)
     rows = [i for i, name in enumerate(material.images) if name in masks]
-    stacked = torch.from_numpy(np.stack(list(masks.values())))
-    _warn_absent(stacked, material.schema, found)
     return Annotations(
-        AnnotatedImages(material.latents[rows], stacked),
+        AnnotatedImages(material.latents[rows], torch.from_numpy(np.stack(list(masks.values())))),
         material.schema,
         material.recipe,
         tuple(masks),
         _stacked([material.images[name] for name in masks]),
         material.generator,
         tuple(found.warnings),
+        material.fingerprint,
     )
 
 
@@ -155,34 +126,37 @@ def _stacked(images: Sequence[Array | None]) -> Tensor | None:
     return torch.from_numpy(np.stack(there)).permute(0, 3, 1, 2) if len(there) == len(images) else None
 
 
-def _check_names(material: Material, found: Findings, *, allow_missing: bool) -> None:
+def _check_names(material: Material, missing: Sequence[str], found: Findings, *, allow_missing: bool) -> None:
+    """Every image needs an annotation, and every annotation should be of an image: it may be the missing one."""
     images, readers = material.images, material.readers
-    missing = [name for name in images if name not in readers]
     if not allow_missing or len(missing) == len(images):
         for name in missing:
             found.error(
                 name, "has no annotation: annotate it too, or leave it out with allow_missing (--allow-missing)"
             )
     for name in sorted(readers.keys() - images.keys()):
-        found.error(
+        note = found.error if missing else found.warning
+        note(
             name,
             f"no such image was exported ({listed(list(images), 3)}): name the annotation like its image, or remove it",
         )
 
 
 def _check_empty(name: str, mask: Array, schema: LabelSchema, found: Findings) -> None:
-    if not ((mask != 0) & (mask != schema.ignore_index)).any():
+    if ((mask != 0) & (mask != schema.ignore_index)).any():
+        return
+    ignored = int((mask == schema.ignore_index).sum())
+    if ignored:
+        example = f", such as 1 for {schema.classes[1]!r}" if schema.num_classes > 1 else ""
         found.error(
             name,
-            f"the mask is empty: every pixel is {schema.classes[0]!r} or ignored. Annotate it, or remove its "
-            "annotation and leave it out with allow_missing (--allow-missing)",
+            f"the mask is empty: every pixel is {schema.classes[0]!r} or ignored ({ignored} px have the id "
+            f"{schema.ignore_index}, are white, or have the label {IGNORE}). Annotate it with the ids, colors or names "
+            f"of its classes{example}",
         )
-
-
-def _warn_absent(masks: Tensor, schema: LabelSchema, found: Findings) -> None:
-    present = set(masks.unique().tolist())
-    if absent := [name for i, name in enumerate(schema.classes) if i not in present]:
-        found.warnings.append(
-            f"no image has the class {', '.join(absent)}, so it cannot be learned: annotate images that show it, or "
-            "leave it out of the classes when you export"
+    else:
+        found.error(
+            name,
+            f"the mask is empty: every pixel is {schema.classes[0]!r}. Annotate it, or remove its annotation and leave "
+            "it out with allow_missing (--allow-missing)",
         )

@@ -13,7 +13,7 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
-#: Reads one mask int64 [H, W], or notes why it cannot be used.
+#: Reads one mask int64 [H, W]. None: it noted why the mask cannot be used; if it noted nothing, nothing is annotated.
 Reader = Callable[[Findings], Array | None]
 
 
@@ -28,6 +28,7 @@ class Material:
         images: name -> uint8 RGB [H, W, 3], or None if it is not there; in the order of the latents.
         readers: name -> what reads its mask.
         generator: of the images; None if none was given.
+        fingerprint: of the generator of the images; None if it is not known.
     """
 
     schema: LabelSchema
@@ -36,3 +37,4 @@ class Material:
     images: Mapping[str, Array | None]
     readers: Mapping[str, Reader]
     generator: FeatureGenerator | None
+    fingerprint: str | None

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+from dsgan_datasets.contents import ContentError, shown
 
 #: Mistakes that a message lists; more would help nobody.
 _LONGEST_LIST = 40
+#: Mistakes and warnings that are kept; a file may have millions.
+_MOST_KEPT = 1000
+
+Read = TypeVar("Read")
 
 
 class AnnotationError(ValueError):
@@ -17,7 +24,7 @@ class AnnotationError(ValueError):
         mistakes: one sentence each: file, what is wrong with it, and the way out.
     """
 
-    def __init__(self, folder: Path, *mistakes: str) -> None:
+    def __init__(self, folder: Path | str, *mistakes: str) -> None:
         self.mistakes = mistakes
         lines = [f"  {mistake}" for mistake in self.mistakes[:_LONGEST_LIST]]
         if (more := len(self.mistakes) - _LONGEST_LIST) > 0:
@@ -31,20 +38,45 @@ class Findings:
     """What was noticed while reading: mistakes stop the import in the end, warnings are shown.
 
     Attributes:
-        mistakes: see `AnnotationError`.
-        warnings: one sentence each.
+        mistakes: see `AnnotationError`; of very many, the first ones.
+        warnings: one sentence each; of very many, the first ones.
+        count: of all mistakes.
     """
 
     mistakes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    count: int = 0
 
     def error(self, where: object, what: str) -> None:
         """Note a mistake; `where` names file and shape."""
-        self.mistakes.append(_printable(f"{where}: {what}"))
+        self.count += 1
+        if len(self.mistakes) < _MOST_KEPT:
+            self.mistakes.append(_printable(f"{where}: {what}"))
 
     def warning(self, where: object, what: str) -> None:
-        """Note a warning."""
-        self.warnings.append(_printable(f"{where}: {what}"))
+        """Note a warning; the same one counts once."""
+        warning = _printable(f"{where}: {what}")
+        if len(self.warnings) < _MOST_KEPT and warning not in self.warnings:
+            self.warnings.append(warning)
+
+    def guarded(self, where: object, read: Callable[[], Read]) -> Read | None:
+        """What `read` gives; None, with the mistake noted, if it fails in whatever way: the one place where that is so.
+
+        A stranger's file is behind it. Parsers, numpy and Pillow may raise anything at all for one that is damaged.
+        """
+        try:
+            return read()
+        except AnnotationError:
+            raise
+        except ContentError as error:
+            self.error(where, str(error))
+        except OSError as error:
+            self.error(where, f"cannot be read: {error.strerror or shown(error)}")
+        except MemoryError:
+            self.error(where, "needs more memory than this machine gives")
+        except Exception as error:
+            self.error(where, f"cannot be read ({shown(error)}): save or export it again")
+        return None
 
 
 def _printable(text: str) -> str:

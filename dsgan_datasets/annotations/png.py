@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from dsgan_datasets._deprecation import warn_renamed
+from dsgan_datasets.annotations.files import File
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.images import png
+from dsgan_datasets.annotations.values import whole
+from dsgan_datasets.contents import shown
+from dsgan_datasets.images import PictureError, open_picture, png
 from dsgan_datasets.targets.base import Color
 from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 
 _ID_MODES = ("P", "L", "1")
 
 
-def read_picture(path: Path, where: str, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
+def read_picture(file: File, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
     """Class ids int64 [H, W] of a mask picture, or None with the reason among the mistakes.
 
     In a palette or gray picture the numbers are the class ids (255, or the schema's `ignore_index`, is ignored). In an
     RGB picture every color must be exactly that of a class, and white is ignored unless a class is white.
 
     Args:
-        path: the file.
-        where: what to call it in messages.
+        file: to read.
         schema: classes and their colors.
         size: (H, W) that it must have.
         found: collects mistakes.
     """
+    where = file.name
     try:
-        with Image.open(path) as picture:
-            if (picture.height, picture.width) != size:
-                found.error(where, wrong_size((picture.height, picture.width), size))
-                return None
-            picture.load()
-    except Exception as error:  # a damaged file may raise anything at all
-        found.error(where, f"cannot be read as a picture ({error!r:.120}): save it as PNG again")
+        picture = open_picture(file.read(), size=size)
+    except PictureError as error:
+        found.error(where, wrong_size(error.size, size) if error.size else f"{error.reason} where it was painted")
         return None
     if picture.mode in _ID_MODES:
         return _from_ids(picture, where, schema, found)
@@ -61,6 +59,18 @@ def wrong_size(got: tuple[int, int], expected: tuple[int, int]) -> str:
         f"is {got[1]}×{got[0]} pixels, its image is {expected[1]}×{expected[0]}: annotate the exported image, "
         "and do not scale or crop the mask"
     )
+
+
+def check_size(height: Any, width: Any, expected: tuple[int, int], where: str, found: Findings) -> bool:
+    """Whether a size that a file states is the expected one; if not, that is noted. Sides that it omits are right."""
+    got = [default if side is None else whole(side) for side, default in zip((height, width), expected, strict=True)]
+    if got[0] is None or got[1] is None:
+        found.error(where, f"its size, {shown(width)}×{shown(height)}, is not in whole pixels: export it again")
+        return False
+    if (got[0], got[1]) != expected:
+        found.error(where, wrong_size((got[0], got[1]), expected))
+        return False
+    return True
 
 
 def _from_ids(picture: Image.Image, where: str, schema: LabelSchema, found: Findings) -> Array | None:
@@ -90,21 +100,29 @@ def _from_ids(picture: Image.Image, where: str, schema: LabelSchema, found: Find
 
 
 def _reordered(present: Array, colors: Array, schema: LabelSchema) -> str | None:
-    """Message if a palette shows, for the ids in use, the classes' colors in another order; else None."""
-    if len(set(schema.palette)) < schema.num_classes or (len(present) and present.max() >= len(colors)):
-        return None
-    shown = [tuple(map(int, colors[i])) for i in present if i != schema.ignore_index]
-    ids = [int(i) for i in present if i != schema.ignore_index]
-    if not all(color in schema.palette for color in shown):
-        return None  # a palette of its own: the ids count
-    classes = [schema.palette.index(color) for color in shown]
-    if classes == ids:
-        return None
-    wrong = next((i, c) for i, c in zip(ids, classes, strict=True) if i != c)
-    return (
-        f"its palette was reordered: id {wrong[0]} is shown in the color of class {wrong[1]} "
-        f"({schema.classes[wrong[1]]}), so ids and colors disagree. Save it as RGB: then the colors count"
-    )
+    """Message if a palette shows some id in the color of another class; else None.
+
+    Programs that save with an indexed palette number the colors as they like. A palette in which no id has the color of
+    another class is one of its own: then the ids count.
+    """
+    classes: dict[Color, list[int]] = {}
+    for number, color in enumerate(schema.palette):
+        classes.setdefault(color, []).append(number)
+    used = {int(i): tuple(map(int, colors[i])) for i in present if i < len(colors) and i != schema.ignore_index}
+    meant = {i: classes[color] for i, color in used.items() if color in classes}
+    if wrong := [(i, numbers[0]) for i, numbers in meant.items() if i not in numbers]:
+        i, number = wrong[0]
+        return (
+            f"its palette was reordered: id {i} is shown in the color of class {number} ({schema.classes[number]}), so "
+            "ids and colors disagree. Save it as RGB: then the colors count; or as gray: then the ids count"
+        )
+    white = [i for i, color in used.items() if color == IGNORED_COLOR and i not in meant and i < schema.num_classes]
+    if white and any(i > 0 for i in meant):
+        return (
+            f"its palette was reordered: id {white[0]} is shown in white, which is ignored, while other ids have the "
+            "colors of their classes. Save it as RGB: then the colors count; or as gray: then the ids count"
+        )
+    return None
 
 
 def _from_colors(pixels: Array, where: str, schema: LabelSchema, found: Findings) -> Array | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,10 +47,28 @@ def write_drafts(folder: Path, names: Sequence[str], masks: Array, schema: Label
     return hashes
 
 
-def write_readme(folder: Path, schema: LabelSchema, size: tuple[int, int], generator: str, *, drafted: bool) -> None:
-    """README.txt: what an annotator does next."""
+def write_readme(
+    folder: Path, schema: LabelSchema, size: tuple[int, int], generator: str, rounds: Sequence[str], *, drafted: bool
+) -> None:
+    """README.txt: what an annotator does next.
+
+    Args:
+        folder: to write to.
+        schema: the classes to annotate.
+        size: (H, W) of the images.
+        generator: its name.
+        rounds: names of the folders to fit together: earlier ones, and this one.
+        drafted: whether an interpreter has drafted the annotations.
+    """
     start = "Correct the drafts that an interpreter made" if drafted else "Draw the parts"
-    generator = f'"{generator}"' if any(c.isspace() for c in generator) else generator
+    known = len(rounds) > 1 or not drafted  # drafts come from an interpreter, and that from annotations of some folder
+    fit = shlex.join(["dsgan", "fit", generator, *([] if known else ["EARLIER"]), *rounds, "OUT"])
+    together = (
+        ""
+        if known
+        else "\nEARLIER is the folder that the interpreter was fitted to (several: all of them, oldest first; none\n"
+        f"if you do not have it). Fitted to {rounds[-1]} alone, an interpreter would know less than before.\n"
+    )
     classes = "\n".join(f"    {i:3d}  {name}" for i, name in enumerate(schema.classes))
     upload = "\n   then Actions > Upload annotations > COCO 1.0: cvat/coco_import.json" if drafted else ""
     paint = "copy the folder drafts to masks and correct it" if drafted else "make a folder masks"
@@ -79,8 +98,8 @@ Then, in this folder, see what was understood, as often as you like:
 
 and, when it finds no mistake, fit an interpreter where the generator is:
 
-    dsgan fit {generator} {folder} OUT
-
+    {fit}
+{together}
 Keep annotations.json, latents.npy and the images as they are: they tie your work to the generator.
 """
     write_bytes(folder / "README.txt", text.encode())

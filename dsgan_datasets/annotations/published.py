@@ -7,6 +7,7 @@ avg_latent_stylegan1.npy            average w, equal rows [18, 512]; may lie els
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dsgan_datasets.annotations.folder import CLASSES, Array, load_latents, read_classes
+from dsgan_datasets.annotations.folder import CLASSES, Array, generator_fingerprint, load_latents, read_classes
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
+from dsgan_datasets.contents import read_bounded
 from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.dialects import read_average
 from dsgan_datasets.generators.loading import load_generator
+from dsgan_datasets.images import MOST_PIXELS, PictureError, open_picture
 from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
+#: Bytes of a file of class ids.
+_LONGEST_MASK = 2**27
 _MASK = re.compile(r"image_mask(\d+)\.npy")
 
 
@@ -63,7 +67,8 @@ def read_published(
     schema = _schema(folder, classes, files)
     images = {f"image_mask{i}": _published_image(folder, i, size) for i in range(len(latents))}
     readers = {path.stem: partial(read_mask, path, path.name, schema, (size[0], size[1])) for path in files.values()}
-    return Material(schema, recipe, latents, images, readers, generator)
+    fingerprint = None if generator is None else generator_fingerprint(generator)
+    return Material(schema, recipe, latents, images, readers, generator, fingerprint)
 
 
 def _schema(folder: Path, classes: LabelSchema | Sequence[str] | None, files: Mapping[int, Path]) -> LabelSchema:
@@ -85,11 +90,10 @@ def _published_image(folder: Path, number: int, size: Sequence[int]) -> Array | 
     """The picture beside a mask, if there is one, resized to the mask; only to be shown."""
     for path in folder.glob(f"image_{number}.*"):
         try:
-            with Image.open(path) as picture:
-                resized = picture.convert("RGB").resize((size[1], size[0]))
-        except OSError:
+            picture = open_picture(path, formats=("PNG", "JPEG"))
+        except (OSError, PictureError):
             continue
-        return np.asarray(resized)
+        return np.asarray(picture.convert("RGB").resize((size[1], size[0])))
     return None
 
 
@@ -165,10 +169,10 @@ def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int]
 def load_mask(path: Path) -> Array | None:
     """int64 [H, W] of an .npy file; None if it holds something else."""
     try:
-        mask = np.load(path, allow_pickle=False).squeeze()
+        mask = np.load(io.BytesIO(read_bounded(path, _LONGEST_MASK)), allow_pickle=False).squeeze()
     except Exception:  # a damaged file may raise anything at all
         return None
-    if mask.ndim != 2 or mask.dtype.kind not in "uif" or (mask != np.round(mask)).any():
+    if mask.size > MOST_PIXELS or mask.ndim != 2 or mask.dtype.kind not in "uif" or (mask != np.round(mask)).any():
         return None
     ids: Array = mask.astype(np.int64)
     return ids

@@ -9,16 +9,23 @@ from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image
 
-from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, Array, Exported, generator_fingerprint, hash_pixels
-from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers, find_annotations
+from dsgan_datasets.annotations.folder import (
+    ANNOTATION_MANIFEST,
+    Array,
+    Exported,
+    ExportedImage,
+    generator_fingerprint,
+    hash_pixels,
+)
+from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers
 from dsgan_datasets.annotations.material import Material
 from dsgan_datasets.annotations.mistakes import Findings
 from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import load_generator
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.images import PictureError, open_picture
 from dsgan_datasets.recipe import FeatureLayout
 
 #: Levels of 0 … 255 by which an image may differ on average when another device generates it again.
@@ -49,14 +56,16 @@ def read_exported(
         if generator.features != exported.features:
             found.error(
                 given,
-                f"gives features {generator.features!r}, the export was for {exported.features!r}: load it so",
+                f"gives features {generator.features!r}, the export was for {exported.features!r}: load it with that "
+                "layout; rounds that are fitted together need the same one",
             )
-    images = {image.name: _read_image(folder, image.file, image.sha256, found) for image in exported.images}
+    images = {image.name: _read_image(folder, image, exported.size, found) for image in exported.images}
     if generator is not None and not found.mistakes:
         _check_rendering(generator, exported, images, found)
-    kind, files = find_annotations(folder, exported, asked, files)
-    readers = annotation_readers(folder, exported, kind, files, found)
-    return Material(exported.schema, exported.recipe, exported.latents, images, readers, generator)
+    readers = annotation_readers(folder, exported, asked, files, found)
+    return Material(
+        exported.schema, exported.recipe, exported.latents, images, readers, generator, exported.fingerprint
+    )
 
 
 @torch.no_grad()
@@ -77,18 +86,18 @@ def _check_rendering(
             )
 
 
-def _read_image(folder: Path, file: str, sha256: str, found: Findings) -> Array | None:
+def _read_image(folder: Path, image: ExportedImage, size: tuple[int, int], found: Findings) -> Array | None:
     """uint8 RGB [H, W, 3] of an exported image that was not changed."""
+    file = image.file
     try:
-        with Image.open(folder / file) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(open_picture(folder / file, size=size, what="it").convert("RGB"))
     except FileNotFoundError:
         found.error(file, "the exported image is missing: restore it, the annotation belongs to exactly this image")
         return None
-    except Exception as error:  # a damaged file may raise anything at all
-        found.error(file, f"cannot be read as a picture ({error!r:.120}): restore the exported image")
+    except (OSError, PictureError) as error:
+        found.error(file, f"cannot be read as a picture ({error}): restore the exported image")
         return None
-    if hash_pixels(pixels) != sha256:
+    if hash_pixels(pixels) != image.sha256:
         found.error(
             file,
             f"is not the image that was exported (its pixels, {pixels.shape[1]}×{pixels.shape[0]}, have another "

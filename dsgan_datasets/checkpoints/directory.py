@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.migrations import FORMAT_VERSION, migrate
 from dsgan_datasets.checkpoints.pickles import check_content
-from dsgan_datasets.files import atomic_write
+from dsgan_datasets.files import atomic_write, written_whole
 
 _LARGEST_CONFIG = 4 * 2**20  # bytes
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -25,8 +26,18 @@ def built_in() -> list[str]:
     return sorted(p.parent.name for p in PRETRAINED.glob("*/config.json"))
 
 
+def is_built_in(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether this names a checkpoint that ships with the package; a `Path` to something that exists does not."""
+    if not isinstance(name_or_path, str) and Path(name_or_path).exists():
+        return False
+    return os.fspath(name_or_path) in built_in()
+
+
 def find(name_or_path: str | os.PathLike[str]) -> Path:
     """Where a checkpoint is: an existing path, the name of a built-in checkpoint, or ``hf://org/name``.
+
+    A name means the same in every folder: text that is the name of a built-in checkpoint is that checkpoint, also if
+    something of that name lies in the working folder. A warning then says how to name the other one.
 
     Raises:
         CheckpointError: there is no such thing; the message lists the built-in names.
@@ -35,10 +46,15 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if name.startswith("hf://"):
         return _from_hub(name.removeprefix("hf://"))
     path = Path(name).expanduser()
+    if is_built_in(name_or_path):
+        if path.exists():
+            warnings.warn(
+                f"{name} is the built-in checkpoint; to use what lies in this folder under that name, write ./{name}",
+                stacklevel=2,
+            )
+        return PRETRAINED / name
     if path.exists():
         return path
-    if name in built_in():
-        return PRETRAINED / name
     raise CheckpointError(
         f"no file or directory {name!r}, nor a built-in checkpoint of that name ({', '.join(built_in())})"
     )
@@ -113,7 +129,10 @@ def write(
     card: str,
     pictures: Mapping[str, bytes | None] | None = None,
 ) -> None:
-    """Write a checkpoint directory; each file appears whole or not at all, config.json last.
+    """Write a checkpoint directory: a new one appears whole or not at all.
+
+    Where one is replaced, each file appears whole or not at all, config.json last: killed in between, it is found to be
+    a mixture when it is read.
 
     Args:
         directory: is made if needed. Files of other names in it stay.
@@ -126,20 +145,33 @@ def write(
         CheckpointError: the directory cannot be written.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for stem, named in tensors.items():
-            contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
-            _write(directory / f"{stem}.safetensors", contents)
-        for name, content in (pictures or {}).items():
-            if content is None:
-                (directory / name).unlink(missing_ok=True)
-            else:
-                _write(directory / name, content)
-        _write(directory / "README.md", card.encode())
-        text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
-        _write(directory / "config.json", text.encode())
+        if directory.is_dir() and any(directory.iterdir()):
+            _write_files(directory, config, tensors, card, pictures or {})
+        else:
+            with written_whole(directory) as folder:
+                _write_files(folder, config, tensors, card, pictures or {})
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint to {directory}: {error}") from error
+
+
+def _write_files(
+    directory: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    card: str,
+    pictures: Mapping[str, bytes | None],
+) -> None:
+    for stem, named in tensors.items():
+        contents = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in named.items()})
+        _write(directory / f"{stem}.safetensors", contents)
+    for name, content in pictures.items():
+        if content is None:
+            (directory / name).unlink(missing_ok=True)
+        else:
+            _write(directory / name, content)
+    _write(directory / "README.md", card.encode())
+    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
+    _write(directory / "config.json", text.encode())
 
 
 def _write(path: Path, contents: bytes) -> None:

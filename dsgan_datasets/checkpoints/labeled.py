@@ -122,11 +122,17 @@ class Checkpoint:
         """
         path = directory.find(name_or_path)
         if not path.is_dir():
-            raise CheckpointError(f"{path} is a file; expected a checkpoint directory with config.json")
+            raise CheckpointError(
+                f"{path} is a file; expected a checkpoint directory with config.json. If it is a generator, it has no "
+                "labels yet: annotate some of its images (`dsgan annotate export`), then fit to them (`dsgan fit`)"
+            )
         config = directory.read_config(path)
         where = str(path / "config.json")
         if "labeler" not in config:
-            raise CheckpointError(f"{path} holds a generator without an interpreter: fit one first (`dsgan fit`)")
+            raise CheckpointError(
+                f"{path} holds a generator without labels: annotate some of its images (`dsgan annotate export`), then "
+                "fit an interpreter to them (`dsgan fit`)"
+            )
         stored = cls.from_dict(config, path)
         if (expected := str(config.get("fingerprint"))) != stored.fingerprint and not config.get("migrated_from"):
             raise CheckpointError(changed(where, expected, stored.fingerprint))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.export.layouts import Layout, Options, Slot
 from dsgan_datasets.export.mmseg import MMSeg
 from dsgan_datasets.export.yolo import YoloSeg
+from dsgan_datasets.files import written_whole
 from dsgan_datasets.images import png
 from dsgan_datasets.parallel import ahead
 from dsgan_datasets.pictures import contact_sheet
@@ -82,7 +81,7 @@ def export(
     options = _options(input, things, instances, min_instance_area)
     layout_type = FORMATS[format]
     counts = _counts(input, layout_type.default_splits if splits is None else splits)
-    with _folder_written_whole(Path(out)) as folder:
+    with written_whole(Path(out)) as folder:
         layout = layout_type(folder, input, options, {} if "" in counts else counts)
         _write(folder, layout, input, counts, palette)
     return counts
@@ -115,24 +114,6 @@ def _counts(input: ExportInput, splits: Mapping[str, float]) -> dict[str, int]:
     if end < 1:
         raise ValueError(f"{input.num_samples} samples are too few for the splits {dict(splits)} and train: take more")
     return {"train": end, **{name: counts[name] for name in splits}}
-
-
-@contextmanager
-def _folder_written_whole(out: Path) -> Iterator[Path]:
-    """A folder to write to, under a temporary name; renamed when the block ends without error, else removed."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} exists: choose another name for the export, or remove it")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(out)
-    except OSError as error:
-        if error.filename is not None and not os.fspath(error.filename).startswith(os.fspath(temporary)):
-            raise  # about another file: the source cannot be read
-        raise OSError(error.errno, f"{error.strerror or error}, nothing was written", os.fspath(out)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str, int], palette: bool) -> None:

@@ -132,8 +132,9 @@ def decode(files: Mapping[str, bytes], targets: Sequence[Target]) -> Sample:
     """
     try:
         facts = json.loads(files["json"])
-        picture = files["png"] if "png" in files else files["jpg"]
-        fields = {"image": torch.from_numpy(read_pixels(picture, "RGB").transpose(2, 0, 1).copy())}
+        picture, kind = (files["png"], "PNG") if "png" in files else (files["jpg"], "JPEG")
+        image = read_pixels(picture, "RGB", formats=(kind,))
+        fields = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}
         fields |= {target.field: target.decode(files[target.extension]) for target in targets}
         if (score := facts.get("uncertainty_score", facts.get("score"))) is not None:
             fields["uncertainty_score"] = torch.tensor(float(score), dtype=torch.float32)

@@ -11,6 +11,7 @@ from mmseg.visualization import SegLocalVisualizer
 from PIL import Image
 
 import dsgan_datasets.adapters.mmseg  # noqa: F401
+from dsgan_datasets.images import open_picture
 
 
 def draw(out: str, indices: list[int], checkpoint: str = "demo-faces", size: int = 256) -> None:
@@ -27,7 +28,7 @@ def draw(out: str, indices: list[int], checkpoint: str = "demo-faces", size: int
             image = item["inputs"].flip(0).permute(1, 2, 0).cpu().numpy()  # BGR -> RGB
             drawn = str(Path(folder, "drawn.png"))
             visualizer.add_datasample("sample", image, item["data_samples"], out_file=drawn)
-            columns.append(np.concatenate([image, np.asarray(Image.open(drawn))]))
+            columns.append(np.concatenate([image, np.asarray(open_picture(drawn))]))
     Image.fromarray(np.concatenate(columns, axis=1)).save(out)
 
 

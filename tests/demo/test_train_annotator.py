@@ -103,7 +103,7 @@ def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: p
         "cut-gzip": (gzip.compress(whole)[:5000], "nor a tar that can be read"),
         "no-image": (
             whole[: image.offset_data] + bytes(512) + whole[image.offset_data + 512 :],
-            "000000.jpg is not a readable image",
+            "000000.jpg is not a picture: save it as JPEG or PNG or WEBP",
         ),
         "half-a-pair": (whole[: mask.offset] + b"\0" * 1024, "ends after"),
         "two-of-a-kind": (2 * whole[image.offset : mask.offset] + b"\0" * 1024, "ends after"),

@@ -208,7 +208,7 @@ def test_errors_about_images_name_what_is_wrong(tmp_path: Path) -> None:
         (tmp_path / "empty", "contains no images"),
         (tmp_path / "text.tar", "neither a folder nor a tar"),
         (small, "000 is 8×8 pixels, smaller than the generator's 16"),
-        (tmp_path / "broken", "a is not a readable image"),
+        (tmp_path / "broken", "a is not a picture: save it as JPEG or PNG or WEBP"),
     ):
         with pytest.raises((ValueError, OSError), match=message):
             read_images([path], 16)
@@ -512,7 +512,7 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
         assert "--state" in capfd.readouterr().err
     (tmp_path / "none" / "broken.png").write_bytes(b"no image")
     assert main(["--images", str(tmp_path / "none"), "--state", str(tmp_path / "s")]) == 1
-    assert "broken is not a readable image\n" in capfd.readouterr().err
+    assert "broken is not a picture: save it as JPEG or PNG or WEBP\n" in capfd.readouterr().err
 
 
 def test_another_annotator_measures_the_best_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

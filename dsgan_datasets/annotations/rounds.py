@@ -1,0 +1,262 @@
+"""Folders of annotated images, one for each round of annotating -> what an interpreter is fitted on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES
+from dsgan_datasets.annotations.formats import AnnotationFormat
+from dsgan_datasets.annotations.loading import Annotations, load_folder
+from dsgan_datasets.annotations.mistakes import AnnotationError, listed
+from dsgan_datasets.device import Device
+from dsgan_datasets.fitting.annotated import AnnotatedImages
+from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.recipe import FeatureLayout, Recipe
+from dsgan_datasets.targets.segmentation import LabelSchema
+
+#: Fields of the recipe that change how an image is computed, and not what it shows; the size is compared as pixels.
+_SAME_IMAGES = ("compute_batch", "dtype", "compile", "size")
+
+#: A folder of annotations, or the folders of several rounds.
+Folders = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class _Round(NamedTuple):
+    """What a message calls a folder, and what was read from it."""
+
+    name: str
+    found: Annotations
+
+
+def load_annotations(
+    folder: Folders,
+    generator: FeatureGenerator | str | os.PathLike[str] | None = None,
+    *,
+    format: AnnotationFormat | None = None,
+    files: str | os.PathLike[str] | None = None,
+    classes: LabelSchema | Sequence[str] | None = None,
+    features: FeatureLayout | None = None,
+    min_region: int = 0,
+    min_class: int = 0,
+    allow_missing: bool = False,
+    device: Device = None,
+    **recipe: Any,
+) -> Annotations:
+    """Read the annotations in a folder that `dsgan annotate export` wrote, or in DatasetGAN's published layout.
+
+    An exported folder may hold ``masks/NAME.png`` (class ids as palette or gray PNG, or RGB in exactly the colors of
+    the classes), ``images/NAME.json`` (LabelMe) or ``coco.json``; what no shape covers is class 0. The published layout
+    is ``image_mask{i}.npy`` and ``latent_stylegan1.npy``, perhaps with ``avg_latent*.npy`` and classes.json; its images
+    are those of psi 0.7 on the first 8 layers (7 of 256-pixel models), resized to the masks.
+
+    Several folders are read as rounds, oldest first. They must be of one generator and one recipe, and their classes
+    must have the same names; ids, colors and order are those of the first folder. An image that is annotated in several
+    rounds counts once: the last mask is taken, and a warning says so.
+
+    Args:
+        folder: where all this lies; or a list of such folders, of either layout.
+        generator: the one exported from, or where `load_generator` finds it; it is then loaded with the features of the
+            (first) export, and with the folder's average w if there is one. None checks nothing about it.
+        format: "masks", "labelme", "coco" or "published"; None takes the kind that is there.
+        files: annotations that lie elsewhere: a folder of PNG or LabelMe files, or a COCO file; with one folder only.
+        classes: of the published layout, names in the order of ids, or a schema; None reads classes.json.
+        features: of the published layout, the feature layout of a generator that is loaded here; None is the first
+            that the architecture has.
+        min_region: connected regions of fewer pixels take the class around them; 0 keeps all. At 512² 30 is a speck,
+            at 64² it is an eye.
+        min_class: a class with fewer pixels in an image becomes class 0, as published (30); 0 keeps all.
+        allow_missing: read what is annotated, and leave out the images that are not.
+        device: for a generator that is loaded here.
+        recipe: fields of `Recipe` that were different from the above, for the published layout.
+
+    Returns:
+        latents, masks, schema, recipe and generator, ready for `fit_interpreter`.
+
+    Raises:
+        AnnotationError: lists every mistake of every file: an unknown class, a wrong size, a missing or extra file, an
+            empty mask, an image or a generator that is not the one exported; or rounds that do not fit together.
+        CheckpointError: the generator cannot be loaded.
+
+    Example:
+        >>> found = load_annotations(["round-1", "round-2"], "demo-faces")  # doctest: +SKIP
+        >>> fit_interpreter(found.generator, found.annotated, found.schema, recipe=found.recipe)  # doctest: +SKIP
+    """
+    folders = [Path(folder)] if isinstance(folder, str | os.PathLike) else [Path(each) for each in folder]
+    _check_folders(folders, files)
+    of_published: dict[str, Any] = {"classes": classes, "features": features, **recipe}
+    mixed = len({_is_exported(path) for path in folders}) > 1
+    rounds: list[_Round] = []
+    errors: dict[str, AnnotationError] = {}
+    for name, path in zip(_names(folders), folders, strict=True):
+        own = {"classes": None, "features": None} if mixed and _is_exported(path) else of_published
+        try:
+            found = load_folder(
+                path,
+                generator,
+                format=format,
+                files=files,
+                min_region=min_region,
+                min_class=min_class,
+                allow_missing=allow_missing,
+                device=device,
+                **own,
+            )
+        except AnnotationError as error:
+            errors[name] = error
+            continue
+        generator = found.generator or generator  # loaded once
+        rounds.append(_Round(name, found))
+    if errors:
+        raise _all_at_once(errors)
+    return _with_absent(rounds[0].found if len(rounds) == 1 else _joined(rounds))
+
+
+def _check_folders(folders: Sequence[Path], files: object) -> None:
+    if not folders:
+        raise ValueError("no folder of annotations given")
+    if len({path.resolve() for path in folders}) < len(folders):
+        raise ValueError(f"a folder of annotations is given twice: {listed(folders)}")
+    if files is not None and len(folders) > 1:
+        raise ValueError(
+            "files are the annotations of one folder: with several folders, put them into each (masks/, images/*.json, "
+            "or coco.json)"
+        )
+
+
+def _is_exported(folder: Path) -> bool:
+    return (folder / ANNOTATION_MANIFEST).is_file()
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Short names of the folders, or their paths if two have the same."""
+    short = [path.resolve().name for path in folders]
+    return short if len(set(short)) == len(short) else [str(path) for path in folders]
+
+
+def _all_at_once(errors: Mapping[str, AnnotationError]) -> AnnotationError:
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    mistakes = [f"{name}: {mistake}" for name, error in errors.items() for mistake in error.mistakes]
+    return AnnotationError(", ".join(errors), *mistakes)
+
+
+def _joined(rounds: Sequence[_Round]) -> Annotations:
+    """All rounds as one, in the classes of the first."""
+    mistakes = [mistake for later in rounds[1:] for mistake in _disagreements(rounds[0], later)]
+    if mistakes:
+        raise AnnotationError(", ".join(each.name for each in rounds), *mistakes)
+    first = rounds[0].found
+    last = {z.numpy().tobytes(): number for number, each in enumerate(rounds) for z in each.found.latents}
+    kept = [
+        torch.tensor([last[z.numpy().tobytes()] == number for z in each.found.latents])
+        for number, each in enumerate(rounds)
+    ]
+    latents = torch.cat([each.found.latents[rows] for each, rows in zip(rounds, kept, strict=True)])
+    masks = torch.cat([_translated(each.found, first.schema)[rows] for each, rows in zip(rounds, kept, strict=True)])
+    images = [each.found.images for each in rounds]
+    return Annotations(
+        annotated=AnnotatedImages(latents, masks),
+        schema=first.schema,
+        recipe=first.recipe,
+        names=tuple(
+            f"{each.name}/{name}"
+            for each, rows in zip(rounds, kept, strict=True)
+            for name, keep in zip(each.found.names, rows.tolist(), strict=True)
+            if keep
+        ),
+        images=None
+        if any(image is None for image in images)
+        else torch.cat([image[rows] for image, rows in zip(images, kept, strict=True) if image is not None]),
+        generator=next((each.found.generator for each in rounds if each.found.generator is not None), None),
+        warnings=(
+            *(f"{each.name}: {warning}" for each in rounds for warning in each.found.warnings),
+            *_annotated_again(rounds, kept, last),
+        ),
+        fingerprint=next((each.found.fingerprint for each in rounds if each.found.fingerprint), None),
+    )
+
+
+def _annotated_again(rounds: Sequence[_Round], kept: Sequence[Tensor], last: Mapping[bytes, int]) -> list[str]:
+    """A sentence for each round whose masks a later one replaces."""
+    sentences = []
+    for each, rows in zip(rounds, kept, strict=True):
+        again = (~rows).nonzero()[:, 0].tolist()
+        if again:
+            by = {rounds[last[each.found.latents[i].numpy().tobytes()]].name for i in again}
+            sentences.append(
+                f"{each.name}: {listed([each.found.names[i] for i in again])}: annotated again in "
+                f"{listed(sorted(by))}, whose masks count"
+            )
+    return sentences
+
+
+def _disagreements(first: _Round, later: _Round) -> list[str]:
+    """Why two rounds cannot be fitted together, with the way out."""
+    a, b = first.found, later.found
+    mistakes = []
+    if a.fingerprint and b.fingerprint and a.fingerprint != b.fingerprint:
+        mistakes.append(
+            f"{later.name}: its images are of another generator (fingerprint {b.fingerprint[:8]}…) than those of "
+            f"{first.name} ({a.fingerprint[:8]}…): fit each of them to its own generator"
+        )
+    if different := _different_fields(a, b):
+        fields = "; ".join(f"{name} {there} instead of {here}" for name, (here, there) in different.items())
+        mistakes.append(
+            f"{later.name}: its images were made in another way than those of {first.name} ({fields}), so their "
+            f"features differ: export with `dsgan annotate export --after {first.name}`, which takes the same recipe"
+        )
+    for one, other in ((first, later), (later, first)):
+        if lacking := [c for c in other.found.schema.classes if c not in one.found.schema.classes]:
+            mistakes.append(
+                f"{one.name}: {CLASSES} lacks {listed(lacking)}, which {other.name} has, so such pixels have another "
+                f"class in {one.name}: append the names to its {CLASSES}, and annotate them if its images show any"
+            )
+    if not mistakes and _sides(a.schema) != _sides(b.schema):
+        mistakes.append(f"{later.name}: flip_pairs in {CLASSES} are not those of {first.name}: make them the same")
+    return mistakes
+
+
+def _different_fields(a: Annotations, b: Annotations) -> dict[str, tuple[Any, Any]]:
+    """Fields in which the recipes of the images differ -> the two values."""
+
+    def fields(found: Annotations) -> dict[str, Any]:
+        recipe: Recipe = found.recipe
+        stored = recipe.to_dict()
+        decisive = {**stored["sampling"], **stored["rendering"]}
+        height, width = found.masks.shape[1:]
+        return {**{k: v for k, v in decisive.items() if k not in _SAME_IMAGES}, "size": f"{width}×{height}"}
+
+    here, there = fields(a), fields(b)
+    return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
+
+
+def _sides(schema: LabelSchema) -> set[frozenset[str]]:
+    return {frozenset(schema.classes[i] for i in pair) for pair in schema.flip_pairs}
+
+
+def _translated(found: Annotations, schema: LabelSchema) -> Tensor:
+    """Masks in the ids of another schema of the same names."""
+    table = torch.full((256,), schema.ignore_index)
+    for i, name in enumerate(found.schema.classes):
+        table[i] = schema.index(name)
+    return table[found.masks]
+
+
+def _with_absent(found: Annotations) -> Annotations:
+    """With a warning about classes that no image of any round shows."""
+    present = set(found.masks.unique().tolist())
+    absent = [name for i, name in enumerate(found.schema.classes) if i not in present]
+    if not absent:
+        return found
+    warning = (
+        f"no image has the class {', '.join(absent)}, so it cannot be learned: annotate images that show it, or "
+        "leave it out of the classes when you export"
+    )
+    return dataclasses.replace(found, warnings=(*found.warnings, warning))

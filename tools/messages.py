@@ -1,0 +1,61 @@
+"""Errors of the library in terms of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+
+from dsgan_datasets.recipe import RecipeOverrides
+
+#: A message quotes arguments and files; more of one word than this helps nobody.
+_LONGEST_WORD = 300
+
+
+def explain(error: Exception, args: argparse.Namespace) -> str:
+    """An error as a sentence that names the thing, and the options of this command that the message speaks of.
+
+    Args:
+        error: what was raised.
+        args: of the command; empty if they could not be read.
+    """
+    text = printable(_plain(error, args))
+    hints = "; ".join(f"{name}: {option}" for name, option in _options(text, args))
+    return f"{text} ({hints})" if hints else text
+
+
+def _plain(error: Exception, args: argparse.Namespace) -> str:
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "not enough memory: ask for smaller images or batches (--set compute_batch=1), or fewer at a time"
+    if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
+        # Writing into an open file says what went wrong, and not with which file.
+        where = error.filename if error.filename is not None else getattr(args, "out", None)
+        return error.strerror if where is None else f"{os.fspath(where)}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """The text without what controls a terminal, and with very long words cut: it may quote a file or an argument.
+
+    Example:
+        >>> printable("no file a\\x1b[2J")
+        'no file a\\\\x1b[2J'
+    """
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return re.sub(rf"(\S{{{_LONGEST_WORD}}})\S+", r"\1…", shown)
+
+
+def _options(text: str, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Names of parameters in a message, and the options of this command that set them."""
+    parser: argparse.ArgumentParser | None = getattr(args, "parser", None)
+    if parser is None:
+        return
+    options = {a.dest: a.option_strings[0] for a in parser._actions if a.option_strings}
+    if "recipe" in options:
+        options = {**{name: f"--set {name}=VALUE" for name in RecipeOverrides.__annotations__}, **options}
+    for name, option in options.items():
+        # A name of several words, or one that is clearly not a word of the sentence.
+        pattern = rf"\b{name}\b" if "_" in name else rf"\b{name}(?==| must)"
+        if re.search(pattern, text) and option.partition("=")[0] not in text:
+            yield name, option
