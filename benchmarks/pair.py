@@ -5,8 +5,8 @@ with its pointwise passes one after the other, every map resized to the output, 
 applied to every pixel of the image. Both sides have the same weights and latents. Before anything is timed their images
 and labels are compared. Every ratio, bfloat16 too, is against the published order in float32 with default threads.
 
-`--baseline CHECKOUT` compares the stream of that checkout's demo-faces instead: interleaved pairs of processes, of which
-one imports the library of this checkout and the other that of the other one. Their samples are compared as well.
+`--baseline CHECKOUT` compares the stream of that checkout's demo-faces instead: interleaved pairs of processes, of
+which one imports the library of this checkout and the other that of the other one. Their samples are compared as well.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MIN_FRACTION = 0.5  # of torch.mm, that the classifiers of the published order m
 TOP_FRACTION = 0.1
 
 EXAMPLE = """examples:
-  python benchmarks/pair.py --out benchmarks/results/pair.json     both shapes: 12 GB of memory, ten minutes on two cores
+  python benchmarks/pair.py --out benchmarks/results/pair.json     both shapes: 16 GB of memory, ten minutes
   python benchmarks/pair.py --shapes cat --runs 3
   git worktree add ../before e3972a3
   python benchmarks/pair.py --baseline ../before --samples 200 --pairs 5 --out benchmarks/results/pair_stream.json"""

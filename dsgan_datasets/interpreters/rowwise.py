@@ -6,8 +6,8 @@ bilinear resizing is linear, so they commute: up(f) · W = up(f · W), and conca
 multiplied by its own block of the stacked first layers *before* it is resized, and only these projections are resized
 and summed. The numbers are the same up to rounding, at 1/18 to 1/31 of the multiplications.
 
-A band of rows is computed for one group of members after the other, so that the activations of a chunk (its pixels times
-the hidden units of a group) fit into the second-level cache.
+A band of rows is computed for one group of members after the other, so that the activations of a chunk (its pixels
+times the hidden units of a group) fit into the second-level cache.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def label(
     chunks: Chunks = DEFAULT_CHUNKS,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """Mask int64 and uncertainty float32 [N, H, W]; arguments as for `logits`, the vote, and the operands' precision."""
+    """Mask int64 and uncertainty float32 [N, H, W]; arguments as for `logits`, vote, precision of operands."""
     return Rowwise(weights, [f.shape[1:] for f in features], frame, dtype, chunks).label(features, vote)
 
 
