@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgan_datasets._deprecation import warn_renamed
+from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.interpreters import batched, rowwise
 from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, Prediction, check_channels
 from dsgan_datasets.interpreters.labels import Labels
@@ -25,9 +26,9 @@ from dsgan_datasets.uncertainty import image_score
 class PixelEnsemble(nn.Module):
     """M pixel classifiers that vote, and whose disagreement is the uncertainty; an `Interpreter`.
 
-    On a CPU everything is computed in float32, image by image. On a GPU whole batches are labeled: operands of the
-    matrix products have the precision of the feature maps, which is the recipe's dtype, and sums, softmax and votes are
-    float32.
+    On a CPU images are labeled one by one, on a GPU in batches. Operands of the matrix products have the precision of
+    the feature maps, which is the recipe's dtype; sums, softmax and votes are float32. A CPU computes in float32 what
+    it has no instructions for: float16, and on many processors bfloat16.
 
     Args:
         weights: the matrices of `EnsembleWeights` by name, "w1" … "b3"; kept in float32.
@@ -71,6 +72,7 @@ class PixelEnsemble(nn.Module):
                 f"channels {list(self.channels)} add up to {sum(self.channels)}, w1 takes {self.in_channels} features"
             )
         self._prepared: batched.Prepared | None = None
+        self._rowwise: tuple[tuple[Any, ...], rowwise.Rowwise] | None = None
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -154,7 +156,7 @@ class PixelEnsemble(nn.Module):
         self.check_options(options)
         self._check(features, frame)
         if self.device.type == "cpu":
-            mask, uncertainty = rowwise.label(self.weights, features, frame, options.vote)
+            mask, uncertainty = self._on_cpu(features, frame).label(features, options.vote)
             scores = parallel_map(lambda u: image_score(u[None], options.top_fraction), uncertainty, self.device)
             return Prediction({"mask": mask}, uncertainty, torch.cat(scores))
         self._prepared = batched.prepare(self.weights, features, frame, options.vote, self._prepared)
@@ -196,16 +198,27 @@ class PixelEnsemble(nn.Module):
         assert found.uncertainty is not None and found.uncertainty_score is not None
         return Labels(found.labels["mask"], found.uncertainty, found.uncertainty_score)
 
+    def _on_cpu(self, features: Sequence[Tensor], frame: Frame) -> rowwise.Rowwise:
+        """What labels such maps, prepared once: in bfloat16 where maps and processor are, else in float32."""
+        shapes = tuple(tuple(f.shape[1:]) for f in features)
+        is_bfloat16 = features[0].dtype == torch.bfloat16 and has_fast_bfloat16(self.device)
+        dtype = torch.bfloat16 if is_bfloat16 else torch.float32
+        weights, held = self.weights, self._rowwise
+        task = (shapes, frame, dtype, weights.version())
+        if held is None or held[0] != task:
+            held = self._rowwise = (task, rowwise.Rowwise(weights, shapes, frame, dtype))
+        return held[1]
+
     def _check(self, features: Sequence[Tensor], frame: Frame) -> None:
         check_channels(self.channels, [f.shape[1] for f in features])
         frame.check()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared = None  # it holds the tensors that are about to be replaced
+        self._prepared = self._rowwise = None  # they hold the tensors that are about to be replaced
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}  # kernels cannot be pickled
+        return {**self.__dict__, "_prepared": None, "_rowwise": None}  # kernels cannot be pickled
 
 
 def _as_channels(channels: Sequence[int]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.recipe import Vote
-from dsgan_datasets.uncertainty import jensen_shannon
+from dsgan_datasets.uncertainty import entropy, jensen_shannon
 
 
 def reduce_members(logits: Tensor, dim: int, vote: Vote) -> tuple[Tensor, Tensor]:
@@ -28,6 +28,49 @@ def reduce_members(logits: Tensor, dim: int, vote: Vote) -> tuple[Tensor, Tensor
     for choice in _lowest_argmax(logits, dim).unsqueeze(-1):
         votes.scatter_add_(-1, choice, votes.new_ones(()).expand_as(choice))
     return votes.argmax(-1), divergence
+
+
+class Tally:
+    """`reduce_members` for a CPU: a group of members and a chunk of rows at a time, while they are in the cache.
+
+    The entropy of a member follows from its logits l: log Σ e - Σ e · l' / Σ e with l' = l - max l and e = exp(l').
+
+    Args:
+        shape: (K, rows, W).
+        vote: as for `reduce_members`.
+        device: of the logits.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], vote: Vote, device: torch.device) -> None:
+        self.vote, self.members = vote, 0
+        self.probability = torch.zeros(shape, device=device)  # summed over members
+        self.entropy = torch.zeros(shape[1:], device=device)  # likewise
+        self.votes = self.probability if vote == "mean" else torch.zeros(shape, device=device)
+
+    def add(self, members: slice, rows: slice, logits: Tensor) -> None:
+        """Count some members, by their logits [members, K, rows, W] at these rows."""
+        if rows.start == 0:
+            self.members += members.stop - members.start
+        largest = logits.amax(1, keepdim=True)
+        shifted = logits - largest
+        e = shifted.exp()
+        total = e.sum(1, keepdim=True)
+        self.entropy[rows] += (total.log() - shifted.mul_(e).sum(1, keepdim=True) / total).sum(0)[0]
+        self.probability[:, rows] += e.mul_(total.reciprocal_()).sum(0)
+        if self.vote == "majority":
+            self.votes[:, rows] += _lowest_of(shifted.copy_(logits).eq_(largest)).sum(0)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Class ids int64 and Jensen-Shannon divergence in nats, [rows, W]."""
+        divergence = entropy(self.probability / self.members, 0) - self.entropy / self.members
+        return _lowest_argmax(self.votes, 0), divergence.clamp_min_(0)
+
+
+def _lowest_of(marked: Tensor) -> Tensor:
+    """Marks 1.0 and 0.0, [members, K, ...]: only the lowest of the classes that a member marks at a pixel."""
+    if marked.sum() == marked[:, 0].numel():  # nearly always: one each
+        return marked
+    return marked * (marked.cumsum(1) == 1)
 
 
 def _lowest_argmax(values: Tensor, dim: int) -> Tensor:
