@@ -66,6 +66,6 @@ class _Writer:
             raise ShardError(
                 f"a Ray worker has {here}, the set is made with {dict(self.plan.made_with)}: they must agree"
             )
-        approve = recording(self.folder, recorded)
+        approve = recording(self.folder, self.plan, recorded)
         (shard,) = write_numbers(self.labeled, self.plan, self.folder, [number], approve, workers=self.workers)
         return shard
