@@ -16,8 +16,8 @@ from fsspec.asyn import sync
 
 #: Bytes of one request, at least: a stream asks for some records at a time.
 _REQUEST = 1 << 20
-#: Bytes of a file that is read whole, such as a manifest: a hundred million samples.
-_LARGEST_DOCUMENT = 1 << 32
+#: Bytes of a file that is read whole: the manifest of ten million samples.
+_LARGEST_DOCUMENT = 1 << 29
 
 
 class WholeFilesOnly(OSError):

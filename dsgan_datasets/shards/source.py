@@ -41,6 +41,9 @@ class ShardSource:
         check_hashes: read each shard once in full before its first sample, and compare its SHA-256. That is always so
             for sets of format 1, whose manifests have no checksums of records.
         read_together: numbers that `stream` takes at a time, whose records are read in the order of the files.
+        whole_files: where a web server gives no parts of files, `stream` copies each shard to a temporary file before
+            its first sample. False makes that an error, as it always is for `batch`: numbers in any order would copy a
+            shard for nearly every sample.
 
     Attributes:
         shards: the `ShardSet`.
@@ -57,12 +60,15 @@ class ShardSource:
         (3, 'faces', tensor([102, 100]))
     """
 
-    def __init__(self, path_or_urls: Locations, *, check_hashes: bool = False, read_together: int = 1) -> None:
+    def __init__(
+        self, path_or_urls: Locations, *, check_hashes: bool = False, read_together: int = 1, whole_files: bool = True
+    ) -> None:
         several = [path_or_urls] if isinstance(path_or_urls, str | os.PathLike) else path_or_urls
         self.locations = tuple(os.fspath(location) for location in several)
         self.shards = ShardSet(self.locations)
         self.check_hashes = check_hashes
         self.read_together = read_together
+        self.whole_files = whole_files
         self._checked: set[str] = set()
 
     def __len__(self) -> int:
@@ -143,7 +149,7 @@ class ShardSource:
         return self._stream(iter(indices))
 
     def _stream(self, numbers: Iterator[int]) -> Iterator[Sample]:
-        with _OpenShard(self, whole_files=True) as reader:
+        with _OpenShard(self, whole_files=self.whole_files) as reader:
             while chunk := list(islice(numbers, self.read_together)):
                 if len(chunk) == 1:
                     yield reader.sample(chunk[0])
