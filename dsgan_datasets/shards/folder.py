@@ -298,7 +298,7 @@ class Folder:
             remove_leftovers(local / name)
         elif hasattr(self.files, "list_multipart_uploads"):  # S3
             bucket, key, _ = self.files.split_path(self._at(name))
-            with suppress(PermissionError), self._errors(name):  # not everyone may look for uploads
+            with suppress(OSError), self._errors(name):  # not everyone may look for uploads, nor can every server
                 found = self.files.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
                 for upload in found.get("Uploads", []):
                     if upload["Key"] == key:

@@ -44,6 +44,7 @@ class ShardSet:
         image_size: (H, W).
         extensions: of the files of a record.
         fingerprints: of checkpoint and recipe, one a set.
+        digests: of everything that decides the samples, one a set, see `Plan.digest`.
 
     Raises:
         ShardError: no manifest, a damaged one, a tar that it does not list, or sets that do not fit together.
@@ -71,6 +72,7 @@ class ShardSet:
         self.image_size = plans[0].image_size
         self.extensions = plans[0].extensions
         self.fingerprints = tuple(plan.fingerprint for plan in plans)
+        self.digests = tuple(plan.digest for plan in plans)
         self._ends = list(accumulate(place.shard.count for place in self._places))
 
     def __len__(self) -> int:

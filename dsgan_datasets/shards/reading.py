@@ -171,6 +171,7 @@ class ShardDataset(_OfShards, SampleStream):
     def _identity(self) -> dict[str, Any]:
         return {
             "fingerprints": list(self.shards.fingerprints),
+            "plans": list(self.shards.digests),
             "samples": len(self.shards),
             "shuffle": self.shuffle,
             "seed": self.seed,

@@ -274,8 +274,9 @@ def _decoded(place: Place, within: int, part: bytes) -> Sample:
     shard, plan = place.shard, place.plan
     index = shard.first + within
     facts = {**plan.facts, "index": index, "attempt": shard.attempts.get(index, 0)}
+    hint = REPAIR_HINT if place.folder.local is not None else f"Or it was changed on its way. {REPAIR_HINT}"
     try:
-        with damage_as_shard_error(place.where, REPAIR_HINT):
+        with damage_as_shard_error(place.where, hint):
             files = parse_record(part, shard, within)
             if tuple(files) != plan.extensions:
                 expected = ", ".join(plan.extensions)
