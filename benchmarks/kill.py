@@ -82,7 +82,7 @@ def in_a_description(strike: Callable[[], None]) -> None:
 
     def wrapped(self: Path, *args: Any, **kwargs: Any) -> Any:
         file = written(self, *args, **kwargs)
-        if ".json." in self.name and args[:1] == ("wb",):
+        if ".json." in self.name and args[:1] == ("xb",):
             write = file.write
 
             class Half:

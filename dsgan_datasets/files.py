@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -12,27 +14,64 @@ from tempfile import TemporaryFile
 from typing import BinaryIO
 from uuid import uuid4
 
+#: What `link` fails with on file systems that have no second names.
+_WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, under a temporary name; flushed to the disk and renamed when the block ends without error.
 
+    The temporary name is unique among all processes of all machines: containers on one volume share process numbers.
+
     Raises:
         OSError: with the final name, if the file cannot be written; what was there before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with _temporary(path) as (temporary, file):
+        yield file
+        _flush(file)
         temporary.replace(path)
         _flush_folder(path.parent)
-    except FileNotFoundError as error:
-        problem = "nothing was written: the folder is not there, or another process removed the file meanwhile"
-        raise FileNotFoundError(error.errno, problem, os.fspath(path)) from error
+
+
+def create(path: Path, content: bytes) -> None:
+    """Write a file that must not be there yet, whole or not at all; of several processes one succeeds.
+
+    Raises:
+        FileExistsError: it is there.
+        OSError: it cannot be written.
+    """
+    with _temporary(path) as (temporary, file):
+        file.write(content)
+        _flush(file)
+        try:
+            os.link(temporary, path)  # unlike a rename, it never replaces a file
+        except FileExistsError:
+            raise FileExistsError(errno.EEXIST, "is there already", os.fspath(path)) from None
+        except OSError as error:
+            if error.errno not in _WITHOUT_LINKS:
+                raise
+            with path.open("xb") as only:
+                only.write(content)
+                _flush(only)
+        _flush_folder(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A locked file beside `path`, which is gone afterwards; errors name `path`."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            _lock(file)
+            yield temporary, file
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}, nothing was written", os.fspath(path)) from error
+        if error.errno is None or error.filename not in (None, os.fspath(temporary)):
+            raise  # of another file, which what is written came from
+        problem = f"{error.strerror}, nothing was written"
+        if isinstance(error, FileNotFoundError):
+            problem = "nothing was written: the folder is not there, or another process removed the file meanwhile"
+        raise OSError(error.errno, problem, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -76,12 +115,16 @@ def write_json(path: Path, content: object) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files that killed processes left of `path`.
+    """Remove the temporary files that killed processes left of `path`; those of processes at work are locked, and stay.
 
-    Call it only where no other process may be writing the same file: that one would lose its work, and say so.
+    A file system without locks cannot tell them apart: there, a process at work loses its file, and says so.
     """
-    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    for temporary in (path.with_name(name) for name in names if name.endswith(".tmp")):
+        if temporary.name.startswith(f".{path.name}."):  # a name is no pattern: it may hold brackets and stars
+            with suppress(FileNotFoundError), temporary.open("r+b") as file:
+                if _lock(file):
+                    temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -101,6 +144,23 @@ def check_writable(folder: Path) -> None:
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; False if another process has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here
+        return True
+    return True
+
+
+def _flush(file: BinaryIO) -> None:
+    """Wait until the disk has the file."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from dsgan_datasets.files import atomic_write
+from dsgan_datasets.files import atomic_write, create, remove_leftovers
 
 
 def test_the_file_is_renamed_into_place(tmp_path: Path) -> None:
@@ -33,3 +34,53 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         atomic_write(tmp_path / "nowhere" / "shard.tar"),
     ):
         pass
+
+
+def test_what_is_there_is_never_replaced_by_what_is_created(tmp_path: Path) -> None:
+    create(tmp_path / "plan.json", b"mine")
+    with pytest.raises(FileExistsError, match=r"is there already: .*plan\.json"):
+        create(tmp_path / "plan.json", b"yours")
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+    assert (tmp_path / "plan.json").read_bytes() == b"mine"
+
+
+def test_a_file_system_without_links_creates_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    create(tmp_path / "plan.json", b"mine")
+    with pytest.raises(FileExistsError):
+        create(tmp_path / "plan.json", b"yours")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("plan.json", b"mine")]
+
+
+def test_writers_with_one_process_number_do_not_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in two containers on one volume."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "shard.tar"
+    with atomic_write(path) as slow:
+        slow.write(b"first")
+        with atomic_write(path) as fast:
+            fast.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first" and [p.name for p in tmp_path.iterdir()] == ["shard.tar"]
+
+
+@pytest.mark.parametrize("name", ["shard.tar", "shard[0-9]*.tar"])
+def test_leftovers_of_the_dead_go_and_files_of_the_living_stay(tmp_path: Path, name: str) -> None:
+    others = [".shard1.tar.00.tmp", f".{name}.txt", f"{name}.00.tmp"]
+    for left in (*others, f".{name}.00.tmp"):
+        (tmp_path / left).write_bytes(b"half")
+    with atomic_write(tmp_path / name) as file:
+        file.write(b"whole")
+        remove_leftovers(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*others, name])
+    assert (tmp_path / name).read_bytes() == b"whole"
+
+
+def test_errors_of_other_files_keep_their_names(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="elsewhere"), atomic_write(tmp_path / "shard.tar"):
+        (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(OSError, match="^the source is gone$"), atomic_write(tmp_path / "shard.tar"):
+        raise OSError("the source is gone")

@@ -99,7 +99,7 @@ def test_masks_are_gray_and_uncertainty_and_latents_come_back(tmp_path: Path, fi
         files = {m.name.partition(".")[2]: tar.extractfile(m).read() for m in tar.getmembers()[:5]}  # type: ignore[union-attr]
     assert Image.open(io.BytesIO(files["seg.png"])).mode == "L"  # readers turn palettes into luminance
     expected = next(filtered.stream([0], extras=("uncertainty", "latent")))
-    sample = decode(files, filtered.targets)
+    sample = decode(files, filtered.targets, filtered.image_size)
     assert set(sample) == set(expected)
     for name in expected.keys() - {"uncertainty"}:
         assert torch.equal(sample[name], expected[name]) and sample[name].dtype == expected[name].dtype
@@ -125,7 +125,9 @@ def test_parts_are_what_pycocotools_draws(tmp_path: Path, filtered: LabeledGener
 def test_jpeg_images_are_close_and_masks_still_exact(tmp_path: Path, filtered: LabeledGenerator) -> None:
     (path,) = write_shards(filtered, tmp_path, range(3), encoding=Encoding("jpg", quality=90))
     for record in webdataset.WebDataset([path], shardshuffle=False, empty_check=False):
-        sample = decode({n: data for n, data in record.items() if not n.startswith("__")}, filtered.targets)
+        sample = decode(
+            {n: data for n, data in record.items() if not n.startswith("__")}, filtered.targets, filtered.image_size
+        )
         expected = next(filtered.generate([int(sample.index)]).rows())
         assert torch.equal(sample.mask, expected.mask)
         assert (sample.image.float() - expected.image.float()).abs().mean() < 12

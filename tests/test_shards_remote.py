@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import boto3
 import numpy as np
 import psutil
 import pytest
+import s3fs
 import torch
 from conftest import small_labeled
 from test_shards import content
@@ -31,6 +37,7 @@ from dsgan_datasets import (
     verify_shards,
     write_shards,
 )
+from dsgan_datasets.engines.ray import RayPool, WorkersDied
 from dsgan_datasets.shards import Folder, Manifest, repair_shards
 
 FIRST = "shard-000000.tar"
@@ -129,7 +136,132 @@ def test_a_bucket_that_is_not_there(bucket: str, filtered: LabeledGenerator) -> 
         write_shards(filtered, "s3://no-such-bucket-here/set", range(2))
 
 
+def uploads(url: str) -> list[str]:
+    """Keys of uploads that began and did not end: invisible, and billed."""
+    found = boto3.client("s3").list_multipart_uploads(Bucket=url.split("/")[2])
+    return [upload["Key"] for upload in found.get("Uploads", [])]
+
+
+def test_uploads_of_killed_writers_are_given_up(bucket: str, filtered: LabeledGenerator) -> None:
+    client, name = boto3.client("s3"), bucket.split("/")[2]
+    for key in (f"set/{FIRST}", f"set/{FIRST}.mine", "set/manifest.json"):
+        client.create_multipart_upload(Bucket=name, Key=key)
+    write_shards(filtered, bucket, range(2))
+    assert uploads(bucket) == [f"set/{FIRST}.mine"]  # which is somebody's
+
+
+def test_an_interrupted_upload_is_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of a large file."""
+    begun = threading.Event()
+
+    async def endless(*_: object, **__: object) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_upload_file_part_concurrent", endless)
+    threading.Thread(target=lambda: (begun.wait(30), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Folder(bucket).writing("large.tar") as file:
+        file.truncate(120 << 20)
+    assert begun.is_set() and time.monotonic() - started < 30
+    assert uploads(bucket) == [] and objects(bucket) == {}
+
+
+def test_of_two_plans_at_once_one_wins_in_a_bucket_too(bucket: str, filtered: LabeledGenerator) -> None:
+    folder = Folder(bucket)
+    folder.create("plan.json", b"mine")
+    with pytest.raises(FileExistsError, match=r"plan\.json is there already"):
+        folder.create("plan.json", b"yours")
+    assert folder.read("plan.json") == b"mine"
+    folder.remove("plan.json")
+    write_shards(filtered, bucket, range(4), samples_per_shard=2, shard_range=(0, 1))
+    with pytest.raises(ShardError, match="seed is 1, there 0"):
+        write_shards(filtered, bucket, range(4), seed=1, samples_per_shard=2, shard_range=(1, 2))
+
+
+def test_names_in_a_bucket_are_no_patterns(bucket: str, filtered: LabeledGenerator) -> None:
+    write_shards(filtered, f"{bucket}/run1", range(2), samples_per_shard=1, shard_range=(0, 1))
+    write_shards(filtered, f"{bucket}/run[12]*?", range(1))
+    assert Folder(f"{bucket}/run1").names(".unfinished") == ["plan.json", f"{FIRST}.json"]
+    assert Folder(f"{bucket}/run[12]*?").names() == ["manifest.json", FIRST, "wids.json"]
+    assert verify_shards(f"{bucket}/run[12]*?") == [] and len(ShardMapDataset(f"{bucket}/run[12]*?")) == 1
+
+
+def test_an_object_store_that_says_no(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody there, and no such bucket: an OSError with the location, without an error of a package behind it."""
+    monkeypatch.setenv("DSGAN_TIMEOUT", "2")
+    with pytest.raises(ShardError, match=r"s3://no-such-bucket/set has no manifest"):
+        ShardDataset("s3://no-such-bucket/set/shard-000000.tar")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    code = f"from dsgan_datasets import ShardDataset; ShardDataset({bucket + '/elsewhere'!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith(f"OSError: {bucket}/elsewhere")
+    assert "Try again" in done.stderr and "botocore" not in done.stderr
+
+
 # Ray
+
+
+class FakeRay:
+    """As much of Ray as a pool needs, in one thread: what it is asked for happens when it is waited for."""
+
+    class exceptions:
+        class RayActorError(Exception):
+            pass
+
+    def __init__(self, dies: Callable[[object, int], bool], *, places: int = 99) -> None:
+        self.dies, self.places = dies, places
+        self.made = self.killed = 0
+        self.calls: dict[object, object] = {}
+        self.tries: Counter[object] = Counter()
+
+    def make(self) -> Any:
+        self.made += 1
+        actor = SimpleNamespace()
+        for name, item in (("__ray_ready__", "start"), ("work", None)):
+            setattr(actor, name, SimpleNamespace(remote=lambda *given, start=item: self.call(*(given or (start,)))))
+        return actor
+
+    def call(self, item: object) -> object:
+        call = object()
+        if item != "start" or self.places > 0:
+            self.places -= item == "start"
+            self.calls[call] = item
+        return call
+
+    def wait(self, calls: list[object], *, num_returns: int, timeout: float) -> tuple[list[object], list[object]]:
+        ended = [call for call in calls if call in self.calls][:num_returns]
+        return ended, [call for call in calls if call not in ended]
+
+    def get(self, call: object) -> object:
+        item = self.calls.pop(call)
+        self.tries[item] += 1
+        if self.dies(item, self.tries[item]):
+            raise self.exceptions.RayActorError("the worker died\nof something")
+        return item
+
+    def kill(self, actor: object) -> None:
+        self.killed += 1
+
+
+def test_what_a_lost_worker_did_is_done_again() -> None:
+    ray = FakeRay(lambda item, tries: item != "start" and tries < RayPool.TRIES)
+    assert sorted(RayPool(ray, ray.make, 3).map_unordered("work", range(7))) == list(range(7))
+    assert {ray.tries[item] for item in range(7)} == {RayPool.TRIES} and ray.made == 3 + ray.killed
+
+
+@pytest.mark.parametrize("where", ["start", 4])
+def test_workers_that_die_at_every_try_are_given_up(where: object) -> None:
+    ray = FakeRay(lambda item, tries: item == where)
+    with pytest.raises(WorkersDied, match="4 Ray workers in a row died.* the worker died … of something") as raised:
+        list(RayPool(ray, ray.make, 2).map_unordered("work", range(9)))
+    assert ray.tries[where] == RayPool.TRIES and raised.value.item == (None if where == "start" else where)
+
+
+def test_workers_that_are_left_do_the_work_of_lost_machines() -> None:
+    """A cluster that shrank: there is no place for another worker."""
+    ray = FakeRay(lambda item, tries: item == 0 and tries == 1, places=2)
+    assert sorted(RayPool(ray, ray.make, 2).map_unordered("work", range(6))) == list(range(6))
 
 
 @pytest.fixture(scope="module")

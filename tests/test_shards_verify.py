@@ -236,7 +236,7 @@ def test_records_of_format_1_are_decoded(filtered: LabeledGenerator) -> None:
     files = {n.partition(".")[2]: c for n, c in record(sample, Encoding(), filtered.targets, {}).items()}
     facts = json.loads(files["json"])
     facts["score"], facts["pixels"] = facts.pop("uncertainty_score"), facts.pop("tallies")["mask"]
-    decoded = decode({**files, "json": json.dumps(facts).encode()}, filtered.targets)
+    decoded = decode({**files, "json": json.dumps(facts).encode()}, filtered.targets, filtered.image_size)
     assert torch.equal(decoded["uncertainty_score"], sample["uncertainty_score"])
 
 
@@ -414,7 +414,7 @@ def test_a_forged_manifest_is_refused(
     assert verify_shards(folder) == []  # a forger who changes nothing is let through
     forge(folder, **changes)
     for read in (verify_shards, ShardMapDataset):
-        with pytest.raises(ShardError, match=r"manifest\.json is damaged \(.*restore the original"):
+        with pytest.raises(ShardError, match=r"manifest\.json is damaged: .*Restore the original"):
             read(folder)
     assert main(["export", str(folder), str(folder / "out"), "--format", "folder"]) == 1
     assert main(["shards", "verify", str(folder)]) == 1

@@ -1,17 +1,23 @@
 """A pool of Ray actors, each with a labeled generator of its own: one a GPU, or one for every few CPU cores.
 
-Ray decides where they run, and restarts what a lost worker was doing (https://docs.ray.io, "Actor fault tolerance").
-That is safe for work whose result depends on its arguments alone, as samples do.
+Ray decides where they run. What a lost worker was doing is done again by another one, which is safe for work whose
+result depends on its arguments alone, as samples do. Ray's own restarts are not used: they have either one limit for an
+actor's whole life, which a long run on machines that come and go would reach, or none, and then a worker that cannot
+work is restarted forever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from dsgan_datasets.labeled_generator import LabeledGenerator
 
+#: Seconds without any news from a worker after which a cluster without room is mentioned.
+_PATIENCE = 300
 _RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -28,16 +34,85 @@ class Worker(Protocol):
         """
 
 
-class RayPool:
-    """Calls methods of actors; make one with `ray_pool`."""
+class WorkersDied(RuntimeError):
+    """A worker process died at every try; that is none of the errors that its methods raise.
 
-    def __init__(self, ray: Any, actors: list[Any]) -> None:
-        self._pool = ray.util.ActorPool(actors)
-        self.size = len(actors)
+    Attributes:
+        item: what they were given; None if they died while they were made.
+        deaths: how many died.
+        cause: what Ray says of the last one.
+    """
+
+    def __init__(self, item: Any, deaths: int, cause: str) -> None:
+        super().__init__(f"{deaths} Ray workers in a row died at {item!r:.100}; the last one: {cause}")
+        self.item, self.deaths, self.cause = item, deaths, cause
+
+
+class RayPool:
+    """Calls methods of actors; make one with `ray_pool`.
+
+    A worker that dies is replaced, and what it was doing is done by another one: machines may be lost, however often.
+    But an item at which `TRIES` workers die in a row is given up, as is everything if so many die in a row before
+    they have started.
+
+    Args:
+        ray: the module.
+        make: makes an actor.
+        size: actors at a time.
+    """
+
+    TRIES = 4
+
+    def __init__(self, ray: Any, make: Callable[[], Any], size: int) -> None:
+        self._ray, self._make, self.size = ray, make, size
+        self._actors = [make() for _ in range(size)]
 
     def map_unordered(self, method: str, items: Iterable[Any], *arguments: Any) -> Iterator[Any]:
-        """``method(item, *arguments)`` of every item on whichever actor is free; results in the order of finishing."""
-        yield from self._pool.map_unordered(lambda actor, item: getattr(actor, method).remote(item, *arguments), items)
+        """``method(item, *arguments)`` of every item on whichever actor is free; results in the order of finishing.
+
+        Raises:
+            WorkersDied: see the class.
+        """
+        ray, waiting = self._ray, deque((item, 0) for item in items)
+        starting = {actor.__ray_ready__.remote(): actor for actor in self._actors}
+        running: dict[Any, tuple[Any, Any, int]] = {}
+        idle: list[Any] = []
+        stillborn = 0  # that died in a row while they started
+        while waiting or running:
+            while waiting and idle:
+                actor, (item, deaths) = idle.pop(), waiting.popleft()
+                running[getattr(actor, method).remote(item, *arguments)] = actor, item, deaths
+            ended, _ = ray.wait([*running, *starting], num_returns=1, timeout=_PATIENCE)
+            if not ended:
+                if not running:
+                    warnings.warn(f"no Ray worker could start for {_PATIENCE} s: is the cluster busy?", stacklevel=2)
+                continue
+            (call,) = ended
+            actor, item, deaths = running.pop(call, None) or (starting.pop(call), None, stillborn)
+            try:
+                result = ray.get(call)
+            except ray.exceptions.RayActorError as error:
+                deaths += 1
+                if deaths >= self.TRIES:
+                    raise WorkersDied(item, deaths, _in_short(error)) from error
+                if item is None:
+                    stillborn = deaths
+                else:
+                    waiting.appendleft((item, deaths))
+                self._actors[self._actors.index(actor)] = new = self._make()
+                starting[new.__ray_ready__.remote()] = new
+                ray.kill(actor)  # it may only be out of reach
+                continue
+            idle.append(actor)
+            if item is None:
+                stillborn = 0
+            else:
+                yield result
+
+    def close(self) -> None:
+        """End the actors: an error's traceback would keep them, and their cores, alive."""
+        for actor in self._actors:
+            self._ray.kill(actor)
 
 
 @contextmanager
@@ -50,8 +125,7 @@ def ray_pool(
     new one on this machine, which then ends with the block.
 
     Args:
-        worker: class of the actors, see `Worker`. Its errors should be raised by its methods, not when it is made: Ray
-            restarts an actor that cannot be made without end.
+        worker: class of the actors, see `Worker`. Its errors should be raised by its methods, not when it is made.
         labeled: is copied to every actor. It moves to the CPU and back meanwhile, as a worker's GPU has another number
             than the one here.
         arguments: further arguments of `worker`.
@@ -61,6 +135,7 @@ def ray_pool(
     Raises:
         ImportError: Ray is not installed.
         ValueError: the cluster has no room for a single actor.
+        WorkersDied: workers die at every try, see `RayPool`.
         RuntimeError: Ray gave up. An error that a method raised is raised here as it was.
 
     Example:
@@ -76,28 +151,33 @@ def ray_pool(
         import ray
     except ImportError as error:
         raise ImportError('the engine "ray" needs Ray: pip install "dsgan_datasets[ray]"') from error
-    actors: list[Any] = []
+    pool: RayPool | None = None
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         resources = {"num_gpus": 1, "num_cpus": cpus} if labeled.device.type == "cuda" else {"num_cpus": cpus}
         room = _room(ray.cluster_resources(), resources)
-        # Without limit: a machine that is lost and replaced may be lost again.
-        remote_class = ray.remote(**resources, max_restarts=-1, max_task_retries=-1)(worker)
+        remote_class = ray.remote(**resources)(worker)
         packed, device = _put(ray, labeled), labeled.device.type
         size = room if most is None else min(room, most)
-        actors += [remote_class.remote(packed, device, *arguments) for _ in range(size)]
-        yield RayPool(ray, actors)
+        pool = RayPool(ray, lambda: remote_class.remote(packed, device, *arguments), size)
+        yield pool
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or RuntimeError(str(error))) from None
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"Ray gave up: {error}") from error
     finally:
-        for actor in actors:  # an error's traceback would keep them, and their cores, alive
-            ray.kill(actor)
+        if pool is not None:
+            pool.close()
         if started_here:
             ray.shutdown()
+
+
+def _in_short(error: Exception) -> str:
+    """The first and the last line of what Ray says: what happened, and the error that it comes from, if any."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " … ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 def _room(cluster: Mapping[str, float], resources: Mapping[str, int]) -> int:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import IO, Literal
-
-from tqdm import tqdm
+from typing import Literal
 
 from dsgan_datasets.checkpoints.directory import built_in
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.environment import environment
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.shards.errors import ShardError
+from dsgan_datasets.shards.errors import NO_FILE, ShardError
 from dsgan_datasets.shards.folder import Folder
-from dsgan_datasets.shards.jobs import ProgressBar, write_numbers
+from dsgan_datasets.shards.jobs import ProgressBar, byte_bar, write_numbers
 from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, write_manifest
 from dsgan_datasets.shards.plan import Plan, Shard
 from dsgan_datasets.shards.progress import Progress
-from dsgan_datasets.shards.tar import is_intact, sha256
+from dsgan_datasets.shards.tar import Bar, is_intact, measure, names_in, sha256
 from dsgan_datasets.shards.writing import check_version, finish
 
 Kind = Literal[
@@ -83,25 +79,22 @@ def verify_shards(outdir: str | os.PathLike[str]) -> list[Problem]:
     folder = Folder(outdir)
     found = _Recorded.of(folder)
     plan, recorded, finished = found.plan, found.shards, found.manifest is not None
-    names = folder.names()
-    expected = [plan.name(number) for number in range(plan.num_shards)]
     hashes = {shard.sha256: shard.name for shard in recorded.values()}
+    numbers = {plan.name(number): number for number in range(plan.num_shards)}
     problems = []
-    for number, name in enumerate(tqdm(expected, "verifying", unit="shard", delay=2)):
-        shard = recorded.get(name)
-        if shard is None or (name not in names and not finished):
-            problems.append(Problem(name, "unfinished", "not written yet: run the same `dsgan shards write` again"))
-        elif name not in names:
-            problems.append(Problem(name, "missing", "there is no such file"))
-        elif (digest := sha256(folder, name)) != shard.sha256:
-            problems.append(_diagnosis(folder, plan, number, shard, hashes.get(digest)))
-    for name in names:
-        if name.endswith(".tar") and name not in expected:
+    with byte_bar("verifying", recorded.values()) as bar:
+        for name, number in numbers.items():
+            shard = recorded.get(name)
+            problem = None if shard is None else _problem(folder, plan, number, shard, hashes, bar)
+            if shard is None or (problem is not None and problem.kind == "missing" and not finished):
+                problem = Problem(name, "unfinished", "not written yet: run the same `dsgan shards write` again")
+            if problem is not None:
+                problems.append(problem)
+    for name in folder.names():
+        if name.endswith(".tar") and name not in numbers:
             problems.append(_stray(folder, name, hashes))
-    if not problems and found.manifest is not None:
-        index = found.manifest.wids_index()
-        if WIDS_INDEX not in names or folder.read(WIDS_INDEX) != index:
-            problems.append(Problem(WIDS_INDEX, "index", "it does not list the shards of the manifest"))
+    if not problems and found.manifest is not None and _index(folder) != found.manifest.wids_index():
+        problems.append(Problem(WIDS_INDEX, "index", "it does not list the shards of the manifest"))
     return sorted(problems, key=lambda problem: problem.name)
 
 
@@ -122,21 +115,29 @@ class _Recorded:
         return cls(manifest.plan, manifest.by_name, manifest)
 
 
-def _diagnosis(folder: Folder, plan: Plan, number: int, shard: Shard, same_as: str | None) -> Problem:
-    """What happened to a shard whose bytes are not those recorded."""
-    if same_as is not None:
-        return Problem(shard.name, "swapped", f"it holds what {same_as} should hold")
-    size = folder.size(shard.name) or 0
-    with folder.open(shard.name) as file:
-        found = _entries(file)
+def _problem(
+    folder: Folder, plan: Plan, number: int, shard: Shard, hashes: Mapping[str, str], bar: Bar
+) -> Problem | None:
+    """What happened to a shard whose bytes are not those recorded; None if they are."""
+    try:
+        size, digest = measure(folder, shard.name, bar)
+    except FileNotFoundError:
+        return Problem(shard.name, "missing", NO_FILE)
+    if digest == shard.sha256:
+        return None
+    if digest in hashes:
+        return Problem(shard.name, "swapped", f"it holds what {hashes[digest]} should hold")
     expected = [f"{i:09d}.{extension}" for i in plan.indices(number) for extension in plan.extensions]
+    with folder.open_whole(shard.name) as file:
+        found = names_in(file, most=2 * len(expected))
     if size < shard.bytes:
         whole = min(len(found) // len(plan.extensions), shard.count)
         detail = f"{size} bytes instead of {shard.bytes}; it ends after {whole} of {shard.count} records"
         return Problem(shard.name, "truncated", detail, _damaged_records(folder, shard))
-    if strangers := [name for name in found if name not in set(expected)]:
-        return Problem(shard.name, "interleaved", f"it holds records of elsewhere, {strangers[0]} first")
-    if found != sorted(found, key=expected.index) or len(set(found)) < len(found):
+    places = {name: place for place, name in enumerate(expected)}
+    if strangers := [name for name in found if name not in places]:
+        return Problem(shard.name, "interleaved", f"it holds records of elsewhere, {strangers[0]!r:.100} first")
+    if any(places[a] >= places[b] for a, b in pairwise(found)):
         place = next(a for a, b in zip(found, expected, strict=False) if a != b)
         return Problem(shard.name, "interleaved", f"its records are out of order, from {place} on")
     records = _damaged_records(folder, shard)
@@ -151,22 +152,22 @@ def _diagnosis(folder: Folder, plan: Plan, number: int, shard: Shard, same_as: s
     return Problem(shard.name, "changed", detail, records)
 
 
+def _index(folder: Folder) -> bytes | None:
+    """Content of the index of `wids`; None if there is none."""
+    try:
+        return folder.read(WIDS_INDEX)
+    except FileNotFoundError:
+        return None
+
+
 def _damaged_records(folder: Folder, shard: Shard) -> tuple[int, ...]:
     """Indices of the samples whose bytes are not those recorded."""
     if shard.checksums is None:
         return ()
-    with folder.open(shard.name) as file:
+    with folder.open_whole(shard.name) as file:
         sizes = (end - start for start, end in pairwise(shard.offsets))
         damaged = [number for number, size in enumerate(sizes) if not is_intact(file.read(size), shard, number)]
     return tuple(shard.first + number for number in damaged)
-
-
-def _entries(file: IO[bytes]) -> list[str]:
-    """Names of the files in a tar, as far as it can be read."""
-    names: list[str] = []
-    with suppress(tarfile.TarError, OSError, EOFError, ValueError), tarfile.open(fileobj=file, mode="r|") as tar:
-        names.extend(entry.name for entry in tar)
-    return names
 
 
 def _stray(folder: Folder, name: str, hashes: Mapping[str, str]) -> Problem:
@@ -231,7 +232,7 @@ def repair_shards(
             shard = before
         known[shard.name] = shard
         if manifest is None:
-            Progress(folder).add(shard)
+            Progress(folder).add(plan, shard)
 
     def record_shards() -> None:
         if manifest is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -13,17 +15,18 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.images import jpg, png, read_pixels
+from dsgan_datasets.images import jpg, open_picture, png, read_pixels
 from dsgan_datasets.polygons import encode_rle
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.instances import tight_box
 from dsgan_datasets.targets.segmentation import schema_of
 
-#: Levels of a 16-bit uncertainty picture per nat: 0 … 8 nats in steps of 0.00012. JS of M members is at most ln M.
+#: Levels of an uncertainty picture (16 bits) per nat: 0 … 8 nats in steps of 0.00012. JS of M members is at most ln M.
 LEVELS_PER_NAT = 8192
 
-#: Layout of the files of a record. 1: facts with "score" and "pixels". 2: with "uncertainty_score" and "tallies".
+#: Layout of the files of a record. 1: facts with "score" and "pixels", the uncertainty is a 16-bit picture. 2: facts
+#: with "uncertainty_score" and "tallies", the uncertainty is in the colors of a picture.
 RECORD_VERSION = 2
 
 
@@ -34,7 +37,7 @@ class Encoding:
     Args:
         image_format: "png" is lossless; "jpg" is smaller, and pixels differ a little from the generated ones.
         quality: of JPEG, 1 … 100; colors are stored at full resolution.
-        uncertainty: also the per-pixel uncertainty, as a 16-bit picture.
+        uncertainty: also the per-pixel uncertainty, as a picture whose colors hold 16 bits.
         latent: also z, as float32.
         parts: also box, area and COCO run-length code of every class in the mask (needs pycocotools).
         version: of the layout of a record. Records of version 1 are read, but no longer written.
@@ -117,40 +120,62 @@ def _facts(sample: Sample, encoding: Encoding, targets: Sequence[Target], facts:
     return description
 
 
-def decode(files: Mapping[str, bytes], targets: Sequence[Target]) -> Sample:
+def decode(
+    files: Mapping[str, bytes],
+    targets: Sequence[Target],
+    size: tuple[int, int],
+    facts: Mapping[str, Any] = MappingProxyType({}),
+) -> Sample:
     """The sample of a record, as it was generated; its tensors are on the CPU.
 
     With PNG images it equals what `LabeledGenerator.stream` gave, bit for bit; `uncertainty` is stored in steps of
-    1/8192 nat.
+    1/8192 nat. No picture is decoded whose header claims another size, so that a small file cannot take much memory.
 
     Args:
         files: extension ("png" or "jpg", "seg.png", "json", …) -> content. Files that are not ours are ignored.
         targets: the labels of the set, as its plan says.
+        size: (H, W) of the images of the set.
+        facts: what the record's JSON must say, such as index and seed.
 
     Raises:
-        ValueError: a file is missing or damaged.
+        ValueError: a file is missing, damaged, or not what plan and manifest say of it.
     """
     try:
-        facts = json.loads(files["json"])
-        picture, kind = (files["png"], "PNG") if "png" in files else (files["jpg"], "JPEG")
-        image = read_pixels(picture, "RGB", formats=(kind,))
-        fields = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}
-        fields |= {target.field: target.decode(files[target.extension]) for target in targets}
-        if (score := facts.get("uncertainty_score", facts.get("score"))) is not None:
-            fields["uncertainty_score"] = torch.tensor(float(score), dtype=torch.float32)
-        fields |= {"index": _integer(facts["index"]), "attempt": _integer(facts["attempt"])}
-        if "class_label" in facts:
-            fields["class_label"] = _integer(facts["class_label"])
-        if "uncertainty.png" in files:
-            levels = read_pixels(files["uncertainty.png"], "I;16").astype(np.float32)
-            fields["uncertainty"] = torch.from_numpy(levels / np.float32(LEVELS_PER_NAT))
-        if "latent.npy" in files:
-            fields["latent"] = torch.from_numpy(np.load(io.BytesIO(files["latent.npy"]), allow_pickle=False))
+        return Sample(_fields(files, targets, size, facts))
     except KeyError as error:
         raise ValueError(f"a record lacks {error}; it has {', '.join(sorted(files)) or 'nothing'}") from error
-    except (OSError, EOFError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"a record is damaged: {error}") from error
-    return Sample(fields)
+    except (ValueError, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises nearly every kind of error for damaged pictures
+        raise ValueError(f"it cannot be decoded ({error or type(error).__name__})") from error
+
+
+def _fields(
+    files: Mapping[str, bytes], targets: Sequence[Target], size: tuple[int, int], facts: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    found = json.loads(files["json"])
+    for name, value in facts.items():
+        if found.get(name) != value:
+            raise ValueError(f"its {name} is {found.get(name)!r:.100}, the manifest says {value!r:.100}")
+    picture, kind = (files["png"], "PNG") if "png" in files else (files["jpg"], "JPEG")
+    image = read_pixels(picture, "RGB", formats=(kind,), size=size)
+    fields = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}
+    for target in targets:
+        content = files[target.extension]
+        if target.extension.endswith(".png"):
+            open_picture(content, size=size, decoded=False)  # before a picture that claims more takes its memory
+        fields[target.field] = target.decode(content)
+        target.check(fields[target.field], size)
+    if (score := found.get("uncertainty_score", found.get("score"))) is not None:
+        fields["uncertainty_score"] = _score(score)
+    fields |= {name: _integer(found[name]) for name in ("index", "attempt")}
+    if "class_label" in found:
+        fields["class_label"] = _integer(found["class_label"])
+    if "uncertainty.png" in files:
+        fields["uncertainty"] = torch.from_numpy(_nats(files["uncertainty.png"], size))
+    if "latent.npy" in files:
+        fields["latent"] = torch.from_numpy(_vector(files["latent.npy"]))
+    return fields
 
 
 def tallies(sample: Sample, targets: Sequence[Target]) -> dict[str, list[int]]:
@@ -162,15 +187,49 @@ def _integer(value: Any) -> Tensor:
     return torch.tensor(integer("a fact of a record", value, 0), dtype=torch.int64)
 
 
+def _score(value: Any) -> Tensor:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"its uncertainty_score is {value!r:.100}")
+    return torch.tensor(float(value), dtype=torch.float32)
+
+
 def _uncertainty_png(uncertainty: Tensor) -> bytes:
-    levels = (uncertainty.cpu().double() * LEVELS_PER_NAT).round().clamp(0, 65535)
-    return png(levels.numpy().astype(np.uint16))
+    """Red and green hold the upper 8 bits of a level, blue the lower ones.
+
+    Not a 16-bit picture: the decoders of WebDataset and most others turn those into white.
+    """
+    levels = (uncertainty.cpu().double() * LEVELS_PER_NAT).round().clamp(0, 65535).numpy().astype(np.uint16)
+    upper, lower = levels >> 8, levels & 255
+    return png(np.stack([upper, upper, lower], axis=2))
+
+
+def _nats(content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """Inverse of `_uncertainty_png`; also reads the 16-bit pictures of version 1."""
+    picture = open_picture(content, size=size)
+    if picture.mode not in ("RGB", "I;16"):
+        raise ValueError(f"the uncertainty is a picture of mode {picture.mode}, not RGB")
+    pixels = np.asarray(picture).astype(np.float32)
+    levels = pixels if pixels.ndim == 2 else pixels[..., 0] * 256 + pixels[..., 2]
+    nats: np.ndarray = levels / np.float32(LEVELS_PER_NAT)
+    return nats
 
 
 def _npy(vector: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, vector.cpu().numpy(), allow_pickle=False)
     return buffer.getvalue()
+
+
+def _vector(content: bytes) -> np.ndarray:
+    """Inverse of `_npy`; numpy itself would make room for whatever size the header claims."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
+        raise ValueError("the latent is an .npy file of another version")
+    shape, _, kind = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    values = content[file.tell() :]
+    if kind != np.dtype("<f4") or len(shape) != 1 or len(values) != 4 * shape[0]:
+        raise ValueError(f"the latent is {kind} {shape} in {len(values)} bytes, not a vector of float32")
+    return np.frombuffer(values, "<f4").copy()
 
 
 def _shortest(score: Tensor) -> float:

@@ -7,37 +7,64 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dsgan_datasets.credentials import without_credentials
+
 #: What helps when a manifest or a plan is damaged.
-RESTORE_HINT = "restore the original, or remove it and run the same `dsgan shards write` command, which regenerates it"
+RESTORE_HINT = "Restore the original, or remove it and run the same `dsgan shards write` command, which regenerates it"
 #: What helps when a shard is damaged.
 REPAIR_HINT = "`dsgan shards verify FOLDER` lists the damage; with --repair it regenerates damaged shards"
+#: What is wrong with a shard that is not there.
+NO_FILE = "there is no such file"
+#: Characters of a parser's message that are quoted.
+_LONGEST = 500
 
 
 class ShardError(ValueError):
-    """Shards that are damaged, incomplete, or not those that were asked for."""
+    """Shards that are damaged, incomplete, or not those that were asked for.
+
+    The message is printable and shows no credentials: it may quote what a stranger's file holds, or a URL.
+    """
+
+    def __init__(self, message: str) -> None:
+        shown = without_credentials(message)
+        super().__init__("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shown))
+
+
+def damaged(where: str, reason: str, hint: str = RESTORE_HINT) -> ShardError:
+    """The error for a file that is not as it was written."""
+    return ShardError(f"{where} is damaged: {reason}. {hint}")
 
 
 def parse_json(content: bytes, where: str) -> dict[str, Any]:
     """A JSON object; ShardError if the content is anything else."""
-    try:
+    with damage_as_shard_error(where):
         data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{where} is damaged ({error}): {RESTORE_HINT}") from error
-    if not isinstance(data, dict):
-        raise ShardError(f"{where} is damaged (it holds {type(data).__name__}, not an object): {RESTORE_HINT}")
-    return data
+        if not isinstance(data, dict):
+            raise ValueError(f"it holds {type(data).__name__}, not an object")
+        return data
 
 
 @contextmanager
-def damage_as_shard_error(where: str) -> Iterator[None]:
-    """Turn any error raised while parsing damaged content into a ShardError that names the file."""
+def damage_as_shard_error(where: str, hint: str = RESTORE_HINT) -> Iterator[None]:
+    """The boundary to content that may be anybody's: any error of reading it is a ShardError that names the file.
+
+    Parsers raise nearly every kind of error for hostile content. Errors of the storage (OSError) are none of the
+    content, and pass; so does a lack of memory.
+    """
     try:
         yield
-    except ShardError:
+    except (ShardError, OSError, MemoryError):
         raise
-    except KeyError as error:
-        raise ShardError(f"{where} is damaged ({error.args[0]!r} is missing): {RESTORE_HINT}") from error
-    except (TypeError, AttributeError) as error:
-        raise ShardError(f"{where} is damaged (a value has the wrong type): {RESTORE_HINT}") from error
-    except (ValueError, OverflowError) as error:
-        raise ShardError(f"{where} is damaged ({error}): {RESTORE_HINT}") from error
+    except Exception as error:
+        raise damaged(where, _reason(error), hint) from error
+
+
+def _reason(error: Exception) -> str:
+    """The error in words, not in those of programmers."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]!r:.80} is missing"
+    if isinstance(error, TypeError | AttributeError):
+        return "a value has the wrong type"
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    return f"{error}"[:_LONGEST] or type(error).__name__

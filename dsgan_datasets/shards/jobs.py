@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain, islice
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,20 +17,26 @@ from dsgan_datasets.shards.errors import ShardError
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.plan import Plan, Shard
 from dsgan_datasets.shards.progress import Progress
-from dsgan_datasets.shards.tar import sha256, write_tar
+from dsgan_datasets.shards.tar import Bar, sha256, write_tar
 
 #: Is called with the description of a shard just before it appears, and may raise to prevent that.
 Approve = Callable[[Shard], None]
 
 
-def is_there(folder: Folder, shard: Shard | None) -> bool:
+def byte_bar(what: str, shards: Iterable[Shard]) -> Any:
+    """A ``tqdm`` over the bytes of shards that are about to be read: a shard may take minutes through a network."""
+    total = sum(shard.bytes for shard in shards)
+    return tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=2, leave=False)
+
+
+def is_there(folder: Folder, shard: Shard, bar: Bar | None = None) -> bool:
     """True if the folder holds a shard as it is recorded."""
-    if shard is None or folder.size(shard.name) != shard.bytes:
+    if folder.size(shard.name) != shard.bytes:
         return False
-    return sha256(folder, shard.name) == shard.sha256
+    return sha256(folder, shard.name, bar) == shard.sha256
 
 
-def recording(folder: Folder, recorded: Mapping[str, Shard]) -> Approve:
+def recording(folder: Folder, plan: Plan, recorded: Mapping[str, Shard]) -> Approve:
     """Records each shard just before it appears; a shard recorded earlier must have the same hash.
 
     A process killed between the two leaves an entry without its shard, which is then written again.
@@ -44,7 +51,7 @@ def recording(folder: Folder, recorded: Mapping[str, Shard]) -> Approve:
                     f"{folder.at(shard.name)} is there already, with other bytes and no manifest that describes it: "
                     "choose another folder, or remove it"
                 )
-            progress.add(shard)
+            progress.add(plan, shard)
         elif before.sha256 != shard.sha256:
             raise ShardError(
                 f"{folder.at(shard.name)} was damaged, and regenerating it gives other bytes than those recorded, with "

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from dsgan_datasets.shards.errors import REPAIR_HINT, ShardError
+from dsgan_datasets.credentials import without_credentials
+from dsgan_datasets.shards.errors import ShardError
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.manifest import MANIFEST, Manifest
 from dsgan_datasets.shards.plan import Plan, Shard
@@ -18,10 +19,16 @@ Locations = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class Place(NamedTuple):
-    """A tar and the folder it lies in."""
+    """A tar, the folder it lies in, and the plan of its set."""
 
     folder: Folder
     shard: Shard
+    plan: Plan
+
+    @property
+    def where(self) -> str:
+        """Path or URL of the tar, to show."""
+        return self.folder.at(self.shard.name)
 
 
 class ShardSet:
@@ -37,6 +44,7 @@ class ShardSet:
         image_size: (H, W).
         extensions: of the files of a record.
         fingerprints: of checkpoint and recipe, one a set.
+        digests: of everything that decides the samples, one a set, see `Plan.digest`.
 
     Raises:
         ShardError: no manifest, a damaged one, a tar that it does not list, or sets that do not fit together.
@@ -53,17 +61,18 @@ class ShardSet:
                 folder = Folder(parent)
                 manifests[parent] = folder, Manifest.read(folder)
             folder, manifest = manifests[parent]
-            self._places += [Place(folder, shard) for shard in _shards(manifest, name, folder)]
+            self._places += [Place(folder, shard, manifest.plan) for shard in _shards(manifest, name, folder)]
         if not self._places:
             raise ShardError("no shards were given: name a folder that `dsgan shards write` made")
         plans = [manifest.plan for _, manifest in manifests.values()]
-        _check_alike(plans, list(manifests))
+        _check_alike(plans, [str(folder) for folder, _ in manifests.values()])
         self._plans = plans
         self.targets: tuple[Target, ...] = plans[0].targets
         self.license = plans[0].license
         self.image_size = plans[0].image_size
         self.extensions = plans[0].extensions
         self.fingerprints = tuple(plan.fingerprint for plan in plans)
+        self.digests = tuple(plan.digest for plan in plans)
         self._ends = list(accumulate(place.shard.count for place in self._places))
 
     def __len__(self) -> int:
@@ -95,18 +104,19 @@ def _expanded(location: str) -> list[str]:
         import braceexpand
     except ImportError as error:
         raise ImportError(
-            f'{location}: braces need the package braceexpand: pip install "dsgan_datasets[webdataset]", or name the '
-            "folder or each shard"
+            f"{without_credentials(location)}: braces need the package braceexpand: pip install "
+            '"dsgan_datasets[webdataset]", or name the folder or each shard'
         ) from error
     return list(braceexpand.braceexpand(location))
 
 
 def _split(location: str) -> tuple[str, str | None]:
     """(folder, name of the tar in it, if it is one)."""
-    if not location.endswith(".tar"):
+    path, mark, query = location.partition("?") if location.startswith("http") else (location, "", "")
+    if not path.endswith(".tar"):
         return location, None
-    parent, slash, name = location.rpartition("/")
-    return (parent or slash or ".", name)
+    parent, slash, name = path.rpartition("/")
+    return ((parent or slash or ".") + mark + query, name)
 
 
 def _shards(manifest: Manifest, name: str | None, folder: Folder) -> Iterable[Shard]:
@@ -128,9 +138,10 @@ def _check_alike(plans: Sequence[Plan], where: Sequence[str]) -> None:
                 raise ShardError(f"{location} does not fit {where[0]}: its {name} is {here}, there it is {there}")
 
 
-def damaged(folder: Folder, shard: Shard, error: Exception) -> ShardError:
-    """What to raise for an error that reading a shard gave."""
-    if isinstance(error, ShardError):
-        return error
-    reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
-    return ShardError(f"{folder.at(shard.name)} is damaged: {reason}. {REPAIR_HINT}")
+def was_replaced(place: Place) -> bool:
+    """Whether the folder holds another set by now, or a repaired one, than the manifest that was read of it says."""
+    try:
+        now = Manifest.read(place.folder)
+    except (OSError, ShardError):
+        return False  # what is wrong with the shard says more
+    return now.plan != place.plan or now.by_name.get(place.shard.name) != place.shard

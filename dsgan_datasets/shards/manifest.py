@@ -73,7 +73,7 @@ class Manifest:
         check_format(stored, where)
         digest = stored.pop("digest", None)
         if digest != _digest(stored):
-            raise ShardError(f"{where} was changed since it was written: {RESTORE_HINT}")
+            raise ShardError(f"{where} was changed since it was written. {RESTORE_HINT}")
         with damage_as_shard_error(where):
             data = migrate(stored, where)
             plan, shards = Plan.from_dict(data), tuple(map(Shard.from_dict, data["shards"]))

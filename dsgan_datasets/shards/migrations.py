@@ -16,7 +16,7 @@ def check_format(data: Mapping[str, Any], where: str) -> None:
     """ShardError unless this version can read a manifest or a plan; `where` names the file."""
     if data.get("format") != FORMAT["format"]:
         found = f"its format is {data.get('format')!r:.40}, not {FORMAT['format']!r}"
-        raise ShardError(f"{where} is not a manifest of shards ({found}): {RESTORE_HINT}")
+        raise ShardError(f"{where} is not a manifest of shards ({found}). {RESTORE_HINT}")
     version = data.get("version")
     if type(version) is not int or version not in (*_STEPS, FORMAT["version"]):
         raise ShardError(

@@ -5,26 +5,30 @@ The plan is fixed before the first sample is generated: plan and checkpoint deci
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.environment import environment
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, check_seed
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.recipe import MAX_SIDE, Recipe
 from dsgan_datasets.shards.codec import Encoding, extensions
 from dsgan_datasets.targets.base import Target, target_from_dict
 from dsgan_datasets.targets.segmentation import schema_of
 
 #: Hex digits of a record's checksum: 128 bits of its SHA-256.
 CHECKSUM_DIGITS = 32
-#: Bounds of what a manifest may claim: pixels of a side, draws of an index.
-_LONGEST_SIDE, _MOST_ATTEMPTS = 65_536, 2**32
+#: Bounds of what a manifest may claim: draws of an index, shards of a set (their names have six digits).
+_MOST_ATTEMPTS, _MOST_SHARDS = 2**32, 10**6
+#: And bytes of a record: for each pixel (raw image, labels and uncertainty are less than half of that), and beside.
+_BYTES_A_PIXEL, _BYTES_BESIDE = 16, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,12 @@ class Plan:
             object.__setattr__(self, name, integer(name, getattr(self, name), lowest, MAX_INDEX))
         if (last := self.start + self.num_samples - 1) > MAX_INDEX:
             raise ValueError(f"the last sample would have the index {last}, the largest one is {MAX_INDEX}")
-        height, width = (integer("image_size", side, 1, _LONGEST_SIDE) for side in self.image_size)
+        if self.num_shards > _MOST_SHARDS:
+            raise ValueError(
+                f"{self.num_samples} samples would be {self.num_shards} shards, a set has {_MOST_SHARDS} at most: "
+                f"raise samples_per_shard (--samples-per-shard) to {-(-self.num_samples // _MOST_SHARDS)} or more"
+            )
+        height, width = (integer("image_size", side, 1, MAX_SIDE) for side in self.image_size)
         object.__setattr__(self, "image_size", (height, width))
         for name in ("fingerprint", "license"):
             if not isinstance(getattr(self, name), str):
@@ -129,6 +138,11 @@ class Plan:
         """File name of a shard."""
         return f"shard-{number:06d}.tar"
 
+    def number(self, name: str) -> int | None:
+        """Number of the shard with a file name; None if it is no shard of the set."""
+        found = re.fullmatch(r"shard-(\d{6})\.tar", name, re.ASCII)
+        return int(found[1]) if found and int(found[1]) < self.num_shards else None
+
     def indices(self, number: int) -> range:
         """Indices of the samples in a shard."""
         first = self.start + number * self.samples_per_shard
@@ -144,6 +158,9 @@ class Plan:
             raise ValueError(f"shard {number} must be {expected} (name, first, last, count), not {facts}")
         if len(offsets) != len(indices) + 1 or offsets[0] != 0 or not rising:
             raise ValueError(f"{shard.name}: its {len(offsets)} offsets do not rise from 0 to the end of the file")
+        largest = max(end - start for start, end in pairwise(offsets))
+        if largest > (most := self.image_size[0] * self.image_size[1] * _BYTES_A_PIXEL + _BYTES_BESIDE):
+            raise ValueError(f"{shard.name}: a record of {largest} bytes; images of this size need {most} at most")
         if shard.checksums is not None and len(shard.checksums) != CHECKSUM_DIGITS * len(indices):
             raise ValueError(f"{shard.name}: its checksums are not {CHECKSUM_DIGITS} digits for each record")
         tallies = {name: len(counts) for name, counts in shard.tallies.items()}
@@ -166,6 +183,11 @@ class Plan:
     def facts(self) -> dict[str, Any]:
         """What every record of the set says."""
         return {"seed": self.seed, "fingerprint": self.fingerprint, "license": self.license}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the plan: what is recorded of a shard says which plan it was written for."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Plan) -> list[str]:
         """Where another plan differs: "seed is 1, there 0", and so on."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dsgan_datasets.engines.ray import ray_pool
+from dsgan_datasets.credentials import without_credentials
+from dsgan_datasets.engines.ray import WorkersDied, ray_pool
 from dsgan_datasets.environment import environment
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.shards.errors import ShardError
@@ -44,14 +45,25 @@ def write_with_ray(
         ImportError: Ray is not installed.
         ValueError: the cluster has nowhere to run a generator.
         ShardError: a worker's versions or device are not those of the plan.
+        RuntimeError: workers die at every try; names the shard and the last cause.
     """
     if not numbers:
         return
     names = set(map(plan.name, numbers))
     relevant = {name: shard for name, shard in recorded.items() if name in names}
     with ray_pool(_Writer, labeled, plan, folder, workers, cpus=cpus, most=len(numbers)) as pool:
-        for shard in pool.map_unordered("write", numbers, relevant):
-            bar.add(shard.count, sum(shard.attempts.values()))
+        try:
+            for shard in pool.map_unordered("write", numbers, relevant):
+                bar.add(shard.count, sum(shard.attempts.values()))
+        except WorkersDied as error:
+            work = (
+                "while they started" if error.item is None else f"while they wrote {folder.at(plan.name(error.item))}"
+            )
+            raise RuntimeError(
+                f"{error.tries} Ray workers in a row died {work}: {without_credentials(error.cause)}. Do they have "
+                "enough memory (fewer at a time: --cpus-per-generator)? The logs of Ray say more. The same command "
+                "continues where it stopped"
+            ) from error
 
 
 class _Writer:
@@ -66,6 +78,6 @@ class _Writer:
             raise ShardError(
                 f"a Ray worker has {here}, the set is made with {dict(self.plan.made_with)}: they must agree"
             )
-        approve = recording(self.folder, recorded)
+        approve = recording(self.folder, self.plan, recorded)
         (shard,) = write_numbers(self.labeled, self.plan, self.folder, [number], approve, workers=self.workers)
         return shard

@@ -72,7 +72,7 @@ class ShardMapDataset(_OfShards, DSGANDataset):
     def __init__(
         self, path_or_urls: Locations, *, transforms: Transforms | None = None, extras: Collection[str] = ()
     ) -> None:
-        source = ShardSource(path_or_urls)
+        source = ShardSource(path_or_urls, whole_files=False)
         source.check_extras(extras)
         super().__init__(source, transforms=transforms, extras=extras)
 
@@ -171,6 +171,7 @@ class ShardDataset(_OfShards, SampleStream):
     def _identity(self) -> dict[str, Any]:
         return {
             "fingerprints": list(self.shards.fingerprints),
+            "plans": list(self.shards.digests),
             "samples": len(self.shards),
             "shuffle": self.shuffle,
             "seed": self.seed,

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import torch
 
+from dsgan_datasets.credentials import without_credentials
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.codec import decode
-from dsgan_datasets.shards.locations import Locations, Place, ShardSet, damaged
+from dsgan_datasets.shards.errors import NO_FILE, REPAIR_HINT, ShardError, damage_as_shard_error, damaged
+from dsgan_datasets.shards.http import WholeFilesOnly
+from dsgan_datasets.shards.jobs import byte_bar
+from dsgan_datasets.shards.locations import Locations, Place, ShardSet, was_replaced
+from dsgan_datasets.shards.stored import StoredFile
 from dsgan_datasets.shards.tar import parse_record, sha256
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import schema_of
@@ -32,8 +38,12 @@ class ShardSource:
 
     Args:
         path_or_urls: a folder or URL of shards, or several; see `ShardSet`.
-        check_hashes: read each shard once in full before its first sample, and compare its SHA-256.
+        check_hashes: read each shard once in full before its first sample, and compare its SHA-256. That is always so
+            for sets of format 1, whose manifests have no checksums of records.
         read_together: numbers that `stream` takes at a time, whose records are read in the order of the files.
+        whole_files: where a web server gives no parts of files, `stream` copies each shard to a temporary file before
+            its first sample. False makes that an error, as it always is for `batch`: numbers in any order would copy a
+            shard for nearly every sample.
 
     Attributes:
         shards: the `ShardSet`.
@@ -50,12 +60,15 @@ class ShardSource:
         (3, 'faces', tensor([102, 100]))
     """
 
-    def __init__(self, path_or_urls: Locations, *, check_hashes: bool = False, read_together: int = 1) -> None:
+    def __init__(
+        self, path_or_urls: Locations, *, check_hashes: bool = False, read_together: int = 1, whole_files: bool = True
+    ) -> None:
         several = [path_or_urls] if isinstance(path_or_urls, str | os.PathLike) else path_or_urls
         self.locations = tuple(os.fspath(location) for location in several)
         self.shards = ShardSet(self.locations)
         self.check_hashes = check_hashes
         self.read_together = read_together
+        self.whole_files = whole_files
         self._checked: set[str] = set()
 
     def __len__(self) -> int:
@@ -70,12 +83,14 @@ class ShardSource:
     @property
     def name(self) -> str:
         """Last part of the first location."""
-        return self.locations[0].rstrip("/").rsplit("/", 1)[-1].removesuffix(".tar")
+        path, _, rest = self.locations[0].partition("?")
+        path = path if path.startswith("http") or not rest else self.locations[0]
+        return path.rstrip("/").rsplit("/", 1)[-1].removesuffix(".tar")
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The locations."""
-        return {"shards": self.locations}
+        """The locations, without credentials."""
+        return {"shards": tuple(map(without_credentials, self.locations))}
 
     @property
     def schema(self) -> Any:
@@ -134,19 +149,19 @@ class ShardSource:
         return self._stream(iter(indices))
 
     def _stream(self, numbers: Iterator[int]) -> Iterator[Sample]:
-        with _OpenShard(self) as reader:
+        with _OpenShard(self, whole_files=self.whole_files) as reader:
             while chunk := list(islice(numbers, self.read_together)):
                 if len(chunk) == 1:
                     yield reader.sample(chunk[0])
                     continue
                 parts = reader.parts(sorted(set(chunk)))
                 for number in chunk:
-                    yield _decoded(*self.shards.find(number), parts[number], self.targets)
+                    yield _decoded(*self.shards.find(number), parts[number])
 
     def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
         """The samples of some numbers, in the order asked for; see `stream`."""
         self.check_extras(extras)
-        with _OpenShard(self) as reader:
+        with _OpenShard(self, whole_files=False) as reader:
             return SampleBatch.stack([reader.sample(number) for number in indices])
 
     def check_extras(self, extras: Collection[str]) -> None:
@@ -162,33 +177,37 @@ class ShardSource:
                 )
 
     def _check_hash(self, place: Place) -> None:
-        folder, shard = place
-        url = folder.at(shard.name)
-        if self.check_hashes and url not in self._checked:
-            if sha256(folder, shard.name) != shard.sha256:
-                raise ValueError("its SHA-256 is not the recorded one")
-            self._checked.add(url)
+        shard = place.shard
+        if (self.check_hashes or shard.checksums is None) and place.where not in self._checked:
+            if sha256(place.folder, shard.name) != shard.sha256:
+                raise damaged(place.where, "its SHA-256 is not the recorded one", REPAIR_HINT)
+            self._checked.add(place.where)
 
 
 class _OpenShard:
-    """Reads records; the shard that was read last stays open."""
+    """Reads records; the shard that was read last stays open.
 
-    def __init__(self, source: ShardSource) -> None:
+    Args:
+        source: whose records they are.
+        whole_files: copy a shard to a temporary file if its server gives no parts of files.
+    """
+
+    def __init__(self, source: ShardSource, *, whole_files: bool) -> None:
         self._source = source
+        self._whole_files = whole_files
         self._place: Place | None = None
-        self._file: IO[bytes] | None = None
+        self._file: BinaryIO | StoredFile | None = None
 
     def __enter__(self) -> _OpenShard:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._close()
 
     def sample(self, number: int) -> Sample:
         """One sample."""
         place, within = self._source.shards.find(number)
-        return _decoded(place, within, self._read(place, within, within + 1), self._source.targets)
+        return _decoded(place, within, self._read(place, within, within + 1))
 
     def parts(self, numbers: Sequence[int]) -> dict[int, bytes]:
         """The bytes of some records, whose numbers rise; records that lie near each other are read at once."""
@@ -213,28 +232,62 @@ class _OpenShard:
 
     def _read(self, place: Place, begin: int, end: int) -> bytes:
         """The bytes of the records begin … end - 1 of a shard, fewer if it ends early."""
-        folder, shard = place
+        offsets = place.shard.offsets
         try:
-            file = self._opened(place)
-            file.seek(shard.offsets[begin])
-            return file.read(shard.offsets[end] - shard.offsets[begin])
-        except (ValueError, FileNotFoundError) as error:
-            raise damaged(folder, shard, error) from error
+            return self._part(place, offsets[begin], offsets[end])
+        except WholeFilesOnly:
+            if not self._whole_files:
+                raise
+            self._place, self._file = place, _copied(place)
+            return self._part(place, offsets[begin], offsets[end])
+        except FileNotFoundError as error:
+            raise damaged(place.where, NO_FILE, REPAIR_HINT) from error
 
-    def _opened(self, place: Place) -> IO[bytes]:
+    def _part(self, place: Place, start: int, end: int) -> bytes:
         if self._file is None or self._place is not place:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self._close()
             self._source._check_hash(place)
             self._place, self._file = place, place.folder.open(place.shard.name)
-        return self._file
+        self._file.seek(start)
+        return self._file.read(end - start)
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
-def _decoded(place: Place, within: int, part: bytes, targets: Sequence[Target]) -> Sample:
-    """The sample in the bytes of its record."""
-    folder, shard = place
+def _copied(place: Place) -> BinaryIO:
+    """A shard in a temporary file, which is gone when it is closed."""
+    name, left = place.shard.name, place.shard.bytes
+    copy: BinaryIO = tempfile.TemporaryFile(prefix="dsgan-shard-")  # type: ignore[assignment]  # noqa: SIM115
+    with place.folder.open_whole(name) as file, byte_bar(f"copying {name}", [place.shard]) as bar:
+        while block := file.read(min(left, 1 << 20)):
+            copy.write(block)
+            left -= len(block)
+            bar.update(len(block))
+    return copy
+
+
+def _decoded(place: Place, within: int, part: bytes) -> Sample:
+    """The sample in the bytes of its record, which must be what manifest and plan say of it."""
+    shard, plan = place.shard, place.plan
+    index = shard.first + within
+    facts = {**plan.facts, "index": index, "attempt": shard.attempts.get(index, 0)}
+    hint = REPAIR_HINT if place.folder.local is not None else f"Or it was changed on its way. {REPAIR_HINT}"
     try:
-        return decode(parse_record(part, shard, within), targets)
-    except ValueError as error:
-        raise damaged(folder, shard, error) from error
+        with damage_as_shard_error(place.where, hint):
+            files = parse_record(part, shard, within)
+            if tuple(files) != plan.extensions:
+                expected = ", ".join(plan.extensions)
+                raise ValueError(f"record {index:09d} holds {', '.join(files)!r:.200}, the manifest says {expected}")
+            try:
+                return decode(files, plan.targets, plan.image_size, facts)
+            except Exception as error:
+                raise ValueError(f"record {index:09d}, {error}") from error
+    except ShardError as error:
+        if was_replaced(place):
+            raise ShardError(
+                f"{place.folder} holds another set, or a repaired one, since it was opened: open it anew"
+            ) from error
+        raise

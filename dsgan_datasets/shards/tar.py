@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from tarfile import BLOCKSIZE, TarInfo
+from typing import Any, BinaryIO, Protocol
 
-from dsgan_datasets.shards.errors import REPAIR_HINT, ShardError
+from dsgan_datasets.shards.errors import NO_FILE, REPAIR_HINT, damage_as_shard_error, damaged
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.plan import CHECKSUM_DIGITS, Shard
 
 #: How far a tar that may be anybody's is read: files, and bytes of a description.
-_FILES_OF_A_RECORD, _LONGEST_DESCRIPTION = 8, 1 << 20
+_FILES_OF_A_RECORD, _LONGEST_DESCRIPTION = 8, 1 << 24
+#: Types of plain files.
+_PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
+#: Bytes that are read at a time.
+_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,16 @@ def read_records(folder: Folder, shard: Shard, first: int, end: int) -> Iterator
     """
     if not 0 <= first < end <= shard.count:
         raise IndexError(f"{shard.name} has records 0 … {shard.count - 1}, not {first} … {end - 1}")
-    start = shard.offsets[first]
+    where, start = folder.at(shard.name), shard.offsets[first]
     try:
         content = memoryview(folder.read(shard.name, start, shard.offsets[end]))
     except FileNotFoundError as error:
-        raise ShardError(f"{folder.at(shard.name)} is damaged: there is no such file. {REPAIR_HINT}") from error
+        raise damaged(where, NO_FILE, REPAIR_HINT) from error
     for number in range(first, end):
-        part = bytes(content[shard.offsets[number] - start : shard.offsets[number + 1] - start])
-        try:
-            yield parse_record(part, shard, number)
-        except ValueError as error:
-            raise ShardError(f"{folder.at(shard.name)} is damaged: {error}. {REPAIR_HINT}") from error
+        with damage_as_shard_error(where, REPAIR_HINT):
+            part = bytes(content[shard.offsets[number] - start : shard.offsets[number + 1] - start])
+            files = parse_record(part, shard, number)
+        yield files
 
 
 def is_intact(part: bytes, shard: Shard, number: int) -> bool:
@@ -149,42 +152,97 @@ def is_intact(part: bytes, shard: Shard, number: int) -> bool:
 
 
 def parse_record(part: bytes, shard: Shard, number: int) -> dict[str, bytes]:
-    """Extension -> content of a record's files; ValueError, with its key, if the bytes are not those of the record."""
-    key, files = f"{shard.first + number:09d}", {}
+    """Extension -> content of a record's files; ValueError, with its key, if the bytes are not those of the record.
+
+    Only what `write_tar` writes is understood: plain files, each with one header. What else a tar may hold, such as
+    links, sparse files and headers that change the meaning of others, is an error, so that nothing can claim to be
+    larger than the bytes that are there.
+    """
+    key, files, position = f"{shard.first + number:09d}", dict[str, bytes](), 0
     if not is_intact(part, shard, number):
         raise ValueError(f"record {key}, its bytes are not those that were written")
-    try:
-        with tarfile.open(fileobj=io.BytesIO(part), mode="r:") as tar:
-            for entry in tar:
-                found, _, extension = entry.name.partition(".")
-                content = tar.extractfile(entry) if entry.type in (tarfile.REGTYPE, tarfile.AREGTYPE) else None
-                if found != key or content is None:
-                    raise ValueError(f"record {key}, it holds a file {entry.name!r}")
-                files[extension] = content.read()
-    except tarfile.TarError as error:
-        raise ValueError(f"record {key}, it cannot be read ({error})") from error
+    while position < len(part):
+        try:
+            entry = TarInfo.frombuf(part[position : position + BLOCKSIZE], "utf-8", "strict")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise ValueError(f"record {key}, it cannot be read ({error})") from error
+        found, _, extension = entry.name.partition(".")
+        position += BLOCKSIZE
+        if found != key or extension in files or entry.type not in _PLAIN:
+            raise ValueError(f"record {key}, it holds {entry.name!r:.100}")
+        if not 0 <= entry.size <= len(part) - position:
+            raise ValueError(f"record {key}, {entry.name!r:.100} claims {entry.size} bytes")
+        files[extension] = part[position : position + entry.size]
+        position += _padded(entry.size)
     return files
+
+
+def names_in(file: _Readable, most: int) -> list[str]:
+    """Names of the first files in a tar that may be damaged, as far as they can be found; `most` at most."""
+    names: list[str] = []
+    with suppress(tarfile.HeaderError, ValueError):
+        while len(names) < most:
+            entry = TarInfo.frombuf(file.read(BLOCKSIZE), "utf-8", "strict")
+            names.append(entry.name)
+            _skip(file, _padded(entry.size))
+    return names
 
 
 def first_description(folder: Folder, name: str) -> dict[str, Any]:
     """What the first record of a tar says of itself (its .json); empty if there is none, or the tar is damaged."""
-    with (
-        suppress(tarfile.TarError, OSError, EOFError, ValueError),
-        folder.open(name) as file,
-        tarfile.open(fileobj=file, mode="r|") as tar,
-    ):
-        for entry in itertools.islice(tar, _FILES_OF_A_RECORD):
-            content = tar.extractfile(entry) if entry.name.endswith(".json") else None
-            if content is not None:
-                found = json.loads(content.read(_LONGEST_DESCRIPTION))
+    with suppress(tarfile.HeaderError, OSError, ValueError, RecursionError), folder.open_whole(name) as file:
+        for _ in range(_FILES_OF_A_RECORD):
+            entry = TarInfo.frombuf(file.read(BLOCKSIZE), "utf-8", "strict")
+            if entry.name.endswith(".json") and 0 <= entry.size <= _LONGEST_DESCRIPTION:
+                found = json.loads(file.read(entry.size))
                 return found if isinstance(found, dict) else {}
+            _skip(file, _padded(entry.size))
     return {}
 
 
-def sha256(folder: Folder, name: str) -> str:
-    """SHA-256 (hex) of a file."""
-    with folder.open(name) as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
+def measure(folder: Folder, name: str, bar: Bar | None = None) -> tuple[int, str]:
+    """Bytes and SHA-256 (hex) of a file, which is read once.
+
+    Args:
+        folder: that it is in.
+        name: of the file.
+        bar: is moved on by the bytes that were read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with folder.open_whole(name) as file:
+        while block := file.read(_BUFFER):
             digest.update(block)
-    return digest.hexdigest()
+            size += len(block)
+            if bar is not None:
+                bar.update(len(block))
+    return size, digest.hexdigest()
+
+
+def sha256(folder: Folder, name: str, bar: Bar | None = None) -> str:
+    """SHA-256 (hex) of a file; see `measure`."""
+    return measure(folder, name, bar)[1]
+
+
+def _skip(file: _Readable, size: int) -> None:
+    """Read over so many bytes, or up to the end: what a server streams cannot be sought in."""
+    while size > 0 and (part := file.read(min(size, _BUFFER))):
+        size -= len(part)
+
+
+def _padded(size: int) -> int:
+    """Bytes that a file of this size takes in a tar, after its header."""
+    return -(-size // BLOCKSIZE) * BLOCKSIZE
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Bar(Protocol):
+    """What shows progress, such as ``tqdm``."""
+
+    def update(self, n: int, /) -> object: ...  # noqa: D102

@@ -6,17 +6,15 @@ One shard is one unit of work: a contiguous range of indices, written whole or n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
-
-from tqdm import tqdm
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.shards.codec import RECORD_VERSION, Encoding
 from dsgan_datasets.shards.errors import ShardError
 from dsgan_datasets.shards.folder import Folder
-from dsgan_datasets.shards.jobs import ProgressBar, is_there, recording, write_numbers
+from dsgan_datasets.shards.jobs import ProgressBar, byte_bar, is_there, recording, write_numbers
 from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, write_manifest
 from dsgan_datasets.shards.plan import Plan, Shard, numbers_of
 from dsgan_datasets.shards.progress import Progress
@@ -59,7 +57,7 @@ def write_shards(
         cpus_per_generator: cores of each generator with the engine "ray"; None is 1.
 
     Returns:
-        path or URL of each shard of `shard_range`, in order.
+        path or URL of each shard of `shard_range`, in order; with the credentials that `outdir` holds, if any.
 
     Raises:
         ValueError: nothing to write, an argument out of range or one that cuts a view group, or (ShardError) the folder
@@ -80,17 +78,19 @@ def write_shards(
     numbers = numbers_of(plan, shard_range)
     folder = Folder(outdir)
     recorded = agree(folder, plan)
-    todo = [n for n in _checked(numbers) if not is_there(folder, recorded.get(plan.name(n)))]
+    todo = _missing(folder, plan, numbers, recorded)
     with ProgressBar(plan, numbers, todo) as bar:
         if engine == "ray":
             from dsgan_datasets.shards.ray_engine import write_with_ray
 
             write_with_ray(labeled, plan, folder, todo, recorded, bar, workers=workers, cpus=cpus)
         else:
-            for _ in write_numbers(labeled, plan, folder, todo, recording(folder, recorded), bar, workers=workers):
+            for _ in write_numbers(
+                labeled, plan, folder, todo, recording(folder, plan, recorded), bar, workers=workers
+            ):
                 pass
     finish(folder, plan)
-    return [folder.at(plan.name(number)) for number in numbers]
+    return [folder.url(plan.name(number)) for number in numbers]
 
 
 def agree(folder: Folder, plan: Plan) -> dict[str, Shard]:
@@ -105,21 +105,27 @@ def agree(folder: Folder, plan: Plan) -> dict[str, Shard]:
     names = folder.names()
     progress = Progress(folder)
     if MANIFEST in names:
-        manifest = Manifest.read(folder)
-        _check_same(folder, plan, manifest.plan)
-        return manifest.by_name
-    if (begun := progress.read_plan()) is None:
+        return _finished(folder, plan)
+    if progress.read_plan() is None:
         if foreign := [name for name in names if name.endswith(".tar") and not _may_be_of(folder, name, plan)]:
             raise ShardError(
                 f"{folder} already holds {', '.join(foreign[:3])}{' …' * (len(foreign) > 3)}, which no manifest "
                 "describes and which these arguments do not make: choose another folder, or remove them"
             )
-        progress.write_plan(plan)
-        begun = progress.read_plan()  # another process may have begun at the same moment: the last one wins
-        if begun is None:
-            raise OSError(f"{folder}: what was written a moment ago is not there; is something else removing files?")
+        progress.begin(plan)
+    begun = progress.read_plan()  # of several processes that begin at once, one's plan is there
+    if MANIFEST in folder.names():  # and one may have finished meanwhile: its manifest came before its plan went
+        return _finished(folder, plan)
+    if begun is None:
+        raise OSError(f"{folder}: what was written a moment ago is not there; is something else removing files?")
     _check_same(folder, plan, begun)
     return progress.entries(plan)
+
+
+def _finished(folder: Folder, plan: Plan) -> dict[str, Shard]:
+    manifest = Manifest.read(folder)
+    _check_same(folder, plan, manifest.plan)
+    return manifest.by_name
 
 
 def _may_be_of(folder: Folder, name: str, plan: Plan) -> bool:
@@ -149,8 +155,11 @@ def _check_same(folder: Folder, plan: Plan, there: Plan) -> None:
         raise ShardError(f"{folder} holds other shards: {'; '.join(differences)}. To continue, {way_out}")
 
 
-def _checked(numbers: range) -> Iterable[int]:
-    return tqdm(numbers, "checking what is there", unit="shard", delay=2, leave=False)
+def _missing(folder: Folder, plan: Plan, numbers: range, recorded: Mapping[str, Shard]) -> list[int]:
+    """Numbers of the shards that are not there as they are recorded."""
+    there = {n: shard for n in numbers if (shard := recorded.get(plan.name(n))) is not None}
+    with byte_bar("checking what is there", there.values()) as bar:
+        return [n for n in numbers if n not in there or not is_there(folder, there[n], bar)]
 
 
 def finish(folder: Folder, plan: Plan) -> bool:
@@ -161,6 +170,8 @@ def finish(folder: Folder, plan: Plan) -> bool:
         if WIDS_INDEX not in names:
             folder.write(WIDS_INDEX, Manifest.read(folder).wids_index())
     else:
+        if (begun := progress.read_plan()) is not None:
+            _check_same(folder, plan, begun)
         entries = progress.entries(plan)
         shards = tuple(entries[name] for name in map(plan.name, range(plan.num_shards)) if name in entries)
         if len(shards) < plan.num_shards or not {shard.name for shard in shards} <= set(names):

@@ -152,10 +152,17 @@ class LabelSchema:
         """Raise a ValueError unless this is a mask int64 [H, W] of class ids and `ignore_index`."""
         if value.dtype != torch.int64 or value.shape != size:
             raise ValueError(f"a mask is int64 {list(size)}, got {str(value.dtype)[6:]} {list(value.shape)}")
-        unknown = value[((value < 0) | (value >= self.num_classes)) & (value != self.ignore_index)]
-        if len(unknown):
+        low, high = (int(bound) for bound in value.aminmax())
+        if low >= 0 and high < self.num_classes:
+            return
+        if low >= 0 and high <= 255:  # as bytes, of which the known ones are taken away: a tenth of a comparison's time
+            known = bytes((*range(self.num_classes), self.ignore_index))
+            unknown = list(value.byte().cpu().numpy().tobytes().translate(None, known))
+        else:
+            unknown = [low if low < 0 else high]
+        if unknown:
             raise ValueError(
-                f"a mask holds class id {int(unknown[0])}, the schema has the ids 0-{self.num_classes - 1} and "
+                f"a mask holds class id {unknown[0]}, the schema has the ids 0-{self.num_classes - 1} and "
                 f"{self.ignore_index} for ignored pixels"
             )
 
