@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TypeVar
 
@@ -30,6 +31,9 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], devi
     Each call there sees single-threaded PyTorch operations, so its result does not depend on the number of threads.
     A call from inside `function` shares its items with the threads that have nothing else to do: a sample by itself is
     computed by all of them. On a GPU, which orders its own work, everything runs where it is called.
+
+    Raises:
+        RuntimeError: the system starts no thread at all.
     """
     team = getattr(_this_thread, "team", None)
     if device.type != "cpu" or (team is None and torch.get_num_threads() == 1):
@@ -49,20 +53,17 @@ class _Team:
 
     def __init__(self, threads: int) -> None:
         self.threads, self._busy, self._lock = threads, 0, threading.Lock()
-        all_started = threading.Barrier(threads + 1)
 
         def become_single_threaded() -> None:
             torch.get_num_threads()  # has PyTorch initialize this thread now; later it would undo the next line
             torch.set_num_threads(1)
             _this_thread.team = self
-            all_started.wait()
 
-        self.pool = ThreadPoolExecutor(threads, "dsgan-compute", initializer=become_single_threaded)
-        for _ in range(threads):
-            self.pool.submit(int)
-        all_started.wait()
-        # The setting belongs to a thread, but is also what threads that start later begin with: put that back.
-        torch.set_num_threads(threads)
+        try:
+            self.pool = start_threads(threads, "dsgan-compute", become_single_threaded)
+        finally:
+            # The setting belongs to a thread, but is also what threads that start later begin with: put that back.
+            torch.set_num_threads(threads)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """Called from outside of the team: all items on its threads."""
@@ -114,13 +115,16 @@ def ahead(
         workers: threads, at least 1.
         length: items that are taken ahead; None is two for each thread.
 
+    Raises:
+        RuntimeError: the system starts no thread at all.
+
     Example:
         >>> list(ahead(abs, [-1, 2, -3], workers=2))
         [1, 2, 3]
     """
     length = 2 * workers if length is None else length
     pending: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers, "dsgan-ahead") as pool:
+    with start_threads(workers, "dsgan-ahead") as pool:
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
@@ -131,6 +135,54 @@ def ahead(
         finally:
             for future in pending:
                 future.cancel()
+
+
+def start_threads(threads: int, name: str, initializer: Callable[[], None] | None = None) -> ThreadPoolExecutor:
+    """A pool whose threads have all started, each after its `initializer`; nothing waits for one that could not.
+
+    Args:
+        threads: how many there should be. Where the system refuses them (it may limit those of a container or a user),
+            there are fewer, with a warning.
+        name: prefix of their names.
+        initializer: called first in each.
+
+    Raises:
+        RuntimeError: not a single thread can be started.
+    """
+    number = threads
+    while number:
+        if (pool := _started(number, name, initializer)) is not None:
+            if number < threads:
+                warnings.warn(
+                    f"the system starts only {number} of {threads} threads; work takes longer. It may limit the "
+                    "threads of this container or user (pids.max, ulimit -u)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return pool
+        number //= 2
+    raise RuntimeError(
+        f"the system refuses to start a thread ({name}): raise the limit of threads of this container or user "
+        "(pids.max, ulimit -u), or run fewer processes in it"
+    )
+
+
+def _started(threads: int, name: str, initializer: Callable[[], None] | None) -> ThreadPoolExecutor | None:
+    """A pool of that many running threads; None if the system refuses one, after those that did start have ended."""
+    all_here = threading.Barrier(threads)
+    pool = ThreadPoolExecutor(threads, name, initializer=initializer)
+    try:
+        # Each call keeps its thread until all have one, so that the next one needs another.
+        done, _ = wait([pool.submit(all_here.wait) for _ in range(threads)], return_when=FIRST_EXCEPTION)
+        for call in done:
+            call.result()
+        return pool
+    except BaseException as error:
+        all_here.abort()  # nobody waits for a thread that will not come
+        pool.shutdown()
+        if isinstance(error, RuntimeError) and not isinstance(error, BrokenExecutor):  # "can't start new thread"
+            return None
+        raise
 
 
 class Workspace:

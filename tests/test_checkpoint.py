@@ -86,6 +86,48 @@ def test_parts_load_alone(saved: Path, filtered: LabeledGenerator) -> None:
     assert torch.equal(load_interpreter(saved, device="cpu").w1, filtered.interpreter.w1)
 
 
+@pytest.mark.parametrize("stem", ["generator", "interpreter"])
+@pytest.mark.parametrize("damage", ["a bit", "another save", "no digest"])
+def test_parts_that_load_alone_are_those_of_config_json(
+    saved: Path, tmp_path: Path, filtered: LabeledGenerator, stem: str, damage: str
+) -> None:
+    file = saved / f"{stem}.safetensors"
+    if damage == "a bit":
+        content = bytearray(file.read_bytes())
+        content[-7] ^= 4
+        file.write_bytes(content)
+    elif damage == "another save":  # as a copy leaves it that was broken off
+        tensors = {name: tensor + 1 for name, tensor in load_file(file).items()}
+        save_file(tensors, file)
+    else:
+        edit_config(lambda c: c["parts"][stem].pop("sha256"), sign=False)(saved)
+    load = load_generator if stem == "generator" else load_interpreter
+    with pytest.raises(CheckpointError, match=rf"{stem}.safetensors was changed or damaged, or belongs to another"):
+        load(saved, device="cpu")
+
+
+def test_a_generator_of_format_1_without_digest_still_loads(saved: Path) -> None:
+    generator = json.loads((saved / "config.json").read_text())["parts"]["generator"]["config"]
+    (saved / "config.json").write_text(json.dumps({"format_version": 1, "generator": generator}))
+    assert load_generator(saved, device="cpu").img_resolution == generator["img_resolution"]
+
+
+def test_weights_do_not_change_with_their_file(saved: Path) -> None:
+    """As `cp` and `rsync --inplace` do, onto a checkpoint that a training is using."""
+    labeled = LabeledGenerator.from_pretrained(saved, device="cpu")
+    alone = load_interpreter(saved, device="cpu"), load_generator(saved, device="cpu")
+    before = [{k: v.clone() for k, v in part.state_dict().items()} for part in alone]
+    samples = labeled.generate(range(2))
+    for stem in ("generator", "interpreter"):
+        with (saved / f"{stem}.safetensors").open("r+b") as file:
+            size = file.seek(0, 2)
+            file.seek(size // 2)
+            file.write(b"\x3f" * (size - size // 2))
+    assert_same_samples(labeled.generate(range(2)).rows(), samples.rows())
+    for part, values in zip(alone, before, strict=True):
+        assert all(torch.equal(part.state_dict()[name], value) for name, value in values.items())
+
+
 def test_average_latent_may_be_replaced(saved: Path) -> None:
     generator = load_generator(saved, device="cpu", avg_latent=torch.zeros(32))
     z = torch.randn(1, 32)
@@ -147,7 +189,7 @@ FITTED = {
         (cut("interpreter.safetensors", 0), r"interpreter.safetensors \(0 bytes\) is damaged"),
         (
             flip_a_bit,
-            r"generator.safetensors was changed or damaged: config.json says SHA-256 [0-9a-f]{16}…, the",
+            r"generator.safetensors was changed or damaged, or .*: config.json says SHA-256 [0-9a-f]{16}…, the",
         ),
         (
             edit_config(lambda c: c.update(format_version=99)),
@@ -346,6 +388,36 @@ def test_published_classifiers_that_do_not_belong_together(tmp_path: Path) -> No
         CheckpointError, match=r"model_1.pth: layers.0.bias has shape \[256\], but \[128\] in model_0.pth"
     ):
         load_interpreter(tmp_path)
+
+
+def _ensemble(folder: Path, names: list[str]) -> Path:
+    for name in names:
+        shutil.copy(GOLDEN / "sg2ada_uncond64_skip_c34_ckpt" / "model_0.pth", folder / name)
+    return folder
+
+
+def test_classifiers_of_half_way_training_are_no_members(tmp_path: Path) -> None:
+    others = ["model_20parts_iter5000_number_0.pth", "model_best.pth", "model_01.pth", "model_-1.pth", "optimizer.pth"]
+    _ensemble(tmp_path, [f"model_{number}.pth" for number in range(11)])
+    members = load_interpreter(tmp_path, device="cpu")
+    _ensemble(tmp_path, others)
+    with pytest.warns(UserWarning, match="only files named model_NUMBER.pth are members.*model_20parts_iter5000"):
+        assert torch.equal(load_interpreter(tmp_path, device="cpu").w1, members.w1)
+    (tmp_path / "model_9.pth").unlink()
+    with pytest.raises(CheckpointError, match="10 members, among them model_10.pth, and lacks model_9.pth"):
+        load_interpreter(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["model_20parts_iter5000_number_0.pth"], "model_20parts_iter5000_number_0.pth are not named like that"),
+        (["model_999999999999999999.pth"], "lacks model_0.pth"),
+    ],
+)
+def test_a_folder_without_a_whole_ensemble(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_interpreter(_ensemble(tmp_path, names), device="cpu")
 
 
 def test_classifier_files_that_are_none(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
+from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
 from dsgan_datasets.parallel import ahead, parallel_map
 
 CPU = torch.device("cpu")
@@ -80,3 +82,78 @@ def test_a_consumer_may_stop_early() -> None:
     next(results)
     results.close()
     assert len(done) <= 4
+
+
+def within_seconds(call: Callable[[], Any]) -> Any:
+    """What a call returns or raises; a failure of the test if it does not end."""
+    ended: list[Any] = []
+
+    def run() -> None:
+        try:
+            ended.append(call())
+        except Exception as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.real_start = True  # type: ignore[attr-defined]
+    thread.start()
+    thread.join(30)
+    assert ended, "it hangs"
+    return ended[0]
+
+
+@pytest.fixture
+def few_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Has the system refuse more than that many threads at a time, as the pids limit of a container does."""
+    start = threading.Thread.start
+    before = torch.get_num_threads()
+
+    def limit(most: int) -> None:
+        started: list[threading.Thread] = []
+
+        def limited(self: threading.Thread) -> None:
+            if not hasattr(self, "real_start"):
+                if sum(thread.is_alive() for thread in started) >= most:
+                    raise RuntimeError("can't start new thread")
+                started.append(self)
+            start(self)
+
+        monkeypatch.setattr(threading.Thread, "start", limited)
+
+    yield limit
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+@pytest.mark.parametrize("work", ["parallel_map", "ahead"])
+def test_fewer_threads_than_asked_for_do_the_same_work(
+    few_threads: Callable[[int], None], work: str, most: int
+) -> None:
+    threads = 11 + most  # no pool of another test has this many
+
+    def squares() -> list[int]:
+        torch.set_num_threads(threads)
+        if work == "ahead":
+            return list(ahead(lambda i: i * i, range(40), threads))
+        squared = parallel_map(lambda i: (i * i, torch.get_num_threads()), range(40), CPU)
+        assert {number for _, number in squared} == {1} and torch.get_num_threads() == threads
+        return [square for square, _ in squared]
+
+    few_threads(most)
+    with pytest.warns(RuntimeWarning, match=rf"starts only \d of {threads} threads.*pids.max"):
+        assert within_seconds(squares) == [i * i for i in range(40)]
+
+
+@pytest.mark.parametrize("work", ["parallel_map", "ahead", "stream"])
+def test_without_any_thread_there_is_a_clear_error(
+    few_threads: Callable[[int], None], unfiltered: LabeledGenerator, work: str
+) -> None:
+    def call() -> Any:
+        torch.set_num_threads(17)
+        if work == "stream":
+            return next(iter(DSGANIterableDataset(unfiltered)))
+        return list(parallel_map(abs, range(9), CPU) if work == "parallel_map" else ahead(abs, range(9), 3))
+
+    few_threads(0)
+    error = within_seconds(call)
+    assert isinstance(error, RuntimeError) and "raise the limit of threads" in str(error), error

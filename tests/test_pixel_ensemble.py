@@ -16,7 +16,7 @@ from dsgan_datasets import reference
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.interpreters import Labels, load_interpreter, rowwise
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions, Prediction, check_channels
-from dsgan_datasets.interpreters.loading import ARCHITECTURES, build_interpreter, interpreter_config
+from dsgan_datasets.interpreters.loading import ARCHITECTURES, build_interpreter
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.interpreters.rowwise import Chunks
 from dsgan_datasets.interpreters.weights import EnsembleWeights
@@ -400,21 +400,6 @@ def test_another_architecture_is_an_entry(monkeypatch):
         {**fitted_ensemble().config, "architecture": "twice"}, fitted_ensemble().state_dict(), device="cpu"
     )
     assert type(found) is Twice
-
-
-def test_the_config_is_found_in_both_formats(tmp_path):
-    shape = {"members": 3, "hidden": [32, 16], "classes": 5}
-    first = {
-        "interpreter": {"architecture": "pixel_ensemble", "in_channels": 24, **shape},
-        "recipe": {"features": "convs"},
-    }
-    second = {"architecture": "pixel_ensemble", "layout": "convs", "channels": [24], **shape}
-    assert interpreter_config(first, tmp_path) == second
-    assert interpreter_config({"parts": {"interpreter": {"config": second}}}, tmp_path) == second
-    assert first["interpreter"]["in_channels"] == 24, "the argument is left alone"
-    for config, section in (({}, "interpreter"), ({"parts": {}}, "interpreter"), ({"parts": 1}, "parts")):
-        with pytest.raises(CheckpointError, match=section):
-            interpreter_config(config, tmp_path)
 
 
 def test_a_built_in_checkpoint_knows_its_layout():

@@ -66,7 +66,7 @@ class RecordStream(SourceStream[Record]):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self.__dict__.update(state)
         self.source = self.registered.source  # that of this process
 
 

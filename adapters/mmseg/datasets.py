@@ -291,7 +291,7 @@ class DSGANSegIterableDataset(_Generated, SourceStream[Item]):
                     yield item
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        self.__dict__.update(state)
         self.source = self.store.source  # that of this process
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.migrations import FORMAT_VERSION, migrate
 from dsgan_datasets.checkpoints.pickles import check_content
+from dsgan_datasets.checkpoints.tensors import digest_tensors
 from dsgan_datasets.files import atomic_write, written_whole
 
 _LARGEST_CONFIG = 4 * 2**20  # bytes
@@ -108,18 +109,53 @@ def section(config: Mapping[str, Any], name: str, directory: Path) -> dict[str, 
     return dict(found)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, on the CPU.
+def read_tensors(path: Path, sha256: object, *, recorded: bool = True) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU; the file may change afterwards.
+
+    The digest is taken of the very tensors that are returned, so that it also finds a file that is replaced while it is
+    read, and one that was left by another save into the same directory.
+
+    Args:
+        path: the file.
+        sha256: digest of its tensors, as config.json records it.
+        recorded: False for a config.json that records none.
 
     Raises:
-        CheckpointError: missing, truncated or otherwise no safetensors file.
+        CheckpointError: missing, truncated or otherwise no safetensors file, or not the one that was recorded.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
-        return safetensors.torch.load_file(path)
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)  # not load_file: its tensors are the pages of the file
     except Exception as error:  # SafetensorError, and whatever else a type that torch does not know may raise
         raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: {error}") from error
+    if recorded and (found := digest_tensors(tensors)) != sha256:
+        raise CheckpointError(
+            f"{path} was changed or damaged, or belongs to another checkpoint: config.json says SHA-256 "
+            f"{str(sha256)[:16]}…, the tensors give {found[:16]}…. Copy config.json and all safetensors files of one "
+            "checkpoint again"
+        )
+    return tensors
+
+
+def read_part(config: Mapping[str, Any], name: str, directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config and tensors of a network of a checkpoint, which belong together.
+
+    Args:
+        config: content of config.json, see `read_config`.
+        name: file stem, such as "generator".
+        directory: where config.json was.
+
+    Raises:
+        CheckpointError: there is no such part, or its file is not the one that config.json was written for.
+    """
+    part = section(section(config, "parts", directory), name, directory)
+    sha256 = part.get("sha256")
+    # Format 1 recorded no digest of a generator without labels.
+    recorded = sha256 is not None or "migrated_from" not in config
+    tensors = read_tensors(directory / f"{name}.safetensors", sha256, recorded=recorded)
+    return section(part, "config", directory), tensors
 
 
 def write(

@@ -87,7 +87,12 @@ def _from_1(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Format 1 had one interpreter, one schema, a flat recipe and the threshold twice."""
     taken = {"generator", "interpreter", "schema", "recipe", "weights", "calibration", "source", "fingerprint"}
     rest = {name: value for name, value in config.items() if name not in taken}
-    result: dict[str, Any] = {**rest, "format_version": 2, "provenance": config.get("source")}
+    result: dict[str, Any] = {
+        **rest,
+        "format_version": 2,
+        "migrated_from": 1,
+        "provenance": config.get("source"),
+    }
     weights = _section(config, "weights", where) if "weights" in config else {}
     if "generator" in config:
         result["parts"] = {
@@ -119,7 +124,6 @@ def _from_1(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
     return {
         **result,
-        "migrated_from": 1,
         "labeler": "interpreted",
         "targets": [schema_v1_to_v2(schema)],
         "recipe": recipe_v1_to_v2(recipe, schema),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vot
         the class in `ARCHITECTURES` that config.json names; a `PixelEnsemble` for published classifiers.
 
     Raises:
-        CheckpointError: nothing of that kind is there, or a file is damaged or does not fit the others.
+        CheckpointError: nothing of that kind is there, or a file is damaged, was changed, or does not fit the others.
 
     Example:
         >>> load_interpreter("demo-faces", device="cpu").config["members"]
@@ -58,8 +60,9 @@ def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vot
     """
     source = checkpoint_directory.find(path)
     if (source / "config.json").is_file():
-        config = interpreter_config(checkpoint_directory.read_config(source), source)
-        tensors = checkpoint_directory.read_tensors(source / "interpreter.safetensors")
+        config, tensors = checkpoint_directory.read_part(
+            checkpoint_directory.read_config(source), "interpreter", source
+        )
         interpreter = build_interpreter(config, tensors, device=device, source=source)
     else:
         interpreter = _published(source).to(resolve_device(device))
@@ -69,25 +72,6 @@ def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vot
         if isinstance(interpreter, PixelEnsemble):  # the one class that has the deprecated `label`
             interpreter.label_options = LabelingOptions(vote)
     return interpreter
-
-
-def interpreter_config(config: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """The interpreter's config in a config.json of format 1 or 2.
-
-    Format 1 recorded the layout in the recipe, and the channels of all maps together.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    section = checkpoint_directory.section
-    if "parts" in config:
-        part = section(section(config, "parts", directory), "interpreter", directory)
-        return section(part, "config", directory)
-    found = section(config, "interpreter", directory)
-    if "in_channels" not in found:
-        return found
-    total = found.pop("in_channels")
-    return {**found, "layout": section(config, "recipe", directory).get("features"), "channels": [total]}
 
 
 def build_interpreter(
@@ -125,12 +109,8 @@ def build_interpreter(
 
 
 def _published(source: Path) -> PixelEnsemble:
-    """The classifiers in a folder of model_*.pth."""
-    files = sorted(source.glob("model_*.pth"), key=_member_number)
-    if not files:
-        raise CheckpointError(
-            f"{source} is not an interpreter: expected config.json, or a folder of model_0.pth, model_1.pth, …"
-        )
+    """The classifiers in a folder of model_0.pth, model_1.pth, …"""
+    files = _member_files(source)
     members = [_published_member(file) for file in files]
     for file, member in zip(files, members, strict=True):
         for name, tensor in member.items():
@@ -172,9 +152,41 @@ def stack_members(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _member_number(path: Path) -> tuple[int, str]:
-    match = re.fullmatch(r"model_(\d+)\.pth", path.name)
-    return (int(match[1]) if match else -1, path.name)
+def _member_files(source: Path) -> list[Path]:
+    """The files model_0.pth … model_(N-1).pth, which are the members that the layout knows.
+
+    Other names are ignored with a note: DatasetGAN's training writes classifiers that are not finished yet into the
+    same folder, such as model_20parts_iter5000_number_0.pth.
+    """
+    members: dict[int, Path] = {}
+    others = []
+    for file in sorted(source.glob("*.pth")):
+        if match := re.fullmatch(r"model_(0|[1-9]\d*)\.pth", file.name, re.ASCII):
+            members[int(match[1])] = file
+        else:
+            others.append(file.name)
+    if not members:
+        found = f"; {_listed(others)} are not named like that" if others else ""
+        raise CheckpointError(
+            f"{source} is not an interpreter: expected config.json, or a folder of model_0.pth, model_1.pth, …{found}"
+        )
+    if len(members) <= max(members):
+        missing = next(number for number in count() if number not in members)
+        raise CheckpointError(
+            f"{source} has {len(members)} members, among them model_{max(members)}.pth, and lacks "
+            f"model_{missing}.pth: copy the whole ensemble, or number the files from 0 without a gap"
+        )
+    if others:
+        warnings.warn(
+            f"{source}: only files named model_NUMBER.pth are members of the ensemble; ignored: {_listed(others)}",
+            stacklevel=4,
+        )
+    return [members[number] for number in range(len(members))]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The names, or the first ones of many."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _published_member(path: Path) -> dict[str, Tensor]:

@@ -7,12 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 
 import torch
 
+from dsgan_datasets.parallel import start_threads
 from dsgan_datasets.samples import Sample, SampleBatch
 
 #: Batches that are prepared before they are asked for, unless it is said.
@@ -37,7 +37,7 @@ def read_ahead(
         duty_cycle: part of the time that may go into this, in (0, 1].
 
     Raises:
-        RuntimeError: continued in a process that was forked meanwhile.
+        RuntimeError: continued in a process that was forked meanwhile, or the system starts no thread.
     """
     process = os.getpid()
     cuda_stream: torch.cuda.Stream | None = None
@@ -55,25 +55,25 @@ def read_ahead(
                 done.synchronize()  # the time that the GPU took is what counts
             return batch, done
 
-    with ThreadPoolExecutor(1, thread_name_prefix="dsgan-generate") as thread:
-        pending = deque(thread.submit(produce) for _ in range(prefetch or PREFETCH))
-        try:
-            while True:
-                if os.getpid() != process:
-                    raise RuntimeError(
-                        "this process was forked from one with an open stream: start another iteration in it"
-                    )
-                batch, done = pending.popleft().result()
-                if batch is None:
-                    return
-                pending.append(thread.submit(produce))
-                if done is not None:
-                    _hand_over(batch, done)
-                yield batch
-        finally:
+    thread = start_threads(1, "dsgan-generate")
+    pending = deque(thread.submit(produce) for _ in range(prefetch or PREFETCH))
+    try:
+        while True:
+            if os.getpid() != process:
+                raise RuntimeError(
+                    "this process was forked from one with an open stream: start another iteration in it"
+                )
+            batch, done = pending.popleft().result()
+            if batch is None:
+                return
+            pending.append(thread.submit(produce))
+            if done is not None:
+                _hand_over(batch, done)
+            yield batch
+    finally:
+        if os.getpid() == process:  # a forked child has no such thread, and perhaps the locks that it was holding
             rest.end()
-            for future in pending:
-                future.cancel()
+            thread.shutdown(cancel_futures=True)
 
 
 class Rest:

@@ -9,33 +9,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.latents import MAX_INDEX
+from dsgan_datasets.sources.board import Board
 from dsgan_datasets.sources.share import Share, accelerate_is_reading, current_rank
 
 Uneven = Literal["drop", "pad", "keep"]
 Item_co = TypeVar("Item_co", covariant=True)
 
 
-class _Start(NamedTuple):
+class Start(NamedTuple):
     """Where an iteration begins: what was delivered of an epoch before.
 
     Attributes:
         epoch: the epoch.
         batches: global batches.
         within: samples that each rank was given of the next one.
+        global_batch: samples of such a batch; 0 if the stream has none.
+        world_size: ranks among which `within`, or a stream without `global_batch`, was shared out; 0: any number.
         consumed: samples that this very DataLoader worker delivered since.
-        process: that asked for this start.
     """
 
     epoch: int
     batches: int = 0
     within: int = 0
+    global_batch: int = 0
+    world_size: int = 0
     consumed: int = 0
-    process: int = 0
 
 
 @dataclass
@@ -47,19 +49,34 @@ class Iteration:
         share: which positions this consumer has.
         length: positions of the epoch, after dropping or padding.
         delivered: samples that it has handed out.
+        process: that it runs in.
         running: until it ends or is left.
+        finished: it came to its end.
     """
 
-    start: _Start
+    start: Start
     share: Share
     length: int
+    process: int
     delivered: int = 0
     running: bool = True
+    finished: bool = False
 
     @property
     def epoch(self) -> int:
         """Number of the epoch."""
         return self.start.epoch
+
+    @property
+    def place(self) -> Start:
+        """Where one would begin that continues it."""
+        return self.start._replace(consumed=self.start.consumed + self.delivered)
+
+    @property
+    def progress(self) -> tuple[bool, int]:
+        """The greatest is the one that a state is about: one that is running, and of these the furthest."""
+        rank_batch = self.share.rank_batch
+        return self.running, self.start.batches * rank_batch + self.start.within + self.place.consumed
 
     def positions(self) -> Iterator[int]:
         """Positions that are left, one by one; it may be asked for several times before something is delivered."""
@@ -127,11 +144,11 @@ class ResumableStream(IterableDataset[Item_co]):
         self.uneven: Uneven | None = uneven
         self.global_batch: int | None = None
         self.loader_batch_size: int | None = None
-        # In shared memory, for workers that live longer than an epoch: the epoch; the one that workers have read of
-        # (-1: none); whether workers have begun where a loaded state ends, and the seed of their DataLoader.
-        self._shared = torch.tensor([0, -1, 0, 0]).share_memory_()
-        self._current: Iteration | None = None
-        self._resume: _Start | None = None
+        self._board = Board()
+        self._iterations: list[Iteration] = []  # of this process, in the epoch
+        self._own_start: Start | None = None  # of a DataLoader worker that was given its own state
+        self._version = 0  # of the board's start that was loaded here
+        self._version_seen: int | None = None  # of the latest that this DataLoader worker could take
         self._warned = False
         self.batch_by(global_batch, loader_batch_size)
         if global_batch is not None:
@@ -201,58 +218,107 @@ class ResumableStream(IterableDataset[Item_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker has no process group: it is given the rank of the process that sent it there."""
-        state = self.__dict__.copy()
+        state = {**self.__dict__, "_iterations": []}
         if current_rank() is not None:
             state["rank"], state["world_size"] = self._rank_and_world_size()
         return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._shared.share_memory_()  # a deep copy is not
-
     def set_epoch(self, epoch: int) -> None:
         """Go to another epoch; takes effect when iteration starts, in living workers too."""
-        self._shared[0] = integer("epoch", epoch, 0, MAX_INDEX)
+        self._board.epoch = integer("epoch", epoch, 0, MAX_INDEX)
 
     @contextmanager
     def _iteration(self) -> Iterator[Iteration]:
         """One iteration over an epoch, or over the rest of it after a state was loaded."""
         share = self.share
-        iteration = Iteration(self._taken_start(), share, self._even_length(share))
+        start = self._place_to_begin(share)
+        iteration = Iteration(start, share, self._even_length(share), os.getpid())
+        resumed = self._take_start()
         if get_worker_info() is not None:
-            self._shared[1] = iteration.epoch
-        self._current = iteration
+            self._board.read_epoch = iteration.epoch
+        # What a state may be about: of earlier iterations those that are running, and the furthest that was left.
+        before = [i for i in self._iterations if i.epoch == iteration.epoch and i.process == iteration.process]
+        left = sorted((i for i in before if not i.running and not i.finished), key=lambda i: i.progress)
+        self._iterations = [*(i for i in before if i.running), *left[-1:], iteration]
         try:
             yield iteration
+            iteration.finished = True
         finally:  # at the end, and where the consumer leaves early
             iteration.running = False
+            if resumed and not iteration.finished:
+                self._give_back_start(resumed)
 
-    def _deliver(self, iteration: Iteration, samples: int = 1) -> None:
-        """Count samples that are about to be handed out; of several iterations the state is that of the latest."""
-        iteration.delivered += samples
-        self._current = iteration
+    def _place_to_begin(self, share: Share) -> Start:
+        """Where an iteration that begins now begins.
 
-    def _taken_start(self) -> _Start:
-        """Where the iteration that begins now begins. A loaded state is used once, by all workers of a DataLoader."""
-        epoch = int(self._shared[0])
-        start, self._resume = self._resume, None
+        Raises:
+            ValueError: a loaded state is for other numbers than those here. It stays loaded.
+        """
+        epoch = self._board.epoch
+        start = self._waiting_start()
         if start is None or start.epoch != epoch:
-            return _Start(epoch)
-        worker, (taken, seed) = get_worker_info(), self._shared[2:].tolist()
-        if start.process == os.getpid():
-            return _Start(epoch) if worker is None and taken else start
-        loader = 0 if worker is None else worker.seed - worker.id
-        if taken and seed != loader:
-            return _Start(epoch)  # workers of an earlier iteration had it
-        self._shared[2:] = torch.tensor([1, loader])
+            return Start(epoch)
+        # Checked here and not only where the state was loaded: batches and ranks may be set later, by another process.
+        self._refuse_other(global_batch=start.global_batch or None)
+        if start.world_size:
+            self._refuse_other(world_size=start.world_size)
+        batches = None if self.length is None else -(-self.length // share.global_batch)
+        if batches is not None and start.batches > batches:
+            raise ValueError(
+                f"cannot resume: {start.batches} global batches were done in the saved state, an epoch has {batches}"
+            )
         return start
 
-    def _begin_at(self, start: _Start) -> None:
-        self._resume = start._replace(process=os.getpid())
-        if get_worker_info() is None:
-            self._shared[:] = torch.tensor([start.epoch, -1, 0, 0])
-        else:
-            self._shared[0] = start.epoch
+    def _waiting_start(self) -> Start | None:
+        """The start that was set and not yet taken, as this process or DataLoader worker sees it."""
+        board, worker = self._board, get_worker_info()
+        if self._own_start is not None:
+            return self._own_start
+        takers = [Board.NOBODY] if worker is None else [Board.NOBODY, worker.seed - worker.id]
+        if board.taken_by not in takers or board.version != self._version_to_take():
+            return None
+        return Start(board.start_epoch, board.batches, board.within, board.global_batch, board.world_size)
+
+    def _version_to_take(self) -> int | None:
+        """Version of the start that an iteration that begins now may take: None for none.
+
+        All workers of a loader take a start once. One that has not begun yet takes what was loaded before it was made:
+        it may be slow, and its loader may be gone by now.
+        """
+        version = self._version if get_worker_info() is None or self._version_seen is None else self._board.version
+        return None if version in (0, self._version_seen) else version
+
+    def _take_start(self) -> int:
+        """Let no other loader take the start; the version of what this process took from the board, 0 for nothing."""
+        board, worker = self._board, get_worker_info()
+        free = board.taken_by == Board.NOBODY and board.version == self._version_to_take()
+        if free:
+            board.taken_by = Board.THIS_PROCESS if worker is None else worker.seed - worker.id
+        self._own_start = None
+        if worker is not None:  # not in the process that workers are forked from
+            self._version_seen = self._version if self._version_seen is None else board.version
+            return 0
+        return board.version if free else 0
+
+    def _give_back_start(self, version: int) -> None:
+        """A look at a few samples does not use up a loaded state."""
+        if self._board.version == version and self._board.taken_by == Board.THIS_PROCESS:
+            self._board.taken_by = Board.NOBODY
+
+    def _deliver(self, iteration: Iteration, samples: int = 1) -> None:
+        """Count samples that are about to be handed out."""
+        iteration.delivered += samples
+
+    def _begin_at(self, start: Start) -> None:
+        board = self._board
+        board.epoch, self._iterations = start.epoch, []
+        if get_worker_info() is not None:
+            self._own_start = start
+            return
+        board.start_epoch, board.batches, board.within = start.epoch, start.batches, start.within
+        board.global_batch, board.world_size = start.global_batch, start.world_size
+        board.read_epoch, board.taken_by = -1, Board.NOBODY
+        self._version = board.version = board.version + 1
 
     @property
     def batches_per_epoch(self) -> int:
@@ -264,15 +330,17 @@ class ResumableStream(IterableDataset[Item_co]):
 
     def resume(self, batches: int, within: int = 0) -> None:
         """Start the next iteration of this epoch after some global batches, and `within` samples of each rank."""
-        start = _Start(int(self._shared[0]), integer("batches", batches, 0), integer("within", within, 0))
-        self._begin_at(start)
+        start = Start(self._board.epoch, integer("batches", batches, 0), integer("within", within, 0))
+        ranks = self.share.world_size if within or self.global_batch is None else 0
+        self._begin_at(start._replace(global_batch=self.global_batch or 0, world_size=ranks))
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
         """Where the stream is in its epoch: samples handed out (not those prepared ahead), and what they belong to.
 
         A state that is taken between global batches continues with any number of ranks and workers; one taken inside
         a global batch, or without `global_batch`, with as many ranks. The state of a DataLoader worker (torchdata's
-        StatefulDataLoader collects them) needs as many ranks and workers.
+        StatefulDataLoader collects them) needs as many ranks and workers. Each iterator counts for itself: of several
+        over one epoch, the state is that of the one that is running, and of these the one that is furthest.
 
         Args:
             step: global batches that the training has done in this epoch. Needed where DataLoader workers read the
@@ -285,27 +353,25 @@ class ResumableStream(IterableDataset[Item_co]):
         if step is not None:
             if self.global_batch is None:
                 raise ValueError("a step counts global batches: give the stream a global_batch")
-            return self._state(_Start(at.epoch, integer("step", step, 0)))
-        if get_worker_info() is None and self._resume is None and int(self._shared[1]) == at.epoch:
+            return self._state(Start(at.epoch, integer("step", step, 0)))
+        if get_worker_info() is None and self._board.read_epoch == at.epoch:
             raise ValueError(
                 "DataLoader workers read this stream, and this process cannot count what they delivered: pass "
                 "state_dict(step=…), the number of global batches done in this epoch (which needs a global_batch)"
             )
         return self._state(at)
 
-    def _position(self) -> _Start:
+    def _position(self) -> Start:
         """What was delivered up to now."""
-        epoch, current = int(self._shared[0]), self._current
-        if self._resume is not None and int(self._shared[2]) and self._resume.process == os.getpid():
-            self._resume = None  # workers have it
-        if self._resume is not None:
-            return self._resume if self._resume.epoch == epoch else _Start(epoch)
-        if current is not None and (current.running or current.epoch == epoch):
-            start = current.start
-            return start._replace(consumed=start.consumed + current.delivered)
-        return _Start(epoch)  # between two epochs: set_epoch has already named the next one
+        epoch, process = self._board.epoch, os.getpid()
+        counting = [i for i in self._iterations if i.process == process and (i.running or i.epoch == epoch)]
+        if counting and self._own_start is None:
+            return max(counting, key=lambda i: i.progress).place
+        start = self._waiting_start()
+        # Between two epochs set_epoch has already named the next one.
+        return start if start is not None and start.epoch == epoch else Start(epoch)
 
-    def _state(self, at: _Start) -> dict[str, Any]:
+    def _state(self, at: Start) -> dict[str, Any]:
         share = self.share
         state = {**self._identity(), "global_batch": self.global_batch, "epoch": at.epoch}
         if get_worker_info() is not None:
@@ -321,31 +387,51 @@ class ResumableStream(IterableDataset[Item_co]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, when iteration over that epoch starts next.
 
+        All workers of a DataLoader take a state together, once; an iteration in this process uses it up when it comes
+        to the end. Numbers of samples and ranks that are not known yet are compared when iteration starts.
+
         Raises:
             ValueError: the state belongs to another stream, or is not one; the message names the field.
         """
         if not isinstance(state, dict):
             raise ValueError(f"cannot resume: expected the dict of state_dict(), got {type(state).__name__}")
-        share = self.share
-        expected = {**self._identity(), "global_batch": self.global_batch}
+        expected = self._identity()
+        if self.global_batch is not None or state.get("global_batch") is None:
+            expected["global_batch"] = self.global_batch
         if "consumed" in state:
             if get_worker_info() is None:
                 raise ValueError(
                     "cannot resume: this is the state of a DataLoader worker; load it through the StatefulDataLoader"
                 )
+            share = self.share
             expected["consumers"] = share.workers * share.world_size
             expected["consumer"] = share.worker * share.world_size + share.rank
-        elif "world_size" in state:  # it ends inside a global batch
-            expected["world_size"] = share.world_size
+        elif "world_size" in state and (self.world_size is not None or current_rank() is not None):
+            expected["world_size"] = self.share.world_size
         for name, here in expected.items():
             if state.get(name) != here:
-                raise ValueError(f"cannot resume: {name} is {here!r} here, but {state.get(name)!r} in the saved state")
-        epoch, batches, within, consumed = (
-            integer(f"{name} in the saved state", state.get(name, default), 0, MAX_INDEX)
-            for name, default in (("epoch", None), ("batches", None), ("within", 0), ("consumed", 0))
+                raise _other(name, here, state.get(name))
+        numbers = {"epoch": None, "batches": None, "within": 0, "world_size": 0, "consumed": 0}
+        start = Start(
+            **{
+                name: integer(f"{name} in the saved state", state.get(name, default), 0, MAX_INDEX)
+                for name, default in numbers.items()
+            }
         )
-        self._begin_at(_Start(epoch, batches, within, consumed))
+        if (size := state.get("global_batch")) is not None:
+            start = start._replace(global_batch=integer("global_batch in the saved state", size, 1, MAX_INDEX))
+        self._begin_at(start)
+
+    def _refuse_other(self, **numbers: int | None) -> None:
+        here = {"global_batch": self.global_batch, "world_size": self.share.world_size}
+        for name, number in numbers.items():
+            if here[name] != number:
+                raise _other(name, here[name], number)
 
     def _identity(self) -> dict[str, Any]:
         """What a saved state belongs to; it is refused where any of this differs."""
         raise NotImplementedError
+
+
+def _other(name: str, here: object, saved: object) -> ValueError:
+    return ValueError(f"cannot resume: {name} is {here!r} here, but {saved!r} in the saved state")
