@@ -17,6 +17,7 @@ from dsgan_datasets.interpreters import batched, rowwise
 from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, Prediction, check_channels
 from dsgan_datasets.interpreters.labels import Labels
 from dsgan_datasets.interpreters.weights import EnsembleWeights
+from dsgan_datasets.operations import without_autocast
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Vote
 from dsgan_datasets.uncertainty import image_score
@@ -70,7 +71,7 @@ class PixelEnsemble(nn.Module):
             raise ValueError(
                 f"channels {list(self.channels)} add up to {sum(self.channels)}, w1 takes {self.in_channels} features"
             )
-        self._prepared: batched.Prepared | None = None
+        self._prepared: dict[batched.Task, batched.Prepared] = {}
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -132,6 +133,7 @@ class PixelEnsemble(nn.Module):
         if not 0 < options.top_fraction <= 1:
             raise ValueError(f"top_fraction must lie in (0, 1], not {options.top_fraction}")
 
+    @without_autocast
     @torch.no_grad()
     def predict(
         self, features: Sequence[Tensor], frame: Frame, options: LabelingOptions = DEFAULT_OPTIONS
@@ -157,10 +159,11 @@ class PixelEnsemble(nn.Module):
             mask, uncertainty = rowwise.label(self.weights, features, frame, options.vote)
             scores = parallel_map(lambda u: image_score(u[None], options.top_fraction), uncertainty, self.device)
             return Prediction({"mask": mask}, uncertainty, torch.cat(scores))
-        self._prepared = batched.prepare(self.weights, features, frame, options.vote, self._prepared)
-        mask, uncertainty = self._prepared.label(features)
+        prepared = batched.prepare(self.weights, features, frame, options.vote, self._prepared)
+        mask, uncertainty = prepared.label(features)
         return Prediction({"mask": mask}, uncertainty, image_score(uncertainty, options.top_fraction))
 
+    @without_autocast
     def logits(
         self, features: Sequence[Tensor], size: tuple[int, int], *, rows: tuple[int, int] | None = None
     ) -> Tensor:
@@ -201,11 +204,11 @@ class PixelEnsemble(nn.Module):
         frame.check()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared = None  # it holds the tensors that are about to be replaced
+        self._prepared = {}  # it holds the tensors that are about to be replaced
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None}  # kernels cannot be pickled
+        return {**self.__dict__, "_prepared": {}}  # kernels cannot be pickled
 
 
 def _as_channels(channels: Sequence[int]) -> tuple[int, ...]:

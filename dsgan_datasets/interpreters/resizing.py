@@ -24,7 +24,7 @@ def bilinear_matrix(n_in: int, n_out: int) -> Tensor:
                 [0.0000, 1.0000]])
     """
     lower, upper, fraction = bilinear_taps(n_in, n_out)
-    matrix = torch.zeros(n_out, n_in, dtype=torch.float64)
+    matrix = torch.zeros(n_out, n_in, dtype=torch.float64, device="cpu")
     matrix.scatter_add_(1, lower[:, None], 1 - fraction[:, None])
     matrix.scatter_add_(1, upper[:, None], fraction[:, None])
     return matrix.float()
@@ -32,7 +32,7 @@ def bilinear_matrix(n_in: int, n_out: int) -> Tensor:
 
 def bilinear_taps(n_in: int, n_out: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of each output: the two inputs that it lies between, int64 [n_out], and the weight of the second, float64."""
-    centers = (torch.arange(n_out, dtype=torch.float64) + 0.5) * (n_in / n_out) - 0.5
+    centers = (torch.arange(n_out, dtype=torch.float64, device="cpu") + 0.5) * (n_in / n_out) - 0.5
     centers = centers.clamp(0, n_in - 1)
     lower = centers.floor().long()
     return lower, (lower + 1).clamp(max=n_in - 1), centers - lower

@@ -136,7 +136,7 @@ def decode(files: Mapping[str, bytes], targets: Sequence[Target]) -> Sample:
         fields = {"image": torch.from_numpy(read_pixels(picture, "RGB").transpose(2, 0, 1).copy())}
         fields |= {target.field: target.decode(files[target.extension]) for target in targets}
         if (score := facts.get("uncertainty_score", facts.get("score"))) is not None:
-            fields["uncertainty_score"] = torch.tensor(float(score), dtype=torch.float32)
+            fields["uncertainty_score"] = torch.tensor(float(score), dtype=torch.float32, device="cpu")
         fields |= {"index": _integer(facts["index"]), "attempt": _integer(facts["attempt"])}
         if "class_label" in facts:
             fields["class_label"] = _integer(facts["class_label"])
@@ -158,7 +158,7 @@ def tallies(sample: Sample, targets: Sequence[Target]) -> dict[str, list[int]]:
 
 
 def _integer(value: Any) -> Tensor:
-    return torch.tensor(integer("a fact of a record", value, 0), dtype=torch.int64)
+    return torch.tensor(integer("a fact of a record", value, 0), dtype=torch.int64, device="cpu")
 
 
 def _uncertainty_png(uncertainty: Tensor) -> bytes:

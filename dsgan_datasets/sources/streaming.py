@@ -129,7 +129,7 @@ class ResumableStream(IterableDataset[Item_co]):
         self.loader_batch_size: int | None = None
         # In shared memory, for workers that live longer than an epoch: the epoch; the one that workers have read of
         # (-1: none); whether workers have begun where a loaded state ends, and the seed of their DataLoader.
-        self._shared = torch.tensor([0, -1, 0, 0]).share_memory_()
+        self._shared = torch.tensor([0, -1, 0, 0], device="cpu").share_memory_()
         self._current: Iteration | None = None
         self._resume: _Start | None = None
         self._warned = False
@@ -244,13 +244,13 @@ class ResumableStream(IterableDataset[Item_co]):
         loader = 0 if worker is None else worker.seed - worker.id
         if taken and seed != loader:
             return _Start(epoch)  # workers of an earlier iteration had it
-        self._shared[2:] = torch.tensor([1, loader])
+        self._shared[2:] = torch.tensor([1, loader], device="cpu")
         return start
 
     def _begin_at(self, start: _Start) -> None:
         self._resume = start._replace(process=os.getpid())
         if get_worker_info() is None:
-            self._shared[:] = torch.tensor([start.epoch, -1, 0, 0])
+            self._shared[:] = torch.tensor([start.epoch, -1, 0, 0], device="cpu")
         else:
             self._shared[0] = start.epoch
 
