@@ -371,29 +371,34 @@ class FusedTail:
     @torch.no_grad()
     def label(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Mask uint8 and uncertainty float32 [N, H, W] of maps [N, C_l, h_l, w_l]."""
-        count, width = len(features[0]), self.projection.size[1]
-        height = self.projection.rows[1] - self.projection.rows[0]
-        mask = features[0].new_empty(count, height, width, dtype=torch.uint8)
-        uncertainty = features[0].new_empty(count, height, width, dtype=torch.float32)
+        count = len(features[0])
         at_once = self.projection.images_at_once(count)
+        parts = [[f[first : first + at_once] for f in features] for first in range(0, count, at_once)]
+        made = [self.finish(self.project(maps), maps) for maps in parts]
+        if len(made) == 1:
+            return made[0]
+        return torch.cat([mask for mask, _ in made]), torch.cat([uncertainty for _, uncertainty in made])
+
+    def finish(self, coarse: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mask and uncertainty [N, H, W] of maps whose coarse ones are projected: all but the first product."""
+        count, (top, bottom), width = len(features[0]), self.projection.rows, self.projection.size[1]
+        mask = coarse.new_empty(count, bottom - top, width, dtype=torch.uint8)
+        uncertainty = coarse.new_empty(count, bottom - top, width, dtype=torch.float32)
         rows, columns = self.tiling.tile
-        tile_rows, tile_columns = triton.cdiv(height, rows), triton.cdiv(width, columns)
-        with on_device(features[0].device):  # Triton launches on the current one
-            for first in range(0, count, at_once):
-                images = slice(first, first + at_once)
-                maps = [f[images] for f in features]
-                tail_kernel[(tile_rows * tile_columns, at_once)](
-                    self.project(maps),
-                    *_pointers(self.projection.fine(maps), 4, unused=uncertainty),
-                    *self.tensors,
-                    mask[images],
-                    uncertainty[images],
-                    height,
-                    width,
-                    tile_columns,
-                    at_once,
-                    **self.constants,
-                )
+        tile_rows, tile_columns = triton.cdiv(bottom - top, rows), triton.cdiv(width, columns)
+        with on_device(coarse.device):  # Triton launches on the current one
+            tail_kernel[(tile_rows * tile_columns, count)](
+                coarse,
+                *_pointers(self.projection.fine(features), 4, unused=uncertainty),
+                *self.tensors,
+                mask,
+                uncertainty,
+                bottom - top,
+                width,
+                tile_columns,
+                count,
+                **self.constants,
+            )
         return mask, uncertainty
 
     def project(self, features: Sequence[Tensor]) -> Tensor:
@@ -407,14 +412,15 @@ class FusedTail:
             stop = start + count * level[0] * level[1]
             constants = self.projection_constants(level)
             rows, columns = constants["BLOCK_PIXELS"], constants["BLOCK_OUTPUTS"]
-            project_kernel[triton.cdiv(stop - start, rows), triton.cdiv(outputs, columns)](
-                *_pointers(maps, 3, unused=coarse),
-                weight,
-                coarse[start:stop],
-                stop - start,
-                level[0] * level[1],
-                **constants,
-            )
+            with on_device(coarse.device):
+                project_kernel[triton.cdiv(stop - start, rows), triton.cdiv(outputs, columns)](
+                    *_pointers(maps, 3, unused=coarse),
+                    weight,
+                    coarse[start:stop],
+                    stop - start,
+                    level[0] * level[1],
+                    **constants,
+                )
             start = stop
         return coarse
 
