@@ -94,7 +94,7 @@ def run_calibration(
     if ignore_fraction == 0:
         plain = plain.replace(max_uncertainty=None)
     if reject_fraction == 0 and not ignore_fraction and not rules:
-        return CalibrationRun(labeled.with_recipe(plain), torch.empty(0))
+        return CalibrationRun(labeled.with_recipe(plain), torch.empty(0, device="cpu"))
     seen = _observe(labeled.with_recipe(plain), num_samples, seed, keep_uncertainty=bool(ignore_fraction), rules=rules)
     threshold, error = None, None
     if reject_fraction > 0:
@@ -181,7 +181,7 @@ def _observe(
     labeled: LabeledGenerator, num_samples: int, seed: int, *, keep_uncertainty: bool, rules: Sequence[Rule]
 ) -> _Seen:
     """Look at n unfiltered draws; of each, some random pixels' uncertainty and its labels are kept if needed."""
-    seen = _Seen(torch.empty(0), [], [], torch.empty(0))
+    seen = _Seen(torch.empty(0, device="cpu"), [], [], torch.empty(0, device="cpu"))
     scores, holds = [], []
     random = torch.Generator().manual_seed(seed & (2**63 - 1))
     target = labeled.targets[0]
@@ -196,7 +196,7 @@ def _observe(
             labels = {t.field: fields[t.field].cpu() for t in labeled.targets}
             # A byte holds any class id: 1,000 masks of 1024² take 1 GB.
             seen.labels.append({k: v.to(torch.uint8) if k == "mask" else v for k, v in labels.items()})
-    return dataclasses.replace(seen, scores=torch.cat(scores or [torch.empty(0)]), holds=torch.cat(holds))
+    return dataclasses.replace(seen, scores=torch.cat(scores or [torch.empty(0, device="cpu")]), holds=torch.cat(holds))
 
 
 def _ignore_level(seen: _Seen, threshold: float | None, ignore_fraction: float) -> float:

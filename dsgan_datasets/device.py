@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 Device = str | torch.device | None
@@ -9,6 +13,8 @@ Device = str | torch.device | None
 
 def resolve_device(device: Device = None) -> torch.device:
     """The device itself; None is the rank's current CUDA device if there is one, else the CPU.
+
+    Warns where a launcher started one process a GPU and none of them has chosen its own yet: all would use the first.
 
     Raises:
         ValueError: no such device, or CUDA is asked for and there is none.
@@ -18,14 +24,41 @@ def resolve_device(device: Device = None) -> torch.device:
         device(type='cpu')
     """
     if device is None:
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return _current_cuda_device() if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device {device!r} is not known to PyTorch; use cpu, cuda or cuda:N") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds no CUDA device here; use device='cpu'")
+    if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device {device!r} was asked for, but PyTorch finds {count} here: cuda:0 … cuda:{count - 1}")
     return resolved
+
+
+def _current_cuda_device() -> torch.device:
+    current, rank = torch.cuda.current_device(), os.environ.get("LOCAL_RANK", "")
+    if rank.isdecimal() and int(rank) != current and int(rank) < torch.cuda.device_count():
+        warnings.warn(
+            f"LOCAL_RANK is {rank}, but this process's current device is cuda:{current}: every rank would generate on "
+            "that one. Call torch.cuda.set_device(local_rank) before, or pass device=…",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return torch.device("cuda", current)
+
+
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one for the length of a block, as what launches kernels itself needs it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def check_precision(device: torch.device, dtype: torch.dtype) -> None:
+    """ValueError if a device cannot compute in a precision."""
+    if dtype == torch.bfloat16 and device.type == "cuda" and not has_fast_bfloat16(device):
+        raise ValueError(
+            f"dtype='bfloat16' needs a GPU from NVIDIA's Ampere generation on, {device} is older: use dtype='float16'"
+        )
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -39,6 +72,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         False
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with on_device(device):  # it asks the current one
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and supported is not None and bool(supported())

@@ -42,7 +42,7 @@ def apply_rules(filter: Filter | None, targets: Sequence[Target], drawn: Mapping
 
 def accepts(filter: Filter | None, targets: Sequence[Target], drawn: Mapping[str, Tensor]) -> Tensor:
     """Which draws all rules accept, bool [N] on the CPU; arguments as for `apply_rules`."""
-    accepted = torch.ones(len(next(iter(drawn.values()))), dtype=torch.bool)
+    accepted = torch.ones(len(next(iter(drawn.values()))), dtype=torch.bool, device="cpu")
     for passed in apply_rules(filter, targets, drawn).values():
         accepted &= passed
     return accepted

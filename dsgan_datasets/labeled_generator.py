@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dsgan_datasets._deprecation import warn_renamed
@@ -20,7 +20,7 @@ from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.checkpoints.tensors import digest_tensors
 from dsgan_datasets.checks import integer
-from dsgan_datasets.device import Device
+from dsgan_datasets.device import Device, check_precision
 from dsgan_datasets.filtering import Acceptance, accepts
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import style_vectors
@@ -91,6 +91,7 @@ class LabeledGenerator:
         self.fit = fit
         self.more = dict(more or {})
         labeler.check(recipe)
+        check_precision(labeler.device, recipe.torch_dtype)
         self._graph: Function | None = None
 
     def __repr__(self) -> str:
@@ -277,7 +278,7 @@ class LabeledGenerator:
             fields = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         else:
             # The last bits of a convolution depend on its batch size: it is always the same, filled up if need be.
-            padding = torch.arange(self.recipe.compute_batch).clamp(max=len(indices) - 1)
+            padding = torch.arange(self.recipe.compute_batch, device="cpu").clamp(max=len(indices) - 1)
             fields = {name: value[: len(indices)] for name, value in self._compute(latents[padding]).items()}
         fields |= {"index": indices, "attempt": attempts, "latent": latents.z}
         return fields if latents.class_label is None else {**fields, "class_label": latents.class_label}
@@ -287,12 +288,34 @@ class LabeledGenerator:
         if self.recipe.rendering.compile and self.device.type != "cuda":
             raise ValueError(f"compile=True needs a CUDA device, this is {self.device}: use compile=False")
         compute = self._graph or self._label
-        fields = dict(compute(style_vectors(self.generator, self.recipe, latents)))
-        if "uncertainty_score" in fields:
-            fields["uncertainty_score"] = fields[
-                "uncertainty_score"
-            ].cpu()  # the one time that the host waits for a GPU
+        try:
+            fields = dict(compute(style_vectors(self.generator, self.recipe, latents)))
+            if "uncertainty_score" in fields:  # the one time that the host waits for a GPU
+                fields["uncertainty_score"] = fields["uncertainty_score"].cpu()
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(self._out_of_memory(latents)) from error
         return fields
+
+    def _out_of_memory(self, latents: Latents) -> str:
+        """What to do; smaller batches are tried for it."""
+        self._graph = None  # it holds memory
+        tried, group = len(latents), self.recipe.group_size
+        message = f"the memory of {self.device} is not enough for compute_batch={tried}"
+        while (tried := tried // 2 // group * group) >= group:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            try:
+                self._label(style_vectors(self.generator, self.recipe, latents[:tried]))
+            except torch.OutOfMemoryError:
+                continue
+            return (
+                f"{message}, but it is for {tried}: pass compute_batch={tried} (it is part of the recipe, as last bits "
+                "depend on it on a GPU), or leave it more memory"
+            )
+        return (
+            f"{message}, nor for any smaller one: leave it more memory, or choose dtype='float16' or a smaller size, "
+            "or device='cpu'"
+        )
 
     def _label(self, ws: Tensor) -> dict[str, Tensor]:
         return self.labeler.label(ws, self.recipe)
@@ -330,14 +353,15 @@ class LabeledGenerator:
         """
         batches = range(0, num_draws, self.recipe.compute_batch)
         for start in tqdm(batches, description, unit="batch", delay=2, leave=False):
-            indices = torch.arange(start, min(start + self.recipe.compute_batch, num_draws))
+            indices = torch.arange(start, min(start + self.recipe.compute_batch, num_draws), device="cpu")
             yield self._draw(indices, torch.zeros_like(indices), seed, Purpose.CALIBRATION)
 
     @torch.no_grad()
     def capture_graph(self) -> LabeledGenerator:
         """Compute a batch as one CUDA graph from now on: a GPU need not wait for the host to name each operation.
 
-        Samples stay the same, bit for bit. Where it fails there is a RuntimeWarning, and they are computed as before.
+        Samples stay the same, bit for bit. Where it fails there is a RuntimeWarning, and they are computed as before;
+        so they are, without a warning, once weights were moved or changed.
 
         Returns:
             The labeled generator itself.
@@ -346,7 +370,8 @@ class LabeledGenerator:
             >>> labeled = LabeledGenerator.from_pretrained("demo-faces").capture_graph()  # doctest: +SKIP
         """
         ws = torch.zeros(self.recipe.compute_batch, self.generator.num_ws, self.generator.w_dim, device=self.device)
-        self._graph = capture_graph(self._label, ws)
+        parts = self.generator, getattr(self.labeler, "interpreter", None)
+        self._graph = capture_graph(self._label, ws, [part for part in parts if isinstance(part, nn.Module)])
         return self
 
     def accelerate(self, *, compile: bool = False) -> LabeledGenerator:

@@ -64,7 +64,7 @@ def as_indices(indices: Tensor | Sequence[int] | range) -> Tensor:
             raise ValueError(
                 f"indices must lie in 0 … 2^63-1, got {next(i for i in numbers if not 0 <= i <= MAX_INDEX)}"
             )
-        flat = torch.tensor(numbers, dtype=torch.int64)
+        flat = torch.tensor(numbers, dtype=torch.int64, device="cpu")
     if flat.dim() != 1:
         raise ValueError(f"indices must be one-dimensional [N], got shape {tuple(flat.shape)}")
     if len(flat) and int(flat.min()) < 0:
@@ -94,7 +94,7 @@ def philox_words(indices: Tensor, count: int, *, seed: int, domain: int, attempt
     """
     key = np.array([check_seed(seed), domain], dtype=np.uint64)
     flat = as_indices(indices)
-    attempts = torch.as_tensor(attempt, dtype=torch.int64).expand(len(flat))
+    attempts = torch.as_tensor(attempt, dtype=torch.int64, device="cpu").expand(len(flat))
     words = np.empty((len(flat), count), dtype=np.uint64)
     for row, i, a in zip(words, flat.tolist(), attempts.tolist(), strict=True):
         row[:] = np.random.Philox(key=key, counter=np.array([0, 0, a, i], dtype=np.uint64)).random_raw(count)
@@ -175,7 +175,7 @@ class Latents:
                 "z alone does not say what to make, as the recipe also draws psi, a class or a second latent: use a "
                 "fixed psi and class and no mixing_layer here, and change the recipe afterwards"
             )
-        fixed = None if recipe.class_label is None else torch.full((len(z),), recipe.class_label)
+        fixed = None if recipe.class_label is None else torch.full((len(z),), recipe.class_label, device="cpu")
         return cls(z, class_label=fixed)
 
     def __len__(self) -> int:
@@ -219,9 +219,9 @@ def draw_latents(
     if low != high:
         psi = low + (high - low) * uniform(Quantity.PSI)
     if recipe.class_weights is not None:
-        cumulative = torch.tensor(recipe.class_weights, dtype=torch.float64).cumsum(0)
+        cumulative = torch.tensor(recipe.class_weights, dtype=torch.float64, device="cpu").cumsum(0)
         class_label = torch.searchsorted(cumulative, uniform(Quantity.CLASS) * cumulative[-1], right=True)
     elif recipe.class_label is not None:
-        class_label = torch.full((len(indices),), recipe.class_label)
+        class_label = torch.full((len(indices),), recipe.class_label, device="cpu")
     z = sample_latents(indices, z_dim, seed=seed, attempt=attempt, purpose=purpose)
     return Latents(z, second_z, psi, class_label)

@@ -92,9 +92,9 @@ def _units(draws: Iterable[tuple[int, int]], group_size: int) -> Iterator[_Unit]
     """(index, attempt) pairs as units; neighbors of the same group share one."""
     if group_size == 1:
         for place, (index, attempt) in enumerate(draws):
-            yield _Unit([(place, 0)], torch.tensor([index]), attempt)
+            yield _Unit([(place, 0)], torch.tensor([index], device="cpu"), attempt)
         return
     for (group, attempt), members in groupby(enumerate(draws), lambda m: (m[1][0] // group_size, m[1][1])):
         wanted = [(place, index - group * group_size) for place, (index, _) in members]
         last = min((group + 1) * group_size - 1, MAX_INDEX)
-        yield _Unit(wanted, torch.arange(last - group * group_size + 1) + group * group_size, attempt)
+        yield _Unit(wanted, torch.arange(last - group * group_size + 1, device="cpu") + group * group_size, attempt)

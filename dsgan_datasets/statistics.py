@@ -74,7 +74,9 @@ class Statistics:
         """Scores below which 5 %, 50 % and 95 % of the samples lie, nats; None without scores."""
         if self.scores is None:
             return None
-        low, middle, high = self.scores.double().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+        low, middle, high = (
+            self.scores.double().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64, device="cpu")).tolist()
+        )
         return low, middle, high
 
     def to_dict(self) -> dict[str, Any]:

@@ -134,16 +134,18 @@ def test_a_cpu_computes_image_by_image() -> None:
 
 def test_what_is_prepared_is_used_again() -> None:
     weights, maps, frame, vote = parts("only coarse maps", torch.float32)
-    held = batched.prepare(weights, maps, frame, vote)
-    assert batched.prepare(weights, [f + 1 for f in maps], frame, vote, held) is held
-    mask, uncertainty = held.label(maps)
+    held: dict[Any, Any] = {}
+    prepared = batched.prepare(weights, maps, frame, vote, held)
+    assert batched.prepare(weights, [f + 1 for f in maps], frame, vote, held) is prepared
+    mask, uncertainty = prepared.label(maps)
     expected = projection.label(weights, maps, frame, vote)
     assert mask.dtype == torch.int64 and torch.equal(mask, expected[0]) and torch.equal(uncertainty, expected[1])
 
 
 def test_another_task_is_prepared_anew() -> None:
     weights, maps, frame, vote = parts("only coarse maps", torch.float32)
-    held = batched.prepare(weights, maps, frame, vote)
+    held: dict[Any, Any] = {}
+    prepared = batched.prepare(weights, maps, frame, vote, held)
     others = {
         "batch": (weights, [f[:1] for f in maps], frame, vote),
         "dtype": (weights, [f.half() for f in maps], frame, vote),
@@ -153,16 +155,19 @@ def test_another_task_is_prepared_anew() -> None:
         "weights": (weights.map(torch.clone), maps, frame, vote),
     }
     for name, other in others.items():
-        assert batched.prepare(*other, held) is not held, name
+        assert batched.prepare(*other, held) is not prepared, name
+        if name == "vote":
+            assert batched.prepare(weights, maps, frame, vote, held) is prepared, "tasks that take turns are all kept"
 
 
 def test_changed_weights_are_noticed() -> None:
     weights, maps, frame, vote = parts("only coarse maps", torch.float32)
-    held = batched.prepare(weights, maps, frame, vote)
-    before = held.label(maps)[1]
+    held: dict[Any, Any] = {}
+    prepared = batched.prepare(weights, maps, frame, vote, held)
+    before = prepared.label(maps)[1]
     weights.b3.mul_(3)
     again = batched.prepare(weights, maps, frame, vote, held)
-    assert again is not held
+    assert again is not prepared and list(held.values()) == [again]
     assert not torch.equal(again.label(maps)[1], before)
 
 
@@ -219,41 +224,139 @@ def test_the_kernel_is_the_plain_form(interpreted: dict[str, dict[str, float]], 
     assert exact["alone"] <= 1e-5 and half["alone"] <= 2e-3
 
 
-SIGNATURE = {
+# --- compiled for GPUs that are not here ---
+
+
+def labeling_maps(largest: int, widest: int = 16384) -> list[tuple[int, int, int]]:
+    """Maps (C, h, w) of the published shapes: two a resolution, 4×4 up to `largest`."""
+    sides = [2**i for i in range(2, largest.bit_length())]
+    return [(min(512, widest // side), side, side) for side in sides for _ in range(2)]
+
+
+def stylegan2(side: int) -> tuple[Any, ...]:
+    return labeling_maps(side, 32768)[1:], (side, side), None, 10, (128, 32), 20
+
+
+#: maps, frame, kept rows, members, hidden widths, classes: DatasetGAN's, and StyleGAN2 as published
+REAL: dict[str, tuple[Any, ...]] = {
+    "car": (labeling_maps(512), (512, 512), (64, 448), 10, (128, 32), 20),
+    "cat": (labeling_maps(256), (256, 256), None, 10, (128, 32), 16),
+    "face": (labeling_maps(1024), (512, 512), None, 10, (256, 128), 34),
+    "stylegan2-256": stylegan2(256),
+    "stylegan2-512": stylegan2(512),
+    "stylegan2-1024": stylegan2(1024),
+}
+#: Compute capability -> KB of shared memory that a block may have.
+CAPABILITIES = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+TYPES = {
     **dict.fromkeys(("source_row", "source_column"), "*i32"),
     **dict.fromkeys(("row_weight", "column_weight", "b1", "b2", "b3", "uncertainty"), "*fp32"),
     **dict.fromkeys(("level_start", "level_area", "level_width"), "*i64"),
-    **dict.fromkeys(("height", "width", "tile_columns", "images"), "i32"),
+    **dict.fromkeys(("height", "width", "tile_columns", "images", "pixels", "area"), "i32"),
     "mask": "*u8",
 }
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
-)
-def test_the_kernel_compiles_for_a_gpu(kind: str, dtype: torch.dtype, capability: int, tmp_path: Path) -> None:
-    """What the interpreter accepts the compiler may refuse; it needs no GPU to say so."""
+def compile_kernel(kernel: Any, constants: dict[str, Any], capability: int, dtype: torch.dtype) -> Any:
+    """The kernel as it is compiled for a GPU, for maps whose channels are last and divide by 16."""
     triton = pytest.importorskip("triton")
     if INTERPRETING:
         pytest.skip("the interpreter replaces the compiler")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from dsgan_datasets.interpreters.fused_tail import FusedTail, tail_kernel
+    options = {name: constants[name] for name in ("num_warps", "num_stages")}
+    constants = {name: value for name, value in constants.items() if name not in options}
+    constants |= {name: 1 for name in kernel.arg_names if name.endswith("channel_stride")}
+
+    def kind(name: str) -> str:
+        return "constexpr" if name in constants else "i32" if name.endswith("_stride") else f"*{KINDS[dtype]}"
+
+    names = kernel.arg_names
+    signature = {name: TYPES.get(name, kind(name)) for name in names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*") or (name.endswith("_stride") and name not in constants)
+    }
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, values, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(compiled: Any, path: Path) -> dict[str, int]:
+    """Registers a thread, and bytes of its stack, which hold what does not fit into them."""
+    import triton
+
+    path.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def kernels_of(name: str, dtype: torch.dtype, capability: int, **options: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """The kernels that label a real shape, and their constants."""
+    pytest.importorskip("triton")
+    from dsgan_datasets.interpreters import fused_tail
+
+    shapes, size, rows, members, hidden, classes = REAL[name]
+    weights = random_ensemble(sum(c for c, _, _ in shapes), members, hidden, classes).weights
+    division = fused_tail.layout(max(16, hidden[0]), dtype, divmod(capability, 10), **options)
+    tail = fused_tail.FusedTail(weights, shapes, Frame(size, rows), dtype, "majority", division)
+    return {
+        "tail": (fused_tail.tail_kernel, tail.constants),
+        "projection": (fused_tail.project_kernel, tail.projection_constants((16, 16))),
+    }
+
+
+def check_resources(name: str, dtype: torch.dtype, capability: int, tmp_path: Path, **options: Any) -> None:
+    for part, (kernel, constants) in kernels_of(name, dtype, capability, **options).items():
+        compiled = compile_kernel(kernel, constants, capability, dtype)
+        used = resources(compiled, tmp_path / "kernel.cubin")
+        assert compiled.metadata.shared <= CAPABILITIES[capability] * 1024, (part, compiled.metadata.shared)
+        assert used["STACK"] == 0 and used["LOCAL"] == 0, f"{part}: registers spill: {used}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "capability"), [("face", 89), ("stylegan2-512", 90)])
+def test_real_shapes_fit_a_gpu(name: str, capability: int, tmp_path: Path) -> None:
+    check_resources(name, torch.float16, capability, tmp_path)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", REAL)
+def test_every_real_shape_fits_every_gpu(name: str, capability: int, tmp_path: Path) -> None:
+    check_resources(name, torch.float16, capability, tmp_path)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_two_blocks_fit_a_multiprocessor(capability: int, tmp_path: Path) -> None:
+    """The other division, which a benchmark on a GPU may choose."""
+    check_resources("stylegan2-512", torch.float16, capability, tmp_path, two_blocks=True)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", KINDS)
+def test_the_kernels_compile_for_a_gpu(dtype: torch.dtype, capability: int, tmp_path: Path) -> None:
+    """What the interpreter accepts the compiler may refuse; it needs no GPU to say so."""
+    pytest.importorskip("triton")
+    from dsgan_datasets.interpreters.fused_tail import FusedTail, project_kernel, tail_kernel
 
     weights, _, frame, vote = parts("20 classes", dtype)
     shapes, *_ = CASES["20 classes"]
-    constants = FusedTail(weights, shapes, frame, dtype, vote).constants
-    options = {name: constants[name] for name in ("num_warps", "num_stages")}
-    constants = {name: value for name, value in constants.items() if name not in options}
-    names = tail_kernel.arg_names
-    signature = {name: "constexpr" if name in constants else SIGNATURE.get(name, f"*{kind}") for name in names}
-    source = ASTSource(tail_kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    tensor_cores = re.search(r"wgmma|mma\.sync", compiled.asm["ptx"])
-    assert bool(tensor_cores) == (dtype != torch.float32), "IEEE products do not run on tensor cores, others should"
+    tail = FusedTail(weights, shapes, frame, dtype, vote)
+    compiled = compile_kernel(tail_kernel, tail.constants, capability, dtype)
     assert compiled.metadata.shared <= 99 * 1024, "fits into a block of any GPU since Ampere"
+    ptx = compiled.asm["ptx"]
+    assert "max.NaN.f32" in ptx, "a maximum must not turn NaN into 0, the most certain score"
+    assert not re.search(r"max\.f32 [^;]*0f00000000;", ptx)
+    projection = compile_kernel(project_kernel, tail.projection_constants((4, 4)), capability, dtype)
+    for code in (ptx, projection.asm["ptx"]):
+        tensor_cores = re.search(r"wgmma|mma\.sync", code)
+        assert bool(tensor_cores) == (dtype != torch.float32), "IEEE products do not run on tensor cores, others should"
 
 
 if __name__ == "__main__":

@@ -294,7 +294,7 @@ def _translated(masks: Tensor, labeled: LabeledGenerator | None, schema: LabelSc
     assert labeled is not None
     names = labeled.schema.classes
     coarse = labeled.recipe.class_map or range(len(names))
-    translated: Array = torch.tensor([schema.index(names[i]) for i in coarse])[masks].numpy()
+    translated: Array = torch.tensor([schema.index(names[i]) for i in coarse], device="cpu")[masks].numpy()
     return translated
 
 

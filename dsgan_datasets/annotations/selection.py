@@ -37,7 +37,7 @@ def diverse(points: Tensor, count: int, weights: Tensor | None = None) -> list[i
         raise ValueError(f"cannot choose {count} of {len(points)} candidates")
     points = (points - points.mean(0)) / points.std(0).clamp_min(1e-6)
     if weights is None:
-        first, weights = int(points.square().sum(1).argmin()), torch.ones(len(points))
+        first, weights = int(points.square().sum(1).argmin()), torch.ones(len(points), device=points.device)
     else:
         first = int(weights.argmax())
     chosen = [first]

@@ -359,7 +359,7 @@ def rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -
     if elements and (last >= stored or elements > stored):
         raise CheckpointError(f"a tensor of size {size}, stride {stride} reaches beyond its {stored} stored values")
     if not elements:
-        return torch.empty(size, dtype=storage.values.dtype)
+        return torch.empty(size, dtype=storage.values.dtype, device="cpu")
     return torch.as_strided(storage.values, size, stride, offset)
 
 

@@ -173,7 +173,7 @@ class _Storages:
             raise CheckpointError("a malformed storage")
         if key not in self.made:
             self._budget.spend(count * dtype.itemsize)
-            self.made[key] = Storage(torch.empty(count, dtype=dtype))
+            self.made[key] = Storage(torch.empty(count, dtype=dtype, device="cpu"))
             self._fill(key, self.made[key].values)
         values = self.made[key].values
         if values.dtype != dtype or values.numel() != count:

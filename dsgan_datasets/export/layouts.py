@@ -38,8 +38,8 @@ class Options:
         self, sample: Sample, things: tuple[int, ...], *, components: bool | None = None
     ) -> list[tuple[int, Array]]:
         """(class id, bool mask [H, W]) of every instance of some classes."""
-        categories = torch.full((256,), -1)
-        categories[list(things)] = torch.tensor(things)
+        categories = torch.full((256,), -1, device="cpu")
+        categories[list(things)] = torch.tensor(things, device="cpu")
         masks, classes = find_instances(
             sample.mask.cpu(),
             categories,

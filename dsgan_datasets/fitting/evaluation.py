@@ -131,7 +131,7 @@ def cross_validate(
     random = torch.Generator().manual_seed(settings.seed)
     pixels = LabeledPixels.gather(generator, annotated, schema, recipe, settings.pixels_per_image, random)
     shuffled = torch.randperm(len(annotated.masks), generator=random)
-    confusion = torch.zeros(pixels.num_classes, pixels.num_classes, dtype=torch.int64)
+    confusion = torch.zeros(pixels.num_classes, pixels.num_classes, dtype=torch.int64, device="cpu")
     for fold in range(folds):
         held_out = shuffled[fold::folds].sort().values
         rows = (~torch.isin(pixels.image, held_out)).nonzero()[:, 0]

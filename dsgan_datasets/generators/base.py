@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dsgan_datasets._deprecation import warn_renamed
 from dsgan_datasets.checks import integer
+from dsgan_datasets.operations import without_autocast
 from dsgan_datasets.recipe import FeatureLayout, NoiseMode
 
 #: Channels that a generator's images may have -> what is done to make them RGB.
@@ -268,6 +269,7 @@ class FeatureGenerator(nn.Module, ABC):
         assert w_avg is None or isinstance(w_avg, Tensor)
         return w_avg
 
+    @without_autocast
     def mapping(
         self,
         z: Tensor,
@@ -344,6 +346,7 @@ class FeatureGenerator(nn.Module, ABC):
         channels, features = self.synthesis_channels(ws, noise_mode=noise_mode, noise=noise, dtype=dtype)
         return self.colors(channels), features
 
+    @without_autocast
     def synthesis_channels(
         self,
         ws: Tensor,

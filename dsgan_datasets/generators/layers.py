@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.generators.base import GeneratorConfig
+from dsgan_datasets.operations import conv2d
 
 SQRT2 = math.sqrt(2.0)
 SLOPE = 0.2
+#: Largest factor in float16, which ends at 65504.
+_LARGEST = 6e4
 
 
 class EqualizedLinear(nn.Module):
@@ -31,6 +34,9 @@ class EqualizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, n_in] -> [N, n_out]."""
         gain = self.lr_multiplier / math.sqrt(self.weight.shape[1])
+        if x.is_cuda:  # float64 is out of reach of the switches that shorten the products of a whole process
+            weight, bias = self.weight.double() * gain, self.bias.double() * self.lr_multiplier
+            return F.linear(x.double(), weight, bias).to(x.dtype)
         return F.linear(x, self.weight * gain, self.bias * self.lr_multiplier)
 
 
@@ -68,7 +74,20 @@ def blur_kernel(taps: Sequence[float], device: torch.device) -> Tensor:
 def blur(x: Tensor, kernel: Tensor) -> Tensor:
     """Filter every channel of x [N, C, H, W] with the kernel [1, 1, k, k], zeros beyond the border."""
     channels = x.shape[1]
-    return F.conv2d(x, kernel.to(x.dtype).expand(channels, -1, -1, -1), padding=1, groups=channels)
+    return conv2d(x, kernel.to(x.dtype).expand(channels, -1, -1, -1), padding=1, groups=channels)
+
+
+def demodulation(style: Tensor, squared_weight: Tensor) -> Tensor:
+    """What normalizes the outputs of a styled layer (StyleGAN2, equation 3): [N, I] and [I, O] -> [N, O]."""
+    if style.is_cuda:  # see EqualizedLinear
+        squares = style.double().square() @ squared_weight.double()
+        return (squares + 1e-8).rsqrt().to(style.dtype)
+    return (style.square() @ squared_weight + 1e-8).rsqrt()
+
+
+def within(dtype: torch.dtype, factor: Tensor) -> Tensor:
+    """A factor [N, O] of maps in a precision: that of a dead channel, 1e4 and more, would be infinite in float16."""
+    return factor.clamp(max=_LARGEST) if dtype == torch.float16 else factor
 
 
 def to_conv_layout(x: Tensor) -> Tensor:

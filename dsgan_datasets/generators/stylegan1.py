@@ -24,6 +24,7 @@ from dsgan_datasets.generators.layers import (
     blur_kernel,
     to_conv_layout,
 )
+from dsgan_datasets.operations import conv2d, conv_transpose2d
 from dsgan_datasets.recipe import FeatureLayout
 
 #: Output resolution from which the published networks fuse upsampling and convolution.
@@ -71,11 +72,11 @@ class _Conv(Precomputed):
         kernel = (self.weight * (SQRT2 / math.sqrt(self.weight[0].numel()))).to(x.dtype)
         bias = self.bias.to(x.dtype)
         if not self.up:
-            return F.conv2d(x, kernel, bias, padding=1)
+            return conv2d(x, kernel, bias, padding=1)
         if self.fused:
-            x = F.conv_transpose2d(x, _sum_of_shifts(kernel).transpose(0, 1), stride=2, padding=1)
+            x = conv_transpose2d(x, _sum_of_shifts(kernel).transpose(0, 1), stride=2, padding=1)
         else:
-            x = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
+            x = conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
         return blur(x, self.blur_kernel) + bias[:, None, None]
 
 
@@ -127,7 +128,7 @@ class _ToRGB(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = (self.weight / math.sqrt(self.weight.shape[1])).to(x.dtype)
-        return F.conv2d(x, kernel).float() + self.bias[:, None, None]
+        return conv2d(x, kernel).float() + self.bias[:, None, None]
 
 
 class _Synthesis(nn.Module):

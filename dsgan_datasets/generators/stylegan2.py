@@ -24,8 +24,11 @@ from dsgan_datasets.generators.layers import (
     MappingNetwork,
     blur,
     blur_kernel,
+    demodulation,
     to_conv_layout,
+    within,
 )
+from dsgan_datasets.operations import conv2d, conv_transpose2d
 from dsgan_datasets.recipe import FeatureLayout
 
 
@@ -84,18 +87,18 @@ class _StyledConv(Precomputed):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         style = self.affine(w)
-        # Demodulation, equation 3. Styles scale the activations and this scales the result: the same product as
-        # scaling the kernel of each sample, but the whole batch shares one kernel.
-        demodulation = (style.square() @ self.squared_weight + 1e-8).rsqrt()
+        # Styles scale the activations and this scales the result: the same product as scaling the kernel of each
+        # sample, but the whole batch shares one kernel.
+        norm = demodulation(style, self.squared_weight)
         # Scaling by the largest style and by fan-in, undone below, keeps half precision in range.
         scale = style.abs().amax(1, keepdim=True).clamp_min(1e-8) * math.sqrt(self.weight[0].numel())
         x = x * (style / scale)[:, :, None, None].to(x.dtype)
         kernel = self.weight.to(x.dtype)
         if self.up:
-            x = blur(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2), self.blur_kernel)  # [2H+1] -> [2H]
+            x = blur(conv_transpose2d(x, kernel.transpose(0, 1), stride=2), self.blur_kernel)  # [2H+1] -> [2H]
         else:
-            x = F.conv2d(x, kernel, padding=1)
-        x = x * (demodulation * scale)[:, :, None, None].to(x.dtype)
+            x = conv2d(x, kernel, padding=1)
+        x = x * within(x.dtype, norm * scale)[:, :, None, None].to(x.dtype)
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
         x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), SLOPE) * (SQRT2 * self.gain)
@@ -115,7 +118,7 @@ class _Head(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style: Tensor = self.affine(w) / math.sqrt(self.weight.shape[1])
         largest = style.abs().amax(1)[:, None, None, None].clamp_min(1e-8)
-        y = F.conv2d(x * (style[:, :, None, None] / largest).to(x.dtype), self.weight.to(x.dtype))
+        y = conv2d(x * (style[:, :, None, None] / largest).to(x.dtype), self.weight.to(x.dtype))
         y = y.float() * largest + self.bias[:, None, None]
         return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
@@ -129,7 +132,7 @@ class _Skip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight * (math.sqrt(0.5) / math.sqrt(self.weight.shape[1]))
-        return upsample_image(F.conv2d(x, kernel.to(x.dtype)))
+        return upsample_image(conv2d(x, kernel.to(x.dtype)))
 
 
 class _Block(nn.Module):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.generators.base import FeatureGenerator, FeatureInfo, GeneratorConfig, Precomputed, positive
-from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork
+from dsgan_datasets.generators.layers import SLOPE, SQRT2, EqualizedLinear, MappingNetwork, demodulation, within
+from dsgan_datasets.operations import conv2d, product, product_of_columns
 from dsgan_datasets.recipe import FeatureLayout
 
 
@@ -152,9 +153,9 @@ class _Input(nn.Module):
         self.size, self.sampling_rate, self.bandwidth = cfg.input_size, cfg.input_sampling_rate, cfg.bandwidth
 
     def forward(self, w: Tensor) -> Tensor:
-        matrix = self._transformation(w)
-        phases = self.phases + torch.einsum("cd,nd->nc", self.freqs, matrix[:, :2, 2])
-        freqs = torch.einsum("cd,nde->nce", self.freqs, matrix[:, :2, :2])
+        matrix = self._transformation(w.double() if w.is_cuda else w)  # see EqualizedLinear
+        phases = self.phases + torch.einsum("cd,nd->nc", self.freqs.to(matrix), matrix[:, :2, 2]).float()
+        freqs = torch.einsum("cd,nde->nce", self.freqs.to(matrix), matrix[:, :2, :2]).float()
         # Frequencies that a transformation moves beyond what the sampling rate can carry fade out.
         fade = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
         amplitude = (1 - fade).clamp(0, 1)
@@ -163,7 +164,8 @@ class _Input(nn.Module):
         ) / self.sampling_rate
         turns = freqs[:, :, :1, None] * axis + freqs[:, :, 1:, None] * axis[:, None] + phases[:, :, None, None]
         waves = torch.sin(2 * math.pi * turns) * amplitude[:, :, None, None]
-        return torch.einsum("oc,nchw->nohw", self.weight / math.sqrt(len(self.weight)), waves)
+        mixed = product_of_columns(self.weight / math.sqrt(len(self.weight)), waves.flatten(2))
+        return mixed.unflatten(2, waves.shape[2:])
 
     def _transformation(self, w: Tensor) -> Tensor:
         """Rotation · translation · the stored transformation, [N, 3, 3]."""
@@ -172,7 +174,7 @@ class _Input(nn.Module):
         zero, one = torch.zeros_like(cos), torch.ones_like(cos)
         rotation = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], 1).view(-1, 3, 3)
         translation = torch.stack([one, zero, -x, zero, one, -y, zero, zero, one], 1).view(-1, 3, 3)
-        return rotation @ translation @ self.transform
+        return rotation @ translation @ self.transform.to(t)
 
 
 class _Layer(Precomputed):
@@ -216,13 +218,13 @@ class _Layer(Precomputed):
         if self.is_torgb:
             gain = style.new_full((1, 1), 1 / math.sqrt(fan_in))
         else:
-            gain = (style.square() @ self.squared_weight + 1e-8).rsqrt()
+            gain = demodulation(style, self.squared_weight)
         gain = gain * self.magnitude_ema.rsqrt()
         # Scaling by the largest style and by fan-in, undone by the gain, keeps half precision in range.
         scale = style.abs().amax(1, keepdim=True).clamp_min(1e-8) * math.sqrt(fan_in)
         x = x * (style / scale)[:, :, None, None].to(x.dtype)
-        x = F.conv2d(x, self.weight.to(x.dtype), padding=self.layer.kernel - 1)
-        x = x * (gain * scale)[:, :, None, None].to(x.dtype) + self.bias[:, None, None].to(x.dtype)
+        x = conv2d(x, self.weight.to(x.dtype), padding=self.layer.kernel - 1)
+        x = x * within(x.dtype, gain * scale)[:, :, None, None].to(x.dtype) + self.bias[:, None, None].to(x.dtype)
         x = self.up(x)
         if not self.is_torgb:
             x = F.leaky_relu(x, SLOPE) * SQRT2
@@ -230,7 +232,7 @@ class _Layer(Precomputed):
             x = x.clamp(-self.clamp, self.clamp)
         if self.down_filter is not None and self.down_filter.dim() == 2:
             kernel = self.down_filter.flip(0, 1).to(x.dtype).expand(x.shape[1], 1, *self.down_filter.shape)
-            return F.conv2d(x, kernel, stride=self.layer.down, groups=x.shape[1])
+            return conv2d(x, kernel, stride=self.layer.down, groups=x.shape[1])
         resized: Tensor = self.down(x)
         return resized
 
@@ -325,9 +327,11 @@ class _Resizing(nn.Module):
             return x
         across, down = self.across.to(x.dtype), self.down.t().to(x.dtype)
         lines = x.flatten(0, 2)
-        lines = torch.cat([lines[:, used] @ across[used, made] for used, made in self.blocks_across], dim=1)
+        lines = torch.cat([product(lines[:, used], across[used, made]) for used, made in self.blocks_across], dim=1)
         x = lines.view(*x.shape[:3], -1)
-        return torch.cat([down[made, used] @ x[:, :, used] for used, made in self.blocks_down], dim=2)
+        return torch.cat(
+            [product_of_columns(down[made, used], x[:, :, used]) for used, made in self.blocks_down], dim=2
+        )
 
 
 def _upsampling_matrix(taps: Tensor, size: int, factor: int, before: int, after: int) -> Tensor:

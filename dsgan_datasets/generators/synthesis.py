@@ -73,7 +73,11 @@ def compiled_if_asked(function: Rendering, recipe: Recipe) -> Rendering:
 @cache
 def _compiled(function: Callable[..., Any]) -> Any:
     # The function, not the network: other recipes that use the same network stay as they are.
-    return torch.compile(function, dynamic=False)
+    from torch._inductor import config  # slow to import
+
+    # Its reductions would be chosen by timing; older versions of PyTorch cannot be asked not to.
+    options = {"deterministic": True} if hasattr(config, "deterministic") else None
+    return torch.compile(function, dynamic=False, options=options)
 
 
 def _to_frame(channels: Tensor, generator: FeatureGenerator, recipe: Recipe) -> Tensor:

@@ -12,22 +12,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dsgan_datasets.acceleration import keep_for_graph
 from dsgan_datasets.interpreters import projection
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.weights import EnsembleWeights
 from dsgan_datasets.recipe import Vote
 
+#: Tasks that an ensemble stays prepared for: a few recipes with a few sizes each.
+_MOST_HELD = 8
 #: Precisions that whole batches are computed in; maps of any other are converted to float32.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def available(device: torch.device) -> bool:
-    """Whether the fused kernel can run: Triton is installed and knows the device, or interprets kernels on the CPU."""
+def unavailable(device: torch.device) -> str | None:
+    """Why the fused kernel cannot run on a device; None if it can. Triton also interprets kernels on the CPU."""
     if find_spec("triton") is None:
-        return False
+        return "Triton is not installed"
     if device.type != "cuda":
-        return device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+        interprets = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interprets else f"it is not compiled for {device.type}"
+    if torch.version.hip is not None:
+        return "it is not written for ROCm"
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability >= (8, 0) else f"a GPU of compute capability {capability[0]}.{capability[1]} is too old"
 
 
 class Task(NamedTuple):
@@ -46,7 +53,7 @@ class Task(NamedTuple):
         return cls(tuple(tuple(f.shape) for f in features), dtype, frame, vote, weights.version())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """Labels batches of one task; `prepare` makes it.
 
@@ -64,6 +71,7 @@ class Prepared:
     @torch.no_grad()
     def label(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Mask int64 and uncertainty float32 [N, H, W] of maps [N, C_l, h_l, w_l] of the task's shapes."""
+        keep_for_graph(self)  # its tables are read by address
         mask, uncertainty = self._compute([f.to(self.task.dtype) for f in features])
         return mask.long(), uncertainty
 
@@ -74,7 +82,7 @@ def prepare(
     features: Sequence[Tensor],
     frame: Frame,
     vote: Vote,
-    held: Prepared | None = None,
+    held: dict[Task, Prepared] | None = None,
 ) -> Prepared:
     """Choose, compile and try what labels such maps.
 
@@ -85,36 +93,48 @@ def prepare(
         features: maps [N, C_l, h_l, w_l] of one dtype; any of the same shapes can be labeled afterwards.
         frame: size and rows.
         vote: of the members.
-        held: what was prepared before; returned if it is for the same task.
+        held: what was prepared before, by task; what is prepared now joins it, and what belongs to weights that have
+            changed since leaves it.
     """
     task = Task.of(weights, features, frame, vote)
-    if held is not None and held.task == task:
-        return held
-    fused = _fused(weights, features, task) if available(weights.device) else None
-    if fused is not None:
-        return Prepared(task, weights, True, fused)
-    return Prepared(task, weights, False, lambda maps: projection.label(weights, maps, frame, vote))
+    held = {} if held is None else held
+    if task in held:
+        return held[task]
+    stale = [old for old in held if old.version != task.version] or list(held)[: max(0, len(held) + 1 - _MOST_HELD)]
+    if stale and weights.device.type == "cuda":
+        torch.cuda.synchronize(weights.device)  # a kernel on another stream may still read what is dropped
+    for old in stale:
+        held.pop(old, None)
+    fused = _fused(weights, task, features)
+    compute = fused or projection.PlainForm(weights, [s[1:] for s in task.shapes], frame, task.dtype, vote).label
+    held[task] = Prepared(task, weights, fused is not None, compute)
+    if weights.device.type == "cuda":  # its tables are complete before any other stream reads them
+        torch.cuda.current_stream(weights.device).synchronize()
+    return held[task]
 
 
 def _fused(
-    weights: EnsembleWeights, features: Sequence[Tensor], task: Task
+    weights: EnsembleWeights, task: Task, features: Sequence[Tensor]
 ) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]] | None:
     """The fused kernel, compiled and tried; None with a warning where it does not run."""
-    from dsgan_datasets.interpreters.fused_tail import FusedTail  # needs Triton, which is optional
+    reason = unavailable(weights.device)
+    if reason is None:
+        from dsgan_datasets.interpreters.fused_tail import FusedTail  # needs Triton, which is optional
 
-    try:
-        kernel = FusedTail(weights, [shape[1:] for shape in task.shapes], task.frame, task.dtype, task.vote)
-        kernel.label([f.to(task.dtype) for f in features])  # compiles it
-        if weights.device.type == "cuda":  # its tables are complete before any other stream reads them
-            torch.cuda.current_stream(weights.device).synchronize()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a compiler or a driver may raise: plain PyTorch does the same
-        warnings.warn(
-            f"labels are computed by plain PyTorch, which is slower: the fused kernel does not run here "
-            f"({type(error).__name__}: {error!s:.300})",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return kernel.label
+        try:
+            kernel = FusedTail(weights, [shape[1:] for shape in task.shapes], task.frame, task.dtype, task.vote)
+            kernel.label([f.to(task.dtype) for f in features])  # compiles it
+            return kernel.label
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a compiler or a driver may raise: plain PyTorch does the same
+            reason = f"{type(error).__name__}: {error!s:.300}"
+    if weights.device.type in ("cpu", "meta") and os.environ.get("TRITON_INTERPRET") != "1":
+        return None  # nobody labels whole batches there but tests and benchmarks
+    warnings.warn(
+        f"labels are computed by plain PyTorch, which on a GPU takes tens of times as long: the fused kernel does not "
+        f"run here ({reason})",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return None

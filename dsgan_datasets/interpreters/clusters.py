@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions, Prediction, check_channels
+from dsgan_datasets.operations import product_of_columns, without_autocast
 from dsgan_datasets.parallel import parallel_map
 
 #: Clusters that are resized to the frame at a time: bounds the memory for large frames and many clusters.
@@ -103,7 +104,7 @@ class ClusterInterpreter(nn.Module):
             tensors["centers"],
             tensors["mean"],
             tensors["std"],
-            torch.tensor(config["class_ids"]),
+            torch.tensor(config["class_ids"], device=tensors["centers"].device),
             layout=config["layout"],
             channels=config["channels"],
             map=config["map"],
@@ -196,14 +197,18 @@ class ClusterInterpreter(nn.Module):
         check_channels(self.channels, [f.shape[1] for f in features])
         return Prediction({"mask": self.classes[self.clusters(features[self.map], frame)]})
 
+    @without_autocast
     @torch.no_grad()
     def clusters(self, feature_map: Tensor, frame: Frame) -> Tensor:
         """Nearest cluster of every pixel, int64 [N, H, W], of the map [N, C, h, w]; ties go to the lowest number."""
         weight = self.centers / self.std
-        bias = -weight @ self.mean - self.centers.square().sum(1) / 2  # (2 f̂·c − |c|²) / 2 with f̂ = (f − mean) / std
+        bias = (
+            -(weight * self.mean).sum(1) - self.centers.square().sum(1) / 2
+        )  # (2 f̂·c − |c|²) / 2 with f̂ = (f − mean) / std
 
         def nearest(maps: Tensor) -> Tensor:
-            closeness = torch.einsum("kc,nchw->nkhw", weight, maps.float()) + bias[:, None, None]
+            pixels = maps.float().flatten(2)
+            closeness = product_of_columns(weight, pixels).unflatten(2, maps.shape[2:]) + bias[:, None, None]
             best = found = None
             for first in range(0, self.num_clusters, _RESIZED_AT_ONCE):
                 part = closeness[:, first : first + _RESIZED_AT_ONCE]

@@ -12,7 +12,7 @@ run was faster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsgan_datasets.device import on_device
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.projection import SMALLEST_SIDE, Projection, Tiling, padded_side
 from dsgan_datasets.interpreters.weights import EnsembleWeights
@@ -32,11 +33,33 @@ _MAX_HIDDEN = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 #: Channels of the maps as large as the frame that are multiplied at a time.
 _CHANNELS = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 16}
 
+#: Blocks of the projection; like a tile, they order sums.
+_HALF_BLOCK = {"BLOCK_PIXELS": 128, "BLOCK_OUTPUTS": 128, "BLOCK_C": 64, "num_warps": 8, "num_stages": 3}
+_PROJECTION_BLOCKS: dict[torch.dtype, dict[str, int]] = {
+    torch.float16: _HALF_BLOCK,
+    torch.bfloat16: _HALF_BLOCK,
+    torch.float32: {"BLOCK_PIXELS": 64, "BLOCK_OUTPUTS": 64, "BLOCK_C": 16, "num_warps": 4, "num_stages": 2},
+}
+
+#: Logit of a class that there is not: its exponential is 0, and unlike that of -inf its product with 0 is too.
+NEVER = -1e30
+#: Without it the maximum of NaN and 0 is 0 on a GPU, and a pixel that was never computed would be the most certain one.
+PROPAGATE_NAN: tl.constexpr = tl.constexpr(tl.PropagateNan.ALL)
+
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def tail_kernel(  # type: ignore[no-untyped-def]
     coarse,  # [images · area, M · H1], see `Projected`
-    fine,  # [images, height, width, C]
+    fine,  # [images, C, height, width], strides follow
+    image_stride,
+    row_stride,
+    column_stride,
+    channel_stride,
+    more,  # another such map
+    more_image_stride,
+    more_row_stride,
+    more_column_stride,
+    more_channel_stride,
     source_row,  # [tile rows, S]
     source_column,  # [tile columns, S]
     row_weight,  # [height, S]
@@ -44,12 +67,12 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     level_start,  # int64 [S]: pixels of all maps before the source's map
     level_area,  # int64 [S]
     level_width,  # int64 [S]
-    w1,  # [M, C, H1], of the maps as large as the frame
+    w1,  # [M, C + MORE, H1], of the maps as large as the frame
     b1,  # [M, H1] float32, as the other biases
     w2,  # [M, H1, H2]
     b2,
     w3,  # [M, H2, K]
-    b3,  # -inf for the classes that only fill up K
+    b3,  # NEVER for the classes that only fill up K
     mask,  # uint8 [images, height, width]
     uncertainty,  # float32 [images, height, width]
     height,
@@ -59,6 +82,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     MEMBERS: tl.constexpr,
     S: tl.constexpr,
     C: tl.constexpr,
+    MORE: tl.constexpr,
     BLOCK_C: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
@@ -75,6 +99,9 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     column = tile_column * TILE_COLUMNS + pixel % TILE_COLUMNS
     inside = (row < height) & (column < width)
     place = (image * height + row) * width + column
+    # One image of one map has less than 2^31 numbers; all of them may have more.
+    fine_pixel, fine = row * row_stride + column * column_stride, fine + image * image_stride
+    more_pixel, more = row * more_row_stride + column * more_column_stride, more + image * more_image_stride
     first, second, kind = tl.arange(0, H1), tl.arange(0, H2), tl.arange(0, K)
     dtype = w2.dtype.element_ty
 
@@ -90,7 +117,8 @@ def tail_kernel(  # type: ignore[no-untyped-def]
         weight = weight.to(dtype)
 
     mean = tl.zeros([TILE_ROWS * TILE_COLUMNS, K], tl.float32)
-    votes = tl.zeros([TILE_ROWS * TILE_COLUMNS, K], tl.float32)
+    # Counted in half the registers, which are what a GPU of this kernel is short of; exact up to 2048 members.
+    votes = tl.zeros([TILE_ROWS * TILE_COLUMNS, K], tl.float16)
     entropy = tl.zeros([TILE_ROWS * TILE_COLUMNS], tl.float32)
     for m in range(MEMBERS):
         hidden = tl.zeros([TILE_ROWS * TILE_COLUMNS, H1], tl.float32) + tl.load(b1 + m * H1 + first)[None, :]
@@ -100,48 +128,162 @@ def tail_kernel(  # type: ignore[no-untyped-def]
                 coarse + source[:, None] * (MEMBERS * H1) + outputs[None, :], mask=is_source[:, None], other=0.0
             )
             hidden = tl.dot(weight, values, hidden, input_precision="ieee")
+        weights = w1 + m * (C + MORE) * H1 + first[None, :]
         for c in range(0, C, BLOCK_C):
             channel = c + tl.arange(0, BLOCK_C)
             is_channel = channel < C
             pixels = tl.load(
-                fine + place[:, None] * C + channel[None, :], mask=inside[:, None] & is_channel[None, :], other=0.0
+                fine + (fine_pixel[:, None] + channel[None, :] * channel_stride),
+                mask=inside[:, None] & is_channel[None, :],
+                other=0.0,
             )
-            kernel = tl.load(w1 + (m * C + channel)[:, None] * H1 + first[None, :], mask=is_channel[:, None], other=0.0)
+            kernel = tl.load(weights + channel[:, None] * H1, mask=is_channel[:, None], other=0.0)
             hidden = tl.dot(pixels, kernel, hidden, input_precision="ieee")
-        rectified = tl.maximum(hidden, 0.0).to(dtype)
+        for c in range(0, MORE, BLOCK_C):
+            channel = c + tl.arange(0, BLOCK_C)
+            is_channel = channel < MORE
+            pixels = tl.load(
+                more + (more_pixel[:, None] + channel[None, :] * more_channel_stride),
+                mask=inside[:, None] & is_channel[None, :],
+                other=0.0,
+            )
+            kernel = tl.load(weights + (C + channel)[:, None] * H1, mask=is_channel[:, None], other=0.0)
+            hidden = tl.dot(pixels, kernel, hidden, input_precision="ieee")
+        rectified = tl.maximum(hidden, 0.0, PROPAGATE_NAN).to(dtype)
 
         second_layer = tl.load(w2 + (m * H1 + first)[:, None] * H2 + second[None, :])
         deeper = tl.dot(rectified, second_layer, input_precision="ieee") + tl.load(b2 + m * H2 + second)[None, :]
-        rectified_again = tl.maximum(deeper, 0.0).to(dtype)
+        rectified_again = tl.maximum(deeper, 0.0, PROPAGATE_NAN).to(dtype)
         third_layer = tl.load(w3 + (m * H2 + second)[:, None] * K + kind[None, :])
         logits = tl.dot(rectified_again, third_layer, input_precision="ieee") + tl.load(b3 + m * K + kind)[None, :]
 
-        exponential = tl.exp(logits - tl.max(logits, 1)[:, None])
-        probability = exponential / tl.sum(exponential, 1)[:, None]
-        mean += probability
-        # The smallest normal float32: 0 log 0 = 0.
-        entropy -= tl.sum(probability * tl.log(tl.maximum(probability, 1.1754943508222875e-38)), 1)
+        # With l = logit - largest, e = exp(l) and Z = sum(e): p = e / Z, and the entropy is log Z - sum(e l) / Z.
+        shifted = logits - tl.max(logits, 1)[:, None]
+        exponential = tl.exp(shifted)
+        total = tl.sum(exponential, 1)
+        share = 1.0 / total
+        mean += exponential * share[:, None]
+        entropy += tl.log(total) - tl.sum(exponential * shifted, 1) * share
         if not MEAN_VOTE:
-            choice = tl.argmax(logits, 1)  # the lowest of equals
-            votes += (kind[None, :] == choice[:, None]).to(tl.float32)
+            choice = tl.min(tl.where(shifted == 0.0, kind[None, :], K), 1)  # the lowest of equals
+            votes += (kind[None, :] == choice[:, None]).to(tl.float16)
 
     mean /= MEMBERS
-    of_mean = -tl.sum(mean * tl.log(tl.maximum(mean, 1.1754943508222875e-38)), 1)
-    tl.store(uncertainty + place, tl.maximum(of_mean - entropy / MEMBERS, 0.0), mask=inside)
-    winner = tl.argmax(mean, 1) if MEAN_VOTE else tl.argmax(votes, 1)
+    # The smallest normal float32: 0 log 0 = 0.
+    of_mean = -tl.sum(mean * tl.log(tl.maximum(mean, 1.1754943508222875e-38, PROPAGATE_NAN)), 1)
+    tl.store(uncertainty + place, tl.maximum(of_mean - entropy / MEMBERS, 0.0, PROPAGATE_NAN), mask=inside)
+    winner = tl.argmax(mean, 1) if MEAN_VOTE else tl.argmax(votes.to(tl.float32), 1)
     tl.store(mask + place, winner.to(tl.uint8), mask=inside)
 
 
-def default_tile(hidden: int, dtype: torch.dtype) -> tuple[int, int]:
-    """(rows, columns) of a tile: as many pixels as accumulators of this width fit into the registers."""
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def project_kernel(  # type: ignore[no-untyped-def]
+    maps,  # [images, C, area], strides follow
+    image_stride,
+    pixel_stride,
+    channel_stride,
+    more,  # other maps of the same size
+    more_image_stride,
+    more_pixel_stride,
+    more_channel_stride,
+    weight,  # [C + MORE, OUTPUTS]
+    projected,  # [images · area, OUTPUTS]
+    pixels,
+    area,
+    C: tl.constexpr,
+    MORE: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+    BLOCK_OUTPUTS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """First layer of all members for a block of pixels of coarse maps, summed in float32, channel after channel."""
+    pixel = (tl.program_id(0) * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)).to(tl.int64)
+    output = tl.program_id(1) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    is_pixel, is_output = pixel < pixels, output < OUTPUTS
+    image, place = pixel // area, pixel % area
+    first = maps + image * image_stride + place * pixel_stride
+    second = more + image * more_image_stride + place * more_pixel_stride
+    total = tl.zeros([BLOCK_PIXELS, BLOCK_OUTPUTS], tl.float32)
+    for c in range(0, C, BLOCK_C):
+        channel = c + tl.arange(0, BLOCK_C)
+        is_channel = channel < C
+        values = tl.load(
+            first[:, None] + channel[None, :] * channel_stride,
+            mask=is_pixel[:, None] & is_channel[None, :],
+            other=0.0,
+        )
+        kernel = tl.load(
+            weight + channel[:, None] * OUTPUTS + output[None, :],
+            mask=is_channel[:, None] & is_output[None, :],
+            other=0.0,
+        )
+        total = tl.dot(values, kernel, total, input_precision="ieee")
+    for c in range(0, MORE, BLOCK_C):
+        channel = c + tl.arange(0, BLOCK_C)
+        is_channel = channel < MORE
+        values = tl.load(
+            second[:, None] + channel[None, :] * more_channel_stride,
+            mask=is_pixel[:, None] & is_channel[None, :],
+            other=0.0,
+        )
+        kernel = tl.load(
+            weight + (C + channel)[:, None] * OUTPUTS + output[None, :],
+            mask=is_channel[:, None] & is_output[None, :],
+            other=0.0,
+        )
+        total = tl.dot(values, kernel, total, input_precision="ieee")
+    tl.store(
+        projected + pixel[:, None] * OUTPUTS + output[None, :],
+        total.to(projected.dtype.element_ty),
+        mask=is_pixel[:, None] & is_output[None, :],
+    )
+
+
+class Layout(NamedTuple):
+    """How a kernel is divided.
+
+    Attributes:
+        tile: (rows, columns) of a tile. It orders the sums: another one changes last bits.
+        warps: of a block; orders nothing.
+        stages: loads ahead of the products, in shared memory; order nothing.
+    """
+
+    tile: tuple[int, int]
+    warps: int
+    stages: int
+
+
+#: Whether two blocks share a multiprocessor, so that one's softmax runs under the other's products. To be decided by
+#: `benchmarks/gpu.py --tiles`, for all GPUs and once: it changes last bits, and so goes with a version.
+TWO_BLOCKS = False
+
+
+def layout(hidden: int, dtype: torch.dtype, capability: tuple[int, int], *, two_blocks: bool = TWO_BLOCKS) -> Layout:
+    """As many pixels as accumulators of this width fit into the registers, on every GPU from Ampere on.
+
+    Args:
+        hidden: outputs of a member's first layer.
+        dtype: of the operands.
+        capability: of the GPU; decides `stages` only.
+        two_blocks: see `TWO_BLOCKS`.
+
+    Example:
+        >>> layout(128, torch.float16, (9, 0)).tile
+        (8, 16)
+    """
     if dtype == torch.float32:
-        return 4, 8
-    return (8, 16) if hidden <= 128 else (8, 8)
+        return Layout((4, 8), 8, 1)
+    if hidden > 128:
+        return Layout((4, 8), 8, 2)
+    if two_blocks:
+        return Layout((8, 8), 4, 1)
+    # A100 and H100 have shared memory for loads ahead of the products, and registers to spare.
+    return Layout((8, 16), 8, 2 if capability in ((8, 0), (9, 0)) else 1)
 
 
-def _has_large_blocks(device: torch.device) -> bool:
-    """Whether a block may use the shared memory of a data-center GPU (A100, H100 and later)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0), (10, 3))
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 class FusedTail:
@@ -153,7 +295,8 @@ class FusedTail:
         frame: size and kept rows.
         dtype: float16, bfloat16 or float32: precision of the maps and of the operands. Sums are float32.
         vote: of the members.
-        tile: (rows, columns) of a tile, powers of two, at least 16 pixels; None takes what suits shapes and dtype.
+        division: how it is divided, in tiles of powers of two, at least 16 pixels; None takes what suits shapes and
+            dtype.
 
     Raises:
         ValueError: the shapes do not fit into a multiprocessor, or there are more classes than a byte counts.
@@ -166,13 +309,17 @@ class FusedTail:
         frame: Frame,
         dtype: torch.dtype,
         vote: Vote,
-        tile: tuple[int, int] | None = None,
+        division: Layout | None = None,
     ) -> None:
-        if weights.num_classes > 256:
-            raise ValueError(f"the fused tail counts up to 256 classes, the ensemble has {weights.num_classes}")
+        if weights.num_classes > 256 or weights.num_members > 2048:
+            raise ValueError(
+                f"the fused tail counts up to 256 classes and 2048 members, the ensemble has {weights.num_classes} and "
+                f"{weights.num_members}"
+            )
         self.projection = projection = Projection(weights, shapes, frame, dtype)
         h1, h2, k = projection.hidden, padded_side(weights.hidden[1]), padded_side(weights.num_classes)
-        self.tiling = tiling = Tiling.of(projection.levels, frame, tile or default_tile(h1, dtype))
+        division = division or layout(h1, dtype, _capability(weights.device))
+        self.tiling = tiling = Tiling.of(projection.levels, frame, division.tile)
         if tiling.num_sources > _MAX_SOURCES[dtype] or h1 > _MAX_HIDDEN[dtype]:
             raise ValueError(
                 f"in {dtype} the fused tail takes up to {_MAX_HIDDEN[dtype]} outputs of a first layer and "
@@ -187,30 +334,31 @@ class FusedTail:
             F.pad(weights.w2, (0, missing2, 0, missing1)).to(dtype).contiguous(),
             F.pad(weights.b2, (0, missing2)),
             F.pad(weights.w3, (0, missing3, 0, missing2)).to(dtype).contiguous(),
-            F.pad(weights.b3, (0, missing3), value=float("-inf")),
+            F.pad(weights.b3, (0, missing3), value=NEVER),
         ]
-        channels = projection.fine_weight.shape[1]
+        self._channels = [int(shape[0]) for shape in shapes]
+        channels, more = _two([self._channels[i] for i in projection.fine_maps])
         self.constants: dict[str, Any] = {
             "MEMBERS": projection.members,
             "S": self.sources,
             "C": channels,
-            "BLOCK_C": min(_CHANNELS[dtype], padded_side(max(channels, SMALLEST_SIDE))),
+            "MORE": more,
+            "BLOCK_C": min(_CHANNELS[dtype], padded_side(max(channels, more, SMALLEST_SIDE))),
             "H1": h1,
             "H2": h2,
             "K": k,
             "TILE_ROWS": tiling.tile[0],
             "TILE_COLUMNS": tiling.tile[1],
             "MEAN_VOTE": vote == "mean",
-            "num_warps": 8,
-            # Loads ahead of the products, where shared memory has room for them.
-            "num_stages": 2 if dtype != torch.float32 and h1 <= 128 and _has_large_blocks(weights.device) else 1,
+            "num_warps": division.warps,
+            "num_stages": division.stages,
         }
 
     def _tables(self, device: torch.device) -> list[Tensor]:
         """The tiling's tables with as many sources as the kernel counts; the added ones weigh nothing."""
         tiling, missing = self.tiling, self.sources - self.tiling.num_sources
-        areas = torch.tensor([h * w for h, w in tiling.levels] or [0])
-        widths = torch.tensor([w for _, w in tiling.levels] or [0])
+        areas = torch.tensor([h * w for h, w in tiling.levels] or [0], device="cpu")
+        widths = torch.tensor([w for _, w in tiling.levels] or [0], device="cpu")
         tables = [
             F.pad(tiling.source_row.int(), (0, missing), value=-1),
             F.pad(tiling.source_column.int(), (0, missing), value=-1),
@@ -223,26 +371,84 @@ class FusedTail:
     @torch.no_grad()
     def label(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Mask uint8 and uncertainty float32 [N, H, W] of maps [N, C_l, h_l, w_l]."""
-        count, width = len(features[0]), self.projection.size[1]
-        height = self.projection.rows[1] - self.projection.rows[0]
-        mask = features[0].new_empty(count, height, width, dtype=torch.uint8)
-        uncertainty = features[0].new_empty(count, height, width, dtype=torch.float32)
+        count = len(features[0])
         at_once = self.projection.images_at_once(count)
+        parts = [[f[first : first + at_once] for f in features] for first in range(0, count, at_once)]
+        made = [self.finish(self.project(maps), maps) for maps in parts]
+        if len(made) == 1:
+            return made[0]
+        return torch.cat([mask for mask, _ in made]), torch.cat([uncertainty for _, uncertainty in made])
+
+    def finish(self, coarse: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mask and uncertainty [N, H, W] of maps whose coarse ones are projected: all but the first product."""
+        count, (top, bottom), width = len(features[0]), self.projection.rows, self.projection.size[1]
+        mask = coarse.new_empty(count, bottom - top, width, dtype=torch.uint8)
+        uncertainty = coarse.new_empty(count, bottom - top, width, dtype=torch.float32)
         rows, columns = self.tiling.tile
-        tile_rows, tile_columns = triton.cdiv(height, rows), triton.cdiv(width, columns)
-        for first in range(0, count, at_once):
-            images = slice(first, first + at_once)
-            projected = self.projection([f[images] for f in features])
-            tail_kernel[(tile_rows * tile_columns, at_once)](
-                projected.coarse,
-                projected.fine,
+        tile_rows, tile_columns = triton.cdiv(bottom - top, rows), triton.cdiv(width, columns)
+        with on_device(coarse.device):  # Triton launches on the current one
+            tail_kernel[(tile_rows * tile_columns, count)](
+                coarse,
+                *_pointers(self.projection.fine(features), 4, unused=uncertainty),
                 *self.tensors,
-                mask[images],
-                uncertainty[images],
-                height,
+                mask,
+                uncertainty,
+                bottom - top,
                 width,
                 tile_columns,
-                at_once,
+                count,
                 **self.constants,
             )
         return mask, uncertainty
+
+    def project(self, features: Sequence[Tensor]) -> Tensor:
+        """The coarse maps' share of the first layer, as `Projected.coarse` has it."""
+        projection, count = self.projection, len(features[0])
+        outputs = projection.members * projection.hidden
+        coarse = features[0].new_empty(count * projection.area, outputs, dtype=projection.dtype)
+        start = 0
+        for level, weight in projection.coarse_weight.items():
+            maps = [_flat(f) for f in projection.maps_of(features, level)]
+            stop = start + count * level[0] * level[1]
+            constants = self.projection_constants(level)
+            rows, columns = constants["BLOCK_PIXELS"], constants["BLOCK_OUTPUTS"]
+            with on_device(coarse.device):
+                project_kernel[triton.cdiv(stop - start, rows), triton.cdiv(outputs, columns)](
+                    *_pointers(maps, 3, unused=coarse),
+                    weight,
+                    coarse[start:stop],
+                    stop - start,
+                    level[0] * level[1],
+                    **constants,
+                )
+            start = stop
+        return coarse
+
+    def projection_constants(self, level: tuple[int, int]) -> dict[str, Any]:
+        """Constants of the kernel that projects the maps of one coarse size."""
+        projection = self.projection
+        channels, more = _two([self._channels[i] for i in projection.coarse_maps[level]])
+        outputs = projection.members * projection.hidden
+        return {"C": channels, "MORE": more, "OUTPUTS": outputs, **_PROJECTION_BLOCKS[projection.dtype]}
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """Maps [N, C, h, w] as [N, C, h · w], without a copy where rows follow each other in memory."""
+    follow = maps.stride(2) == maps.shape[3] * maps.stride(3)
+    return (maps if follow else maps.contiguous()).flatten(2)
+
+
+def _two(channels: Sequence[int]) -> tuple[int, int]:
+    """Channels of two maps; the kernels read up to two, so that two need not be copied into one."""
+    return (channels[0], channels[1]) if len(channels) == 2 else (sum(channels), 0)
+
+
+def _pointers(maps: Sequence[Tensor], dimensions: int, *, unused: Tensor) -> list[Any]:
+    """Two maps, each followed by its strides, that of the channels last; `unused` is passed for one that is missing."""
+    if len(maps) > 2:
+        maps = [torch.cat(list(maps), 1)]
+    found: list[Any] = []
+    for tensor in maps:
+        image, channel, *pixel = tensor.stride()
+        found += [tensor, image, *pixel, channel]
+    return [*found, *[unused, *[0] * dimensions] * (2 - len(maps))]

@@ -18,6 +18,7 @@ from dsgan_datasets.interpreters import batched, rowwise
 from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, Prediction, check_channels
 from dsgan_datasets.interpreters.labels import Labels
 from dsgan_datasets.interpreters.weights import EnsembleWeights
+from dsgan_datasets.operations import without_autocast
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Vote
 from dsgan_datasets.uncertainty import image_score
@@ -71,7 +72,7 @@ class PixelEnsemble(nn.Module):
             raise ValueError(
                 f"channels {list(self.channels)} add up to {sum(self.channels)}, w1 takes {self.in_channels} features"
             )
-        self._prepared: batched.Prepared | None = None
+        self._prepared: dict[batched.Task, batched.Prepared] = {}
         self._rowwise: tuple[tuple[Any, ...], rowwise.Rowwise] | None = None
 
     @classmethod
@@ -134,6 +135,7 @@ class PixelEnsemble(nn.Module):
         if not 0 < options.top_fraction <= 1:
             raise ValueError(f"top_fraction must lie in (0, 1], not {options.top_fraction}")
 
+    @without_autocast
     @torch.no_grad()
     def predict(
         self, features: Sequence[Tensor], frame: Frame, options: LabelingOptions = DEFAULT_OPTIONS
@@ -159,10 +161,11 @@ class PixelEnsemble(nn.Module):
             mask, uncertainty = self._on_cpu(features, frame).label(features, options.vote)
             scores = parallel_map(lambda u: image_score(u[None], options.top_fraction), uncertainty, self.device)
             return Prediction({"mask": mask}, uncertainty, torch.cat(scores))
-        self._prepared = batched.prepare(self.weights, features, frame, options.vote, self._prepared)
-        mask, uncertainty = self._prepared.label(features)
+        prepared = batched.prepare(self.weights, features, frame, options.vote, self._prepared)
+        mask, uncertainty = prepared.label(features)
         return Prediction({"mask": mask}, uncertainty, image_score(uncertainty, options.top_fraction))
 
+    @without_autocast
     def logits(
         self, features: Sequence[Tensor], size: tuple[int, int], *, rows: tuple[int, int] | None = None
     ) -> Tensor:
@@ -214,11 +217,11 @@ class PixelEnsemble(nn.Module):
         frame.check()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared = self._rowwise = None  # they hold the tensors that are about to be replaced
+        self._prepared, self._rowwise = {}, None  # they hold the tensors that are about to be replaced
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": None, "_rowwise": None}  # kernels cannot be pickled
+        return {**self.__dict__, "_prepared": {}, "_rowwise": None}  # kernels cannot be pickled
 
 
 def _as_channels(channels: Sequence[int]) -> tuple[int, ...]:

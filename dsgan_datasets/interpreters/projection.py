@@ -7,8 +7,8 @@ pixels of each coarse map, its *sources*, so that interpolation is one small pro
     hidden [P, h1] = weights [P, S] · projected [S, h1] + fine [P, C] · W1 [C, h1] + b1
 
 where weights[p, s] = (share of source s's row in pixel p's row) · (share of its column): bilinear resizing, exactly.
-`fused_tail` computes this and everything after it in one kernel; `Tiling` holds the tables that it reads, and `label`
-is its plain form.
+`fused_tail` computes this and everything after it in one kernel; `Tiling` holds the tables that it reads, and
+`PlainForm` is the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.reduce import reduce_members
 from dsgan_datasets.interpreters.resizing import bilinear_matrix
 from dsgan_datasets.interpreters.weights import EnsembleWeights
+from dsgan_datasets.operations import product, product_of_columns
 from dsgan_datasets.recipe import Vote
 
 #: Smallest side of an operand of a tensor core.
@@ -65,12 +66,12 @@ class Tiling:
         row_axes = [_Axis.of(h, size[0], rows, tile[0]) for h, _ in levels]
         column_axes = [_Axis.of(w, size[1], (0, size[1]), tile[1]) for _, w in levels]
         slots = [(i, r, c) for i in range(len(levels)) for r in row_axes[i].slots for c in column_axes[i].slots]
-        level = torch.tensor([i for i, _, _ in slots], dtype=torch.int64)
+        level = torch.tensor([i for i, _, _ in slots], dtype=torch.int64, device="cpu")
 
         def table(axes: list[_Axis], part: int, name: str, length: int) -> Tensor:
             columns = [getattr(axes[slot[0]], name)[:, slot[part]] for slot in slots]
             if not columns:
-                return torch.zeros(length, 0)
+                return torch.zeros(length, 0, device="cpu")
             return torch.stack(columns, 1).contiguous()
 
         kept, width = rows[1] - rows[0], size[1]
@@ -110,11 +111,11 @@ class _Axis:
             used = rows.ne(0).any(0).nonzero().flatten()
             spans.append((int(used[0]), int(used[-1]) + 1))
         slots = max(last - first for first, last in spans)
-        first = torch.tensor([first for first, _ in spans])
-        source = first[:, None] + torch.arange(slots)
-        last = torch.tensor([last for _, last in spans])
+        first = torch.tensor([first for first, _ in spans], device="cpu")
+        source = first[:, None] + torch.arange(slots, device="cpu")
+        last = torch.tensor([last for _, last in spans], device="cpu")
         inside = source < last[:, None]
-        outputs = torch.arange(len(matrix)) // tile
+        outputs = torch.arange(len(matrix), device="cpu") // tile
         weight = matrix.gather(1, source.clamp(max=n_in - 1)[outputs]) * inside[outputs]
         return cls(source.where(inside, -1).int(), weight)
 
@@ -190,19 +191,26 @@ class Projection:
 
     def __call__(self, features: Sequence[Tensor]) -> Projected:
         """Project maps [N, C_l, h_l, w_l]."""
-        count, top, bottom = len(features[0]), *self.rows
-        outputs = self.members * self.hidden
-        coarse = features[0].new_empty(count * self.area, outputs, dtype=self.dtype)
-        start = 0
-        for level, maps in self.coarse_maps.items():
-            pixels = _channels_last([features[i] for i in maps], self.dtype)
-            stop = start + count * level[0] * level[1]
-            torch.mm(pixels.flatten(0, 2), self.coarse_weight[level], out=coarse[start:stop])
-            start = stop
-        if not self.fine_maps:
-            return Projected(coarse, coarse.new_empty(count, bottom - top, self.size[1], 0))
-        fine = [_resized(features[i], self.size)[:, :, top:bottom] for i in self.fine_maps]
-        return Projected(coarse, _channels_last(fine, self.dtype))
+        coarse = [
+            product(_channels_last(self.maps_of(features, level), self.dtype).flatten(0, 2), weight)
+            for level, weight in self.coarse_weight.items()
+        ]
+        fine = self.fine(features)
+        empty = features[0].new_empty
+        return Projected(
+            torch.cat(coarse) if coarse else empty(0, self.members * self.hidden, dtype=self.dtype),
+            _channels_last(fine, self.dtype)
+            if fine
+            else empty(len(features[0]), self.rows[1] - self.rows[0], self.size[1], 0, dtype=self.dtype),
+        )
+
+    def maps_of(self, features: Sequence[Tensor], level: tuple[int, int]) -> list[Tensor]:
+        """The maps of one coarse size."""
+        return [features[i] for i in self.coarse_maps[level]]
+
+    def fine(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """The maps as large as the frame, or resized to it, [N, C_l, kept rows, W]."""
+        return [_resized(features[i], self.size)[:, :, slice(*self.rows)] for i in self.fine_maps]
 
 
 def padded_side(n: int) -> int:
@@ -229,61 +237,84 @@ def label(
     max_bytes: int = MAX_PROJECTED_BYTES,
     max_hidden: int = MAX_HIDDEN_NUMBERS,
 ) -> tuple[Tensor, Tensor]:
-    """Mask int64 and uncertainty float32 [N, H, W] of a whole batch, in plain PyTorch.
+    """`PlainForm.label` of maps [N, C_l, h_l, w_l] of one dtype; the arguments are those of `PlainForm`."""
+    shapes, dtype = [f.shape[1:] for f in features], features[0].dtype
+    return PlainForm(weights, shapes, frame, dtype, vote, max_bytes=max_bytes, max_hidden=max_hidden).label(features)
+
+
+class PlainForm:
+    """Labels of whole batches in plain PyTorch.
 
     Operands are rounded to the precision of the features where `fused_tail` rounds them, and multiplied in float32: the
     numbers differ from the kernel's by the order of summation only. Used where there is no Triton, and as the measure
-    of what half precision does to labels.
+    of what half precision does to labels. Whatever it needs from the host it has copied to the device before.
 
     Args:
         weights: the classifiers.
-        features: maps [N, C_l, h_l, w_l] of one dtype.
+        shapes: [C_l, h_l, w_l] of every map.
         frame: size and kept rows.
+        dtype: of the maps.
         vote: of the members.
         max_bytes: bytes of projected maps that are held at a time.
-        max_hidden: hidden activations that are held at a time.
+        max_hidden: activations of a layer that are held at a time.
     """
-    dtype = features[0].dtype
-    projection = Projection(weights, [f.shape[1:] for f in features], frame, dtype, max_bytes)
-    count, (kept, width) = len(features[0]), frame.shape
-    mask = weights.w1.new_empty(count, kept, width, dtype=torch.int64)
-    uncertainty = weights.w1.new_empty(count, kept, width)
-    at_once = projection.images_at_once(count)
-    for first in range(0, count, at_once):
-        images = slice(first, first + at_once)
-        projected = projection([f[images] for f in features])
-        step = max(1, max_hidden // (at_once * width * projection.members * projection.hidden))
-        for top in range(0, kept, step):
-            chunk = slice(top, min(top + step, kept))
-            hidden = _hidden(weights, projection, projected, at_once, chunk)
-            mask[images, chunk], uncertainty[images, chunk] = _label(weights, hidden, dtype, vote)
-    return mask, uncertainty
 
+    def __init__(
+        self,
+        weights: EnsembleWeights,
+        shapes: Sequence[Sequence[int]],
+        frame: Frame,
+        dtype: torch.dtype,
+        vote: Vote,
+        *,
+        max_bytes: int = MAX_PROJECTED_BYTES,
+        max_hidden: int = MAX_HIDDEN_NUMBERS,
+    ) -> None:
+        self.weights, self.frame, self.dtype, self.vote, self.max_hidden = weights, frame, dtype, vote, max_hidden
+        self.projection = Projection(weights, shapes, frame, dtype, max_bytes)
+        (height, width), device = frame.size, weights.device
+        levels = self.projection.levels
+        self._row_weights = [bilinear_matrix(h, height)[slice(*frame.kept)].to(device) for h, _ in levels]
+        self._column_weights = [bilinear_matrix(w, width).to(device) for _, w in levels]
 
-def _hidden(weights: EnsembleWeights, projection: Projection, projected: Projected, count: int, chunk: slice) -> Tensor:
-    """First layer of some kept rows, rectified: [N, rows, W, M, h1]."""
-    (height, width), (top, _), device = projection.size, projection.rows, projected.coarse.device
-    bias = F.pad(weights.b1, (0, projection.hidden - weights.hidden[0])).flatten()
-    total = projected.fine[:, chunk].float() @ projection.fine_weight.float().movedim(0, 1).flatten(1) + bias
-    start = 0
-    for h, w in projection.levels:
-        stop = start + count * h * w
-        level = projected.coarse[start:stop].float().view(count, h, -1)
-        rows = bilinear_matrix(h, height)[top + chunk.start : top + chunk.stop].to(device)
-        total += bilinear_matrix(w, width).to(device) @ (rows @ level).unflatten(2, (w, -1))
-        start = stop
-    hidden: Tensor = total.relu_().unflatten(3, (projection.members, -1))
-    return hidden[..., : weights.hidden[0]]
+    @torch.no_grad()
+    def label(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mask int64 and uncertainty float32 [N, H, W] of maps [N, C_l, h_l, w_l]."""
+        count, (kept, width), projection = len(features[0]), self.frame.shape, self.projection
+        mask = self.weights.w1.new_empty(count, kept, width, dtype=torch.int64)
+        uncertainty = self.weights.w1.new_empty(count, kept, width)
+        at_once = projection.images_at_once(count)
+        widest = max(projection.hidden, projection.members * self.weights.num_classes)
+        step = max(1, self.max_hidden // (at_once * width * widest))
+        for first in range(0, count, at_once):
+            images = slice(first, first + at_once)
+            projected = projection([f[images] for f in features])
+            for top in range(0, kept, step):
+                chunk = slice(top, min(top + step, kept))
+                logits = torch.stack([self._logits(projected, m, chunk) for m in range(projection.members)])
+                mask[images, chunk], uncertainty[images, chunk] = reduce_members(logits, 4, self.vote)
+        return mask, uncertainty
 
+    def _logits(self, projected: Projected, member: int, chunk: slice) -> Tensor:
+        """Logits of one member for some kept rows, [N, rows, W, K]."""
+        weights = self.weights
+        hidden = self._hidden(projected, member, chunk).relu_()
+        second = product(self._rounded(hidden), self._rounded(weights.w2[member])) + weights.b2[member]
+        return product(self._rounded(second.relu_()), self._rounded(weights.w3[member])) + weights.b3[member]
 
-def _label(weights: EnsembleWeights, hidden: Tensor, dtype: torch.dtype, vote: Vote) -> tuple[Tensor, Tensor]:
-    """Mask and uncertainty [N, rows, W] from the first layer [N, rows, W, M, h1]."""
+    def _hidden(self, projected: Projected, member: int, chunk: slice) -> Tensor:
+        """First layer of one member for some kept rows, [N, rows, W, h1]."""
+        projection, width = self.projection, self.weights.hidden[0]
+        outputs = slice(member * projection.hidden, member * projection.hidden + width)
+        fine = projected.fine[:, chunk].float()
+        total = product(fine, projection.fine_weight[member, :, :width].float()) + self.weights.b1[member]
+        start = 0
+        for (h, w), rows, columns in zip(projection.levels, self._row_weights, self._column_weights, strict=True):
+            stop = start + len(fine) * h * w
+            level = projected.coarse[start:stop, outputs].float().reshape(len(fine), h, w * width)
+            total += product_of_columns(columns, product_of_columns(rows[chunk], level).unflatten(2, (w, width)))
+            start = stop
+        return total
 
-    def rounded(x: Tensor) -> Tensor:
-        return x.to(dtype).float()
-
-    shape, pixels = hidden.shape[:3], hidden.flatten(0, 2).transpose(0, 1)  # [M, P, h1]
-    second = torch.baddbmm(weights.b2[:, None], rounded(pixels), rounded(weights.w2)).relu_()
-    logits = torch.baddbmm(weights.b3[:, None], rounded(second), rounded(weights.w3))  # [M, P, K]
-    mask, uncertainty = reduce_members(logits, 2, vote)
-    return mask.view(shape), uncertainty.view(shape)
+    def _rounded(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype).float()

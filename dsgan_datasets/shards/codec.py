@@ -184,13 +184,13 @@ def tallies(sample: Sample, targets: Sequence[Target]) -> dict[str, list[int]]:
 
 
 def _integer(value: Any) -> Tensor:
-    return torch.tensor(integer("a fact of a record", value, 0), dtype=torch.int64)
+    return torch.tensor(integer("a fact of a record", value, 0), dtype=torch.int64, device="cpu")
 
 
 def _score(value: Any) -> Tensor:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"its uncertainty_score is {value!r:.100}")
-    return torch.tensor(float(value), dtype=torch.float32)
+    return torch.tensor(float(value), dtype=torch.float32, device="cpu")
 
 
 def _uncertainty_png(uncertainty: Tensor) -> bytes:

@@ -119,7 +119,12 @@ class SourceStream(_OfSource, ResumableStream[Item_co]):
         samples = self.source.stream(self._numbers(iteration), seed=self.seed, extras=self.extras)
         numbers = self._numbers(iteration)
         for batch in read_ahead(
-            samples, self.batch_size, device=self.source.device, prefetch=self.prefetch, duty_cycle=self.duty_cycle
+            samples,
+            self.batch_size,
+            device=self.source.device,
+            owner=self.source,
+            prefetch=self.prefetch,
+            duty_cycle=self.duty_cycle,
         ):
             yield list(islice(numbers, batch.num_samples)), batch
 

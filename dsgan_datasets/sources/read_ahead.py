@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -24,6 +25,7 @@ def read_ahead(
     batch_size: int,
     *,
     device: torch.device,
+    owner: object | None = None,
     prefetch: int | None = None,
     duty_cycle: float = 1.0,
 ) -> Iterator[SampleBatch]:
@@ -33,6 +35,7 @@ def read_ahead(
         samples: only that thread takes from it.
         batch_size: samples a batch; the last may have fewer.
         device: that the samples are made on.
+        owner: what makes them; all its iterations share one CUDA stream.
         prefetch: batches that wait for the consumer, at most; None is two.
         duty_cycle: part of the time that may go into this, in (0, 1].
 
@@ -42,7 +45,7 @@ def read_ahead(
     process = os.getpid()
     cuda_stream: torch.cuda.Stream | None = None
     if device.type == "cuda":
-        cuda_stream = torch.cuda.Stream(device)
+        cuda_stream = _stream_of(owner, device)
         cuda_stream.wait_stream(torch.cuda.current_stream(device))
     rest = Rest(duty_cycle)
 
@@ -74,6 +77,19 @@ def read_ahead(
         if os.getpid() == process:  # a forked child has no such thread, and perhaps the locks that it was holding
             rest.end()
             thread.shutdown(cancel_futures=True)
+
+
+#: Libraries keep memory for every stream that they ever saw: an epoch must not bring a new one.
+_streams: WeakKeyDictionary[object, torch.cuda.Stream] = WeakKeyDictionary()
+
+
+def _stream_of(owner: object | None, device: torch.device) -> torch.cuda.Stream:
+    stream = None if owner is None else _streams.get(owner)
+    if stream is None or stream.device != device:
+        stream = torch.cuda.Stream(device)
+        if owner is not None:
+            _streams[owner] = stream
+    return stream
 
 
 class Rest:

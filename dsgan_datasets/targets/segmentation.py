@@ -190,7 +190,7 @@ class LabelSchema:
         """Pixels of each class in masks [N, H, W], int64 [N, K]; ignored pixels are not counted."""
         flat = values.flatten(1)
         if flat.device.type == "cpu":
-            numbered = flat + 256 * torch.arange(len(flat))[:, None]
+            numbered = flat + 256 * torch.arange(len(flat), device=flat.device)[:, None]
             return numbered.flatten().bincount(minlength=256 * len(flat)).view(len(flat), 256)[:, : self.num_classes]
         counts = torch.zeros(len(flat), 256, dtype=torch.int64, device=flat.device)  # bincount would wait for the GPU
         return counts.scatter_add_(1, flat, torch.ones_like(flat))[:, : self.num_classes]

@@ -85,7 +85,9 @@ def _read(content: Any, path: Path) -> ImportedGenerator:
 
 def _fixed_noise(seed: int, layer: int, resolution: int) -> Tensor:
     """Standard normal noise [resolution, resolution]: the same for the same seed and layer."""
-    words = philox_words(torch.tensor([layer]), resolution * resolution, seed=seed, domain=domain(Quantity.NOISE))
+    words = philox_words(
+        torch.tensor([layer], device="cpu"), resolution * resolution, seed=seed, domain=domain(Quantity.NOISE)
+    )
     return torch.from_numpy(normals(words).reshape(resolution, resolution).copy())
 
 
