@@ -116,7 +116,7 @@ def test_each_map_is_as_its_info_says(name):
     generator = load_generator(generator_file(PROBES, name), device="cpu")
     c = torch.eye(generator.c_dim)[:1] if generator.c_dim else None
     _, maps = generator.synthesis(generator.mapping(torch.ones(1, generator.z_dim), c))
-    shapes = [(info.channels, info.resolution, info.resolution) for info in generator.feature_info]
+    shapes = [(info.channels, *info.size) for info in generator.feature_info]
     assert [tuple(f.shape[1:]) for f in maps] == shapes
     assert [info.channels for info in generator.feature_info] == generator.feature_channels
     assert [info.resolution for info in generator.feature_info] == generator.feature_resolutions

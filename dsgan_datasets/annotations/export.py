@@ -123,7 +123,7 @@ def export_annotations(
     write_projects(out, schema)
     drafts = [None] * num if masks is None else write_drafts(out, stems, masks, schema)
     scores = [None] * num if looked.scores is None else looked.scores.tolist()
-    size = recipe.image_size(generator.img_resolution)
+    size = recipe.image_size(generator.img_size)
     write_readme(out, schema, size, name, drafted=masks is not None)
     exported = Exported(
         generator=name,
@@ -212,7 +212,7 @@ def _look(
     generator: FeatureGenerator, recipe: Recipe, labeled: LabeledGenerator | None, latents: Tensor, doing: str
 ) -> _Looked:
     """Images, pooled features and, of an interpreter, masks and scores of draws, on the CPU."""
-    frame = Frame(recipe.frame_size(generator.img_resolution), recipe.crop)
+    frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
     images, points, masks, scores = [], [], [], []
     for block in tqdm(latents.split(recipe.compute_batch), doing, unit="batch", delay=2, leave=False):
         image, features = synthesize(generator, recipe, block)
