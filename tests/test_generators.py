@@ -83,7 +83,6 @@ def test_converting_changes_no_bit(tmp_path: Path, name: str, capsys: pytest.Cap
         ("ros_sg2_64", ["rosinality StyleGAN2", "64×64", "layout convs: 48×4²", "average w known"]),
         ("sg2ada_cond32_skip", ["StyleGAN2 snapshot", "skip architecture, clamp 1.5", "32×32", "3 image classes"]),
         ("sg2ada_uncond32_resnet", ["StyleGAN2 snapshot", "resnet architecture, clamp 2", "unconditional"]),
-        ("sg3repo_sg2_32_skip", ["StyleGAN2 snapshot", "stylegan2", "clamp 256"]),
         ("sg3_t_32", ["StyleGAN3 snapshot", "configuration T, 3×3", "layout convs: 24×16²", "w 64 × 16"]),
         ("sg3_r_32", ["StyleGAN3 snapshot", "configuration R", "1×1 kernels", "32×32"]),
     ],

@@ -25,10 +25,11 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "info",
         "say what a checkpoint directory or a file of another project is, without running anything from it",
-        "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl\n  dsgan info stylegan2-cat-config-f.pt",
+        "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl\n  dsgan info stylegan2-cat-config-f.pkl",
     )
     parser.add_argument(
-        "source", help="checkpoint directory, built-in name, .pkl snapshot, .pt state dict, or folder of model_*.pth"
+        "source",
+        help="checkpoint directory, built-in name, generator file of another project, or folder of model_*.pth",
     )
     parser.set_defaults(run=run)
 
