@@ -1,4 +1,4 @@
-"""Files of other projects: what is needed of them is read, whatever stands beside it, and every file says what it is."""
+"""Files of other projects: what is needed of them is read whatever stands beside it, and each says what it is."""
 
 from __future__ import annotations
 
@@ -188,11 +188,11 @@ WRAPS: dict[str, Wrap] = {
     "snapshot, protocol 2": lambda g, path: save(path, {"G_ema": g}, 2),
     "snapshot, protocol 5": lambda g, path: save(path, {"G_ema": g}, 5),
     "zip": lambda g, path: torch.save({"G_ema": g}, path),
-    "zip, the network alone": lambda g, path: torch.save(g, path),
+    "zip, the network alone": torch.save,
     "legacy": lambda g, path: torch.save(g, path, _use_new_zipfile_serialization=False),
     "gzip": lambda g, path: path.write_bytes(gzip.compress(pickle.dumps({"G_ema": g}))),
     "gzip of a zip": lambda g, path: path.write_bytes(gzip.compress(_torch_bytes(g))),
-    "the network alone": lambda g, path: save(path, g),
+    "the network alone": lambda g, path: path.write_bytes(pickle.dumps(g)),
     "only G": lambda g, path: save(path, {"G": g, "D": None}),
     "no average of it": lambda g, path: save(path, {"G_ema": None, "G": g}),
 }
