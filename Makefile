@@ -49,8 +49,8 @@ test-fast: $(VENV)/.stamp-test  ## what is quick, under 3 minutes: for use while
 test-extended: $(VENV)/.stamp-test  ## what takes long and rarely breaks, under 20 minutes
 	.venv/bin/python -m pytest -m extended $(PYTEST_ARGS)
 
-test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere: make test-golden GOLDEN=dir
-	@[ -n "$(GOLDEN)" ] || { echo "pass the folder of the reference arrays: make test-golden GOLDEN=dir" >&2; exit 2; }
+test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere: make test-golden GOLDEN="dir dir"
+	@[ -n "$(GOLDEN)" ] || { echo "pass the folders of the reference arrays: make test-golden GOLDEN=\"dir dir\"" >&2; exit 2; }
 	.venv/bin/python tests/compare_golden.py $(GOLDEN)
 
 clean:  ## remove .venv, caches, build artifacts and demo-out/

@@ -157,7 +157,7 @@ def labels_by(labeled: LabeledGenerator, features: list[Tensor]) -> str:
     """What labels are computed by."""
     if labeled.device.type == "cpu":
         return "rowwise (CPU)"
-    frame = Frame((labeled.generator.img_resolution,) * 2)
+    frame = Frame(labeled.generator.img_size)
     prepared = batched.prepare(labeled.interpreter.weights, features, frame, labeled.recipe.vote)
     return "fused kernel" if prepared.fused else "plain PyTorch"
 

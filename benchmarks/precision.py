@@ -38,7 +38,7 @@ Result = dict[str, Any]
 def labels(labeled: LabeledGenerator, ws: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Mask uint8 [N, H, W] and score [N] of style vectors."""
     recipe = labeled.recipe.override(dtype=dtype)
-    frame = Frame(recipe.frame_size(labeled.generator.img_resolution), recipe.crop)
+    frame = Frame(recipe.frame_size(labeled.generator.img_size), recipe.crop)
     _, features = render(labeled.generator, recipe, ws)
     if dtype == "float32":
         found = labeled.interpreter.predict(features, frame, LabelingOptions(recipe.vote, recipe.top_fraction))

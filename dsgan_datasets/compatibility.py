@@ -12,11 +12,11 @@ from dsgan_datasets.targets.base import Target
 
 def check_recipe(recipe: Recipe, generator: FeatureGenerator, targets: Sequence[Target]) -> None:
     """ValueError if the recipe asks for what this generator cannot give, or for classes that the targets lack."""
-    frame = recipe.frame_size(generator.img_resolution)
+    frame = recipe.frame_size(generator.img_size)
     crop = recipe.rendering.crop
     if crop is not None and crop[1] > frame[0]:
         raise ValueError(f"crop {crop} reaches beyond the {frame[0]} rows of the frame")
-    size = recipe.image_size(generator.img_resolution)
+    size = recipe.image_size(generator.img_size)
     rules = recipe.filter.rules if recipe.filter else ()
     for rule in rules:
         rule.check(targets, size)
@@ -33,12 +33,16 @@ def check_recipe(recipe: Recipe, generator: FeatureGenerator, targets: Sequence[
             raise ValueError(f"class_weights has {len(weights)} weights, the generator has {classes} classes")
     elif sampling.class_label not in (range(classes) if classes else (None,)):
         allowed = f"0 … {classes - 1}, or class_weights" if classes else "None: the generator is unconditional"
-        raise ValueError(f"class_label is {sampling.class_label}, allowed is {allowed}")
+        way_out = f" (on the command line: --set class_label=0 … {classes - 1})" if classes else ""
+        raise ValueError(f"class_label is {sampling.class_label}, allowed is {allowed}{way_out}")
+    psi_differs = sampling.psi_range != (1, 1)
+    if not generator.has_w_space and (psi_differs or sampling.mixing_layer is not None):
+        raise ValueError(generator.without_average)
     if sampling.mixing_layer is not None and sampling.mixing_layer >= generator.num_ws:
         raise ValueError(
             f"mixing_layer is {sampling.mixing_layer}, this generator can mix at 1 … {generator.num_ws - 1}"
         )
-    if generator.mean_w is None and sampling.psi_range != (1, 1):
+    if generator.mean_w is None and psi_differs:
         raise ValueError(
             f"truncation_psi is {sampling.truncation_psi}, but the average w of this generator is not known: only 1 "
             "works"

@@ -127,7 +127,7 @@ class LabeledGenerator:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of images and labels."""
-        return self.recipe.image_size(self.generator.img_resolution)
+        return self.recipe.image_size(self.generator.img_size)
 
     @property
     def group(self) -> int:

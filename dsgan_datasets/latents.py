@@ -36,6 +36,7 @@ class Purpose(IntEnum):
     DATASET = 0
     CALIBRATION = 1
     ANNOTATION = 2
+    AVERAGE = 3
 
 
 def domain(quantity: Quantity, purpose: Purpose = Purpose.DATASET) -> int:

@@ -505,13 +505,13 @@ class Recipe:
         """`dtype` as torch names it."""
         return self.rendering.torch_dtype
 
-    def frame_size(self, img_resolution: int) -> tuple[int, int]:
-        """(H, W) of the full frame, before any crop, for a generator of that resolution."""
-        return self.rendering.size or (img_resolution, img_resolution)
+    def frame_size(self, native: int | tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the full frame, before any crop, for a generator whose images are `native`: a side, or (H, W)."""
+        return self.rendering.size or ((native, native) if isinstance(native, int) else native)
 
-    def image_size(self, img_resolution: int) -> tuple[int, int]:
-        """(H, W) of images and masks, for a generator of that resolution."""
-        height, width = self.frame_size(img_resolution)
+    def image_size(self, native: int | tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of images and masks, for a generator whose images are `native`: a side, or (H, W)."""
+        height, width = self.frame_size(native)
         top, bottom = self.rendering.crop or (0, height)
         return bottom - top, width
 

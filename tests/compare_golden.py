@@ -1,4 +1,4 @@
-"""Compare the package with full reference arrays: `compare_golden.py GOLDEN`.
+"""Compare the package with full reference arrays: `compare_golden.py GOLDEN [GOLDEN ...]`.
 
 The same comparison as in tests/test_golden.py, there on probes of these arrays. Prints a table, writes the worst errors
 to benchmarks/results/golden.json, and exits with status 1 where an array is outside the tolerance.
@@ -15,21 +15,23 @@ from pathlib import Path
 
 import torch
 from golden_data import TOLERANCE, Comparison, all_sets, compare_set, summary
+from make_golden_probes import folder_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "golden.json"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("golden", type=Path, metavar="GOLDEN", help="folder with the full reference arrays")
-    golden = parser.parse_args().golden
-    if not golden.is_dir():
-        parser.error(f"{golden} is no folder")
+    parser.add_argument("golden", type=Path, nargs="+", metavar="GOLDEN", help="folders with full reference arrays")
+    folders = parser.parse_args().golden
+    for folder in folders:
+        if not folder.is_dir():
+            parser.error(f"{folder} is not a folder")
 
     print(f"{'set':33}{'arrays':>7}{'relative':>10}{'levels':>8}{'pixels':>8}  worst array")
     sets, violations = {}, []
     for name in all_sets():
-        comparisons = compare_set(golden, name)
+        comparisons = compare_set(folder_of(f"{name}.npz", folders), name)
         sets[name] = row = describe(comparisons)
         print(
             f"{name:33}{row['arrays']:7}{summary(comparisons)['relative'].error:10.1e}"
@@ -46,7 +48,8 @@ def main() -> None:
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    if other := sorted({path.stem for path in golden.glob("*.npz")} - sets.keys()):
+    found = {path.stem for folder in folders for path in folder.glob("*.npz")}
+    if other := sorted(found - sets.keys()):
         print(f"not compared: {', '.join(other)}")
     if violations:
         sys.exit("\n".join(["outside the tolerance:", *violations]))

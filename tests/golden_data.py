@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.generators import FeatureGenerator, load_generator
+from dsgan_datasets.generators.stylegan1 import StyleGAN1
 from dsgan_datasets.generators.stylegan2 import upsample_image
 from dsgan_datasets.generators.stylegan3 import StyleGAN3
 from dsgan_datasets.generators.synthesis import synthesize
@@ -46,6 +47,22 @@ GENERATORS = (
     "sg3_r_32",
     "sg3_t_32",
     "sg3repo_sg2_32_skip",
+)
+
+#: Files of other projects, each written by that project's own classes.
+DIALECTS = (
+    *("tf4_sg2_skip32", "tf4_sg2_cond16", "tf4_sg2_resnet32", "tf3_sg1_128", "tf3_sg1_cond16"),
+    *("genforce_sg1_128", "genforce_sg1_cond16", "genforce_sg2_32", "xl_c0_r32", "xl_c4_t32", "xl_sr_c4_64"),
+    *("pgan_sg2_32", "pgan_fastgan_256", "pgan_fastgan_lite_256", "pgan_fastgan_lite_cond_256"),
+    *("human_sg2_64x32", "human_sg3_t_32x16", "human_ros_64x32", "gilesbathgate_24x40", "eps696_56x32"),
+    *("ros_train_32", "mmagic_sg2_32", "mmgen_sg2_64", "mmagic_sg3_t_32"),
+    *("lucidrains_32", "lucidrains_rgba_noconst_16", "lucidrains_attn_16"),
+)
+
+#: Sets that only `make test-golden` compares: others in the repository test the same code.
+ELSEWHERE = (
+    *("sg3repo_sg2_32_skip", "tf3_sg1_128", "genforce_sg1_128", "pgan_fastgan_lite_256", "eps696_56x32"),
+    *("ros_train_32", "mmgen_sg2_64", "xl_c0_r32", "human_ros_64x32", "lucidrains_32"),
 )
 
 #: How DatasetGAN truncates.
@@ -75,7 +92,7 @@ LABELS = {
 }
 
 #: Arrays that nothing is compared with.
-INPUTS = re.compile(r"z|c|check_pixels|logit_pixels|latent_avg|w_mean|w_mean_seed|noise/.*")
+INPUTS = re.compile(r"z|c|check_pixels|logit_pixels|latent_avg|w_mean|w_mean_seed|noise/.*|input_noise")
 
 #: Generators that make a mask beside the image; all their channels are compared.
 JOINT = ("semanticgan_32", "sg2ada_4ch_32", "sg3_4ch_t_32")
@@ -177,8 +194,8 @@ _unpacked = tempfile.TemporaryDirectory()
 @cache
 def generator_file(folder: Path, name: str) -> Path:
     """The file of a generator, unpacked from half precision if need be."""
-    for suffix in (".pkl", ".pt"):
-        if (path := folder / f"{name}{suffix}").is_file():
+    for file in (f"{name}.pkl", f"{name}.pt", f"{name}.pth", f"{name}/model_0.pt"):
+        if (path := folder / file).is_file():
             return path
     path = Path(_unpacked.name) / f"{name}.pt"
     with np.load(folder / f"{name}_weights_fp16.npz") as file:
@@ -189,7 +206,8 @@ def generator_file(folder: Path, name: str) -> Path:
 
 def reference_generator(folder: Path, name: str) -> FeatureGenerator:
     """The generator of a set, with the widest feature layout and the noise of the reference."""
-    layout: FeatureLayout | None = "const+convs" if "sg2" in name or name == "semanticgan_32" else None
+    is_stylegan2 = name not in DIALECTS and ("sg2" in name or name == "semanticgan_32")
+    layout: FeatureLayout | None = "const+convs" if is_stylegan2 else None
     golden = Golden(folder / f"{name}.npz")
     average = golden.whole("w_mean") if "w_mean" in golden.names else None  # of files that have none
     generator = load_generator(generator_file(folder, name), device="cpu", features=layout, avg_latent=average)
@@ -205,7 +223,8 @@ def generator_arrays(folder: Path, name: str) -> dict[str, Computed]:
     golden = Golden(folder / f"{name}.npz")
     generator = reference_generator(folder, name)
     by_kind = {"dgan": _datasetgan_arrays, "ros": _rosinality_arrays, "semanticgan": _semanticgan_arrays}
-    arrays = by_kind.get(name.partition("_")[0], _snapshot_arrays)(generator, golden)
+    compute = _dialect_arrays if name in DIALECTS else by_kind.get(name.partition("_")[0], _snapshot_arrays)
+    arrays = compute(generator, golden)
     return {key: Computed(value) for key, value in arrays.items()}
 
 
@@ -230,6 +249,69 @@ def _snapshot_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, T
     arrays.update({f"feat/{key}": value for key, value in layer_outputs(generator, ws, "const").items()})
     arrays.update({f"feat_none/{key}": value for key, value in layer_outputs(generator, ws, "none").items()})
     return arrays
+
+
+def _dialect_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, Tensor]:
+    """The arrays that a set of `DIALECTS` has."""
+    z, c = golden.whole("z"), golden.whole("c").float() if "c" in golden.names else None
+    noise = [golden.whole("input_noise")[..., 0][:, None]] if "input_noise" in golden.names else None
+    arrays = {} if generator.mean_w is None else {"w_avg": generator.mean_w}
+    for key in golden.names:
+        if found := re.fullmatch(r"(ws|img)_psi([\d.]+)(?:_cut(\d+))?", key):
+            what, psi, cutoff = found.groups()
+            ws = generator.mapping(z, c, truncation_psi=float(psi), truncation_cutoff=int(cutoff) if cutoff else None)
+            arrays[key] = ws if what == "ws" else generator.synthesis_channels(ws, noise=noise)[0]
+        elif found := re.fullmatch(r"img_(no|fixed)noise_sample(\d)(_every4)?", key):
+            kind, row, thinned = found.groups()
+            row = int(row)
+            drawn = [np.random.RandomState(1000 + k).randn(*n.shape) for k, n in enumerate(generator._stored_noise())]
+            given = [torch.from_numpy(n).float() for n in drawn] if kind == "fixed" else None
+            ws = generator.mapping(z[row : row + 1], None if c is None else c[row : row + 1])
+            image = generator.synthesis_channels(ws, noise_mode="none", noise=given)[0]
+            arrays[key] = image[..., ::4, ::4] if thinned else image
+    ws = generator.mapping(z, c)
+    is_fastgan = not generator.has_w_space
+    if isinstance(generator, StyleGAN3):
+        maps = [m[:1] for m in generator.synthesis_network(ws, torch.float32)[1]]  # with margins, of the first sample
+    elif isinstance(generator, StyleGAN1):
+        maps = _stylegan1_layers(generator, ws)
+    else:
+        maps = generator.synthesis(ws, noise=noise, noise_mode="none" if is_fastgan else "const")[1]
+    names = [info.name for info in generator.feature_info]
+    for key in [key for key in golden.names if key.startswith("feat/")]:
+        arrays[key] = maps[_place(key.removeprefix("feat/"), names)]
+    return arrays
+
+
+def _place(name: str, names: list[str]) -> int:
+    """Place of a map among those of a generator, by the name that it has in the other project."""
+    if name in names:
+        return names.index(name)
+    if found := re.fullmatch(r"L(\d+)(_.*)", name):
+        # With a superresolution stage, layers are numbered with gaps: the nearest of that size.
+        alike = [i for i, ours in enumerate(names) if ours.endswith(found[2])]
+        return min(alike, key=lambda i: abs(i - 1 - int(found[1])))
+    if found := re.fullmatch(r"(conv|convs\.|layer|blocks\.)(\d+)", name):
+        kind, number = found[1], int(found[2])
+        return {"conv": 0, "convs.": number + 1}.get(kind, number)
+    raise ValueError(f"no map is called {name}")
+
+
+def _stylegan1_layers(generator: StyleGAN1, ws: Tensor) -> list[Tensor]:
+    """The outputs of all layers after their style."""
+    outputs: list[Tensor] = []
+    blocks = generator.synthesis_network.blocks()
+    hooks = [
+        layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+        for block in blocks
+        for layer in (block.epilogue0, block.epilogue1)
+    ]
+    try:
+        generator.synthesis(ws)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
 
 
 def _rosinality_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str, Tensor]:
@@ -378,4 +460,9 @@ def summary(comparisons: list[Comparison]) -> Mapping[str, Comparison]:
 
 def all_sets() -> Iterator[str]:
     """Names of all sets that are compared."""
-    yield from (*GENERATORS, *LABELS)
+    yield from (*GENERATORS, *DIALECTS, *LABELS)
+
+
+def sets_here() -> list[str]:
+    """Names of those in the repository."""
+    return [name for name in all_sets() if name not in ELSEWHERE]

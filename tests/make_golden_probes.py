@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from golden_data import GENERATORS, INPUTS, JOINT, LABELS
+from golden_data import DIALECTS, INPUTS, JOINT, LABELS, sets_here
 
 from dsgan_datasets.files import atomic_write
 
@@ -22,7 +22,9 @@ WHOLE_BYTES = 16 * 1024
 #: Masks are compared pixel by pixel, from all channels that make them.
 WHOLE_BYTES_OF_MASKS = 48 * 1024
 PROBE_COUNT = 2048
-LIMIT_BYTES = 25_000_000
+#: Of the many sets of other projects' files.
+WHOLE_BYTES_OF_DIALECTS, PROBES_OF_DIALECTS = 4096, 512
+LIMIT_BYTES = 30_000_000
 
 
 def main() -> None:
@@ -31,9 +33,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write, such as tests/golden")
     args = parser.parse_args()
 
-    folders = {name: folder_of(f"{name}.npz", args.golden) for name in (*GENERATORS, *LABELS)}
-    for name in GENERATORS:
-        copy(folders[name], args.out, *model_files(folders[name], name))
+    folders = {name: folder_of(f"{name}.npz", args.golden) for name in sets_here()}
+    for name in sets_here():
+        if name not in LABELS:
+            copy(folders[name], args.out, *model_files(folders[name], name))
     for name, how in LABELS.items():
         copy(folders[name], args.out, *(f"{how.classifiers}/model_{i}.pth" for i in range(how.members_here)))
     for name, folder in folders.items():
@@ -41,8 +44,12 @@ def main() -> None:
             wanted = {key: arrays[key] for key in arrays.files}
         if name in LABELS and LABELS[name].members_here < 10:
             wanted = without_members(wanted, LABELS[name].members_here)
-        whole = WHOLE_BYTES_OF_MASKS if name in JOINT else WHOLE_BYTES
-        entries = {k: v for key, array in wanted.items() for k, v in probes(f"{name}/{key}", key, array, whole).items()}
+        whole, count = WHOLE_BYTES_OF_MASKS if name in JOINT else WHOLE_BYTES, PROBE_COUNT
+        if name in DIALECTS:
+            whole, count = WHOLE_BYTES_OF_DIALECTS, PROBES_OF_DIALECTS
+        entries = {}
+        for key, array in wanted.items():
+            entries |= probes(f"{name}/{key}", key, array, whole, count)
         write(args.out / f"{name}.npz", npz(entries))
 
     total = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
@@ -63,7 +70,8 @@ def model_files(golden: Path, name: str) -> list[str]:
     """Files of a generator; of StyleGAN1 the tensors in half precision, which is lossless and half the size."""
     if (golden / f"{name}_weights_fp16.npz").is_file():
         return [f"{name}_weights_fp16.npz", f"{name}_avg_latent.npy"]
-    return [f"{name}{suffix}" for suffix in (".pkl", ".pt") if (golden / f"{name}{suffix}").is_file()]
+    files = (f"{name}.pkl", f"{name}.pt", f"{name}.pth", f"{name}/model_0.pt", f"{name}/.config.json")
+    return [file for file in files if (golden / file).is_file()]
 
 
 def without_members(arrays: dict[str, np.ndarray], members: int) -> dict[str, np.ndarray]:
@@ -78,11 +86,13 @@ def copy(golden: Path, out: Path, *names: str) -> None:
         write(out / name, (golden / name).read_bytes())
 
 
-def probes(seed: str, key: str, array: np.ndarray, whole_bytes: int = WHOLE_BYTES) -> dict[str, np.ndarray]:
+def probes(
+    seed: str, key: str, array: np.ndarray, whole_bytes: int = WHOLE_BYTES, count: int = PROBE_COUNT
+) -> dict[str, np.ndarray]:
     """The entries that stand for an array: itself, or shape, places, values there, and largest magnitude."""
     if array.nbytes <= whole_bytes or INPUTS.fullmatch(key):
         return {key: array}
-    index = np.random.RandomState(zlib.crc32(seed.encode())).choice(array.size, PROBE_COUNT, replace=False)
+    index = np.random.RandomState(zlib.crc32(seed.encode())).choice(array.size, count, replace=False)
     index = np.sort(index).astype(np.int32)
     return {
         f"{key}@shape": np.array(array.shape, dtype=np.int32),

@@ -234,8 +234,7 @@ def test_converting_a_semanticgan(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "class_0, class_1" in printed(capsys, "convert", SEMANTICGAN, tmp_path / "y")
     labeled = LabeledGenerator.from_pretrained(tmp_path / "x", device="cpu")
     assert labeled.generate([0]).mask.unique().max() > 1
-    with pytest.raises(ValueError, match="average w"):
-        LabeledGenerator.from_pretrained(tmp_path / "x", device="cpu", truncation_psi=0.7)
+    assert LabeledGenerator.from_pretrained(tmp_path / "x", device="cpu", truncation_psi=0.7).generate([0]).mask.any()
     assert "made by the generator itself" in printed(capsys, "info", tmp_path / "x")
 
 

@@ -21,16 +21,25 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "convert",
         "turn a generator of another project into the project's own files, running nothing from it",
         "dsgan convert network-snapshot-025000.pkl my-generator\n"
+        "  dsgan convert stylegan2-cat-config-f.pkl cats      # a TensorFlow pickle\n"
         "  dsgan convert ffhq.for_g_all.pt ffhq --avg-latent avg_latent_stylegan1.npy --license CC-BY-NC-SA-4.0\n"
         "  dsgan convert rgb-and-mask.pkl lesions --classes background,lesion --label-channel",
     )
-    parser.add_argument("source", help=".pkl snapshot, .pt file, or checkpoint directory (its generator)")
+    parser.add_argument(
+        "source", help="generator file of another project (.pkl, .pt, .pth), or checkpoint directory (its generator)"
+    )
     parser.add_argument("out", type=Path, help="checkpoint directory to write")
     parser.add_argument(
         "--avg-latent",
         type=Path,
         metavar="NPY",
-        help="average w, [w_dim] or equal rows (default: the file's own; of StyleGAN1 <stem>_avg_latent.npy beside it)",
+        help="average w, [w_dim] or equal rows (default: the file's own; of StyleGAN1 <stem>_avg_latent.npy beside it; "
+        "otherwise it is computed)",
+    )
+    parser.add_argument(
+        "--bgr",
+        action="store_true",
+        help="the file's colors are blue, green, red, as of networks that mmgeneration trained itself (default: RGB)",
     )
     parser.add_argument(
         "--label-channel",
@@ -57,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         )
     average = None if args.avg_latent is None else read_average(args.avg_latent)
     classes = None if args.classes is None else [name.strip() for name in args.classes.split(",")]
-    generator = load_generator(args.source, device="cpu", avg_latent=average)
+    generator = load_generator(args.source, device="cpu", avg_latent=average, bgr=args.bgr)
     notes = {}
     if args.label_channel or classes is not None or generator.extra_are_logits:
         labeler = joint_labeler(generator, classes, MASK_CHANNEL if args.label_channel else None)

@@ -25,10 +25,11 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "info",
         "say what a checkpoint directory or a file of another project is, without running anything from it",
-        "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl\n  dsgan info stylegan2-cat-config-f.pt",
+        "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl\n  dsgan info stylegan2-cat-config-f.pkl",
     )
     parser.add_argument(
-        "source", help="checkpoint directory, built-in name, .pkl snapshot, .pt state dict, or folder of model_*.pth"
+        "source",
+        help="checkpoint directory, built-in name, generator file of another project, or folder of model_*.pth",
     )
     parser.set_defaults(run=run)
 
@@ -77,7 +78,7 @@ def _checkpoint_rows(path: Path) -> dict[str, str]:
 
 def generator_rows(generator: FeatureGenerator) -> dict[str, str]:
     """What a generator is and where it came from, as printable rows."""
-    maps = [f"{c}×{r}²" for c, r in zip(generator.feature_channels, generator.feature_resolutions, strict=True)]
+    maps = [f"{info.channels}×{_size(info.size)}" for info in generator.feature_info]
     provenance, config = generator.provenance, generator.config
     rows = {}
     if provenance is not None:
@@ -88,17 +89,23 @@ def generator_rows(generator: FeatureGenerator) -> dict[str, str]:
     if config.get("conv_clamp") is not None:
         architecture.append(f"clamp {config['conv_clamp']:g}")
     average = "average w known" if generator.mean_w is not None else "no average w: truncation_psi must be 1"
+    if not generator.has_w_space:
+        average = "no space of styles: truncation_psi must be 1"
     classes = f"{generator.c_dim} image classes" if generator.c_dim else "unconditional"
     return rows | {
         "generator": ", ".join(architecture),
-        "resolution": f"{generator.img_resolution}×{generator.img_resolution}, "
-        f"{IMAGE_CHANNELS[generator.img_channels]}",
+        "resolution": f"{'×'.join(map(str, generator.img_size))}, {IMAGE_CHANNELS[generator.img_channels]}",
         "latents": f"z {generator.z_dim}, w {generator.w_dim} × {generator.num_ws}, {classes}, {average}",
         "features": f"{sum(generator.feature_channels)} channels in layout {generator.features}: {', '.join(maps)}",
         "parameters": f"{sum(p.numel() for p in generator.parameters()):,}",
         "weights": f"sha256 {digest_tensors(generator_tensors(generator))[:16]}…",
         "license": provenance.license if provenance else "unspecified",
     }
+
+
+def _size(size: tuple[int, int]) -> str:
+    """Rows and columns of a map, for people."""
+    return f"{size[0]}²" if size[0] == size[1] else f"{size[0]}×{size[1]}"
 
 
 def _mask_rows(generator: FeatureGenerator) -> dict[str, str]:

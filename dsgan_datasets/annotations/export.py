@@ -138,7 +138,7 @@ def export_annotations(
     images = looked.images.permute(0, 2, 3, 1).contiguous().numpy()
     masks = None if looked.masks is None else _translated(looked.masks, interpreter, schema)
     stems = [f"{indices[row]:09d}" for row in rows]
-    size = recipe.image_size(generator.img_resolution)
+    size = recipe.image_size(generator.img_size)
     with written_whole(out) as folder:
         (folder / "images").mkdir()
         for stem, image in zip(stems, images, strict=True):
@@ -269,7 +269,7 @@ def _look(
     generator: FeatureGenerator, recipe: Recipe, labeled: LabeledGenerator | None, latents: Tensor, doing: str
 ) -> _Looked:
     """Images, pooled features and, of an interpreter, masks and scores of draws, on the CPU."""
-    frame = Frame(recipe.frame_size(generator.img_resolution), recipe.crop)
+    frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
     images, points, masks, scores = [], [], [], []
     for block in tqdm(latents.split(recipe.compute_batch), doing, unit="batch", delay=2, leave=False):
         image, features = synthesize(generator, recipe, block)

@@ -15,16 +15,21 @@ PICTURES = {
 }
 
 
+def image_size(generator: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of a generator's images, from its section of a config.json."""
+    height, width = generator.get("img_size") or [generator["img_resolution"]] * 2
+    return height, width
+
+
 def generator_card(config: Mapping[str, Any]) -> str:
     """README.md of a generator without interpreter, from its config."""
     generator, source = config["parts"]["generator"]["config"], config["provenance"]
-    side = generator["img_resolution"]
     origin = f"Read from {source['file']} ({source['dialect']})." if source else "Where it came from is not recorded."
     notes = "".join(f"- {note}\n" for note in source["notes"]) if source else ""
     hashed = f"\nSHA-256 of that file: `{source['sha256']}`\n" if source else ""
     return f"""# Image generator
 
-{generator["architecture"]}, {side}×{side}. License: {config["license"]}. {origin}
+{generator["architecture"]}, {"×".join(map(str, image_size(generator)))}. License: {config["license"]}. {origin}
 
 {notes}{hashed}"""
 
@@ -38,10 +43,9 @@ def model_card(config: Mapping[str, Any], pictures: Collection[str] = ()) -> str
     """
     generator = config["parts"]["generator"]["config"]
     fit = FitReport.from_dict(config["fit"]) if config["fit"] else None
-    side = generator["img_resolution"]
     return f"""# {fit.title if fit else "Labeled-image generator"}
 {f"{chr(10)}{fit.description}{chr(10)}" if fit and fit.description else ""}
-Generator: {generator["architecture"]}, {side}×{side}. {_labels_from(config["parts"])}
+Generator: {generator["architecture"]}, {"×".join(map(str, image_size(generator)))}. {_labels_from(config["parts"])}
 Truncation psi {config["recipe"]["sampling"]["truncation_psi"]}. License: {config["license"]}.
 
 {_picture("preview.png", pictures)}{_filtering(config)}

@@ -46,6 +46,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     name = os.fspath(name_or_path)
     if name.startswith("hf://"):
         return _from_hub(name.removeprefix("hf://"))
+    if "://" in name:
+        raise CheckpointError(f"{name} is an address: download the file and pass its path (hf://org/name works)")
     path = Path(name).expanduser()
     if is_built_in(name_or_path):
         if path.exists():

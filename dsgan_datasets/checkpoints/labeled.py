@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints import directory
 from dsgan_datasets.checkpoints.calibration_report import Calibration
-from dsgan_datasets.checkpoints.card import PICTURES, model_card
+from dsgan_datasets.checkpoints.card import PICTURES, image_size, model_card
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checkpoints.migrations import changed
@@ -74,7 +74,7 @@ class Checkpoint:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) of images and labels."""
-        return self.recipe.image_size(self.parts["generator"]["img_resolution"])
+        return self.recipe.image_size(image_size(self.parts["generator"]))
 
     @property
     def fingerprint(self) -> str:

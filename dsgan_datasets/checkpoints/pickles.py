@@ -1,8 +1,10 @@
 """A machine for pickles that knows few opcodes and fewer names, and what comes out of it.
 
 A pickle is a program: it names functions and calls them. `pickletools` splits it into opcodes; this machine carries out
-those that torch.save and the training code of StyleGAN write, and refuses all others. A name is answered with an inert
-placeholder of ours or refused. Every step is bounded by the size of the file:
+those that torch.save and the training code of StyleGAN write, and refuses all others. A name is never imported: a known
+one is answered with a function or class of ours, any other is refused, or where only a part of the file is needed
+becomes a `Foreign` object, which can be called and changed without anything happening. Every step is bounded by the
+size of the file:
 
 - only strings and integers may be keys, so nothing nested is ever hashed (forty shared tuples would take 2^40 steps);
 - the memo is a dict, lengths are checked against what is left of the file, and the opcodes are counted;
@@ -24,8 +26,11 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
 
-MAX_OPCODES = 200_000  # a snapshot of StyleGAN3 has 22,000
+MAX_OPCODES = 400_000  # a network of StyleGAN3 has 11,000, a discriminator of StyleGAN-XL ten times as many
 MAX_DEPTH = 100
+#: Modules of NVIDIA's code.
+VENDORED = ("torch_utils.persistence", "dnnlib.util", "dnnlib.tflib.network", "dnnlib.tflib.tfutil")
+_LONGEST_NAME = 200
 #: What a result may take beyond its file: for small values that are shared.
 SLACK = 64 * 2**20
 #: Bytes that an item of a container and a call are counted as.
@@ -55,19 +60,79 @@ class Name:
 
 
 class Holder:
-    """The placeholder of an object, with its attributes."""
+    """An object as data: the name of its class, and its attributes.
 
-    state: dict[str, Any]
+    Args:
+        name: of the class.
+        state: attributes.
+    """
+
+    __slots__ = ("name", "state")
+
+    def __init__(self, name: str, state: dict[Any, Any] | None = None) -> None:
+        self.name = name
+        self.state = {} if state is None else state
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def child(self, name: str) -> Holder:
+        """The submodule of that name.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        found = self._entries("_modules").get(name)
+        if not isinstance(found, Holder):
+            raise CheckpointError(f"{self.name} has no submodule {name!r}")
+        return found
+
+    def children(self) -> dict[Any, Holder]:
+        """All submodules."""
+        return {name: part for name, part in self._entries("_modules").items() if isinstance(part, Holder)}
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the module itself."""
+        found = {**self._entries("_parameters"), **self._entries("_buffers")}
+        return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+
+    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
+        """Parameters and buffers with their dotted names, submodules included."""
+        found = {f"{prefix}{name}": tensor for name, tensor in self.own_tensors().items()}
+        for name, module in self.children().items():
+            found.update(module.tensors(f"{prefix}{name}."))
+        return found
+
+    def _entries(self, kind: str) -> dict[Any, Any]:
+        entries = self.state.get(kind, {})
+        if not isinstance(entries, dict):
+            raise CheckpointError(f"{self.name} has {kind} that are not a dict")
+        return entries
+
+
+class Foreign(Holder):
+    """The placeholder of any name that is not known, and of what calling it gives: it keeps its state, nothing else."""
+
+    __slots__ = ()
+
+    def build(self, state: Any) -> None:
+        """Keep attributes, which come as a dict, or as a dict and one of slots."""
+        parts = state if isinstance(state, tuple) else (state,)
+        for part in parts:
+            if isinstance(part, dict):
+                self.state.update(part)
 
 
 class Machine:
     """Runs one pickle.
 
     Args:
-        names: (module, name) -> placeholder; all others are refused. A placeholder may have a method ``build(state)``.
+        names: (module, name) -> what answers for it, which may have a method ``build(state)``.
         budget: pays for the calls.
         persistent_load: answers persistent ids; None refuses them.
         max_opcodes: more are refused.
+        foreign: whether other names, and keys of other types than text and integers, become `Foreign` objects; they
+            are refused otherwise.
     """
 
     def __init__(
@@ -76,11 +141,13 @@ class Machine:
         budget: Budget,
         persistent_load: Callable[[Any], Any] | None = None,
         max_opcodes: int = MAX_OPCODES,
+        foreign: bool = False,
     ) -> None:
         self._names = names
         self._budget = budget
         self._persistent_load = persistent_load
         self._max_opcodes = max_opcodes
+        self._foreign = foreign
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -100,7 +167,7 @@ class Machine:
                 self._stack.append(_CONSTANTS[opcode.name])
             elif opcode.name in _EMPTY:
                 self._stack.append(_EMPTY[opcode.name]())
-            elif step := self._STEPS.get(opcode.name):
+            elif step := self._STEPS.get(opcode.name) or (self._foreign and self._FOREIGN_STEPS.get(opcode.name)):
                 step(self, argument)
             else:
                 raise CheckpointError(f"refused: opcode {opcode.name}, which no file of weights needs")
@@ -111,6 +178,12 @@ class Machine:
 
     def _mark(self, _: Any) -> None:
         self._marks.append(len(self._stack))
+
+    def _pop(self, _: Any) -> None:
+        self._stack.pop()
+
+    def _pop_mark(self, _: Any) -> None:
+        self._from_mark()
 
     def _from_mark(self) -> list[Any]:
         start = self._marks.pop()
@@ -147,20 +220,34 @@ class Machine:
 
     def _set_item(self, _: Any) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        self._top(dict)[_key(key)] = value
+        self._top(dict)[self._key(key)] = value
 
     def _set_items(self, _: Any) -> None:
         items = self._from_mark()
-        self._top(dict).update(zip(map(_key, items[::2]), items[1::2], strict=True))
+        self._top(dict).update(self._pairs(items))
+
+    def _pairs(self, items: list[Any]) -> Iterable[tuple[Any, Any]]:
+        return zip(map(self._key, items[::2]), items[1::2], strict=True)
 
     def _add_items(self, _: Any) -> None:
         items = self._from_mark()
-        self._top(set).update(map(_key, items))
+        self._top(set).update(map(self._key, items))
 
     def _top(self, kind: type) -> Any:
-        if type(self._stack[-1]) is not kind:
-            raise CheckpointError(f"a pickle puts items into a {type(self._stack[-1]).__name__}, not a {kind.__name__}")
-        return self._stack[-1]
+        top = self._stack[-1]
+        if isinstance(top, Foreign):
+            return kind()  # a list or dict of a class that is not known: what is put into it is dropped
+        if type(top) is not kind:
+            raise CheckpointError(f"a pickle puts items into a {type(top).__name__}, not a {kind.__name__}")
+        return top
+
+    def _key(self, value: Any) -> Any:
+        try:
+            return _key(value)
+        except CheckpointError:
+            if self._foreign:
+                return Foreign(f"a key of type {type(value).__name__}")  # hashed by identity
+            raise
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
@@ -173,16 +260,26 @@ class Machine:
         self._stack.append(self._named(module, name))
 
     def _named(self, module: str, name: str) -> Any:
-        if (module, name) not in self._names:
-            raise CheckpointError(f"refused: the file asks for {module}.{name}, which is not on the allow-list")
-        return self._names[module, name]
+        # Packages that carry a copy of NVIDIA's code name it by their own path: package.torch_utils.persistence.
+        vendored = next((part for part in VENDORED if module.endswith(f".{part}")), module)
+        if (found := self._names.get((module, name), self._names.get((vendored, name)))) is not None:
+            return found
+        if not self._foreign:
+            raise not_allowed(f"{module}.{name}")
+        return Foreign(f"{vendored}.{name}"[:_LONGEST_NAME])
 
     def _call(self, _: Any) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+        if not isinstance(function, Name | Foreign) or not isinstance(arguments, tuple):
             raise CheckpointError("refused: the file calls something that is not a function of the allow-list")
         self._budget.spend(_CALL + _cost(arguments) + sum(map(_cost, arguments)))
-        self._stack.append(function.call(*arguments))
+        self._stack.append(function.call(*arguments) if isinstance(function, Name) else Foreign(function.name))
+
+    def _call_with_keywords(self, _: Any) -> None:
+        keywords = self._stack.pop()
+        if not isinstance(keywords, dict) or (keywords and not isinstance(self._stack[-2], Foreign)):
+            raise CheckpointError("refused: the file calls a function of the allow-list with keywords")
+        self._call(None)
 
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -190,7 +287,8 @@ class Machine:
             return  # attributes of an OrderedDict or EasyDict: nobody reads them
         if not hasattr(target, "build"):
             raise CheckpointError(f"refused: the file tries to change a {type(target).__name__}")
-        self._budget.spend(_CALL + (sum(map(_cost, state)) if isinstance(state, tuple) else 0))
+        parts = state if isinstance(state, tuple) else (state,)
+        self._budget.spend(_CALL + sum(map(_cost, parts)))
         target.build(state)
 
     def _external(self, _: Any) -> None:
@@ -219,6 +317,18 @@ class Machine:
         "BUILD": _build,
         "BINPERSID": _external,
     }
+    #: What objects of other classes are made with; no file of weights alone needs it.
+    _FOREIGN_STEPS: ClassVar[dict[str, Callable[[Machine, Any], None]]] = {
+        "POP": _pop,
+        "POP_MARK": _pop_mark,
+        "DUP": lambda machine, _: machine._stack.append(machine._stack[-1]),
+        "LIST": lambda machine, _: machine._stack.append(machine._from_mark()),
+        "DICT": lambda machine, _: machine._stack.append(dict(machine._pairs(machine._from_mark()))),
+        "FROZENSET": lambda machine, _: machine._stack.append(set(map(machine._key, machine._from_mark()))),
+        "NEWOBJ_EX": _call_with_keywords,
+        "PUT": _put,
+        "GET": _get,
+    }
 
 
 #: Opcodes that push their argument. Texts of Python 2 are SHORT_BINSTRING.
@@ -226,7 +336,7 @@ _PLAIN = frozenset(
     [
         *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
         *("SHORT_BINUNICODE", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING"),
-        *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+        *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     ]
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -238,11 +348,16 @@ _EMPTY: dict[str, Callable[[], Any]] = {
 }
 
 
+def not_allowed(name: str, where: str = "") -> CheckpointError:
+    """The refusal of a name."""
+    return CheckpointError(f"refused: the file asks for {name}{where}, which is not on the allow-list")
+
+
 def _cost(argument: Any) -> int:
     """What it takes to copy an argument of a call."""
-    if isinstance(argument, list | tuple):
+    if isinstance(argument, list | tuple | dict):
         return _ITEM * len(argument)
-    return len(argument) if isinstance(argument, bytes) else 0
+    return len(argument) if isinstance(argument, bytes | bytearray | str) else 0
 
 
 def _key(value: Any) -> str | int:
@@ -271,18 +386,23 @@ def are_counts(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(type(v) is int and 0 <= v < 2**48 for v in values)
 
 
-def check_content(content: Any, file_size: int) -> None:
+def check_content(content: Any, file_size: int, enter: Callable[[Foreign], bool] = lambda found: False) -> None:
     """Refuse content with loops or too many levels, and one that is far larger than its file when each shared part
     counts as often as it stands there.
 
     Args:
         content: what a machine returned.
         file_size: bytes of the file that it came from.
+        enter: whether the attributes of a `Foreign` object count; they do not where nobody reads them.
     """
+
+    def is_container(value: Any) -> bool:
+        return isinstance(value, _CONTAINERS) and (not isinstance(value, Foreign) or enter(value))
+
     allowed = 2 * file_size + SLACK
     sizes: dict[int, int] = {}  # by the id of a container
     entered: set[int] = set()
-    todo = [content] if isinstance(content, _CONTAINERS) else []
+    todo = [content] if is_container(content) else []
     while todo:
         value = todo[-1]
         if id(value) in sizes:
@@ -291,7 +411,7 @@ def check_content(content: Any, file_size: int) -> None:
             entered.add(id(value))
             if len(entered) - len(sizes) > MAX_DEPTH:  # entered, but not yet left: those that hold this one
                 raise CheckpointError(f"refused: the content is nested deeper than {MAX_DEPTH} levels")
-            below = [part for part in _parts(value) if isinstance(part, _CONTAINERS) and id(part) not in sizes]
+            below = [part for part in _parts(value) if is_container(part) and id(part) not in sizes]
             if any(id(part) in entered for part in below):
                 raise CheckpointError("refused: a part of the content holds itself")
             todo += below
@@ -317,7 +437,7 @@ def _parts(value: Any) -> Iterable[Any]:
 def _leaf_size(value: Any) -> int:
     if isinstance(value, Tensor | np.ndarray):
         return value.nbytes
-    return len(value) if isinstance(value, str | bytes) else 0
+    return len(value) if isinstance(value, str | bytes | bytearray) else 0
 
 
 # Tensors
@@ -372,7 +492,9 @@ def rebuild_parameter(data: Any, *_: Any) -> Tensor:
 
 #: What a state dict needs.
 TORCH_NAMES: dict[tuple[str, str], Any] = {
+    ("torch._utils", "_rebuild_tensor"): Name(rebuild_tensor),  # before PyTorch 0.4
     ("torch._utils", "_rebuild_tensor_v2"): Name(rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter_with_state"): Name(rebuild_parameter),
     ("torch._utils", "_rebuild_parameter"): Name(rebuild_parameter),
     ("collections", "OrderedDict"): Name(make_dict),
     ("builtins", "set"): Name(make_set),

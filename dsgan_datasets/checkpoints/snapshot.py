@@ -1,28 +1,33 @@
-"""Reads the snapshot pickles of stylegan2-ada-pytorch and stylegan3 without running anything from them.
+"""Reads what training code of other projects saved, without running anything from it.
 
-A pickle is a program: it names functions and calls them. This reader knows a handful of names and answers each with an
-inert placeholder of its own; every other name ends in an error that says what was asked for. The Python source that
-these files carry along (``module_src``) is left alone. Layout of the files: docs/checkpoint-format.md.
+Such files are pickles, those of torch.save in either format, or one of these compressed with gzip. Which names are
+known does not depend on that: tensors, numbers, numpy arrays, plain containers, and the "persistent" objects of
+NVIDIA's code, whose Python source (``module_src``) is left alone. Every other name becomes a `Foreign` object, and only
+what needs the object it stands for has to refuse it. Layout of the files: docs/checkpoint-format.md.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.checkpoints.kinds import describe
 from dsgan_datasets.checkpoints.pickles import (
+    SLACK,
     STORAGE_DTYPES,
     TORCH_NAMES,
     Budget,
+    Foreign,
     Holder,
     Machine,
     Name,
@@ -31,70 +36,66 @@ from dsgan_datasets.checkpoints.pickles import (
     check_content,
     make_dict,
 )
-from dsgan_datasets.checkpoints.torch_file import read_legacy
+from dsgan_datasets.checkpoints.torch_file import is_torch_file, read_legacy, read_torch_stream
 
 _DTYPES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
+_START_BYTES = 512
 
 
-class PersistentObject(Holder):
-    """An object of the training code, as data: its class name and its attributes."""
-
-    def __init__(self, class_name: str, state: dict[str, Any]) -> None:
-        self.class_name = class_name
-        self.state = state
-
-    def child(self, name: str) -> PersistentObject:
-        """The submodule of that name."""
-        found = _as_dict(self.state.get("_modules", {})).get(name)
-        if not isinstance(found, PersistentObject):
-            raise CheckpointError(f"{self.class_name} has no submodule {name!r}")
-        return found
-
-    def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and buffers with their dotted names, submodules included."""
-        found: dict[str, Tensor] = {}
-        for kind in ("_parameters", "_buffers"):
-            for name, value in _as_dict(self.state.get(kind, {})).items():
-                if isinstance(value, Tensor):
-                    found[f"{prefix}{name}"] = value
-        for name, module in _as_dict(self.state.get("_modules", {})).items():
-            if isinstance(module, PersistentObject):
-                found.update(module.tensors(f"{prefix}{name}."))
-        return found
-
-
-def read_snapshot(path: Path, names: Mapping[tuple[str, str], Any] | None = None) -> dict[str, Any]:
-    """The content of a snapshot pickle: plain data, tensors, numpy arrays of numbers and `PersistentObject`s.
+def read_snapshot(path: Path) -> Any:
+    """The content of a file that training code saved.
 
     Args:
-        path: a ``.pkl`` of pickle protocol 2 to 5.
-        names: the allow-list, see `Machine`; None is `SNAPSHOT_NAMES`.
+        path: a pickle of protocol 2 to 5, a file of torch.save, or one of these compressed with gzip.
 
     Returns:
-        the dict that was pickled, with keys such as ``G``, ``D``, ``G_ema``.
+        plain data, tensors, numpy arrays of numbers, `Holder` for the persistent objects of NVIDIA's code, and
+        `Foreign` for all else.
 
     Raises:
-        CheckpointError: not such a file, a damaged one, or one that asks for anything outside the allow-list; the
-            message names what it asked for. Nothing from the file has run.
+        CheckpointError: it is something else, which the message names, or damaged; nothing from the file has run.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            start = file.read(2)
-            if len(start) < 2 or start[0] != 0x80 or not 2 <= start[1] <= 5:
-                raise CheckpointError("not a pickle of protocol 2 to 5")
-            file.seek(0)
-            content = Machine(SNAPSHOT_NAMES if names is None else names, Budget(size)).run(file)
-        if not isinstance(content, dict):
-            raise CheckpointError(f"holds a {type(content).__name__}; expected the dict of a StyleGAN snapshot")
-        check_content(content, size)
+            return _read(file, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged pickle may raise anything at all
-        raise CheckpointError(f"{path} is damaged or not a snapshot: {type(error).__name__}: {error}") from error
+    except Exception as error:  # a damaged file may raise anything at all
+        raise CheckpointError(
+            f"{path} is damaged or cut off: {type(error).__name__}: {error}; if it was downloaded, download it again"
+        ) from error
+
+
+def _read(file: IO[bytes], size: int, *, compressed: bool = True) -> Any:
+    start = file.read(_START_BYTES)
+    file.seek(0)
+    if compressed and start.startswith(b"\x1f\x8b"):
+        data = _decompress(file, size)
+        return _read(io.BytesIO(data), len(data), compressed=False)
+    if is_torch_file(start):
+        content = read_torch_stream(file, size, KNOWN_NAMES, foreign=True)
+    elif start[:1] == b"\x80" and start[1:2] and 2 <= start[1] <= 5:
+        content = Machine(KNOWN_NAMES, Budget(size), foreign=True).run(file)
+    else:
+        raise CheckpointError(f"it is {describe(start)}")
+    check_content(content, size)
     return content
+
+
+def _decompress(file: IO[bytes], size: int) -> bytes:
+    """The content of a gzip file, which weights hardly make smaller: far more than the file is refused."""
+    most = 4 * size + SLACK
+    try:
+        with gzip.GzipFile(fileobj=file) as stream:
+            data = stream.read(most + 1)
+    except (EOFError, zlib.error) as error:
+        raise CheckpointError(f"a gzip file that is damaged or cut off ({error}): download it again") from error
+    if len(data) > most:
+        raise CheckpointError("refused: a gzip file that is far larger unpacked")
+    return data
 
 
 class _DType:
@@ -127,6 +128,7 @@ class _Array(np.ndarray[Any, Any]):
         if not isinstance(state, tuple) or len(state) != 5:
             raise CheckpointError("a numpy array with a malformed state")
         _, shape, dtype, fortran, data = state
+        data = _as_bytes(data)
         if not isinstance(dtype, _DType) or not isinstance(data, bytes) or not are_counts(shape) or len(shape) > 8:
             raise CheckpointError("a numpy array with malformed shape, dtype or values")
         kind = dtype.numpy()
@@ -144,22 +146,59 @@ def _array(kind: Any, shape: Any, *_: Any) -> _Array:
 
 def _number(dtype: Any, data: Any) -> int | float | bool:
     """numpy.core.multiarray.scalar, as a Python number."""
+    data = _as_bytes(data)
     if not isinstance(dtype, _DType) or not isinstance(data, bytes) or len(data) != dtype.numpy().itemsize:
         raise CheckpointError("a numpy scalar does not fit its dtype")
     value: int | float | bool = np.frombuffer(data, dtype.numpy())[0].item()
     return value
 
 
-def _persistent_object(meta: Any) -> PersistentObject:
+def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", *_: Any) -> _Array:
+    """numpy.core.numeric._frombuffer: an array of pickle protocol 5."""
+    found = _array(_ARRAY, (0,))
+    found.build((1, shape, dtype, order == "F", data))
+    return found
+
+
+def _array_of_dill(function: Any, arguments: Any, state: Any, *_: Any) -> _Array:
+    """dill._dill._create_array: the function that makes an array, its arguments, and the array's state."""
+    found = _array(*arguments) if isinstance(arguments, tuple) and function is _RECONSTRUCT else _array(None, None)
+    found.build(state)
+    return found
+
+
+def _as_bytes(data: Any) -> Any:
+    """Bytes, which Python 2 writes as text, and protocol 5 as a bytearray."""
+    try:
+        return data.encode("latin-1") if isinstance(data, str) else bytes(data) if isinstance(data, bytearray) else data
+    except UnicodeEncodeError as error:
+        raise CheckpointError("bytes that are text of other characters") from error
+
+
+def _encode(text: Any, encoding: Any = None, *_: Any) -> bytes:
+    """_codecs.encode: bytes, before pickle protocol 3."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise CheckpointError("bytes that are not written as text of one byte a character")
+    encoded: bytes = _as_bytes(text)
+    return encoded
+
+
+def _new_object(kind: Any, *_: Any) -> Foreign:
+    """copyreg._reconstructor: an object of protocol 0 or 1."""
+    return Foreign(kind.name if isinstance(kind, Foreign) else "copyreg._reconstructor")
+
+
+def _persistent_object(meta: Any) -> Holder:
     meta = _as_dict(meta)
     state = meta.get("state")
     if meta.get("type") != "class" or not isinstance(meta.get("class_name"), str) or not isinstance(state, dict):
         raise CheckpointError("a persistent object without class name and state")
-    return PersistentObject(meta["class_name"], state)
+    return Holder(meta["class_name"], state)
 
 
 def _storage(data: Any) -> Storage:
     """torch.storage._load_from_bytes: the nested legacy torch.save file of one storage."""
+    data = _as_bytes(data)
     if not isinstance(data, bytes):
         raise CheckpointError("a storage must be given as bytes")
     try:
@@ -179,17 +218,25 @@ def _as_dict(value: Any) -> dict[Any, Any]:
 
 _ARRAY = object()  # the class itself, which is only ever handed to _reconstruct
 _STORAGE_NAMES = {("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()}
-#: What the snapshots of stylegan2-ada-pytorch and stylegan3 need.
-SNAPSHOT_NAMES: Mapping[tuple[str, str], Any] = {
-    **{key: value for key, value in TORCH_NAMES.items() if key not in _STORAGE_NAMES},
+_RECONSTRUCT = Name(_array)
+#: All that is known, whatever the file.
+KNOWN_NAMES: Mapping[tuple[str, str], Any] = {
+    **TORCH_NAMES,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Name(_persistent_object),
     ("torch.storage", "_load_from_bytes"): Name(_storage),
     ("dnnlib.util", "EasyDict"): Name(make_dict),
+    ("_codecs", "encode"): Name(_encode),
+    **{(module, "_reconstructor"): Name(_new_object) for module in ("copyreg", "copy_reg")},
+    ("dill._dill", "_create_array"): Name(_array_of_dill),
     ("numpy", "dtype"): Name(_DType),
     ("numpy", "ndarray"): _ARRAY,
     **{
-        (f"numpy.{core}.multiarray", name): Name(call)
+        (f"numpy.{core}.{module}", name): call
         for core in ("core", "_core")
-        for name, call in (("scalar", _number), ("_reconstruct", _array))
+        for module, name, call in (
+            ("multiarray", "scalar", Name(_number)),
+            ("multiarray", "_reconstruct", _RECONSTRUCT),
+            ("numeric", "_frombuffer", Name(_array_of_buffer)),
+        )
     },
 }

@@ -24,12 +24,11 @@ from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.pickles import (
     TORCH_NAMES,
     Budget,
+    Foreign,
     Machine,
-    Name,
     Storage,
     are_counts,
     check_content,
-    make_dict,
 )
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -37,8 +36,13 @@ _LEGACY_VERSION = 1001
 _HEADER_OPCODES = 1000
 _MAX_ENTRIES = 100_000  # of a zip file; a state dict has one for each tensor
 
-#: For files of training scripts that also store their arguments (argparse.Namespace), which are read as an empty dict.
-WITH_ARGUMENTS: Mapping[tuple[str, str], Any] = {**TORCH_NAMES, ("argparse", "Namespace"): Name(make_dict)}
+#: How a file in the older format begins: protocol 2, and the magic number.
+_LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
+
+
+def is_torch_file(start: bytes) -> bool:
+    """Whether a file that begins with these bytes may be one of torch.save."""
+    return start.startswith((b"PK\x03\x04", _LEGACY_START))
 
 
 def read_torch_file(path: Path, names: Mapping[tuple[str, str], Any] = TORCH_NAMES) -> Any:
@@ -63,7 +67,7 @@ def read_torch_file(path: Path, names: Mapping[tuple[str, str], Any] = TORCH_NAM
             file.seek(0)
             if magic[:1] != b"\x80" and magic != b"PK\x03\x04":
                 raise CheckpointError("neither of the two formats of torch.save")
-            content = _read_zip(file, size, names) if magic[:1] == b"P" else read_legacy(file, size, names)
+            content = read_torch_stream(file, size, names)
         check_content(content, size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -74,7 +78,22 @@ def read_torch_file(path: Path, names: Mapping[tuple[str, str], Any] = TORCH_NAM
     return content
 
 
-def _read_zip(file: IO[bytes], size: int, names: Mapping[tuple[str, str], Any]) -> Any:
+def read_torch_stream(
+    file: IO[bytes], size: int, names: Mapping[tuple[str, str], Any], *, foreign: bool = False
+) -> Any:
+    """`read_torch_file` of an open file at its start, without `check_content`; a damaged one may raise anything.
+
+    Args:
+        file: at its start.
+        size: bytes in it.
+        names, foreign: see `Machine`.
+    """
+    read = _read_zip if file.read(1) == b"P" else read_legacy
+    file.seek(0)
+    return read(file, size, names, foreign=foreign)
+
+
+def _read_zip(file: IO[bytes], size: int, names: Mapping[tuple[str, str], Any], *, foreign: bool) -> Any:
     """Content of an archive with entries x/data.pkl and x/data/0, x/data/1, …; all stored as they are."""
     if _count_entries(file) > _MAX_ENTRIES:
         raise CheckpointError(f"refused: an archive of more than {_MAX_ENTRIES} files")
@@ -84,7 +103,10 @@ def _read_zip(file: IO[bytes], size: int, names: Mapping[tuple[str, str], Any]) 
             raise CheckpointError("refused: an archive with two files of one name")
         roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
         if len(roots) != 1 or f"{roots[0]}constants.pkl" in entries:
-            raise CheckpointError("an archive, but not one of torch.save (TorchScript archives cannot be read)")
+            raise CheckpointError(
+                "an archive, but not one of torch.save: unpack it and pass the file inside "
+                "(TorchScript archives cannot be read)"
+            )
         root, budget = roots[0], Budget(size)
 
         def read(name: str, expected: int | None = None) -> bytes:
@@ -101,7 +123,8 @@ def _read_zip(file: IO[bytes], size: int, names: Mapping[tuple[str, str], Any]) 
         def fill(key: str, values: Tensor) -> None:
             as_bytes(values)[:] = read(f"data/{key}", values.nbytes)
 
-        return Machine(names, budget, _Storages(budget, fill)).run(io.BytesIO(read("data.pkl")))
+        storages = _Storages(budget, fill, foreign=foreign)
+        return Machine(names, budget, storages, foreign=foreign).run(io.BytesIO(read("data.pkl")))
 
 
 def _count_entries(file: IO[bytes]) -> int:
@@ -111,14 +134,14 @@ def _count_entries(file: IO[bytes]) -> int:
     return count
 
 
-def read_legacy(stream: IO[bytes], size: int, names: Mapping[tuple[str, str], Any]) -> Any:
+def read_legacy(stream: IO[bytes], size: int, names: Mapping[tuple[str, str], Any], *, foreign: bool = False) -> Any:
     """Content in the format before PyTorch 1.6: three pickles of header, the object, the keys of its storages, and
     their values one after the other.
 
     Args:
         stream: at its start.
         size: bytes in the stream.
-        names: see `Machine`.
+        names, foreign: see `Machine`.
 
     Raises:
         CheckpointError: it is not allowed or does not fit together. A damaged one may raise anything else.
@@ -129,8 +152,8 @@ def read_legacy(stream: IO[bytes], size: int, names: Mapping[tuple[str, str], An
         raise CheckpointError("neither of the two formats of torch.save")
     if system.get("little_endian") is not True:
         raise CheckpointError("a file of big-endian numbers, which cannot be read")
-    storages = _Storages(Budget(size), lambda key, values: None)
-    content = Machine(names, budget, storages).run(stream)
+    storages = _Storages(Budget(size), lambda key, values: None, foreign=foreign)
+    content = Machine(names, budget, storages, foreign=foreign).run(stream)
     keys = Machine({}, budget).run(stream)
     if not isinstance(keys, list) or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages.made):
         raise CheckpointError("the storages that follow are not those that the tensors refer to")
@@ -158,14 +181,18 @@ class _Storages:
     Args:
         budget: pays for their bytes.
         fill: is called with the key and the empty values of each.
+        foreign: whether classes may be asked for, too, as the older format does for whole networks.
     """
 
-    def __init__(self, budget: Budget, fill: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, budget: Budget, fill: Callable[[str, Tensor], None], *, foreign: bool) -> None:
         self.made: dict[str, Storage] = {}
+        self._foreign = foreign
         self._budget = budget
         self._fill = fill
 
-    def __call__(self, pid: Any) -> Storage:
+    def __call__(self, pid: Any) -> Storage | Foreign:
+        if self._foreign and isinstance(pid, tuple) and pid[:1] == ("module",) and isinstance(pid[1], Foreign):
+            return pid[1]  # a class, with its source, which is left alone
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or pid[5:] not in ((), (None,)):
             raise CheckpointError("refused: the file asks for an external object that is not a storage")
         _, dtype, key, _, count = pid[:5]

@@ -50,7 +50,7 @@ def check_annotated(
     if annotated.latents.shape[1] != generator.z_dim:
         raise ValueError(f"latents have {annotated.latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
     _check_masks(annotated.masks, schema.num_classes, schema.ignore_index)
-    size = recipe.image_size(generator.img_resolution)
+    size = recipe.image_size(generator.img_size)
     if tuple(annotated.masks.shape[1:]) != size:
         raise ValueError(f"a mask is {tuple(annotated.masks.shape[1:])} pixels, the images are {size}")
 

@@ -92,7 +92,7 @@ def cluster_sheet(
         title: first words of the sheet.
     """
     images, found = [], []
-    frame = Frame(recipe.frame_size(generator.img_resolution), recipe.crop)
+    frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
     latents = calibration_draws(generator, recipe, _LOOKED_AT, seed)
     for first in tqdm(range(0, _LOOKED_AT, 8), "drawing the clusters", unit="batch", delay=2, leave=False):
         image, features = synthesize(generator, recipe, latents[first : first + 8])

@@ -99,7 +99,7 @@ def default_map(generator: FeatureGenerator) -> int:
         16
     """
     sides = generator.feature_resolutions
-    finest = max((s for s in sides if s <= min(64, generator.img_resolution // 4)), default=min(sides))
+    finest = max((s for s in sides if s <= min(64, generator.img_size[0] // 4)), default=min(sides))
     return max(i for i, side in enumerate(sides) if side == finest)
 
 
@@ -128,7 +128,8 @@ def _gather(
     exact = recipe.override(dtype="float32")
     latents = calibration_draws(generator, recipe, num_samples, seed)
     random = torch.Generator().manual_seed(seed & (2**63 - 1))
-    area = generator.feature_resolutions[map] ** 2
+    height, width = generator.feature_sizes[map]
+    area = height * width
     chosen = [torch.randperm(area, generator=random)[:pixels_per_image] for _ in range(num_samples)]
     with tqdm(total=num_samples, desc="reading features", unit="image", delay=2, leave=False) as progress:
 
@@ -236,7 +237,7 @@ def named_by_masks(
     """
     recipe = (recipe or Recipe()).override(dtype="float32")
     check_annotated(generator, annotated, schema, recipe)
-    frame = Frame(recipe.frame_size(generator.img_resolution), recipe.crop)
+    frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
     counts = torch.zeros(interpreter.num_clusters, schema.num_classes, dtype=torch.int64)
     for z, mask in zip(annotated.latents, annotated.masks, strict=True):
         _, features = synthesize(generator, recipe, z[None])

@@ -84,7 +84,7 @@ def evaluate(
         description: of the progress bar.
     """
     k = interpreter.num_classes
-    frame = Frame(recipe.frame_size(generator.img_resolution), recipe.crop)
+    frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
     options = LabelingOptions(recipe.vote, recipe.top_fraction)
     with tqdm(total=len(annotated.masks), desc=description, unit="image", delay=2, leave=False) as progress:
 

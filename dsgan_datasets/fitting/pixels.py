@@ -53,7 +53,7 @@ class LabeledPixels:
         """Draw pixels evenly from all images and read their features; ValueError if masks or latents do not fit."""
         num_classes = schema.num_classes
         check_annotated(generator, annotated, schema, recipe)
-        frame = recipe.frame_size(generator.img_resolution)
+        frame = recipe.frame_size(generator.img_size)
         top, width = (recipe.crop or (0, 0))[0], frame[1]
         chosen = [_choose(mask, schema.ignore_index, pixels_per_image, random) for mask in annotated.masks]
         counts = torch.tensor([len(places) for places in chosen])

@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,17 @@ class GeneratorConfig:
 
     Args:
         z_dim, w_dim: lengths of z and w.
-        img_resolution: side of the image, pixels.
+        img_resolution: side of the image, pixels; of one that is not square, the side by which its blocks are named.
+        img_size: rows and columns of an image that is not square; None is img_resolution for both.
         img_channels: channels of the image as the network makes it: 1, 3 or 4.
         c_dim: classes of a conditional generator, 0 for none.
         embed_dim: length of the class embedding; 0 without classes.
+        normalize: whether z and class embedding are normalized "apart" and then joined, or "joined" first.
         mapping_layers: fully connected layers between z and w.
+        mapping_width: outputs of each of them but the last, which has w_dim; None is w_dim.
         mapping_lr_multiplier: learning-rate multiplier these layers were trained with; their stored weights carry it.
         has_w_avg: whether the average w is known, which truncation needs.
+        w_avg_per_class: whether it is one for each class.
 
     Raises:
         ValueError: a value out of range.
@@ -44,6 +48,8 @@ class GeneratorConfig:
 
     #: Name in config.json.
     architecture: ClassVar[str]
+    #: Fields that came later: config.json has them only where they differ, so that older fingerprints hold.
+    later: ClassVar[tuple[str, ...]] = ("img_size", "normalize", "mapping_width", "w_avg_per_class")
 
     z_dim: int
     w_dim: int
@@ -54,8 +60,20 @@ class GeneratorConfig:
     mapping_layers: int = 8
     mapping_lr_multiplier: float = 0.01
     has_w_avg: bool = True
+    img_size: tuple[int, int] | None = None
+    normalize: Literal["apart", "joined"] = "apart"
+    mapping_width: int | None = None
+    w_avg_per_class: bool = False
 
     def __post_init__(self) -> None:
+        if self.img_size is not None:
+            object.__setattr__(self, "img_size", self._checked_size(self.img_size))
+        if self.mapping_width is not None:
+            integer("mapping_width", self.mapping_width, 1, 8192)
+        if self.normalize not in ("apart", "joined"):
+            raise ValueError(f'normalize must be "apart" or "joined", not {self.normalize!r:.40}')
+        if self.w_avg_per_class not in (False, bool(self.c_dim)) or not isinstance(self.w_avg_per_class, bool):
+            raise ValueError(f"w_avg_per_class must be true or false, and needs classes, not {self.w_avg_per_class!r}")
         for name in ("z_dim", "w_dim", "mapping_layers"):
             integer(name, getattr(self, name), 1, 8192)
         for name in ("c_dim", "embed_dim"):
@@ -71,9 +89,26 @@ class GeneratorConfig:
                 "it is not known how to make such an image RGB"
             )
 
+    def _checked_size(self, size: Any) -> tuple[int, int] | None:
+        """Rows and columns as integers; None for a square."""
+        if not isinstance(size, list | tuple) or len(size) != 2:
+            raise ValueError(f"img_size must be rows and columns, not {size!r:.40}")
+        height, width = (integer("img_size", side, 1, 8192) for side in size)
+        return None if height == width == self.img_resolution else (height, width)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the image."""
+        return self.img_size or (self.img_resolution, self.img_resolution)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""
-        return {"architecture": self.architecture, **dataclasses.asdict(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in self.later}
+        stated = dataclasses.asdict(self)
+        shown = {k: v for k, v in stated.items() if k not in defaults or v != defaults[k]}
+        if self.img_size is not None:
+            shown["img_size"] = list(self.img_size)
+        return {"architecture": self.architecture, **shown}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +116,8 @@ class PyramidConfig(GeneratorConfig):
     """Shape of a generator that doubles its resolution from 4×4 on, a block for each (StyleGAN1 and 2).
 
     Args:
-        channels: resolution -> channels of its block; img_resolution is a power of two, at least 8.
+        channels: resolution -> channels of its block; img_resolution is a power of two, at least 8. An image that is
+            not square grows from a constant of another shape than 4×4; its blocks keep the names of square ones.
     """
 
     #: Largest side that such networks have.
@@ -100,6 +136,15 @@ class PyramidConfig(GeneratorConfig):
             raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")
         for resolution, channels in self.channels.items():
             integer(f"channels of resolution {resolution}", channels, 1, 8192)
+        if any(4 * side % self.img_resolution for side in self.size):
+            raise ValueError(
+                f"img_size {self.size} must be {self.img_resolution // 4} times the rows and columns of a constant"
+            )
+
+    def size_of(self, resolution: int) -> tuple[int, int]:
+        """Rows and columns of the maps of a block."""
+        height, width = self.size
+        return height * resolution // self.img_resolution, width * resolution // self.img_resolution
 
     @property
     def resolutions(self) -> list[int]:
@@ -175,13 +220,20 @@ class FeatureInfo:
 
     Attributes:
         channels: of the map.
-        resolution: side of the square map, pixels.
+        resolution: rows of the map, pixels.
         name: of the layer that makes it, as the files name their layers: "b8.conv0", "L3_52_12".
+        width: columns of the map; None is as many as rows.
     """
 
     channels: int
     resolution: int
     name: str
+    width: int | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the map."""
+        return self.resolution, self.resolution if self.width is None else self.width
 
 
 class Precomputed(nn.Module):
@@ -200,7 +252,8 @@ class FeatureGenerator(nn.Module, ABC):
         c_dim: length of the one-hot class vector; 0 for an unconditional generator.
         w_dim: length of a style vector w.
         num_ws: style vectors an image takes.
-        img_resolution: side of the square image, pixels.
+        img_resolution: side of the image, pixels; of one that is not square, see `img_size`.
+        img_size: rows and columns of the image.
         img_channels: channels of the image as the network makes it; `synthesis` always returns three.
         color_channels: how many of the channels that `synthesis_channels` returns are colors, 1 or 3; they come first.
         extra_channels: how many channels follow them: a fourth image channel, or logits of a mask.
@@ -211,6 +264,10 @@ class FeatureGenerator(nn.Module, ABC):
 
     #: Feature layouts that the architecture can give; the first is its default.
     layouts: ClassVar[tuple[FeatureLayout, ...]] = get_args(FeatureLayout)
+    #: Values of black and white in the images.
+    image_range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    #: Whether there are styles between z and the image, which truncation and mixing need.
+    has_w_space: ClassVar[bool] = True
 
     num_ws: int
     feature_info: tuple[FeatureInfo, ...]
@@ -225,7 +282,8 @@ class FeatureGenerator(nn.Module, ABC):
                 f"{type(self).__name__} has the feature layouts {', '.join(self.layouts)}, not {features!r}"
             )
         self.z_dim, self.c_dim, self.w_dim = config.z_dim, config.c_dim, config.w_dim
-        self.img_resolution, self.img_channels = config.img_resolution, config.img_channels
+        self.img_resolution, self.img_size = config.img_resolution, config.size
+        self.img_channels = config.img_channels
         self.color_channels = min(config.img_channels, 3)
         self.extra_channels = config.img_channels - self.color_channels
         self.provenance: Provenance | None = None
@@ -248,8 +306,13 @@ class FeatureGenerator(nn.Module, ABC):
 
     @property
     def feature_resolutions(self) -> list[int]:
-        """Side of each of these maps, pixels."""
+        """Rows of each of these maps, pixels."""
         return [info.resolution for info in self.feature_info]
+
+    @property
+    def feature_sizes(self) -> list[tuple[int, int]]:
+        """Rows and columns of each of these maps, pixels."""
+        return [info.size for info in self.feature_info]
 
     @property
     def source(self) -> Provenance | None:
@@ -264,7 +327,10 @@ class FeatureGenerator(nn.Module, ABC):
 
     @property
     def mean_w(self) -> Tensor | None:
-        """Average w [w_dim], the point that truncation pulls towards; None if the file did not have it."""
+        """Average w, the point that truncation pulls towards: [w_dim], or one for each class [c_dim, w_dim].
+
+        None if it is not known, or if the network has no such space.
+        """
         w_avg = self.mapping_network.w_avg
         assert w_avg is None or isinstance(w_avg, Tensor)
         return w_avg
@@ -306,18 +372,30 @@ class FeatureGenerator(nn.Module, ABC):
             truncation_psi = truncation_psi.to(ws)[:, None, None]
         elif truncation_psi == 1:
             return ws
-        if self.mean_w is None:
-            raise ValueError(
-                "truncation needs the average w, which this generator's file does not have: pass avg_latent=… to "
-                "load_generator (`--avg-latent` to dsgan convert), or use truncation_psi 1"
-            )
-        mean, truncated = self.mean_w, ws[:, :truncation_cutoff]
+        if (mean := self.mean_w) is None:
+            raise ValueError(self.without_average)
+        if mean.dim() == 2 and c is not None:
+            mean = mean[c.argmax(1)][:, None]
+        truncated = ws[:, :truncation_cutoff]
         ws[:, :truncation_cutoff] = (
             torch.lerp(mean.expand_as(truncated), truncated, truncation_psi)
             if isinstance(truncation_psi, Tensor)
             else mean.lerp(truncated, truncation_psi)
         )
         return ws
+
+    @property
+    def without_average(self) -> str:
+        """Why truncation is not possible where `mean_w` is None, and what to do."""
+        if not self.has_w_space:
+            return (
+                f"{type(self).__name__} has no space of styles (w): it takes z itself, so that truncation and style "
+                "mixing do not apply: use truncation_psi 1 and no mixing_layer"
+            )
+        return (
+            "truncation needs the average w, which is not known here: convert the generator anew, which computes it, "
+            "pass avg_latent=… to load_generator (`--avg-latent` to dsgan convert), or use truncation_psi 1"
+        )
 
     def synthesis(
         self,
@@ -336,9 +414,9 @@ class FeatureGenerator(nn.Module, ABC):
             dtype: precision of the convolutions; the image is float32 all the same.
 
         Returns:
-            image float32 RGB [N, 3, H, W], nominally -1..1 (not clipped), and a list of feature maps [N, C, h, w] in
-            `dtype`, ordered as `feature_channels` says. A gray image is repeated to three channels, and of four the
-            first three are kept.
+            image float32 RGB [N, 3, H, W], nominally in `image_range` (not clipped), and a list of feature maps
+            [N, C, h, w] in `dtype`, ordered as `feature_channels` says. A gray image is repeated to three channels, and
+            of four the first three are kept.
 
         Raises:
             ValueError: ws or noise has the wrong shape or length, or the noise mode is unknown.
@@ -358,8 +436,8 @@ class FeatureGenerator(nn.Module, ABC):
         """All channels that the network makes, and features; arguments and errors are those of `synthesis`.
 
         Returns:
-            float32 [N, color_channels + extra_channels, H, W]: colors, nominally -1..1 (not clipped), then the extra
-            channels as they are; and the feature maps.
+            float32 [N, color_channels + extra_channels, H, W]: colors, nominally in `image_range` (not clipped), then
+            the extra channels as they are; and the feature maps.
 
         Example:
             >>> generator = load_generator("demo-faces", device="cpu")

@@ -49,17 +49,23 @@ class MappingNetwork(nn.Module):
         super().__init__()
         if cfg.c_dim:
             self.embed = EqualizedLinear(cfg.c_dim, cfg.embed_dim)
-        widths = [cfg.z_dim + cfg.embed_dim] + [cfg.w_dim] * cfg.mapping_layers
+        hidden = [cfg.mapping_width or cfg.w_dim] * (cfg.mapping_layers - 1)
+        widths = [cfg.z_dim + cfg.embed_dim, *hidden, cfg.w_dim]
         for i, (n_in, n_out) in enumerate(pairwise(widths)):
             self.add_module(f"fc{i}", EqualizedLinear(n_in, n_out, cfg.mapping_lr_multiplier))
         self.num_layers = cfg.mapping_layers
-        self.register_buffer("w_avg", torch.empty(cfg.w_dim) if cfg.has_w_avg else None)
+        self.is_joined = cfg.normalize == "joined"
+        average = (cfg.c_dim, cfg.w_dim) if cfg.w_avg_per_class else (cfg.w_dim,)
+        self.register_buffer("w_avg", torch.empty(average) if cfg.has_w_avg else None)
 
     def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Z [N, z_dim] and one-hot c [N, c_dim] -> w [N, w_dim]."""
-        x = _unit_rms(z)
-        if c is not None:
-            x = torch.cat([x, _unit_rms(self.embed(c))], dim=1)
+        if c is None:
+            x = unit_rms(z)
+        elif self.is_joined:
+            x = unit_rms(torch.cat([z, self.embed(c)], dim=1))
+        else:
+            x = torch.cat([unit_rms(z), unit_rms(self.embed(c))], dim=1)
         for i in range(self.num_layers):
             x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), SLOPE) * SQRT2
         return x
@@ -96,5 +102,6 @@ def to_conv_layout(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if is_for_tensor_cores else x
 
 
-def _unit_rms(x: Tensor) -> Tensor:
+def unit_rms(x: Tensor) -> Tensor:
+    """Vectors [N, n] scaled to a mean square of 1."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()

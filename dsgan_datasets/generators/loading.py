@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from dsgan_datasets.checkpoints.tensors import assign_tensors, digest_tensors
 from dsgan_datasets.device import Device, resolve_device
 from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Provenance
 from dsgan_datasets.generators.dialects import average_w, import_generator
+from dsgan_datasets.generators.dialects.average import AVERAGED_DRAWS, mean_of_mapped
+from dsgan_datasets.generators.fastgan import FastGAN, FastGANConfig
+from dsgan_datasets.generators.lucidrains import LucidrainsConfig, LucidrainsGAN
 from dsgan_datasets.generators.semanticgan import SemanticGAN, SemanticGANConfig
 from dsgan_datasets.generators.stylegan1 import StyleGAN1, StyleGAN1Config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
@@ -31,6 +35,8 @@ _NETWORKS: dict[type[GeneratorConfig], type[FeatureGenerator]] = {
     StyleGAN2Config: StyleGAN2,
     StyleGAN3Config: StyleGAN3,
     SemanticGANConfig: SemanticGAN,
+    FastGANConfig: FastGAN,
+    LucidrainsConfig: LucidrainsGAN,
 }
 _CONFIGS: dict[str, type[GeneratorConfig]] = {config.architecture: config for config in _NETWORKS}
 
@@ -41,23 +47,26 @@ def load_generator(
     device: Device = None,
     features: FeatureLayout | None = None,
     avg_latent: Tensor | np.ndarray | None = None,
+    bgr: bool = False,
 ) -> FeatureGenerator:
     """Load a frozen generator. No code from the file is run.
 
+    A file of another project need not hold everything: an average w that it lacks is computed from fixed draws, and
+    noise that it lacks is drawn from the hash of its weights; its provenance says so.
+
     Args:
-        path: one of
-            a checkpoint directory (or its ``generator.safetensors``), or the name of a built-in checkpoint;
-            a ``.pkl`` snapshot of stylegan2-ada-pytorch or stylegan3 (StyleGAN2 and 3; ``G_ema`` is used);
-            a rosinality StyleGAN2 ``.pt`` (``g_ema``);
-            a SemanticGAN ``.pt`` (``g_ema`` with ``to_seg1``), whose masks `load_joint` gives;
-            a StyleGAN1 ``.pt`` as DatasetGAN uses it (``g_mapping``, ``g_synthesis``); its average w is read from
-            ``<stem>_avg_latent.npy`` beside it, and its noise is drawn from the hash of its weights.
+        path: a checkpoint directory (or its ``generator.safetensors``), the name of a built-in checkpoint, or a file
+            of another project: of NVIDIA's code in PyTorch or TensorFlow, rosinality's, DatasetGAN's, and many more;
+            docs/generators.md lists them. The average w of a StyleGAN1 ``.pt`` as DatasetGAN uses it is read from
+            ``<stem>_avg_latent.npy`` beside it. The masks of a SemanticGAN ``.pt`` are given by `load_joint`.
         device: where to put it; None is the current CUDA device if there is one, else the CPU.
         features: which maps `synthesis` returns, coarse to fine; None is the first that the architecture has:
             StyleGAN2: "convs" (post-activation outputs of the 3×3 layers) or "const+convs" (the learned constant
             first); StyleGAN1: "datasetgan" (of each block its output, then its raw second convolution); StyleGAN3:
-            "convs" (the Fourier features, then all layers but the last, without margins).
+            "convs" (the Fourier features, then all layers but the last, without margins); FastGAN and the networks of
+            lucidrains: "convs" (the output of each block).
         avg_latent: average w, [w_dim] or equal rows [L, w_dim], that replaces the one in the file.
+        bgr: whether the file's colors are blue, green, red, which files of mmgeneration do not say.
 
     Raises:
         CheckpointError: the file cannot be used; the message says what was expected and what was found.
@@ -82,10 +91,41 @@ def load_generator(
         config, tensors = imported.config, imported.tensors
     if avg_latent is not None:
         tensors = {**tensors, "mapping.w_avg": average_w(avg_latent)}
-        config = dataclasses.replace(config, has_w_avg=True)
+        config = dataclasses.replace(config, has_w_avg=True, w_avg_per_class=False)
         notes = [note for note in provenance.notes if "average w" not in note]
         provenance = dataclasses.replace(provenance, notes=(*notes, "average w given separately"))
+    elif not file.is_dir() and not config.has_w_avg and _NETWORKS[type(config)].has_w_space:
+        config, tensors, note = _with_average(config, tensors, file)
+        provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
+    if bgr:
+        tensors = _with_colors_reversed(config, tensors)
+        provenance = dataclasses.replace(provenance, notes=(*provenance.notes, "colors read as blue, green, red"))
     return build_generator(config, tensors, features=features, device=device, provenance=provenance, path=file)
+
+
+def _with_average(
+    config: GeneratorConfig, tensors: dict[str, Tensor], path: Path
+) -> tuple[GeneratorConfig, dict[str, Tensor], str]:
+    """Config and tensors with an average w, and a note about it."""
+    mapping = build_generator(config, tensors, device="cpu", path=path).mapping_network
+    average = mean_of_mapped(mapping, config.z_dim, config.c_dim)
+    if average is None:
+        return config, tensors, "no average w: it has too many classes to compute one, so that truncation_psi must be 1"
+    note = f"average w computed from {AVERAGED_DRAWS} fixed draws{' a class' if config.c_dim else ''}"
+    config = dataclasses.replace(config, has_w_avg=True, w_avg_per_class=bool(config.c_dim))
+    return config, {**tensors, "mapping.w_avg": average}, f"{note}, as the file has none"
+
+
+def _with_colors_reversed(config: GeneratorConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose images have red and blue in each other's place."""
+    if config.img_channels != 3:
+        raise ValueError(f"bgr is for images of three channels, not {config.img_channels}")
+    last = max((int(m[1]) for name in tensors if (m := re.match(r"synthesis\.L(\d+)_", name))), default=None)
+    colors = re.compile(rf"synthesis\.(.*torgb|L{last}_\d+_3)\.(weight|bias)")
+    changed = {name: tensor.flip(0) for name, tensor in tensors.items() if colors.fullmatch(name)}
+    if not changed:
+        raise ValueError(f"bgr is not supported for {config.architecture}: it is for files of mmgeneration and mmagic")
+    return {**tensors, **changed}
 
 
 def _provenance_of_directory(config: Mapping[str, Any], directory: Path) -> Provenance:
@@ -142,7 +182,7 @@ def build_generator(
 ) -> FeatureGenerator:
     """A frozen generator from its shape and its tensors; `path` names them in errors."""
     average = tensors.get("mapping.w_avg")
-    if average is not None and average.shape != (config.w_dim,):
+    if average is not None and not config.w_avg_per_class and average.shape != (config.w_dim,):
         raise CheckpointError(f"{path}: the average w has {list(average.shape)} numbers, w has {config.w_dim}")
     with torch.device("meta"):
         generator = _NETWORKS[type(config)](config, features)

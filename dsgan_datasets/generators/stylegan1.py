@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsgan_datasets.checks import integer
-from dsgan_datasets.generators.base import FeatureGenerator, FeatureInfo, Precomputed, PyramidConfig
+from dsgan_datasets.generators.base import FeatureGenerator, FeatureInfo, Precomputed, PyramidConfig, positive
 from dsgan_datasets.generators.layers import (
     SLOPE,
     SQRT2,
@@ -37,18 +37,20 @@ class StyleGAN1Config(PyramidConfig):
 
     Args:
         num_ws: style vectors; the published networks take 18 at every resolution, and small ones leave the last unused.
+        norm_eps: added to the variance by the instance normalization: 1e-8 in the original, 1e-5 in DatasetGAN's port.
     """
 
     architecture = "stylegan1"
     max_resolution = 1024
+    later = (*PyramidConfig.later, "norm_eps")
 
     num_ws: int = 18
+    norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("num_ws", self.num_ws, 2 * len(self.resolutions), 64)
-        if self.c_dim:
-            raise ValueError(f"c_dim must be 0, not {self.c_dim}: StyleGAN1 has no classes here")
+        positive("norm_eps", self.norm_eps)
 
 
 class _Conv(Precomputed):
@@ -89,14 +91,15 @@ class _Epilogue(nn.Module):
         super().__init__()
         self.affine = EqualizedLinear(cfg.w_dim, 2 * channels)
         self.noise_strength = nn.Parameter(torch.empty(channels))
-        self.register_buffer("noise_const", torch.empty(resolution, resolution))
+        self.register_buffer("noise_const", torch.empty(cfg.size_of(resolution)))
+        self.norm_eps = cfg.norm_eps
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         if noise is not None:
             x = x + (noise * self.noise_strength[:, None, None]).to(x.dtype)
         x = F.leaky_relu(x, SLOPE)
         # Statistics in float32: sums over an image leave the range of half precision.
-        x = F.instance_norm(x.float(), eps=1e-5).to(x.dtype)
+        x = F.instance_norm(x.float(), eps=self.norm_eps).to(x.dtype)
         style: Tensor = self.affine(w)[:, :, None, None].to(x.dtype)
         scale, shift = style.chunk(2, dim=1)
         return x * (scale + 1) + shift
@@ -109,7 +112,7 @@ class _Block(nn.Module):
         super().__init__()
         channels = cfg.channels[resolution]
         if resolution == 4:
-            self.const = nn.Parameter(torch.empty(channels, 4, 4))
+            self.const = nn.Parameter(torch.empty(channels, *cfg.size_of(4)))
             self.bias = nn.Parameter(torch.empty(channels))
         else:
             self.conv0 = _Conv(cfg.channels[resolution // 2], channels, up=True, fused=resolution >= FUSED_FROM)
@@ -180,7 +183,9 @@ class StyleGAN1(FeatureGenerator):
         self.synthesis_network = _Synthesis(config)
         self.num_ws = config.num_ws
         self.feature_info = tuple(
-            FeatureInfo(config.channels[r], r, name) for r in config.resolutions for name in (f"b{r}", f"b{r}.conv1")
+            FeatureInfo(config.channels[r], height, name, width)
+            for r, (height, width) in ((r, config.size_of(r)) for r in config.resolutions)
+            for name in (f"b{r}", f"b{r}.conv1")
         )
 
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:

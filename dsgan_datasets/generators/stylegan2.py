@@ -37,22 +37,22 @@ class StyleGAN2Config(PyramidConfig):
     """Shape of a StyleGAN2.
 
     Args:
-        block: "skip" or "resnet".
+        block: "skip", "resnet" or "orig" (one ToRGB, after the last block, and no residual branches).
         conv_clamp: limit of every convolution's output; None for no limit.
     """
 
     architecture = "stylegan2"
     max_resolution = 2048
 
-    block: Literal["skip", "resnet"] = "skip"
+    block: Literal["skip", "resnet", "orig"] = "skip"
     conv_clamp: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.conv_clamp is not None:
             positive("conv_clamp", self.conv_clamp)
-        if self.block not in ("skip", "resnet"):
-            raise ValueError(f'block must be "skip" or "resnet", not {self.block!r}')
+        if self.block not in ("skip", "resnet", "orig"):
+            raise ValueError(f'block must be "skip", "resnet" or "orig", not {self.block!r:.40}')
 
     @property
     def heads(self) -> Mapping[str, int]:
@@ -73,7 +73,7 @@ class _StyledConv(Precomputed):
         self.weight = nn.Parameter(torch.empty(n_out, n_in, 3, 3))
         self.noise_strength = nn.Parameter(torch.empty([]))
         self.bias = nn.Parameter(torch.empty(n_out))
-        self.register_buffer("noise_const", torch.empty(resolution, resolution))
+        self.register_buffer("noise_const", torch.empty(cfg.size_of(resolution)))
         self.register_buffer("squared_weight", torch.empty(n_in, n_out), persistent=False)
         self.register_buffer("blur_kernel", torch.empty(1, 1, 4, 4), persistent=False)
         self.up = up
@@ -144,7 +144,7 @@ class _Block(nn.Module):
         is_first, is_last = resolution == 4, resolution == cfg.img_resolution
         residual = cfg.block == "resnet" and not is_first
         if is_first:
-            self.const = nn.Parameter(torch.empty(n_out, 4, 4))
+            self.const = nn.Parameter(torch.empty(n_out, *cfg.size_of(4)))
         else:
             n_in = cfg.channels[resolution // 2]
             self.conv0 = _StyledConv(cfg, n_in, n_out, resolution, up=True)
@@ -222,11 +222,12 @@ class StyleGAN2(FeatureGenerator):
         self.mapping_network = MappingNetwork(config)
         self.synthesis_network = _Synthesis(config)
         convs = tuple(
-            FeatureInfo(config.channels[r], r, f"b{r}.{name}")
-            for r in config.resolutions
+            FeatureInfo(config.channels[r], height, f"b{r}.{name}", width)
+            for r, (height, width) in ((r, config.size_of(r)) for r in config.resolutions)
             for name in (("conv1",) if r == 4 else ("conv0", "conv1"))
         )
-        const = FeatureInfo(config.channels[4], 4, "b4.const")
+        height, width = config.size_of(4)
+        const = FeatureInfo(config.channels[4], height, "b4.const", width)
         self.num_ws = len(convs) + 1
         self.feature_info = (const, *convs) if self.features == "const+convs" else convs
 

@@ -9,7 +9,7 @@ stored with the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +29,8 @@ class LayerConfig:
 
     Args:
         channels: of its output.
-        size: side of its output with the margin.
-        sampling_rate: side of the image area in it.
+        size: rows of its output with the margin; columns are as many, or in proportion to the image.
+        sampling_rate: rows of the image area in it.
         kernel: side of the convolution's kernel, 1 or 3.
         up, down: factors of the upsampling before and the downsampling after the nonlinearity.
         up_filter, down_filter: shapes of their filters: (n,) separable, () for none; for downsampling also (n, n).
@@ -73,13 +73,13 @@ class LayerConfig:
         if (self.size - self.sampling_rate) % 2:
             raise ValueError(f"size {self.size} does not have an even margin around {self.sampling_rate}")
 
-    def check_input(self, size: int) -> None:
-        """ValueError unless an input of that size gives the output's size, along both axes."""
-        for before, after in (self.padding[:2], self.padding[2:]):
+    def check_input(self, given: Sequence[int], expected: Sequence[int]) -> None:
+        """ValueError unless an input of `given` columns and rows gives `expected` ones."""
+        for size, made, before, after in zip(given, expected, self.padding[::2], self.padding[1::2], strict=True):
             length = (size + self.kernel - 1) * self.up + before + after
             length -= sum(shape[0] - 1 for shape in (self.up_filter, self.down_filter) if shape)
-            if (length + self.down - 1) // self.down != self.size:
-                raise ValueError(f"an input of {size} pixels does not give {self.size}")
+            if (length + self.down - 1) // self.down != made:
+                raise ValueError(f"an input of {size} pixels does not give {made}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +120,23 @@ class StyleGAN3Config(GeneratorConfig):
         last = (layers[-1].size, layers[-1].sampling_rate, layers[-1].channels)
         if last != (self.img_resolution, self.img_resolution, self.img_channels):
             raise ValueError(f"the last layer must make the image, {self.img_channels} × {self.img_resolution}²")
-        for size, layer in zip([self.input_size, *(layer.size for layer in layers)], layers, strict=False):
-            layer.check_input(size)
+        if self.size[0] != self.img_resolution:
+            raise ValueError(f"img_size {self.size} must have img_resolution {self.img_resolution} rows")
+        sides = [self.input_size, *(layer.size for layer in layers)]
+        for layer, before, after in zip(layers, sides, sides[1:], strict=False):
+            layer.check_input((self.columns(before), before), (self.columns(after), after))
+
+    def columns(self, rows: int) -> int:
+        """Columns of a map, in proportion to those of the image; ValueError unless that is a whole number."""
+        height, width = self.size
+        if rows * width % height:
+            raise ValueError(f"a map of {rows} rows cannot have the proportions of {height}×{width}")
+        return rows * width // height
 
     @property
     def layer_names(self) -> list[str]:
         """Names of the layers, as in the published files."""
-        return [f"L{i}_{layer.size}_{layer.channels}" for i, layer in enumerate(self.layers)]
+        return [f"L{i}_{self.columns(layer.size)}_{layer.channels}" for i, layer in enumerate(self.layers)]
 
 
 def _layer_config(fields: object) -> LayerConfig:
@@ -150,7 +160,8 @@ class _Input(nn.Module):
         self.register_buffer("transform", torch.empty(3, 3))
         self.register_buffer("freqs", torch.empty(channels, 2))
         self.register_buffer("phases", torch.empty(channels))
-        self.size, self.sampling_rate, self.bandwidth = cfg.input_size, cfg.input_sampling_rate, cfg.bandwidth
+        self.size, self.width = cfg.input_size, cfg.columns(cfg.input_size)
+        self.sampling_rate, self.bandwidth = cfg.input_sampling_rate, cfg.bandwidth
 
     def forward(self, w: Tensor) -> Tensor:
         matrix = self._transformation(w.double() if w.is_cuda else w)  # see EqualizedLinear
@@ -159,13 +170,15 @@ class _Input(nn.Module):
         # Frequencies that a transformation moves beyond what the sampling rate can carry fade out.
         fade = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
         amplitude = (1 - fade).clamp(0, 1)
-        axis = (
-            torch.arange(self.size, device=w.device, dtype=torch.float32) + 0.5 - self.size / 2
-        ) / self.sampling_rate
-        turns = freqs[:, :, :1, None] * axis + freqs[:, :, 1:, None] * axis[:, None] + phases[:, :, None, None]
+        x, y = self._axis(self.width, w.device), self._axis(self.size, w.device)
+        turns = freqs[:, :, :1, None] * x + freqs[:, :, 1:, None] * y[:, None] + phases[:, :, None, None]
         waves = torch.sin(2 * math.pi * turns) * amplitude[:, :, None, None]
         mixed = product_of_columns(self.weight / math.sqrt(len(self.weight)), waves.flatten(2))
         return mixed.unflatten(2, waves.shape[2:])
+
+    def _axis(self, pixels: int, device: torch.device) -> Tensor:
+        """Positions of the pixels' centers along an axis; the image area has length 1 along the columns of a square."""
+        return (torch.arange(pixels, device=device, dtype=torch.float32) + 0.5 - pixels / 2) / self.sampling_rate
 
     def _transformation(self, w: Tensor) -> Tensor:
         """Rotation · translation · the stored transformation, [N, 3, 3]."""
@@ -185,7 +198,7 @@ class _Layer(Precomputed):
     up_filter: Tensor | None
     down_filter: Tensor | None
 
-    def __init__(self, cfg: StyleGAN3Config, n_in: int, size_in: int, layer: LayerConfig, *, is_torgb: bool) -> None:
+    def __init__(self, cfg: StyleGAN3Config, n_in: int, rows_in: int, layer: LayerConfig, *, is_torgb: bool) -> None:
         super().__init__()
         self.affine = EqualizedLinear(cfg.w_dim, n_in)
         self.weight = nn.Parameter(torch.empty(layer.channels, n_in, layer.kernel, layer.kernel))
@@ -195,21 +208,26 @@ class _Layer(Precomputed):
         self.register_buffer("down_filter", torch.empty(layer.down_filter) if layer.down_filter else None)
         self.register_buffer("squared_weight", torch.empty(n_in, layer.channels), persistent=False)
         self.up, self.down = _Resizing(), _Resizing()
-        self.layer, self.size_in, self.is_torgb, self.clamp = layer, size_in, is_torgb, cfg.conv_clamp
+        self.layer, self.is_torgb, self.clamp = layer, is_torgb, cfg.conv_clamp
+        self.size_in = rows_in, cfg.columns(rows_in)
 
     def precompute(self) -> None:
         """See `Precomputed`."""
         self.squared_weight = self.weight.square().sum((2, 3)).t().contiguous()
-        layer, size = self.layer, self.size_in + self.layer.kernel - 1
+        layer = self.layer
+        height, width = (side + layer.kernel - 1 for side in self.size_in)
         left, right, top, bottom = layer.padding
         if self.up_filter is not None or any(layer.padding):
             taps = torch.ones(1, device=self.weight.device) if self.up_filter is None else self.up_filter
-            across = _upsampling_matrix(taps, size, layer.up, left, right)
-            down = _upsampling_matrix(taps, size, layer.up, top, bottom)
+            across = _upsampling_matrix(taps, width, layer.up, left, right)
+            down = _upsampling_matrix(taps, height, layer.up, top, bottom)
             self.up.set_matrices(across, down)
         if self.down_filter is not None and self.down_filter.dim() == 1:
-            sides = [size if m is None else m.shape[1] for m in (self.up.across, self.up.down)]
-            self.down.set_matrices(*(_downsampling_matrix(self.down_filter, side, layer.down) for side in sides))
+            width = width if self.up.across is None else self.up.across.shape[1]
+            height = height if self.up.down is None else self.up.down.shape[1]
+            self.down.set_matrices(
+                *(_downsampling_matrix(self.down_filter, side, layer.down) for side in (width, height))
+            )
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         style = self.affine(w)
@@ -280,25 +298,27 @@ class StyleGAN3(FeatureGenerator):
         self.synthesis_network = _Synthesis(config)
         self.num_ws = len(config.layers) + 1
         self.feature_info = (
-            FeatureInfo(config.input_channels, config.input_sampling_rate, "input"),
+            FeatureInfo(
+                config.input_channels, config.input_sampling_rate, "input", config.columns(config.input_sampling_rate)
+            ),
             *(
-                FeatureInfo(layer.channels, layer.sampling_rate, name)
+                FeatureInfo(layer.channels, layer.sampling_rate, name, config.columns(layer.sampling_rate))
                 for name, layer in zip(config.layer_names[:-1], config.layers[:-1], strict=True)
             ),
         )
 
     def _synthesize(self, ws: Tensor, noise: list[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
         image, maps = self.synthesis_network(ws, dtype)
-        return image, [_center(f, side) for f, side in zip(maps, self.feature_resolutions, strict=True)]
+        return image, [_center(f, size) for f, size in zip(maps, self.feature_sizes, strict=True)]
 
     def _stored_noise(self) -> list[Tensor]:
         return []
 
 
-def _center(x: Tensor, side: int) -> Tensor:
+def _center(x: Tensor, size: tuple[int, int]) -> Tensor:
     """The image area of a map with margins."""
-    margin = (x.shape[2] - side) // 2
-    return x[:, :, margin : margin + side, margin : margin + side]
+    top, left = ((x.shape[axis] - side) // 2 for axis, side in zip((2, 3), size, strict=True))
+    return x[:, :, top : top + size[0], left : left + size[1]]
 
 
 class _Resizing(nn.Module):

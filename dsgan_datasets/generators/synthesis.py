@@ -51,7 +51,7 @@ def style_vectors(generator: FeatureGenerator, recipe: Recipe, latents: Latents)
 def render(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Images uint8 [N, 3, H, W] and feature maps of style vectors [N, num_ws, w_dim]."""
     image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
-    return _to_uint8(_to_frame(image, generator, recipe)), features
+    return _to_uint8(_to_frame(image, generator, recipe), generator), features
 
 
 def render_channels(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ def render_channels(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> 
     """
     channels, _ = generator.synthesis_channels(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
     framed = _to_frame(channels, generator, recipe)
-    return _to_uint8(generator.colors(framed)), framed[:, generator.color_channels :]
+    return _to_uint8(generator.colors(framed), generator), framed[:, generator.color_channels :]
 
 
 def compiled_if_asked(function: Rendering, recipe: Recipe) -> Rendering:
@@ -82,21 +82,25 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 def _to_frame(channels: Tensor, generator: FeatureGenerator, recipe: Recipe) -> Tensor:
     """Channels [N, C, h, w] resized to the frame and cropped, [N, C, H, W]."""
-    size = recipe.frame_size(generator.img_resolution)
+    size = recipe.frame_size(generator.img_size)
     if tuple(channels.shape[2:]) != size:
         channels = F.interpolate(channels, size=size, mode="bilinear", align_corners=False)
     return channels if recipe.crop is None else channels[:, :, recipe.crop[0] : recipe.crop[1]]
 
 
-def _to_uint8(image: Tensor) -> Tensor:
-    return (image * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+def _to_uint8(image: Tensor, generator: FeatureGenerator) -> Tensor:
+    black, white = generator.image_range
+    scale = 255 / (white - black)
+    return (image * scale + (0.5 - black * scale)).clamp(0, 255).to(torch.uint8)
 
 
 def _check_classes(generator: FeatureGenerator, latents: Latents) -> None:
     drawn, classes = latents.class_label, generator.c_dim
     if (drawn is None) == bool(classes) or (drawn is not None and len(drawn) and int(drawn.max()) >= classes):
         given = "None" if drawn is None else f"{int(drawn.max())}"
-        allowed = f"0 … {classes - 1}" if classes else "None: the generator is unconditional"
+        allowed = "None: the generator is unconditional"
+        if classes:
+            allowed = f"0 … {classes - 1} (on the command line: --set class_label=0 … {classes - 1})"
         raise ValueError(f"the recipe's class_label is {given}, allowed is {allowed}")
 
 

@@ -85,7 +85,7 @@ class InterpretedLabeler:
     def label(self, ws: Tensor, recipe: Recipe) -> dict[str, Tensor]:
         """Image, labels and uncertainty of style vectors; on a GPU nothing in here waits for it."""
         image, features = compiled_if_asked(render, recipe)(self.generator, recipe, ws)
-        frame = Frame(recipe.frame_size(self.generator.img_resolution), recipe.rendering.crop)
+        frame = Frame(recipe.frame_size(self.generator.img_size), recipe.rendering.crop)
         predicted = self.interpreter.predict(features, frame, _options(recipe))
         fields = {"image": image, **self._edits(predicted.labels, predicted.uncertainty, recipe)}
         if predicted.uncertainty is not None and predicted.uncertainty_score is not None:

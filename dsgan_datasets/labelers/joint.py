@@ -27,7 +27,8 @@ MASK_CHANNEL = 3
 class JointLabeler:
     """Reads the mask from the channels that a generator makes beside the colors; a `Labeler`.
 
-    Of one channel, a pixel above 0 is class 1 and any other is class 0; of K channels the class is the largest logit
+    Of one channel, a pixel above 0 (of an image channel: above the middle between black and white) is class 1 and any
+    other is class 0; of K channels the class is the largest logit
     (Li et al., SemanticGAN, arXiv 2104.05833). Where a recipe resizes or crops, the channels are resized (bilinear) and
     cropped as the image is, and compared afterwards.
 
@@ -52,6 +53,7 @@ class JointLabeler:
         self.generator = generator
         self.schema = schema
         self._edits = LabelEdits(self.targets)
+        self._threshold = 0.0 if generator.extra_are_logits else sum(generator.image_range) / 2
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -88,7 +90,7 @@ class JointLabeler:
     def label(self, ws: Tensor, recipe: Recipe) -> dict[str, Tensor]:
         """Image uint8 [N, 3, H, W] and mask int64 [N, H, W] of style vectors."""
         image, logits = compiled_if_asked(render_channels, recipe)(self.generator, recipe, ws)
-        mask = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+        mask = (logits[:, 0] > self._threshold).long() if logits.shape[1] == 1 else logits.argmax(1)
         return {"image": image, **self._edits({"mask": mask}, None, recipe)}
 
     def parts(self) -> Mapping[str, Part]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsgan_datasets.checkpoints.pickles import Foreign, Holder, not_allowed
 from dsgan_datasets.generators.base import GeneratorConfig
 
 Tensors = dict[str, Tensor]
@@ -31,38 +32,68 @@ class ImportedGenerator:
 
 
 @dataclass(frozen=True)
-class Container:
-    """A file format with its own allow-list: bytes -> plain data.
+class Found:
+    """The network that is wanted of a file.
 
     Attributes:
-        name: for people.
-        starts: whether a file that begins with these bytes (16 of them, if it has as many) may be one.
-        read: the content of the file; a `CheckpointError` for anything that is damaged or not on the allow-list.
+        network: it, as it is in the file: an object with its attributes, or a dict of tensors by name.
+        where: name of its entry; "" if it is all that the file holds.
+        content: of the whole file.
     """
 
-    name: str
-    starts: Callable[[bytes], bool]
-    read: Callable[[Path], Any]
+    network: Any
+    where: str
+    content: Any
+
+    def beside(self, name: str) -> Any:
+        """Another entry of the file; None if it has none of that name."""
+        return self.content.get(name) if isinstance(self.content, Mapping) else None
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """A kind of generator file.
+    """A kind of generator file. What is known of pickles in general is in `checkpoints.snapshot`, for all dialects.
 
     Attributes:
         name: what such a file is and which of its networks is read, as provenance and `dsgan info` state it.
         readable: the same for a list of what can be read.
-        container: how its content is read; dialects that share one share the reading, too.
-        matches: whether that content is of this dialect. It looks at names only, and raises nothing.
-        read: content and path of the file -> the generator. May raise a LookupError, TypeError, ValueError,
+        find: content of a file -> the network that is wanted; None if it is not of this dialect. It looks at names
+            only, and raises nothing.
+        read: network and path of the file -> the generator. May raise a LookupError, TypeError, ValueError,
             AttributeError, OverflowError or RuntimeError where the content is not as published.
+        classes: the allow-list of names that may make a part of the network; "*.ToRGB" is a class of any module.
+        takes: other entries of the file that are read.
     """
 
     name: str
     readable: str
-    container: Container
-    matches: Callable[[Any], bool]
-    read: Callable[[Any, Path], ImportedGenerator]
+    find: Callable[[Any], Found | None]
+    read: Callable[[Found, Path], ImportedGenerator]
+    classes: frozenset[str] = frozenset()
+    takes: tuple[str, ...] = ()
+
+    def allows(self, found: Foreign) -> bool:
+        """Whether an object of that class may be a part of the network."""
+        return found.name in self.classes or f"*.{found.name.rpartition('.')[2]}" in self.classes
+
+
+def refuse_foreign(network: Any, allows: Callable[[Foreign], bool]) -> None:
+    """CheckpointError if a module, parameter or buffer of the network is made by a name that is not allowed.
+
+    Other attributes may be anything: nobody reads them.
+    """
+    todo, seen = [network], set()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Foreign) and not allows(part):
+            raise not_allowed(part.name)
+        if isinstance(part, Holder) and id(part) not in seen:
+            seen.add(id(part))
+            for kind in ("_parameters", "_buffers", "_modules"):
+                entries = part.state.get(kind)
+                todo += entries.values() if isinstance(entries, Mapping) else []
+        elif isinstance(part, Mapping):
+            todo += part.values()
 
 
 def require(name: str, value: object, expected: object) -> None:
@@ -75,16 +106,19 @@ def check_filter(name: str, found: Tensor, taps: Sequence[float], gain: float = 
     """ValueError unless the filter is the separable one of these taps; other filters are not supported."""
     line = torch.tensor(taps, dtype=torch.float32, device="cpu")
     expected = torch.outer(line, line) / line.sum().square() * gain
-    if found.numel() != expected.numel() or not torch.allclose(found.float().view_as(expected), expected):
+    if found.numel() != expected.numel() or not torch.allclose(found.float().view_as(expected), expected, atol=1e-4):
         raise ValueError(f"{name} is not the filter {taps}; other filters are not supported")
 
 
-def named_tensors(content: Mapping[Any, Any]) -> Tensors:
-    """The tensors of a state dict; ValueError if it holds anything else."""
-    wrong = [f"{k!r:.40}" for k, v in content.items() if not isinstance(k, str) or not isinstance(v, Tensor)]
-    if wrong:
-        raise ValueError(f"a state dict holds only named tensors, not {', '.join(wrong[:3])}")
-    return dict(content)
+def take(theirs: Tensors, name: str) -> Tensor:
+    """A tensor, taken out of those of a file.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in theirs:
+        raise ValueError(f"it has no {name}")
+    return theirs.pop(name)
 
 
 def check_nothing_left(theirs: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,39 @@
+"""Noise that a file lacks, drawn from the hash of its weights: the same weights, the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsgan_datasets.checkpoints.tensors import digest_tensors
+from dsgan_datasets.latents import Quantity, domain, normals, philox_words
+
+
+def seed_of(tensors: Mapping[str, Tensor]) -> int:
+    """The seed of the noise of a file with these tensors: the first 64 bits of their SHA-256."""
+    return int(digest_tensors(tensors)[:16], 16)
+
+
+def fixed_noise(seed: int, layer: int, size: tuple[int, int]) -> Tensor:
+    """Standard normal noise [rows, columns]: the same for the same seed and layer."""
+    count = size[0] * size[1]
+    values = normals(_words(seed, layer, count + count % 2))[0, :count]
+    return torch.from_numpy(values.reshape(size).copy())
+
+
+def fixed_uniform(seed: int, layer: int, size: tuple[int, int]) -> Tensor:
+    """Noise [rows, columns] between 0 and 1: the same for the same seed and layer."""
+    words = _words(seed, layer, size[0] * size[1])
+    return torch.from_numpy(((words >> np.uint64(40)) * 2.0**-24).astype(np.float32).reshape(size))
+
+
+def _words(seed: int, layer: int, count: int) -> np.ndarray:
+    return philox_words(torch.tensor([layer], device="cpu"), count, seed=seed, domain=domain(Quantity.NOISE))
+
+
+def drawn(seed: int) -> str:
+    """A note that noise was drawn."""
+    return f"noise drawn from the weights' hash (seed {seed}), as the file has none"
