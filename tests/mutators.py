@@ -6,6 +6,7 @@ import copy
 import json
 import pickletools
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from random import Random
@@ -207,7 +208,10 @@ OPCODES: tuple[Mutator, ...] = (
 
 def change_json(data: bytes, other: bytes, random: Random) -> bytes:
     """Some values of a JSON file become values of other types, or other values of the file."""
-    tree = json.loads(data)
+    try:
+        tree = json.loads(data)
+    except ValueError:
+        return flip_bits(data, other, random)
     places = list(_places(tree))
     for _ in range(random.choice((1, 1, 2, 5))):
         holder, key = random.choice(places)
@@ -243,3 +247,155 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield tree, key
         if isinstance(tree[key], dict | list):
             yield from _places(tree[key])
+
+
+def change_text(data: bytes, other: bytes, random: Random) -> bytes:
+    """Some runs of a text become others that parsers stumble over."""
+    for _ in range(random.choice((1, 1, 3))):
+        start = random.randrange(len(data) + 1)
+        data = data[:start] + random.choice(_TEXTS) + data[start + random.choice((0, 1, 5)) :]
+    return data
+
+
+_TEXTS = (
+    *(b"[" * 2000, b'{"a":' * 2000, b"9" * 5000, b"1e999", b"NaN", b"-Infinity", b"-0", b"0.1e-400", b"1" + b"0" * 400),
+    *(b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"\\ud800", b"\xc3", b"\r\n", b"\x1b[31m", b'"', b"}", b"]", b",", b":"),
+    *(b"true", b"null", b'"' + b"x" * 3000 + b'"', b"%!PS-Adobe-3.0 EPSF-3.0\n", b"PK\x03\x04", b"<?xml?>"),
+)
+
+
+def encode_anew(data: bytes, other: bytes, random: Random) -> bytes:
+    """As an editor saves a text: another encoding, perhaps cut or with a bit changed."""
+    text = data.decode("utf-8", "replace").encode(
+        random.choice(("utf-8-sig", "utf-16", "utf-16-be", "utf-32", "cp037"))
+    )
+    return random.choice((text, truncate(text, other, random), flip_bits(text, other, random)))
+
+
+TEXT: tuple[Mutator, ...] = (change_json, change_json, change_text, encode_anew, flip_bits, truncate, splice)
+
+
+def change_chunks(data: bytes, other: bytes, random: Random) -> bytes:
+    """Some bytes of a PNG file change, and the checksums with them: the damage reaches what lies behind them."""
+    chunks = list(_chunks(data))
+    if not chunks:
+        return flip_bits(data, other, random)
+    for _ in range(random.choice((1, 1, 2, 8))):
+        number = random.randrange(len(chunks))
+        kind, body = chunks[number]
+        how = random.random()
+        if how < 0.6 and body:
+            at = random.randrange(len(body))
+            value = random.choice((random.randrange(256), 0, 255))
+            chunks[number] = kind, body[:at] + bytes([value]) + body[at + 1 :]
+        elif how < 0.7:
+            chunks[number] = kind, body[: random.randrange(len(body) + 1)] * random.choice((1, 2, 50))
+        elif how < 0.8:
+            chunks.insert(random.randrange(len(chunks)), chunks[number])
+        elif how < 0.9:
+            del chunks[number]
+            chunks = chunks or [(b"IEND", b"")]
+        else:
+            chunks.insert(number, (random.choice(_KINDS_OF_CHUNKS), random.choice((body, random.randbytes(9), b""))))
+    packed = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+    return data[:8] + b"".join(packed)
+
+
+_KINDS_OF_CHUNKS = (b"PLTE", b"tRNS", b"IDAT", b"iCCP", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"gAMA")
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def become_another_format(data: bytes, other: bytes, random: Random) -> bytes:
+    """The beginning of another kind of file, before or instead of the own."""
+    start = random.choice(_STARTS)
+    return random.choice((start + data, start + data[len(start) :], start))
+
+
+_STARTS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n",
+    *(
+        b"\xc5\xd0\xd3\xc6" + bytes(28),
+        b"GIF89a",
+        b"BM",
+        b"II*\0",
+        b"\xff\xd8\xff\xe0",
+        b"P6\n9 9\n255\n",
+        b"PK\x03\x04",
+    ),
+    *(b"%PDF-1.7\n", b"RIFF\0\0\0\0WEBP", b"\0\0\0\x0cjP  \r\n", b"8BPS\0\1", b"\x93NUMPY\1\0", b"\x80\x04", b"<svg>"),
+)
+
+PICTURE: tuple[Mutator, ...] = (change_chunks, change_chunks, change_chunks, become_another_format, flip_bits, truncate)
+
+
+def change_words(data: bytes, other: bytes, random: Random) -> bytes:
+    """A command line, as a JSON list: words are replaced, left out, doubled, exchanged, or changed within."""
+    words = json.loads(data)
+    for _ in range(random.choice((1, 1, 2, 4))):
+        at = random.randrange(len(words) + 1)
+        how = random.randrange(5)
+        if how == 0:
+            words.insert(at, random.choice(WORDS))
+        elif how == 1:
+            words.insert(at, random.choice(words) if words else "info")
+        elif words and at < len(words):
+            word = words[at]
+            place = random.randrange(len(word) + 1)
+            words[at] = (word[:place] + random.choice(_LETTERS) + word[place:]) if how == 2 else random.choice(WORDS)
+            if how == 3:
+                del words[at]
+    return json.dumps(words).encode()
+
+
+#: None asks for much work, for a program or for another machine.
+WORDS = (
+    *(
+        "",
+        "-",
+        "--",
+        "---",
+        "-h",
+        "--help",
+        "--set",
+        "--set=",
+        "--seed",
+        "--seed=-1",
+        "--seed=1e3",
+        "--seed=" + "9" * 5000,
+    ),
+    *("--psi", "--psi=nan", "--psi=inf", "--psi=[0.5,0.9]", "--num-samples=0", "--num-samples=2", "--num-samples=x"),
+    *(
+        "--set=size=[8,8]",
+        "--set=size=x",
+        "--set=size=[0,0]",
+        "--set=size=-1",
+        "--set=self=1",
+        "--set=psi=" + "[" * 5000,
+    ),
+    *("--set=truncation_psi={}", "--set=truncation_psi=NaN", "--set=truncation_psi=1e999", "--set=reject_fraction=2"),
+    *("--set=class_label=7", "--set=class_label=[1,2]", "--set=group_size=0", "--set=group_size=true", "--set=dtype=x"),
+    *("--set=compute_batch=0", "--set=map_classes={}", "--set=area_rules=[[1]]", "--set=threshold=null", "--set=a=b=c"),
+    *("--start", "--start=-1", "--start=" + "9" * 400, "--out", "--out=", "--out=missing/x.png", "--out=/dev/null/x"),
+    *("--device", "--device=cpu", "--device=cuda:99", "--device=gpu", "--format", "--format=coco", "--format=x"),
+    *("--classes", "--classes=a,a", "--classes={", "--classes=[1]", "--split=a=2", "--split=train=0.5", "--split=x"),
+    *(
+        "faces",
+        "to-annotate",
+        "shards",
+        "argv.json",
+        "missing",
+        "faces/config.json",
+        "x" * 5000,
+        "\udcff",
+        "é\n\x1b[31m",
+    ),
+    *("{}", "[]", "null", "1e999", "-1", "0", "2", "3", "NaN", "true", "@argv.json", "%s%n", "*", "~", "--overwrite"),
+)
+_LETTERS = ("=", "-", "\0", "\n", "\udcff", "é", "[", "{", '"', "0", "9" * 30, ",", ":", ".", " ")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import io
 import json
 import re
 import shutil
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -17,9 +20,11 @@ import hostile
 import mutators
 import pytest
 import torch
+from annotation_folders import export_to, write_labelme
 from conftest import GOLDEN, small_stylegan1
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from watched import Outcome, Watched
 
 from dsgan_datasets import LabeledGenerator
@@ -68,12 +73,13 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator[Watched]:
+def child(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, exported: Path) -> Iterator[Watched]:
     here = tmp_path_factory.mktemp("watched")
     legacy = here.parent / "legacy.pt"
     torch.save(small_stylegan1(), legacy, _use_new_zipfile_serialization=False)
     warm_up = [("generator", hostile.SMALL_SNAPSHOT), ("interpreter", hostile.CLASSIFIERS), ("labeled", checkpoint)]
-    watched = Watched(here, [*warm_up, ("torch file", legacy), ("generator", legacy)])
+    warm_up += [("torch file", legacy), ("generator", legacy), ("annotations", exported)]
+    watched = Watched(here, warm_up)
     yield watched
     watched.close()
     assert list(here.iterdir()) == []  # the folder that a canary would appear in
@@ -325,18 +331,116 @@ def test_dsgan_info_says_it_in_one_line(
     assert out == "" and err.startswith("dsgan: error: ") and err.count("\n") == 1 and err[:-1].isprintable()
 
 
+# ------------------------------------------------------------------------------------------- annotations
+
+
+#: Megabytes by which reading any annotations may grow.
+GROWTH = 1000
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = export_to(tmp_path_factory.mktemp("exported") / "a")
+    write_labelme(folder)
+    return folder
+
+
+def labelme(shapes: list[Any]) -> bytes:
+    return json.dumps({"shapes": shapes, "imagePath": "000000003.png", "imageHeight": 16, "imageWidth": 16}).encode()
+
+
+def coco(annotations: list[Any], **image: Any) -> bytes:
+    images = [{"id": 1, "file_name": "000000003.png", "width": 16, "height": 16, **image}]
+    categories = [{"id": 1, "name": "hat"}]
+    return json.dumps({"images": images, "annotations": annotations, "categories": categories}).encode()
+
+
+def zigzag(count: int) -> list[list[float]]:
+    return [[float(i % 16), 16.0 * (i % 2)] for i in range(count)]
+
+
+def polygon(segmentation: Any) -> dict[str, Any]:
+    return {"image_id": 1, "category_id": 1, "segmentation": segmentation}
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("annotations/instances_default.json", content)
+    return file.getvalue()
+
+
+def large_png(side: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (side, side)).save(file, format="PNG")
+    return file.getvalue()
+
+
+SQUARE = [[1, 1], [9, 1], [9, 9], [1, 9]]
+#: Name -> name of a file beside an export, and its content.
+ANNOTATION_BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "a polygon of many corners": ("given.json", lambda: labelme([{"label": "hat", "points": zigzag(300_000)}])),
+    "many polygons": ("given.json", lambda: labelme([{"label": "hat", "points": SQUARE}] * 50_000)),
+    "many shapes of no class": ("given.json", lambda: labelme([{"label": str(i)} for i in range(100_000)])),
+    "many circles": (
+        "given.json",
+        lambda: labelme([{"label": "hat", "points": SQUARE, "shape_type": "circle"}] * 50_000),
+    ),
+    "a mask larger than the image": (
+        "given.json",
+        lambda: labelme(
+            [
+                {
+                    "label": "hat",
+                    "points": SQUARE,
+                    "shape_type": "mask",
+                    "mask": base64.b64encode(large_png(5000)).decode(),
+                }
+            ]
+        ),
+    ),
+    "many polygons of one annotation": ("given.json", lambda: coco([polygon([[1, 1, 9, 1, 9, 9]] * 100_000)])),
+    "many annotations": ("given.json", lambda: coco([polygon([[1, 1, 9, 1, 9, 9]])] * 50_000)),
+    "many boxes": ("given.json", lambda: coco([{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}] * 50_000)),
+    "many images that are not there": ("given.json", lambda: coco([{"image_id": i} for i in range(100_000)])),
+    "long run lengths": ("given.json", lambda: coco([polygon({"size": [16, 16], "counts": "o" * 10_000_000})])),
+    "huge run lengths": ("given.json", lambda: coco([polygon({"size": [16, 16], "counts": [10**30, 256 - 10**30]})])),
+    "run lengths of a huge image": (
+        "given.json",
+        lambda: coco([polygon({"size": [10**6, 10**6], "counts": [10**12]})], width=10**6, height=10**6),
+    ),
+    "a huge zip entry": ("given.zip", lambda: zipped(bytes(400_000_000))),
+    "a huge JSON in a zip": ("given.zip", lambda: zipped(b"[" + b"{}," * 20_000_000 + b"{}]")),
+    "a mask of another size": ("given-000000003.png", lambda: large_png(5000)),
+}
+
+
+@pytest.mark.parametrize("name", ANNOTATION_BOMBS)
+def test_annotations_take_bounded_time_and_memory(child: Watched, exported: Path, tmp_path: Path, name: str) -> None:
+    file, content = ANNOTATION_BOMBS[name]
+    folder = shutil.copytree(exported, tmp_path / "a")
+    data = content()
+    (folder / file).write_bytes(data)
+    outcome = child.load("given annotations", folder)
+    assert outcome.violations(len(data), GROWTH) == [] and outcome.kind == "refused"
+    assert outcome.seconds < LONGEST and len(outcome.message) < 20_000
+
+
 @pytest.fixture
 def fuzz(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "benchmarks")
     return importlib.import_module("fuzz")
 
 
+@pytest.mark.slow
 def test_the_fuzzer_counts(fuzz: Any, tmp_path: Path) -> None:
+    """Every subject a few times; `benchmarks/fuzz.py` does the same with tens of thousands."""
     out, keep = tmp_path / "fuzz.json", tmp_path / "keep"
-    assert fuzz.main(["--files", "40", "--workers", "1", "--keep", str(keep), "--out", str(out)]) == 0
+    assert fuzz.main(["--files", "126", "--workers", "1", "--keep", str(keep), "--out", str(out)]) == 0
     report = json.loads(out.read_text())
-    assert report["files"] == report["loaded"] + report["refused"] == 40 and report["violations"] == 0
-    assert sum(row["files"] for row in report["by_mutator"].values()) == 40 and not keep.exists()
+    assert report["files"] == report["loaded"] + report["refused"] == 126 and report["violations"] == 0
+    assert sum(row["files"] for row in report["by_mutator"].values()) == 126 and not keep.exists()
+    assert set(report["by_subject"]) == set(fuzz.SUBJECTS)
 
 
 def test_the_fuzzer_keeps_what_is_wrong(fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ would do; SIGALRM ends a load that takes too long, even inside C; the address sp
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import resource
@@ -21,12 +23,14 @@ from typing import Any
 TIMEOUT = int(os.environ.get("WATCHED_TIMEOUT", "20"))  # seconds
 ADDRESS_SPACE = 2 * 2**30  # bytes, beyond what the process has when it is ready
 
+#: Audit events of a program that is started.
+PROGRAMS = ("subprocess.", "os.exec", "os.system", "os.spawn", "os.posix_spawn", "os.fork", "os.startfile", "pty.")
 #: Audit events that nothing which only reads a file should raise, by the beginning of their names.
 FORBIDDEN = (
     *("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "webbrowser.", "urllib.", "ftplib.", "http.", "pty."),
     *("exec", "compile", "import", "marshal.", "code.", "function.__new__", "pickle.find_class", "cpython."),
 )
-_HARMLESS = ("os.listdir", "os.scandir")
+_HARMLESS = ("os.listdir", "os.scandir", "os.walk")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -35,7 +39,7 @@ class Outcome:
     """What became of a file.
 
     Attributes:
-        kind: "loaded", "refused" (a CheckpointError), "error" (another exception) or "died".
+        kind: "loaded", "refused" (with the error that the library documents), "error" (another one) or "died".
         message: of the exception.
         events: forbidden audit events while it was loaded.
         seconds: wall time.
@@ -48,15 +52,22 @@ class Outcome:
     seconds: float = 0.0
     megabytes: float = 0.0
 
-    def violations(self, size: int) -> list[str]:
-        """What a reader must not do with a file of `size` bytes, in words."""
+    def violations(self, size: int, most_megabytes: float | None = None) -> list[str]:
+        """What a reader must not do with a file of `size` bytes, in words; by default it may take three times that."""
+        most = 3 * size / 1e6 + 200 if most_megabytes is None else most_megabytes
         found = [f"{self.kind}: {self.message}"] if self.kind in ("error", "died") else []
         found += [f"audit event {event}" for event in self.events]
-        if self.megabytes > 3 * size / 1e6 + 200:
+        if self.megabytes > most:
             found.append(f"{self.megabytes:.0f} MB for a file of {size / 1e6:.1f} MB")
-        if self.kind == "refused" and not (self.message.isprintable() and 10 < len(self.message) < 2000):
-            found.append(f"not one clear line: {self.message!r}")
+        if self.kind == "refused" and not all(line.isprintable() and len(line) < 2000 for line in self._lines):
+            found.append(f"not clear lines: {self.message[:2000]!r}")
         return found
+
+    @property
+    def _lines(self) -> list[str]:
+        """An AnnotationError has a line for each mistake; everything else has one."""
+        lines = self.message.split("\n")
+        return lines if len(self.message) > 10 else [""]
 
 
 class Watched:
@@ -123,12 +134,58 @@ def _plain_pickle(path: str) -> Any:
     return pickle.loads(Path(path).read_bytes())
 
 
+def _shards(path: str) -> None:
+    """Every record, by its number and in order."""
+    from dsgan_datasets import ShardDataset, ShardError, ShardMapDataset
+
+    errors = []
+    by_number = ShardMapDataset(path)
+    for number in range(min(len(by_number), 100)):
+        try:
+            by_number[number]
+        except ShardError as error:
+            errors.append(error)
+    for _ in ShardDataset(path):
+        pass
+    if errors:
+        raise errors[0]
+
+
+def _command(path: str) -> None:
+    """A command line, a list in a JSON file, in the folder of that file."""
+    from dsgan_datasets.tools.cli import main
+
+    written = io.StringIO()
+    here = os.getcwd()
+    os.chdir(Path(path).parent)
+    try:
+        with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
+            status = main(json.loads(Path(path).read_text()))
+    except SystemExit as end:
+        status = end.code
+    finally:
+        os.chdir(here)
+    said = written.getvalue()
+    if "Traceback" in said or "internal error" in said or status not in (0, 1, 2):
+        raise RuntimeError(f"status {status}: {said[-300:]}")
+    if status:
+        raise ValueError(said.strip().splitlines()[-1] if said.strip() else "")
+
+
 def loaders() -> dict[str, Callable[[str], Any]]:
     """How a file may be loaded."""
     from dsgan_datasets import LabeledGenerator, load_generator, load_interpreter
+    from dsgan_datasets.annotations import load_annotations
     from dsgan_datasets.checkpoints.torch_file import read_torch_file
 
     return {
+        "annotations": load_annotations,
+        "partly annotated": lambda path: load_annotations(path, allow_missing=True, min_region=3),
+        "given annotations": lambda path: load_annotations(
+            path, files=next(Path(path).glob("given*")), allow_missing=True
+        ),
+        "shards": _shards,
+        "command": _command,
         "generator": lambda path: load_generator(path, device="cpu"),
         "interpreter": lambda path: load_interpreter(path, device="cpu"),
         "labeled": lambda path: LabeledGenerator.from_pretrained(path, device="cpu"),
@@ -137,19 +194,40 @@ def loaders() -> dict[str, Callable[[str], Any]]:
     }
 
 
+def _documented(how: str) -> tuple[type[BaseException], ...]:
+    """The errors that the library promises for such a file."""
+    from dsgan_datasets import CheckpointError, ShardError
+    from dsgan_datasets.annotations import AnnotationError
+
+    if how == "command":
+        return (ValueError,)
+    if "annotat" in how:
+        return (AnnotationError,)
+    return (ShardError,) if how == "shards" else (CheckpointError,)
+
+
+_ORDERS = ("-le", "-be")
+
+
 class _Hook:
     """Records forbidden events while `active`."""
 
     def __init__(self) -> None:
         self.active = False
+        self.may_write = False  # then only starting a program is forbidden
         self.events: list[str] = []
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.active:
             return
-        writes = event == "open" and isinstance(arguments[2], int) and bool(arguments[2] & _WRITING)
-        forbidden = writes or (event.startswith(FORBIDDEN) and event not in _HARMLESS)
+        if self.may_write:
+            forbidden = event.startswith(PROGRAMS)
+        else:
+            writes = event == "open" and isinstance(arguments[2], int) and bool(arguments[2] & _WRITING)
+            forbidden = writes or (event.startswith(FORBIDDEN) and event not in _HARMLESS)
+            # ast.literal_eval, with which numpy reads the header of an .npy file: it makes a tree and runs nothing.
+            forbidden = forbidden and not (event == "compile" and arguments[1] == "<unknown>")
         if forbidden and len(self.events) < 20:
             self.events.append(f"{event} {str(arguments)[:100]}")
 
@@ -160,9 +238,9 @@ def _status(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1e3
 
 
-def _watch(load: Callable[[str], Any], path: str, hook: _Hook) -> dict[str, Any]:
-    from dsgan_datasets import CheckpointError
-
+def _watch(how: str, load: Callable[[str], Any], path: str, hook: _Hook) -> dict[str, Any]:
+    documented = _documented(how)
+    hook.may_write = how == "command"
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, start = _status("VmRSS"), time.perf_counter()
     kind, message, hook.events = "loaded", "", []
@@ -170,7 +248,7 @@ def _watch(load: Callable[[str], Any], path: str, hook: _Hook) -> dict[str, Any]
     hook.active = True
     try:
         load(path)
-    except CheckpointError as error:
+    except documented as error:
         kind, message = "refused", str(error)
     except BaseException as error:
         kind, message = "error", f"{type(error).__name__}: {str(error)[:500]}"
@@ -192,18 +270,21 @@ def main() -> None:
     load, hook = loaders(), _Hook()
     for how, path in json.loads(sys.stdin.readline()):
         load[how](path)
+    # Of names in zip files and in old pickles, of JSON that an editor saved; imported when first needed.
     for codec in (
         "cp437",
         "raw_unicode_escape",
-    ):  # of names in zip files and in old pickles; imported when first needed
-        b"x".decode(codec)
+        "utf-8-sig",
+        *(f"utf-{bits}{order}" for bits in (16, 32) for order in ("", *_ORDERS)),
+    ):
+        "x".encode(codec)
     limit = int(_status("VmSize") * 1e3) * 1024 + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print("[]", file=answers, flush=True)
     for line in sys.stdin:
         how, path = json.loads(line)
-        print(json.dumps(_watch(load[how], path, hook)), file=answers, flush=True)
+        print(json.dumps(_watch(how, load[how], path, hook)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

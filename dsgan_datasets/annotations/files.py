@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from dsgan_datasets.contents import ContentError, kind_of, read_bounded
+from dsgan_datasets.contents import ContentError, kind_of, read_bounded, shown
 
 #: Bytes of one file, and files of a folder or an archive.
 LONGEST_FILE, _MOST_FILES = 2**28, 100_000
@@ -88,8 +88,10 @@ def _packed(path: Path, name: str) -> list[File]:
         _check_table(path)
         archive = zipfile.ZipFile(path)  # closed with the last file that is read from it
         entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ContentError(f"is a damaged zip archive ({error!s:.100}): unpack it, and give the folder") from None
+    except OSError:
+        raise
+    except Exception as error:
+        raise ContentError(f"is a damaged zip archive ({shown(str(error))}): unpack it, and give the folder") from None
     if len(entries) > _MOST_FILES:
         raise ContentError(f"holds more than {_MOST_FILES} files: unpack it, and give the folder of the annotations")
     return [
@@ -102,8 +104,12 @@ def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(entry) as file:
             content = file.read(LONGEST_FILE + 1)
-    except RuntimeError as error:  # encrypted
-        raise ContentError(f"cannot be unpacked ({error!s:.100}): unpack it, and give the folder") from None
+    except OSError:
+        raise
+    except Exception as error:  # zipfile and what is behind it raise nearly anything for a damaged or encrypted file
+        raise ContentError(
+            f"cannot be unpacked ({shown(str(error))}): unpack the archive, and give the folder"
+        ) from None
     if len(content) > LONGEST_FILE:
         raise ContentError(f"has more than {LONGEST_FILE} bytes unpacked, which is the most that is read")
     return content

@@ -153,13 +153,15 @@ def _labelme(files: Sequence[File], exported: Exported, names: ImageNames, found
     assigned, others = _assigned(documents, names, found)
     for file in others:
         try:
-            strange = not is_labelme(parse_json(file.read()))
+            content = parse_json(file.read())
         except (ContentError, OSError):
-            strange = True
-        if strange:
-            found.warning(file.name, "is not a LabelMe file, and was passed over")
+            content = None
+        if is_labelme(content):
+            held = names.find(content.get("imagePath"))  # LabelMe opens this one, whatever the file is called
+            drawn_on = held[0] if len(held) == 1 and held[0] not in assigned else PurePosixPath(file.path).stem
+            assigned[drawn_on] = file
         else:
-            assigned[PurePosixPath(file.path).stem] = file
+            found.warning(file.name, "is not a LabelMe file, and was passed over")
     images = {image.name: image for image in exported.images}
     drafts = {image.draft for image in exported.images}
     untouched = [

@@ -54,10 +54,11 @@ class Findings:
             self.mistakes.append(_printable(f"{where}: {what}"))
 
     def warning(self, where: object, what: str) -> None:
-        """Note a warning; the same one counts once."""
-        warning = _printable(f"{where}: {what}")
-        if len(self.warnings) < _MOST_KEPT and warning not in self.warnings:
-            self.warnings.append(warning)
+        """Note a warning; the same one again counts once."""
+        if len(self.warnings) < _MOST_KEPT:
+            warning = _printable(f"{where}: {what}")
+            if warning not in self.warnings[-1:]:
+                self.warnings.append(warning)
 
     def guarded(self, where: object, read: Callable[[], Read]) -> Read | None:
         """What `read` gives; None, with the mistake noted, if it fails in whatever way: the one place where that is so.
@@ -81,7 +82,7 @@ class Findings:
 
 def _printable(text: str) -> str:
     """One line: it may quote a file, which may hold line breaks or the control sequences of a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def listed(names: Sequence[object], most: int = 8) -> str:
