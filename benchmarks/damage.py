@@ -1,8 +1,8 @@
 """Flips bits and zeroes pages of shards: what is read afterwards is refused, or equal to the original in every fact.
 
-Two sets, one of PNG and one of JPEG images, with masks, facts, latents and uncertainty. Each damage is done to a copy of
-one file: a bit of a picture, a JSON, an .npy, a tar header, the padding between them, or the manifest; or a page of 4 kB
-of a tar, as a bad sector or a power cut leaves it. Then the damaged records and their neighbors are read by number, the
+Two sets, one of PNG and one of JPEG images, with masks, facts, latents and uncertainty. Each damage is done to one
+file: a bit of a picture, a JSON, an .npy, a tar header, the padding between them, or the manifest; or a page of 4 kB of
+a tar, as a bad sector or a power cut leaves it. Then the damaged records and their neighbors are read by number, the
 shard is read as a stream, and the set is verified. Another error than ShardError or OSError, a sample that differs from
 the original, or damage that `verify_shards` does not find is a violation: the run then exits with 1.
 """
