@@ -260,7 +260,7 @@ class _OpenShard:
 def _copied(place: Place) -> BinaryIO:
     """A shard in a temporary file, which is gone when it is closed."""
     name, left = place.shard.name, place.shard.bytes
-    copy: BinaryIO = tempfile.TemporaryFile(prefix="dsgan-shard-")  # type: ignore[assignment]  # noqa: SIM115
+    copy: BinaryIO = tempfile.TemporaryFile(prefix="dsgan-shard-")  # noqa: SIM115
     with place.folder.open_whole(name) as file, byte_bar(f"copying {name}", [place.shard]) as bar:
         while block := file.read(min(left, 1 << 20)):
             copy.write(block)
