@@ -1,10 +1,10 @@
-"""Kills the shard writer again and again, at the worst moments, and compares what is left with an undisturbed run.
+"""Kills processes that write, repair and upload shards, at the worst moments, and compares what is left with the goal.
 
-A writer is forked from this process, which has imported everything, and gets SIGKILL at a moment of a given kind:
-between two tar entries, before a flush to the disk, before or after a rename, while plan, entries or manifest are
-written, or at any time. Then the next one goes on in the same folder, until one is left alone and finishes. At every
-step a file under a final name must be whole, and in the end folder and bytes must be those of a run that was never
-killed.
+A worker is forked from this process, which has imported everything, and gets SIGKILL at a moment of a given kind:
+between two tar entries, before a flush to the disk, before or after a rename or an upload, between two parts of an
+upload, while plan, entries or manifest are written, or at any time. Then the next one goes on in the same place, until
+one is left alone and finishes. At every step a file under a final name must be whole (or, when repairing, what it was
+before). In the end the place must hold the bytes of a run that was never killed, and no unfinished upload.
 """
 
 from __future__ import annotations
@@ -14,35 +14,40 @@ import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from measuring import cpu_name, progress, write_report
+from measuring import cpu_name, write_report
+from tqdm import tqdm
 
-from dsgan_datasets import LabeledGenerator, write_shards
+from dsgan_datasets import LabeledGenerator, verify_shards, write_shards
+from dsgan_datasets.shards import repair_shards
 
 EXAMPLE = "example: python benchmarks/kill.py --kills 1000 --out benchmarks/results/kill.json"
 SAMPLES, SAMPLES_PER_SHARD, SEED = 10, 4, 3
-#: Kills before a writer is left alone; each comes upon what the others left.
-KILLS_A_FOLDER = 4
+#: Kills before a worker is left alone; each comes upon what the others left.
+KILLS_IN_A_ROW = 4
+#: Bytes of a part of an upload here: each shard has several.
+PART = 8192
+
+Strike = Callable[[], None]
 
 
-def write(labeled: LabeledGenerator, folder: Path) -> None:
-    """The work that is interrupted: three shards, the last one shorter."""
-    write_shards(labeled, folder, range(SAMPLES), seed=SEED, samples_per_shard=SAMPLES_PER_SHARD, workers=2)
+# Moments: each wraps a call that a worker makes, and tells a counter about it
 
 
-# Moments: each wraps a call that the writer makes, and tells a counter about it
-
-
-def between_tar_entries(strike: Callable[[], None]) -> None:
+def between_tar_entries(strike: Strike) -> None:
     add = tarfile.TarFile.addfile
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -52,7 +57,7 @@ def between_tar_entries(strike: Callable[[], None]) -> None:
     tarfile.TarFile.addfile = wrapped  # type: ignore[method-assign]
 
 
-def before_flush(strike: Callable[[], None]) -> None:
+def before_flush(strike: Strike) -> None:
     fsync = os.fsync
 
     def wrapped(descriptor: int) -> None:
@@ -62,7 +67,7 @@ def before_flush(strike: Callable[[], None]) -> None:
     os.fsync = wrapped  # type: ignore[assignment]
 
 
-def around_rename(strike: Callable[[], None], *, before: bool, manifest: bool) -> None:
+def around_rename(strike: Strike, *, before: bool, manifest: bool) -> None:
     replace = os.replace
 
     def wrapped(source: Any, target: Any) -> None:
@@ -76,7 +81,7 @@ def around_rename(strike: Callable[[], None], *, before: bool, manifest: bool) -
     os.replace = wrapped  # type: ignore[assignment]
 
 
-def in_a_description(strike: Callable[[], None]) -> None:
+def in_a_description(strike: Strike) -> None:
     """While plan, entry, index or manifest are half written under their temporary name."""
     written = Path.open
 
@@ -107,7 +112,37 @@ def in_a_description(strike: Callable[[], None]) -> None:
     Path.open = wrapped  # type: ignore[assignment,method-assign]
 
 
-MOMENTS: dict[str, Callable[[Callable[[], None]], None]] = {
+def around_upload(strike: Strike, *, before: bool) -> None:
+    from s3fs import S3FileSystem
+
+    put = S3FileSystem._put_file
+
+    async def wrapped(self: Any, *args: Any, **kwargs: Any) -> None:
+        if before:
+            strike()
+        await put(self, *args, **kwargs)
+        if not before:
+            strike()
+
+    S3FileSystem._put_file = wrapped
+
+
+def between_parts(strike: Strike) -> None:
+    from s3fs import S3FileSystem
+
+    call = S3FileSystem._call_s3
+
+    async def wrapped(self: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        result = await call(self, method, *args, **kwargs)
+        if method in ("create_multipart_upload", "upload_part"):
+            strike()
+        return result
+
+    S3FileSystem._call_s3 = wrapped
+
+
+Moments = Mapping[str, Callable[[Strike], None]]
+LOCAL: Moments = {
     "between tar entries": between_tar_entries,
     "before fsync": before_flush,
     "before renaming a shard": lambda strike: around_rename(strike, before=True, manifest=False),
@@ -116,13 +151,161 @@ MOMENTS: dict[str, Callable[[Callable[[], None]], None]] = {
     "before renaming a description": lambda strike: around_rename(strike, before=True, manifest=True),
     "after renaming a description": lambda strike: around_rename(strike, before=False, manifest=True),
 }
+REMOTE: Moments = {
+    "between tar entries": between_tar_entries,
+    "before an upload": lambda strike: around_upload(strike, before=True),
+    "between parts of an upload": between_parts,
+    "after an upload": lambda strike: around_upload(strike, before=False),
+}
 RANDOM = "any time"
 
 
+# Works
+
+
+class Work(Protocol):
+    """What is interrupted.
+
+    Attributes:
+        name: of the work.
+        moments: at which it is killed.
+    """
+
+    name: str
+    moments: Moments
+
+    def begin(self) -> None:
+        """Make its place what it is before the first worker."""
+
+    def run(self, labeled: LabeledGenerator) -> None:
+        """What a worker does."""
+
+    def content(self) -> dict[str, bytes]:
+        """Every file that there is."""
+
+    def leftovers(self) -> list[str]:
+        """What a finished work must not leave, besides files."""
+
+
+def write(labeled: LabeledGenerator, where: str | Path) -> None:
+    """Three shards, the last one shorter."""
+    write_shards(labeled, where, range(SAMPLES), seed=SEED, samples_per_shard=SAMPLES_PER_SHARD, workers=2)
+
+
+class Writing:
+    """A set on a disk."""
+
+    name, moments = "writing", LOCAL
+
+    def __init__(self, scratch: Path) -> None:
+        self.folder = scratch / "set"
+
+    def begin(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, labeled: LabeledGenerator) -> None:
+        write(labeled, self.folder)
+
+    def content(self) -> dict[str, bytes]:
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+    def leftovers(self) -> list[str]:
+        return [str(problem) for problem in verify_shards(self.folder)]
+
+
+class Repairing(Writing):
+    """A set of which one shard is damaged, one is lost, one has a copy, and the index is gone."""
+
+    name = "repairing"
+
+    def __init__(self, scratch: Path, labeled: LabeledGenerator) -> None:
+        super().__init__(scratch)
+        self.damaged = scratch / "damaged"
+        write(labeled, self.damaged)
+        first, second, third = sorted(self.damaged.glob("*.tar"))
+        data = bytearray(first.read_bytes())
+        data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+        first.write_bytes(data)
+        second.unlink()
+        shutil.copy(third, self.damaged / "copy.tar")
+        (self.damaged / "wids.json").unlink()
+
+    def begin(self) -> None:
+        super().begin()
+        shutil.copytree(self.damaged, self.folder)
+
+    def run(self, labeled: LabeledGenerator) -> None:
+        repair_shards(self.folder, labeled, strict=True)
+
+
+class Uploading:
+    """A set in a bucket of a server that speaks S3."""
+
+    name, moments = "uploading", REMOTE
+
+    def __init__(self, endpoint: str) -> None:
+        import boto3
+
+        settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ.update(settings | {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"})
+        self.client = boto3.client("s3")
+        self.client.create_bucket(Bucket="kills")
+
+    def begin(self) -> None:
+        for key in self.content():
+            self.client.delete_object(Bucket="kills", Key=f"set/{key}")
+
+    def run(self, labeled: LabeledGenerator) -> None:
+        import s3fs.core
+
+        s3fs.core.calculate_chunksize = lambda size, chunksize=None: PART
+        write(labeled, "s3://kills/set")
+
+    def content(self) -> dict[str, bytes]:
+        keys = [entry["Key"] for entry in self.client.list_objects_v2(Bucket="kills").get("Contents", [])]
+        read = {key: self.client.get_object(Bucket="kills", Key=key)["Body"].read() for key in keys}
+        return {key.removeprefix("set/"): data for key, data in read.items()}
+
+    def leftovers(self) -> list[str]:
+        found = self.client.list_multipart_uploads(Bucket="kills").get("Uploads", [])
+        return [f"an upload of {upload['Key']} was begun and not ended" for upload in found]
+
+
+@contextmanager
+def object_store() -> Iterator[str]:
+    """An S3 server in a process of its own (needs moto); it takes small parts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"
+    settings = {**os.environ, "S3_UPLOAD_PART_MIN_SIZE": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-c", code], env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{url}/moto-api/", timeout=1).close()
+                break
+            except OSError:
+                if server.poll() is not None:
+                    raise SystemExit("the S3 server did not start: pip install 'moto[server]' boto3 s3fs") from None
+                time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+# Killing
+
+
 def forked(
-    labeled: LabeledGenerator, folder: Path, prepare: Callable[[], None], kill_after: float | None = None
+    labeled: LabeledGenerator, work: Work, prepare: Callable[[], None], kill_after: float | None = None
 ) -> tuple[int, float]:
-    """A writer in a child process, killed after so many seconds if it has not ended; (its wait status, seconds)."""
+    """A worker in a child process, killed after so many seconds if it has not ended; (its wait status, seconds)."""
     started = time.monotonic()
     child = os.fork()
     if child == 0:
@@ -131,7 +314,7 @@ def forked(
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its progress bars
             torch.set_num_threads(1)
             prepare()
-            write(labeled, folder)
+            work.run(labeled)
             code = 0
         finally:
             os._exit(code)
@@ -142,18 +325,18 @@ def forked(
     return status, time.monotonic() - started
 
 
-def counting(kind: str, tally: Path) -> Callable[[], None]:
-    """Lets a writer live and notes how often a kind of moment comes."""
+def counting(moment: Callable[[Strike], None], tally: Path) -> Callable[[], None]:
+    """Lets a worker live and notes how often a moment comes."""
 
     def strike() -> None:
         with tally.open("ab") as file:
             file.write(b".")
 
-    return lambda: MOMENTS[kind](strike)
+    return lambda: moment(strike)
 
 
-def killing(kind: str, at: int) -> Callable[[], None]:
-    """Kills a writer at moment number `at` of a kind."""
+def killing(moment: Callable[[Strike], None], at: int) -> Callable[[], None]:
+    """Kills a worker when a moment comes for the time number `at`, from 0."""
     left = at
 
     def strike() -> None:
@@ -162,67 +345,99 @@ def killing(kind: str, at: int) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
 
-    return lambda: MOMENTS[kind](strike)
+    return lambda: moment(strike)
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder and below."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+class Killer:
+    """Kills workers of one kind of work.
 
+    Args:
+        labeled: makes the samples.
+        work: what is killed.
+        draw: draws the moments.
+        scratch: folder for notes.
 
-def half_written(found: dict[str, bytes], reference: dict[str, bytes]) -> list[str]:
-    """Files under a final name that are not what they should be."""
-    return [name for name, data in found.items() if name in reference and data != reference[name]]
+    Attributes:
+        done: kills at each kind of moment.
+        states: different sets of files that were left.
+        faults: what went wrong.
+    """
 
-
-def run(kills: int, seed: int) -> dict[str, Any]:
-    """Kill that often; the result says how it ended."""
-    draw = random.Random(seed)
-    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-    done: Counter[str] = Counter()
-    states: set[tuple[str, ...]] = set()
-    faults: list[str] = []
-    kinds = [*MOMENTS, RANDOM]
-    with tempfile.TemporaryDirectory(prefix="dsgan-kill-") as scratch:
-        root = Path(scratch)
-        status, seconds = forked(labeled, root / "reference", lambda: None)
+    def __init__(self, labeled: LabeledGenerator, work: Work, draw: random.Random, scratch: Path) -> None:
+        self.labeled, self.work, self.draw = labeled, work, draw
+        self.done: Counter[str] = Counter()
+        self.states: set[tuple[str, ...]] = set()
+        self.faults: list[str] = []
+        work.begin()
+        self.before = work.content()
+        status, self.seconds = forked(labeled, work, lambda: None)
         if status != 0:
-            raise SystemExit("the undisturbed writer failed")
-        reference = content(root / "reference")
-        chances = {}
-        for kind in MOMENTS:
-            forked(labeled, root / "counted", counting(kind, root / "tally"))
-            if not (root / "tally").exists():
-                raise SystemExit(f"no writer comes to the moment {kind!r}: the benchmark does not fit the writer")
-            chances[kind] = (root / "tally").stat().st_size
-            (root / "tally").unlink()
-            shutil.rmtree(root / "counted")
-        while sum(done.values()) < kills:
-            folder = root / "killed"
-            for _ in range(KILLS_A_FOLDER):
-                if sum(done.values()) >= kills:
-                    break
-                kind = min(kinds, key=lambda k: (done[k], draw.random()))
-                if kind == RANDOM:
-                    status, _ = forked(labeled, folder, lambda: None, kill_after=draw.uniform(0, seconds))
-                else:
-                    status, _ = forked(labeled, folder, killing(kind, draw.randrange(chances[kind])))
-                if status == 0:
-                    break  # it was faster
-                if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-                    done[kind] += 1
-                else:
-                    faults.append(f"a writer failed by itself, to be killed {kind}")
-                found = content(folder)
-                states.add(tuple(sorted(found)))
-                faults += [f"{name} is half written after a kill {kind}" for name in half_written(found, reference)]
-            status, _ = forked(labeled, folder, lambda: None)
-            if status != 0 or content(folder) != reference:
-                faults.append(f"after {dict(done)} the set ended with status {status} and {sorted(content(folder))}")
-            shutil.rmtree(folder)
-            if len(faults) > 20:
-                break
-            progress(f"{sum(done.values())} of {kills} kills, {len(faults)} faults")
+            raise SystemExit(f"the undisturbed {work.name} failed")
+        self.goal = work.content()
+        self.chances = {}
+        for kind, moment in work.moments.items():
+            tally = scratch / "tally"
+            work.begin()
+            forked(labeled, work, counting(moment, tally))
+            if not tally.exists():
+                raise SystemExit(f"{work.name} does not come to the moment {kind!r}: the benchmark does not fit")
+            self.chances[kind] = tally.stat().st_size
+            tally.unlink()
+
+    def run(self, kills: int, bar: Any) -> None:
+        """Kill that often."""
+        while sum(self.done.values()) < kills and len(self.faults) <= 20:
+            self.work.begin()
+            for _ in range(min(KILLS_IN_A_ROW, kills - sum(self.done.values()))):
+                if not self.kill():
+                    break  # the worker was faster
+                bar.update(1)
+            status, _ = forked(self.labeled, self.work, lambda: None)
+            found = self.work.content()
+            if status != 0 or found != self.goal:
+                self.faults.append(f"{self.work.name} ended with status {status} and {sorted(found)}")
+            self.faults += [f"{self.work.name} left {what}" for what in self.work.leftovers()]
+
+    def kill(self) -> bool:
+        """Kill one worker and look at what is left; False if it ended before."""
+        kinds = [*self.work.moments, RANDOM]
+        kind = min(kinds, key=lambda k: (self.done[k], self.draw.random()))
+        if kind == RANDOM:
+            status, _ = forked(self.labeled, self.work, lambda: None, self.draw.uniform(0, self.seconds))
+        else:
+            at = self.draw.randrange(self.chances[kind])
+            status, _ = forked(self.labeled, self.work, killing(self.work.moments[kind], at))
+        if status == 0:
+            return False
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            self.done[kind] += 1
+        else:
+            self.faults.append(f"{self.work.name} failed by itself, to be killed {kind}")
+        found = self.work.content()
+        self.states.add(tuple(sorted(found)))
+        for name, data in found.items():
+            if name in self.goal and data not in (self.goal[name], self.before.get(name)):
+                self.faults.append(f"{self.work.name}: {name} is half written after a kill {kind}")
+        return True
+
+
+WORKS = ("writing", "repairing", "uploading")
+
+
+def run(works: Sequence[str], kills: int, seed: int) -> dict[str, Any]:
+    """Kill that often, in all; the result says how it ended."""
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    draw, killers = random.Random(seed), []
+    with ExitStack() as stack, tqdm(total=kills, unit="kill") as bar:
+        for number, name in enumerate(works):
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsgan-kill-")))
+            work: Work
+            if name == "uploading":
+                work = Uploading(stack.enter_context(object_store()))
+            else:
+                work = Writing(scratch) if name == "writing" else Repairing(scratch, labeled)
+            killers.append(Killer(labeled, work, draw, scratch))
+            killers[-1].run(kills // len(works) + (number < kills % len(works)), bar)
     return {
         "benchmark": "kill",
         "fingerprint": labeled.fingerprint,
@@ -231,10 +446,10 @@ def run(kills: int, seed: int) -> dict[str, Any]:
         "device": cpu_name(),
         "torch": torch.__version__,
         "seed": seed,
-        "kills": dict(done),
-        "kills_in_all": sum(done.values()),
-        "different_sets_of_files_left": len(states),
-        "faults": faults,
+        "kills": {killer.work.name: dict(killer.done) for killer in killers},
+        "kills_in_all": sum(sum(killer.done.values()) for killer in killers),
+        "different_sets_of_files_left": sum(len(killer.states) for killer in killers),
+        "faults": [fault for killer in killers for fault in killer.faults],
     }
 
 
@@ -244,12 +459,14 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=1000, help="(default: 1000)")
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS, help="what is killed (default: everything)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
-    result = run(args.kills, args.seed)
-    for kind, count in result["kills"].items():
-        print(f"{count:6}  {kind}")
+    result = run(args.works, args.kills, args.seed)
+    for work, kinds in result["kills"].items():
+        for kind, count in kinds.items():
+            print(f"{count:6}  {work}, {kind}")
     print(f"{result['kills_in_all']:6}  in all, which left {result['different_sets_of_files_left']} sets of files")
     for fault in result["faults"]:
         print(f"FAULT  {fault}")

@@ -373,9 +373,11 @@ def test_the_command_writes_resumes_and_refuses(tmp_path: Path, capsys: pytest.C
     assert "'two' is not A:B" in capsys.readouterr().err
 
 
-def test_the_writer_survives_twenty_kills() -> None:
-    """The benchmark, which forks writers from a parent that has imported torch, with fewer kills."""
-    command = [sys.executable, "benchmarks/kill.py", "--kills", "20", "--seed", "7"]
+@pytest.mark.slow
+@pytest.mark.parametrize("works", [["writing"], pytest.param(["repairing", "uploading"], marks=pytest.mark.extended)])
+def test_kills_leave_nothing_half_written(works: list[str]) -> None:
+    """The benchmark, which forks workers from a parent that has imported torch, with fewer kills."""
+    command = [sys.executable, "benchmarks/kill.py", "--works", *works, "--kills", "16", "--seed", "7"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "20  in all" in done.stdout
+    assert "16  in all" in done.stdout

@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import zlib
@@ -428,3 +430,22 @@ def test_a_repaired_set_reads_as_before(tmp_path: Path, filtered: LabeledGenerat
         dataset[0]
     repair_shards(tmp_path, filtered)
     assert content(tmp_path) == before and int(dataset[0].index) == 0
+
+
+# The benchmarks, with less of everything
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        (["damage.py", "--flips", "36", "--pages", "6"], "36 refused      6 equal   in all"),
+        (["network_faults.py", "--faults", "24"], "refused   status_503"),
+    ],
+)
+def test_the_benchmarks_find_nothing(words: list[str], printed: str) -> None:
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, str(root / "benchmarks" / words[0]), *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert printed in done.stdout and "VIOLATION" not in done.stdout

@@ -338,6 +338,31 @@ def test_an_error_on_a_worker_is_the_error_here(
     assert not list(tmp_path.glob("*.tar"))
 
 
+class Deadly:
+    """Ends every other process that it is sent to."""
+
+    def __init__(self, labeled: LabeledGenerator) -> None:
+        self.labeled, self.home = labeled, os.getpid()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["labeled"], name)
+
+    def to(self, device: object) -> Deadly:
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if os.getpid() != state["home"]:
+            os._exit(9)
+        self.__dict__.update(state)
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_cannot_start_are_given_up(tmp_path: Path, filtered: LabeledGenerator) -> None:
+    with pytest.raises(RuntimeError, match=r"4 Ray workers in a row died while they started: .*continues where it"):
+        write_shards(Deadly(filtered), tmp_path, range(4), engine="ray")  # type: ignore[arg-type]
+
+
 def test_folders_know_their_files() -> None:
     folder = Folder("memory://somewhere/deep/")
     folder.write("a.json", b"12345")

@@ -60,7 +60,7 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     what = write.add_argument_group("what a record holds besides image, labels and facts")
     what.add_argument("--image-format", choices=("png", "jpg"), default="png", help="(default: png, lossless)")
     what.add_argument("--quality", type=options.integer(1, 100), help="of JPEG, 1 … 100 (default: 95)")
-    what.add_argument("--uncertainty", action="store_true", help="also the per-pixel uncertainty, 16-bit PNG")
+    what.add_argument("--uncertainty", action="store_true", help="also the per-pixel uncertainty, as PNG")
     what.add_argument("--latent", action="store_true", help="also z, as .npy")
     what.add_argument("--parts", action="store_true", help="also box, area and COCO run-length code of every class")
     how = write.add_argument_group("how it is written; none of this changes a byte")

@@ -18,7 +18,7 @@ from dsgan_datasets.shards.jobs import ProgressBar, byte_bar, write_numbers
 from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, write_manifest
 from dsgan_datasets.shards.plan import Plan, Shard
 from dsgan_datasets.shards.progress import Progress
-from dsgan_datasets.shards.tar import Bar, is_intact, measure, names_in, sha256
+from dsgan_datasets.shards.tar import Bar, is_intact, measure, names_in
 from dsgan_datasets.shards.writing import check_version, finish
 
 Kind = Literal[
@@ -80,19 +80,20 @@ def verify_shards(outdir: str | os.PathLike[str]) -> list[Problem]:
     found = _Recorded.of(folder)
     plan, recorded, finished = found.plan, found.shards, found.manifest is not None
     hashes = {shard.sha256: shard.name for shard in recorded.values()}
+    largest = max((shard.bytes for shard in recorded.values()), default=0)
     numbers = {plan.name(number): number for number in range(plan.num_shards)}
     problems = []
     with byte_bar("verifying", recorded.values()) as bar:
         for name, number in numbers.items():
             shard = recorded.get(name)
-            problem = None if shard is None else _problem(folder, plan, number, shard, hashes, bar)
+            problem = None if shard is None else _problem(folder, plan, number, shard, hashes, largest, bar)
             if shard is None or (problem is not None and problem.kind == "missing" and not finished):
                 problem = Problem(name, "unfinished", "not written yet: run the same `dsgan shards write` again")
             if problem is not None:
                 problems.append(problem)
     for name in folder.names():
         if name.endswith(".tar") and name not in numbers:
-            problems.append(_stray(folder, name, hashes))
+            problems.append(_stray(folder, name, hashes, largest))
     if not problems and found.manifest is not None and _index(folder) != found.manifest.wids_index():
         problems.append(Problem(WIDS_INDEX, "index", "it does not list the shards of the manifest"))
     return sorted(problems, key=lambda problem: problem.name)
@@ -116,11 +117,11 @@ class _Recorded:
 
 
 def _problem(
-    folder: Folder, plan: Plan, number: int, shard: Shard, hashes: Mapping[str, str], bar: Bar
+    folder: Folder, plan: Plan, number: int, shard: Shard, hashes: Mapping[str, str], largest: int, bar: Bar
 ) -> Problem | None:
     """What happened to a shard whose bytes are not those recorded; None if they are."""
     try:
-        size, digest = measure(folder, shard.name, bar)
+        size, digest = measure(folder, shard.name, largest, bar)
     except FileNotFoundError:
         return Problem(shard.name, "missing", NO_FILE)
     if digest == shard.sha256:
@@ -129,7 +130,7 @@ def _problem(
         return Problem(shard.name, "swapped", f"it holds what {hashes[digest]} should hold")
     expected = [f"{i:09d}.{extension}" for i in plan.indices(number) for extension in plan.extensions]
     with folder.open_whole(shard.name) as file:
-        found = names_in(file, most=2 * len(expected))
+        found = names_in(file, 2 * len(expected), shard.bytes)
     if size < shard.bytes:
         whole = min(len(found) // len(plan.extensions), shard.count)
         detail = f"{size} bytes instead of {shard.bytes}; it ends after {whole} of {shard.count} records"
@@ -141,7 +142,8 @@ def _problem(
         place = next(a for a, b in zip(found, expected, strict=False) if a != b)
         return Problem(shard.name, "interleaved", f"its records are out of order, from {place} on")
     records = _damaged_records(folder, shard)
-    detail = f"some of its {size} bytes are not those that were written"
+    more = " or more" * (size > largest)
+    detail = f"some of its {size}{more} bytes are not those that were written"
     if records:
         shown = ", ".join(f"{index:09d}" for index in records[:_SHOWN]) + " …" * (len(records) > _SHOWN)
         detail = f"{len(records)} of {shard.count} records are not those that were written: {shown}"
@@ -170,8 +172,8 @@ def _damaged_records(folder: Folder, shard: Shard) -> tuple[int, ...]:
     return tuple(shard.first + number for number in damaged)
 
 
-def _stray(folder: Folder, name: str, hashes: Mapping[str, str]) -> Problem:
-    original = hashes.get(sha256(folder, name))
+def _stray(folder: Folder, name: str, hashes: Mapping[str, str], largest: int) -> Problem:
+    original = hashes.get(measure(folder, name, largest)[1])
     if original is not None:
         return Problem(name, "duplicate", f"a copy of {original}: readers of *.tar get its samples twice")
     return Problem(name, "foreign", "it does not belong to this set: move it elsewhere")

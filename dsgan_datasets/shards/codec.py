@@ -223,9 +223,9 @@ def _npy(vector: Tensor) -> bytes:
 def _vector(content: bytes) -> np.ndarray:
     """Inverse of `_npy`; numpy itself would make room for whatever size the header claims."""
     file = io.BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):  # type: ignore[no-untyped-call]
+    if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("the latent is an .npy file of another version")
-    shape, _, kind = np.lib.format.read_array_header_1_0(file)  # type: ignore[no-untyped-call]
+    shape, _, kind = np.lib.format.read_array_header_1_0(file)
     values = content[file.tell() :]
     if kind != np.dtype("<f4") or len(shape) != 1 or len(values) != 4 * shape[0]:
         raise ValueError(f"the latent is {kind} {shape} in {len(values)} bytes, not a vector of float32")

@@ -17,7 +17,7 @@ from dsgan_datasets.shards.errors import ShardError
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.plan import Plan, Shard
 from dsgan_datasets.shards.progress import Progress
-from dsgan_datasets.shards.tar import Bar, sha256, write_tar
+from dsgan_datasets.shards.tar import Bar, is_as_recorded, write_tar
 
 #: Is called with the description of a shard just before it appears, and may raise to prevent that.
 Approve = Callable[[Shard], None]
@@ -31,9 +31,7 @@ def byte_bar(what: str, shards: Iterable[Shard]) -> Any:
 
 def is_there(folder: Folder, shard: Shard, bar: Bar | None = None) -> bool:
     """True if the folder holds a shard as it is recorded."""
-    if folder.size(shard.name) != shard.bytes:
-        return False
-    return sha256(folder, shard.name, bar) == shard.sha256
+    return folder.size(shard.name) == shard.bytes and is_as_recorded(folder, shard, bar)
 
 
 def recording(folder: Folder, plan: Plan, recorded: Mapping[str, Shard]) -> Approve:
@@ -46,7 +44,7 @@ def recording(folder: Folder, plan: Plan, recorded: Mapping[str, Shard]) -> Appr
     def approve(shard: Shard) -> None:
         before = recorded.get(shard.name)
         if before is None:
-            if folder.size(shard.name) is not None and sha256(folder, shard.name) != shard.sha256:
+            if folder.size(shard.name) is not None and not is_as_recorded(folder, shard):
                 raise ShardError(
                     f"{folder.at(shard.name)} is there already, with other bytes and no manifest that describes it: "
                     "choose another folder, or remove it"

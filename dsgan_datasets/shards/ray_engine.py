@@ -56,13 +56,11 @@ def write_with_ray(
             for shard in pool.map_unordered("write", numbers, relevant):
                 bar.add(shard.count, sum(shard.attempts.values()))
         except WorkersDied as error:
-            work = (
-                "while they started" if error.item is None else f"while they wrote {folder.at(plan.name(error.item))}"
-            )
+            work = "started" if error.item is None else f"wrote {folder.at(plan.name(error.item))}"
             raise RuntimeError(
-                f"{error.tries} Ray workers in a row died {work}: {without_credentials(error.cause)}. Do they have "
-                "enough memory (fewer at a time: --cpus-per-generator)? The logs of Ray say more. The same command "
-                "continues where it stopped"
+                f"{error.deaths} Ray workers in a row died while they {work}: {without_credentials(error.cause)}. Do "
+                "they have enough memory (fewer at a time: --cpus-per-generator)? The logs of Ray say more. The same "
+                "command continues where it stopped"
             ) from error
 
 

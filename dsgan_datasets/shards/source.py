@@ -20,7 +20,7 @@ from dsgan_datasets.shards.http import WholeFilesOnly
 from dsgan_datasets.shards.jobs import byte_bar
 from dsgan_datasets.shards.locations import Locations, Place, ShardSet, was_replaced
 from dsgan_datasets.shards.stored import StoredFile
-from dsgan_datasets.shards.tar import parse_record, sha256
+from dsgan_datasets.shards.tar import is_as_recorded, parse_record
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import schema_of
 
@@ -179,7 +179,7 @@ class ShardSource:
     def _check_hash(self, place: Place) -> None:
         shard = place.shard
         if (self.check_hashes or shard.checksums is None) and place.where not in self._checked:
-            if sha256(place.folder, shard.name) != shard.sha256:
+            if not is_as_recorded(place.folder, shard):
                 raise damaged(place.where, "its SHA-256 is not the recorded one", REPAIR_HINT)
             self._checked.add(place.where)
 
@@ -260,7 +260,7 @@ class _OpenShard:
 def _copied(place: Place) -> BinaryIO:
     """A shard in a temporary file, which is gone when it is closed."""
     name, left = place.shard.name, place.shard.bytes
-    copy: BinaryIO = tempfile.TemporaryFile(prefix="dsgan-shard-")  # type: ignore[assignment]  # noqa: SIM115
+    copy: BinaryIO = tempfile.TemporaryFile(prefix="dsgan-shard-")  # noqa: SIM115
     with place.folder.open_whole(name) as file, byte_bar(f"copying {name}", [place.shard]) as bar:
         while block := file.read(min(left, 1 << 20)):
             copy.write(block)

@@ -45,7 +45,7 @@ def storage_error(error: Exception, where: str, shown: Callable[[str], str], sec
             "sets how many seconds are waited"
         )
     if isinstance(error, PermissionError) or status in (401, 403):
-        return PermissionError(f"{where}: {_STATUS.get(status, _STATUS[403])} ({reason})")
+        return PermissionError(f"{where}: {_STATUS[401 if status == 401 else 403]} ({reason})")
     if status in _STATUS:
         return OSError(f"{where}: {_STATUS[status]} ({reason})")
     if isinstance(status, int) and status >= 500:

@@ -177,14 +177,21 @@ def parse_record(part: bytes, shard: Shard, number: int) -> dict[str, bytes]:
     return files
 
 
-def names_in(file: _Readable, most: int) -> list[str]:
-    """Names of the first files in a tar that may be damaged, as far as they can be found; `most` at most."""
+def names_in(file: _Readable, most: int, size: int) -> list[str]:
+    """Names of the files in a tar that may be damaged, as far as they can be found.
+
+    Args:
+        file: to read from front to back.
+        most: names.
+        size: of the tar as it should be; what lies beyond is not read.
+    """
     names: list[str] = []
     with suppress(tarfile.HeaderError, ValueError):
-        while len(names) < most:
+        while len(names) < most and size > 0:
             entry = TarInfo.frombuf(file.read(BLOCKSIZE), "utf-8", "strict")
             names.append(entry.name)
-            _skip(file, _padded(entry.size))
+            _skip(file, min(_padded(entry.size), size))
+            size -= BLOCKSIZE + _padded(entry.size)
     return names
 
 
@@ -200,12 +207,13 @@ def first_description(folder: Folder, name: str) -> dict[str, Any]:
     return {}
 
 
-def measure(folder: Folder, name: str, bar: Bar | None = None) -> tuple[int, str]:
+def measure(folder: Folder, name: str, most: int, bar: Bar | None = None) -> tuple[int, str]:
     """Bytes and SHA-256 (hex) of a file, which is read once.
 
     Args:
         folder: that it is in.
         name: of the file.
+        most: bytes that are of interest: one more is read of a longer file, which may have no end.
         bar: is moved on by the bytes that were read.
 
     Raises:
@@ -214,7 +222,7 @@ def measure(folder: Folder, name: str, bar: Bar | None = None) -> tuple[int, str
     """
     digest, size = hashlib.sha256(), 0
     with folder.open_whole(name) as file:
-        while block := file.read(_BUFFER):
+        while block := file.read(min(_BUFFER, most + 1 - size)):
             digest.update(block)
             size += len(block)
             if bar is not None:
@@ -222,9 +230,9 @@ def measure(folder: Folder, name: str, bar: Bar | None = None) -> tuple[int, str
     return size, digest.hexdigest()
 
 
-def sha256(folder: Folder, name: str, bar: Bar | None = None) -> str:
-    """SHA-256 (hex) of a file; see `measure`."""
-    return measure(folder, name, bar)[1]
+def is_as_recorded(folder: Folder, shard: Shard, bar: Bar | None = None) -> bool:
+    """Whether a shard has the recorded SHA-256; see `measure`."""
+    return measure(folder, shard.name, shard.bytes, bar)[1] == shard.sha256
 
 
 def _skip(file: _Readable, size: int) -> None:
