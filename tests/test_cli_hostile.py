@@ -13,8 +13,9 @@ import pytest
 from annotation_folders import export_to, write_labelme, write_masks
 from conftest import GOLDEN, small_labeled
 
-from dsgan_datasets import LabeledGenerator, write_shards
+from dsgan_datasets import LabeledGenerator, LabelSchema, write_shards
 from dsgan_datasets.checkpoints.directory import PRETRAINED
+from dsgan_datasets.export import FORMATS, ExportInput, export
 from dsgan_datasets.tools import cli
 from dsgan_datasets.tools.cli import main
 
@@ -191,7 +192,9 @@ def test_a_built_in_name_means_the_same_in_every_folder(
         assert LabeledGenerator.from_pretrained(own, device="cpu").fingerprint != built_in
 
 
-@pytest.mark.parametrize("name", ["folder", "coco", "mmseg", "yolo-seg"])
+@pytest.mark.parametrize(
+    "name", ["folder", "coco", "mmseg", "yolo-seg", pytest.param("everything", marks=pytest.mark.extended)]
+)
 def test_files_that_travel_say_nothing_of_this_machine(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -203,8 +206,9 @@ def test_files_that_travel_say_nothing_of_this_machine(
     source.write_bytes(Path(GENERATOR).read_bytes())
     cpu, out = ["--device", "cpu"], secret / "out"
     few = ["--num-samples", "4"]
-    assert main(["export", str(checkpoint), str(out / name), "--format", name, *few, *cpu]) == 0
-    if name == "folder":
+    form = "folder" if name == "everything" else name
+    assert main(["export", str(checkpoint), str(out / name), "--format", form, *few, *cpu]) == 0
+    if name == "everything":
         write_shards(small_labeled(), out / "shards", range(2))
         assert main(["export", str(out / "shards"), str(out / "read"), "--format", "coco"]) == 0
         assert main(["annotate", "export", str(source), str(out / "a"), "--classes", "a,b", "--num", "2", *cpu]) == 0
@@ -228,3 +232,20 @@ def test_files_that_travel_say_nothing_of_this_machine(
         if path.is_file():
             content = path.read_bytes()
             assert not [word for word in told if word in content], path
+
+
+def test_text_that_is_not_unicode_loses_no_work(tmp_path: Path) -> None:
+    """A license or a name from a stranger's file may hold half a character: what is written reads back the same."""
+    odd = "half \udce4 character"
+    labeled = small_labeled()
+    labeled.license = odd
+    labeled.save_pretrained(tmp_path / "checkpoint")
+    assert LabeledGenerator.from_pretrained(tmp_path / "checkpoint", device="cpu").license == odd
+    assert "half \\udce4 character" in (tmp_path / "checkpoint" / "README.md").read_text()
+    for name in FORMATS:
+        export(ExportInput.generated(labeled, 4), tmp_path / name, name)
+    stored = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())
+    assert stored["licenses"][0]["name"] == odd
+    for name in ("a\udce4", "a\nb", "a\x1b[2J"):
+        with pytest.raises(ValueError, match="must be text that can be written and shown"):
+            LabelSchema(("background", name))
