@@ -98,6 +98,8 @@ HOSTILE = [
     ("shards write CHECKPOINT OUT --num-samples 4 --shard-range 0:99999999999999999999", "is not an integer in 0"),
     ("shards write CHECKPOINT OUT --num-samples 4 --workers 99999999", "is not an integer in 1 … 1,024"),
     ("info FILE", "FILE"),
+    ("info s3://key:secret@bucket/a", "s3://…@bucket/a"),
+    ("preview CHECKPOINT --num-samples https://host/a?signature=secret", "https://host/a?…"),
     ("nonsense", "invalid choice"),
     (f"preview --device {DEEP} CHECKPOINT", "[[["),
     ("--" + "x" * 100_000, "required"),
@@ -131,6 +133,7 @@ def test_bad_arguments_end_in_one_sentence(
     assert main(arguments) in (1, 2)
     told = capsys.readouterr().err
     assert words in told and "Traceback" not in told and "internal error" not in told
+    assert "secret" not in told
     (sentence,) = [line for line in told.splitlines() if "error: " in line]
     assert len(sentence) < 2000 and all(character.isprintable() for character in sentence)
     assert sorted(tmp_path.rglob("*")) == before

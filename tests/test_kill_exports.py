@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize(
     ("kills", "subjects"),
     [
-        (6, ["export yolo", "replace"]),
+        pytest.param(6, ["export yolo", "replace"], marks=pytest.mark.slow),
         pytest.param(40, [], marks=pytest.mark.extended),
     ],
 )
