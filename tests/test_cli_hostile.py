@@ -79,6 +79,8 @@ HOSTILE = [
     ("cluster GENERATOR OUT --clusters 999999999999", "is not an integer in 2 … 255"),
     ("cluster GENERATOR OUT --map -1", "is not an integer in 0"),
     (f"cluster GENERATOR OUT --names {DEEP}", "File name too long"),
+    ("cluster GENERATOR OUT --names DEEP.json", "DEEP.json is not valid JSON"),
+    ("cluster GENERATOR OUT --masks FOLDER.png", "annotations.json is missing"),
     ("annotate export GENERATOR OUT --classes a,a", "no name twice"),
     ("annotate export GENERATOR OUT --classes DEEP.json", "recursion"),
     ("annotate export GENERATOR OUT --classes a,b\udce4", "is not UTF-8"),
