@@ -210,9 +210,9 @@ def _parts(
         generator = load_generator(args.generator, device=args.device, features=layout)
         return generator, earlier[0].schema, earlier[0].recipe.override(**changes)
     path = checkpoint_directory.find(args.generator)
-    if path.is_dir() and "interpreter" in checkpoint_directory.read_config(path):
+    if path.is_dir() and "labeler" in checkpoint_directory.read_config(path):
         found = Checkpoint.open(path, **changes)
-        layout = found.parts["interpreter"]["layout"]
+        layout = found.parts.get("interpreter", {}).get("layout")
         return load_generator(path, device=args.device, features=layout), found.schema, found.recipe
     features = args.features or (interpreter.generator.features if interpreter else None)
     generator = load_generator(path, device=args.device, features=features)

@@ -26,8 +26,12 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = options.add_verb(verbs, "shards", "write samples as WebDataset tar shards, verify and repair them", _WRITE)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add_write(options.add_verb(actions, "write", "write tar shards of consecutive indices, or resume writing", _WRITE))
-    verify = options.add_verb(actions, "verify", "find damaged, missing and foreign shards, and repair them", _VERIFY)
+    kept = "finished shards are kept: run the same command again to resume"
+    summary = "write tar shards of consecutive indices, or resume writing"
+    _add_write(options.add_verb(actions, "write", summary, _WRITE, kept=kept))
+    kept = "shards that were repaired stay so: run the same command again"
+    summary = "find damaged, missing and foreign shards, and repair them"
+    verify = options.add_verb(actions, "verify", summary, _VERIFY, kept=kept)
     verify.add_argument("out", help="folder or URL of the shards")
     verify.add_argument(
         "--repair",
@@ -50,19 +54,23 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     options.add_seed(write)
     write.add_argument("--num-samples", type=options.count, required=True, help="samples in all")
     write.add_argument("--samples-per-shard", type=options.count, default=1000, help="(default: 1000)")
-    write.add_argument("--start", type=int, default=0, help="index of the first sample (default: 0)")
+    write.add_argument("--start", type=options.index, default=0, help="index of the first sample (default: 0)")
     ranges = "write only shards A … B-1 of them; B may lie beyond the last"
     write.add_argument("--shard-range", type=_shard_range, metavar="A:B", help=ranges)
     what = write.add_argument_group("what a record holds besides image, labels and facts")
     what.add_argument("--image-format", choices=("png", "jpg"), default="png", help="(default: png, lossless)")
-    what.add_argument("--quality", type=options.count, help="of JPEG, 1 … 100 (default: 95)")
+    what.add_argument("--quality", type=options.integer(1, 100), help="of JPEG, 1 … 100 (default: 95)")
     what.add_argument("--uncertainty", action="store_true", help="also the per-pixel uncertainty, 16-bit PNG")
     what.add_argument("--latent", action="store_true", help="also z, as .npy")
     what.add_argument("--parts", action="store_true", help="also box, area and COCO run-length code of every class")
     how = write.add_argument_group("how it is written; none of this changes a byte")
-    how.add_argument("--workers", type=options.count, help="threads that encode (default: one a core, up to 16)")
+    how.add_argument(
+        "--workers", type=options.integer(1, 1024), help="threads that encode (default: one a core, up to 16)"
+    )
     how.add_argument("--engine", choices=("local", "ray"), default="local", help="(default: local, in this process)")
-    how.add_argument("--cpus-per-generator", type=options.count, help="engine ray: cores of each (default: 1)")
+    how.add_argument(
+        "--cpus-per-generator", type=options.integer(1, 10_000), help="engine ray: cores of each (default: 1)"
+    )
     write.set_defaults(run=run_write)
 
 
@@ -71,7 +79,7 @@ def _shard_range(text: str) -> tuple[int, int]:
     first, separator, end = text.partition(":")
     if not separator or not first.isdecimal() or not end.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B, two shard numbers")
-    return int(first), int(end)
+    return options.index(first), options.index(end)
 
 
 def run_write(args: argparse.Namespace) -> None:
