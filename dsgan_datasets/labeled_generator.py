@@ -26,7 +26,7 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import style_vectors
 from dsgan_datasets.labelers.base import Labeler
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
-from dsgan_datasets.latents import Latents, Purpose, as_indices, check_seed, draw_latents
+from dsgan_datasets.latents import Latents, Purpose, as_indices, check_index, check_seed, draw_latents
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import Sample, SampleBatch
@@ -228,7 +228,8 @@ class LabeledGenerator:
             >>> next(labeled.stream(itertools.count())).index
             tensor(0)
         """
-        draws = ((i, 0) for i in indices) if attempts is None else zip(indices, attempts, strict=True)
+        checked = map(check_index, indices)
+        draws = ((i, 0) for i in checked) if attempts is None else zip(checked, attempts, strict=True)
         return self._stream(draws, seed, filtered=attempts is None, extras=extras)
 
     @torch.no_grad()

@@ -58,8 +58,8 @@ def _number(lowest: float, highest: float) -> Check:
     return check
 
 
-def _integer(lowest: int) -> Check:
-    return lambda value: integer("value", value, lowest)
+def _integer(lowest: int, highest: int = 2**31 - 1) -> Check:
+    return lambda value: integer("value", value, lowest, highest)
 
 
 def _choice(kind: Any) -> Check:
@@ -207,7 +207,7 @@ class Rendering(_Section):
     size: tuple[int, int] | None = _checked(None, f"None or (rows, columns) of at most {MAX_SIDE}", _optional(_size))
     crop: tuple[int, int] | None = _checked(None, "None or (top, bottom) with 0 <= top < bottom", _optional(_rows))
     dtype: Precision = _checked("float32", "float32, float16 or bfloat16", _choice(Precision))
-    compute_batch: int = _checked(8, "an integer from 1", _integer(1))
+    compute_batch: int = _checked(8, "an integer in 1 … 65536", _integer(1, 65536))
     compile: bool = _checked(False, "True or False", _boolean)
 
     @property

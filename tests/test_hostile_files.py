@@ -415,6 +415,7 @@ ANNOTATION_BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANNOTATION_BOMBS)
 def test_annotations_take_bounded_time_and_memory(child: Watched, exported: Path, tmp_path: Path, name: str) -> None:
     file, content = ANNOTATION_BOMBS[name]
@@ -432,7 +433,7 @@ def fuzz(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("fuzz")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_fuzzer_counts(fuzz: Any, tmp_path: Path) -> None:
     """Every subject a few times; `benchmarks/fuzz.py` does the same with tens of thousands."""
     out, keep = tmp_path / "fuzz.json", tmp_path / "keep"

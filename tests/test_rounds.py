@@ -216,6 +216,8 @@ def test_fit_and_check_take_several_rounds(
     printed = capsys.readouterr().out
     assert "annotated images: 6, 16×16" in printed and str(rounds[1] / "check.png") in printed
     assert not (rounds[0] / "check.png").exists()
+    assert main(["fit", str(GENERATOR), first, second, "--overwrite", *fast, *CPU]) == 1
+    assert "round-2 holds annotations: OUT, the checkpoint to write, comes last" in capsys.readouterr().err
 
 
 def test_the_command_exports_a_round_after_another(

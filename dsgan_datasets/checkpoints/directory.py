@@ -207,9 +207,10 @@ def _write_files(
             (directory / name).unlink(missing_ok=True)
         else:
             _write(directory / name, content)
-    _write(directory / "README.md", card.encode())
+    # Half a character, as names in another encoding hold, is written as its escape: in JSON that is the character.
+    _write(directory / "README.md", card.encode(errors="backslashreplace"))
     text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
-    _write(directory / "config.json", text.encode())
+    _write(directory / "config.json", text.encode(errors="backslashreplace"))
 
 
 def _write(path: Path, contents: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from dsgan_datasets.images import png, read_pixels
 from dsgan_datasets.targets.base import Color, Target, register
+
+#: Control characters, and halves of characters, which no file in UTF-8 can hold.
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: What ignored pixels and ids without a class look like in colored masks.
 IGNORED_COLOR: Color = (255, 255, 255)
@@ -67,6 +71,11 @@ class LabelSchema:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if not all(isinstance(name, str) and name for name in self.classes):
             raise ValueError(f"class names must be words, got {self.classes}")
+        if broken := [name for name in self.classes if _UNWRITABLE.search(name)]:
+            raise ValueError(
+                f"class names must be text that can be written and shown, got {', '.join(map(ascii, broken))}: rename "
+                "them, and save the file as UTF-8"
+            )
         if n == 0 or repeated:
             raise ValueError(f"a schema needs at least one class and no name twice; repeated: {repeated}")
         if 0 <= self.ignore_index < n or not 0 <= self.ignore_index <= 255:
