@@ -57,8 +57,8 @@ class ScalarMap:
         levels = (value.double() * _LEVELS).round().nan_to_num(_LEVELS + 1)
         return png(levels.cpu().numpy().astype(np.uint16))
 
-    def decode(self, content: bytes) -> Tensor:
-        levels = torch.from_numpy(read_pixels(content, "I;16").astype(np.float64))
+    def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
+        levels = torch.from_numpy(read_pixels(content, "I;16", size=size, verified=True).astype(np.float64))
         return (levels / _LEVELS).masked_fill(levels > _LEVELS, torch.nan).float()
 
     def tally(self, values: Tensor) -> Tensor:

@@ -61,8 +61,11 @@ class Target(Protocol):
     def encode(self, value: Tensor) -> bytes:
         """Content of the label's file; `decode` gives the same tensor back, as exactly as the kind documents."""
 
-    def decode(self, content: bytes) -> Tensor:
-        """Inverse of `encode`, on the CPU; raises a ValueError for damaged content."""
+    def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
+        """Inverse of `encode` for an (H, W) image, on the CPU.
+
+        The content is known to be what was written; but whoever wrote it may have meant harm: a ValueError for anything
+        but a label of that size, before memory is taken for it."""
 
     def tally(self, values: Tensor) -> Tensor:
         """Counts of N labels, int64 [N, T], on their device: manifests sum them, statistics show them, rules compare

@@ -187,13 +187,13 @@ class LabelSchema:
         """An 8-bit grayscale PNG whose pixels are the ids."""
         return png(value)
 
-    def decode(self, content: bytes) -> Tensor:
+    def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
         """Inverse of `encode`, int64 [H, W]; ids are not compared with the classes, see `check`.
 
         Raises:
             ValueError: not an 8-bit grayscale picture, or a damaged one.
         """
-        return torch.from_numpy(read_pixels(content, "L").astype(np.int64))
+        return torch.from_numpy(read_pixels(content, "L", size=size, verified=True).astype(np.int64))
 
     def tally(self, values: Tensor) -> Tensor:
         """Pixels of each class in masks [N, H, W], int64 [N, K]; ignored pixels are not counted."""
