@@ -38,13 +38,23 @@ def choose_classes(
         >>> chosen.schema.classes, sorted(set(chosen.batch([0]).mask.flatten().tolist()))
         (('hair', 'face'), [0, 1, 255])
     """
-    old = source.schema
-    merged = old if merge is None else old.merge(merge)
-    ids = range(old.num_classes) if merge is None else old.class_map_to(merge)
-    schema = merged if classes is None else merged.choose(classes)
+    schema = chosen(source.schema, classes, merge)
+    if schema == source.schema:
+        return source
+    merged, ids = source.schema, range(source.schema.num_classes)
+    if merge is not None:
+        merged, ids = merged.merge(merge), merged.class_map_to(merge)
     names = [merged.classes[i] for i in ids]
-    table = tuple(schema.classes.index(name) if name in schema.classes else schema.ignore_index for name in names)
-    return source if schema == old else RelabeledSource(source, schema, table)
+    table = [schema.classes.index(name) if name in schema.classes else schema.ignore_index for name in names]
+    return RelabeledSource(source, schema, table)
+
+
+def chosen(
+    schema: LabelSchema, classes: Sequence[str] | None = None, merge: Mapping[str, Iterable[str]] | None = None
+) -> LabelSchema:
+    """The schema of what `choose_classes` gives."""
+    merged = schema if merge is None else schema.merge(merge)
+    return merged if classes is None else merged.choose(classes)
 
 
 class RelabeledSource:
