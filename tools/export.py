@@ -94,7 +94,7 @@ def _input(args: argparse.Namespace) -> ExportInput:
     where: str = args.checkpoint
     path = Path(where)
     if ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
-        generated = ("device", "psi", "recipe", "no_filter", "seed")
+        generated = ("device", "truncation_psi", "recipe", "no_filter", "seed")
         if meant := [name for name in generated if getattr(args, name) not in (None, [], False)]:
             names = ", ".join("--" + {"recipe": "set"}.get(name, name).replace("_", "-") for name in meant)
             raise ValueError(f"{where} holds shards, whose samples exist already: leave out {names}")

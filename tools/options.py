@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dsgan_datasets._deprecation import outside_level, warn_renamed
 from dsgan_datasets.checkpoints.directory import read_config
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.files import check_writable
@@ -45,7 +46,8 @@ def add_checkpoint(
 def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
     """The device, and fields of the recipe to change; `psi` is the help of that one. See `recipe_changes`."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument("--truncation-psi", "--psi", dest="psi", type=float, help=psi)
+    parser.add_argument("--truncation-psi", type=float, help=psi)
+    parser.add_argument("--psi", dest="truncation_psi", type=float, action=Renamed, help=argparse.SUPPRESS)
     parser.add_argument(
         "--set",
         dest="recipe",
@@ -58,10 +60,19 @@ def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
     )
 
 
+class Renamed(argparse.Action):
+    """An old spelling of an option, which warns and sets what the new one sets."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        """Called by argparse."""
+        warn_renamed(option_string, "--" + self.dest.replace("_", "-"), stacklevel=outside_level())
+        setattr(namespace, self.dest, values)
+
+
 def recipe_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Fields of the recipe that the options change."""
     changes = dict(args.recipe)
-    return changes if args.psi is None else {**changes, "truncation_psi": args.psi}
+    return changes if args.truncation_psi is None else {**changes, "truncation_psi": args.truncation_psi}
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

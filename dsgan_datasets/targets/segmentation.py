@@ -98,6 +98,11 @@ class LabelSchema:
         """The palette."""
         return self.palette
 
+    @property
+    def ignored_as(self) -> int:
+        """`ignore_index`."""
+        return self.ignore_index
+
     def merge(self, groups: Mapping[str, Iterable[str]]) -> LabelSchema:
         """The schema of a coarser task; each group takes the place and color of its first member.
 
