@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,10 @@ def test_paths_of_other_datasets_are_refused(register: Callable[..., RegisteredD
     address = parse(path)
     fingerprint = address.fingerprint
     for wrong, message in (
-        (address._replace(fingerprint="00000000"), f"registered with seed {SEED} and fingerprint {fingerprint}"),
-        (address._replace(seed=4), f"registered with seed {SEED} and fingerprint {fingerprint}"),
-        (address._replace(name="other"), "'other' is not registered in this process"),
-        (address._replace(index=10), "the index must be in 0 … 9"),
+        (replace(address, fingerprint="00000000"), f"registered with seed {SEED} and fingerprint {fingerprint}"),
+        (replace(address, seed=4), f"registered with seed {SEED} and fingerprint {fingerprint}"),
+        (replace(address, name="other"), "'other' is not registered in this process"),
+        (replace(address, index=10), "the index must be in 0 … 9"),
         (f"{fingerprint}/image/small_{SEED}_-1.ppm", "expected dsgan://FINGERPRINT"),
         (f"{fingerprint}/js/small_{SEED}_9.ppm", "expected dsgan://FINGERPRINT"),
         (f"small/{SEED}/{fingerprint}/9/image", "expected dsgan://FINGERPRINT"),

@@ -266,6 +266,7 @@ class DSGANShardSegDataset(_MapStyle):
             )
         store = open_shards(shards, classes=_classes(metainfo), merge=merge)
         samples = store.source.num_samples
+        assert samples is not None, "shards have an end"
         length = samples if length is None else integer("length", length, 1, samples)
         super().__init__(store, length=length, seed=0, pipeline=pipeline, metainfo=metainfo)
 

@@ -10,7 +10,8 @@ different for each sample of a dataset, as tools save pictures under it. Both ad
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import quote, unquote
 
 from dsgan_datasets.latents import MAX_INDEX
@@ -26,7 +27,8 @@ _PATTERN = re.compile(
 )
 
 
-class SampleAddress(NamedTuple):
+@dataclass(frozen=True)
+class SampleAddress:
     """Where a picture of a sample is found; `str` gives the address, `parse` reads it.
 
     Attributes:

@@ -41,7 +41,8 @@ def choose_classes(
     schema = chosen(source.schema, classes, merge)
     if schema == source.schema:
         return source
-    merged, ids = source.schema, range(source.schema.num_classes)
+    merged = source.schema
+    ids: Sequence[int] = range(merged.num_classes)
     if merge is not None:
         merged, ids = merged.merge(merge), merged.class_map_to(merge)
     names = [merged.classes[i] for i in ids]
