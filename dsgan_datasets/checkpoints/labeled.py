@@ -31,7 +31,18 @@ from dsgan_datasets.targets.base import Target, target_from_dict
 from dsgan_datasets.targets.segmentation import schema_of
 
 #: Sections that `Checkpoint` understands; others are kept as they are.
-_SECTIONS = ("fingerprint", "license", "labeler", "parts", "targets", "recipe", "calibration", "provenance", "fit")
+_SECTIONS = (
+    "fingerprint",
+    "parts_sha256",
+    "license",
+    "labeler",
+    "parts",
+    "targets",
+    "recipe",
+    "calibration",
+    "provenance",
+    "fit",
+)
 
 
 @dataclass(frozen=True)

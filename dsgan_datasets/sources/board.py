@@ -6,7 +6,6 @@ import ctypes
 from multiprocessing import context, sharedctypes
 from typing import Any
 
-
 _NAMES = (
     "epoch",
     "read_epoch",
