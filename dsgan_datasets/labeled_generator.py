@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from dsgan_datasets.labelers.base import Labeler
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Latents, Purpose, as_indices, check_index, check_seed, draw_latents
 from dsgan_datasets.parallel import parallel_map
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.recipe import Recipe, RecipeOverrides
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.scheduling import accepted_samples
 from dsgan_datasets.targets.base import Target
@@ -437,7 +437,7 @@ class LabeledGenerator:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, device: Device = None, **recipe_overrides: Any
+        cls, name_or_path: str | os.PathLike[str], *, device: Device = None, **recipe_overrides: Unpack[RecipeOverrides]
     ) -> LabeledGenerator:
         """Load a checkpoint directory.
 

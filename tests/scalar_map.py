@@ -42,6 +42,10 @@ class ScalarMap:
         row = np.asarray(heat_map(np.linspace(0, 1, self.bins)[None], 1))[0]
         return tuple((int(r), int(g), int(b)) for r, g, b in row)
 
+    @property
+    def ignored_as(self) -> None:
+        return None
+
     def check(self, value: Tensor, size: tuple[int, int]) -> None:
         known = value[~value.isnan()]
         if value.dtype != torch.float32 or value.shape != size or not ((known >= 0) & (known <= 1)).all():

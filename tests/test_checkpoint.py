@@ -100,9 +100,17 @@ def test_parts_that_load_alone_are_those_of_config_json(
         tensors = {name: tensor + 1 for name, tensor in load_file(file).items()}
         save_file(tensors, file)
     else:
-        edit_config(lambda c: c["parts"][stem].pop("sha256"), sign=False)(saved)
+        edit_config(lambda c: (c["parts"][stem].pop("sha256"), c.pop("parts_sha256")), sign=False)(saved)
     load = load_generator if stem == "generator" else load_interpreter
     with pytest.raises(CheckpointError, match=rf"{stem}.safetensors was changed or damaged, or belongs to another"):
+        load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("load", [load_generator, load_interpreter])
+def test_a_changed_config_of_a_part_is_noticed(saved: Path, load: Callable[..., Any], tmp_path: Path) -> None:
+    """A setting that fits the tensors as well would give other images."""
+    edit_config(lambda c: c["parts"]["generator"]["config"].update(mapping_lr_multiplier=0.03), sign=False)(saved)
+    with pytest.raises(CheckpointError, match="config.json was changed or damaged: it says SHA-256 of its parts"):
         load(saved, device="cpu")
 
 

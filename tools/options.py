@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dsgan_datasets._deprecation import outside_level, warn_renamed
 from dsgan_datasets.checkpoints.directory import read_config
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.files import check_writable
@@ -76,16 +77,13 @@ def add_checkpoint(
 def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
     """The device, and fields of the recipe to change, `args.recipe`; `psi` is the help of that one."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--truncation-psi",
-        "--psi",
-        dest="recipe",
-        metavar="PSI",
-        type=lambda text: ("truncation_psi", number(text)),
-        action=_AddField,
-        default={},
-        help=psi,
-    )
+    psi_option: dict[str, Any] = {
+        "dest": "recipe",
+        "type": lambda text: ("truncation_psi", number(text)),
+        "default": {},
+    }
+    parser.add_argument("--truncation-psi", metavar="PSI", action=_AddField, help=psi, **psi_option)
+    parser.add_argument("--psi", action=_AddRenamedField, help=argparse.SUPPRESS, **psi_option)
     parser.add_argument(
         "--set",
         dest="recipe",
@@ -107,6 +105,14 @@ class _AddField(argparse.Action):
         if name in fields:
             parser.error(f"argument {option}: {name} is given twice, as {fields[name]!r} and {value!r}")
         setattr(namespace, self.dest, {**fields, name: value})
+
+
+class _AddRenamedField(_AddField):
+    """An old spelling of an option, which warns and sets what the new one sets."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        warn_renamed(str(option), "--" + values[0].replace("_", "-"), stacklevel=outside_level())
+        super().__call__(parser, namespace, values, option)
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,9 @@ from dsgan_datasets.images import open_picture
 #: Formats that keep class ids.
 _LOSSLESS = ("PNG", "TIFF", "BMP")
 
+from dsgan_datasets.adapters.detectron2.registered import REGISTERED
+from dsgan_datasets.adapters.detectron2.streams import no_end
+
 
 def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
     """A `sem_seg_loading_fn` for SemSegEvaluator, whose own fails with numpy 2: class ids [H, W], writable.
@@ -40,7 +43,7 @@ def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> 
         distributed: gather the results of all ranks.
 
     Raises:
-        ValueError: there is no evaluator for such a dataset.
+        ValueError: there is no evaluator for such a dataset, or it is a stream without end.
 
     Example:
         >>> from dsgan_datasets.adapters.detectron2 import register
@@ -48,6 +51,8 @@ def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> 
         >>> type(build_evaluator("val", "output")).__name__
         'SemSegEvaluator'
     """
+    if name in REGISTERED and REGISTERED[name].length is None:
+        raise ValueError(no_end(name))
     kind = MetadataCatalog.get(name).get("evaluator_type")
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg"):

@@ -30,6 +30,7 @@ class Target(Protocol):
         extension: of the file that holds it in a shard or an export, without a leading dot, such as "seg.png".
         tally_names: what the numbers of `tally` count, such as class names.
         tally_colors: a color for each of them, used in legends and charts.
+        ignored_as: what `ignore` puts in place of a label, as JSON, such as a class id; it is a part of fingerprints.
     """
 
     kind: ClassVar[str]
@@ -48,6 +49,9 @@ class Target(Protocol):
 
     @property
     def tally_colors(self) -> tuple[Color, ...]: ...
+
+    @property
+    def ignored_as(self) -> Any: ...
 
     def check(self, value: Tensor, size: tuple[int, int]) -> None:
         """Raise a ValueError unless this is the label of an image of that (H, W); waits for a GPU."""
