@@ -2,8 +2,8 @@
 
 Each command line takes a verb, some of its options, and values that are drawn from good ones, from numbers, texts and
 JSON of all kinds, and from files and folders that are damaged, missing or of another kind. It runs in a child process,
-in a folder of its own, and is stopped as by Ctrl-C when it is still at work after a while: then it was accepted. Exit
-statuses are 0, 1, 2 and 130; standard error must hold a sentence after an error, and neither "Traceback" nor "internal
+in a folder of its own, and is stopped by SIGTERM when it is still at work after a while: then it was accepted. Exit
+statuses are 0, 1, 2 and 143; standard error must hold a sentence after an error, and neither "Traceback" nor "internal
 error"; memory may not grow by more than 1 GB; and a refused command leaves the folder as it was.
 """
 
@@ -156,7 +156,7 @@ def attempt(line: list[str], folder: Path) -> tuple[str, str]:
     if child == 0:
         torch.set_num_threads(1)
         os.chdir(folder)
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         signal.setitimer(signal.ITIMER_REAL, PATIENCE)
         start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         stream, ended = io.StringIO(), "died"
@@ -173,7 +173,7 @@ def attempt(line: list[str], folder: Path) -> tuple[str, str]:
         return "died", "the process died"
     ended, grown, text = told.read_text().split("\n", 2)
     told.unlink()
-    if ended not in ("0", "1", "2", "130"):
+    if ended not in ("0", "1", "2", "143"):
         return ended, f"ended so: {ended}"
     if "Traceback" in text or "internal error" in text:
         return ended, f"said {text[-500:]}"
