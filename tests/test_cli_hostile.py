@@ -100,6 +100,7 @@ HOSTILE = [
     ("shards write CHECKPOINT OUT --num-samples 4 --shard-range 0:99999999999999999999", "is not an integer in 0"),
     ("shards write CHECKPOINT OUT --num-samples 4 --workers 99999999", "is not an integer in 1 … 1,024"),
     ("info FILE", "FILE"),
+    ("fit GENERATOR s3://key:secret@bucket/a OUT", "s3:/…@bucket/a"),
     ("info s3://key:secret@bucket/a", "s3://…@bucket/a"),
     ("preview CHECKPOINT --num-samples https://host/a?signature=secret", "https://host/a?…"),
     ("nonsense", "invalid choice"),

@@ -9,13 +9,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils.file_io import PathManager
 
+from dsgan_datasets.adapters.detectron2.registered import REGISTERED
+from dsgan_datasets.adapters.detectron2.streams import no_end
 from dsgan_datasets.images import open_picture
 
 #: Formats that keep class ids.
 _LOSSLESS = ("PNG", "TIFF", "BMP")
-
-from dsgan_datasets.adapters.detectron2.registered import REGISTERED
-from dsgan_datasets.adapters.detectron2.streams import no_end
 
 
 def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
