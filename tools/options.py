@@ -82,8 +82,8 @@ def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
         "type": lambda text: ("truncation_psi", number(text)),
         "default": {},
     }
-    parser.add_argument("--truncation-psi", metavar="PSI", action=_AddField, help=psi, **option)
-    parser.add_argument("--psi", action=_AddRenamedField, help=argparse.SUPPRESS, **option)
+    parser.add_argument("--truncation-psi", metavar="PSI", action=_AddField, help=psi, **psi_option)
+    parser.add_argument("--psi", action=_AddRenamedField, help=argparse.SUPPRESS, **psi_option)
     parser.add_argument(
         "--set",
         dest="recipe",
