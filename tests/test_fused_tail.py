@@ -252,6 +252,8 @@ KINDS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 TYPES = {
     **dict.fromkeys(("source_row", "source_column"), "*i32"),
     **dict.fromkeys(("row_weight", "column_weight", "b1", "b2", "b3", "uncertainty"), "*fp32"),
+    **dict.fromkeys(("factor", "noise", "strength", "bias", "taps", "next_factor"), "*fp32"),
+    **dict.fromkeys(("gain", "clamp"), "fp32"),
     **dict.fromkeys(("level_start", "level_area", "level_width"), "*i64"),
     **dict.fromkeys(("height", "width", "tile_columns", "images", "pixels", "area"), "i32"),
     "mask": "*u8",

@@ -246,7 +246,7 @@ def switched(seen: list[tuple[str, tuple[torch.dtype, ...]]]) -> set[str]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_no_switch_decides_an_image(name: str, dtype: torch.dtype) -> None:
+def test_no_switch_decides_an_image(cuda: FakeCuda, name: str, dtype: torch.dtype) -> None:
     generator = load_generator(generator_file(GOLDEN, name), device="cpu")
     with fake_tensors():
         generator = to_fake_gpu(generator)

@@ -85,6 +85,11 @@ def demodulation(style: Tensor, squared_weight: Tensor) -> Tensor:
     return (style.square() @ squared_weight + 1e-8).rsqrt()
 
 
+def scaled_by(x: Tensor, factor: Tensor) -> Tensor:
+    """Maps [N, C, H, W] times a factor [N, C], in the precision of the maps."""
+    return x * factor[:, :, None, None].to(x.dtype)
+
+
 def within(dtype: torch.dtype, factor: Tensor) -> Tensor:
     """A factor [N, O] of maps in a precision: that of a dead channel, 1e4 and more, would be infinite in float16."""
     return factor.clamp(max=_LARGEST) if dtype == torch.float16 else factor
