@@ -165,7 +165,7 @@ class _Input(nn.Module):
         turns = freqs[:, :, :1, None] * axis + freqs[:, :, 1:, None] * axis[:, None] + phases[:, :, None, None]
         waves = torch.sin(2 * math.pi * turns) * amplitude[:, :, None, None]
         mixed = product_of_columns(self.weight / math.sqrt(len(self.weight)), waves.flatten(2))
-        return mixed.unflatten(2, waves.shape[2:])
+        return mixed.view(len(w), -1, *waves.shape[2:])
 
     def _transformation(self, w: Tensor) -> Tensor:
         """Rotation · translation · the stored transformation, [N, 3, 3]."""
