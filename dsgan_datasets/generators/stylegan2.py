@@ -25,6 +25,7 @@ from dsgan_datasets.generators.layers import (
     MappingNetwork,
     blur,
     blur_kernel,
+    conv_kernel,
     demodulation,
     scaled_by,
     to_conv_layout,
@@ -123,7 +124,7 @@ class _StyledConv(Precomputed):
         Returns:
             the map, and the map scaled by `next_before`, or None.
         """
-        kernel = self.weight.to(x.dtype)
+        kernel = conv_kernel(self, self.weight, x)
         if self.up:
             x = conv_transpose2d(x, kernel.transpose(0, 1), stride=2)  # [2H+1]
         else:
