@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgan_datasets._deprecation import warn_renamed
+from dsgan_datasets.acceleration import keep_for_graph
 from dsgan_datasets.checks import integer
 from dsgan_datasets.operations import without_autocast
 from dsgan_datasets.recipe import FeatureLayout, NoiseMode
@@ -236,7 +237,31 @@ class FeatureInfo:
         return self.resolution, self.resolution if self.width is None else self.width
 
 
-class Precomputed(nn.Module):
+class Deriving(nn.Module):
+    """A layer that keeps what it makes of its weights for a GPU: that takes as long as a small layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[object, tuple[object, Tensor]] = {}
+
+    def derived(self, name: object, source: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives for a weight: kept until that is moved or written to, never while it is trained."""
+        if source.requires_grad or torch.compiler.is_compiling():
+            return make(source)
+        version = source.data_ptr(), 0 if source.is_inference() else source._version
+        kept = self._derived.get(name)
+        if kept is None or kept[0] != version:
+            kept = self._derived[name] = version, make(source)
+            if source.is_cuda:  # complete before any other stream reads it
+                torch.cuda.current_stream(source.device).synchronize()
+        keep_for_graph(kept)
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": {}}
+
+
+class Precomputed(Deriving):
     """A layer that keeps what depends on its weights alone."""
 
     def precompute(self) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgan_datasets.generators.base import GeneratorConfig
+from dsgan_datasets.generators.base import Deriving, GeneratorConfig
 from dsgan_datasets.operations import conv2d
 
 SQRT2 = math.sqrt(2.0)
@@ -19,7 +19,7 @@ SLOPE = 0.2
 _LARGEST = 6e4
 
 
-class EqualizedLinear(nn.Module):
+class EqualizedLinear(Deriving):
     """Fully connected layer with equalized learning rate: the stored weight times lr / sqrt(fan_in).
 
     Source: Progressive GAN, section 4.1 (arXiv 1710.10196).
@@ -35,7 +35,8 @@ class EqualizedLinear(nn.Module):
         """[N, n_in] -> [N, n_out]."""
         gain = self.lr_multiplier / math.sqrt(self.weight.shape[1])
         if x.is_cuda:  # float64 is out of reach of the switches that shorten the products of a whole process
-            weight, bias = self.weight.double() * gain, self.bias.double() * self.lr_multiplier
+            weight = self.derived("weight", self.weight, lambda weight: weight.double() * gain)
+            bias = self.derived("bias", self.bias, lambda bias: bias.double() * self.lr_multiplier)
             return F.linear(x.double(), weight, bias).to(x.dtype)
         return F.linear(x, self.weight * gain, self.bias * self.lr_multiplier)
 
@@ -91,9 +92,21 @@ def demodulation(style: Tensor, squared_weight: Tensor) -> Tensor:
     return (style.square() @ squared_weight + 1e-8).rsqrt()
 
 
+def scaled_by(x: Tensor, factor: Tensor) -> Tensor:
+    """Maps [N, C, H, W] times a factor [N, C], in the precision of the maps."""
+    return x * factor[:, :, None, None].to(x.dtype)
+
+
 def within(dtype: torch.dtype, factor: Tensor) -> Tensor:
     """A factor [N, O] of maps in a precision: that of a dead channel, 1e4 and more, would be infinite in float16."""
     return factor.clamp(max=_LARGEST) if dtype == torch.float16 else factor
+
+
+def conv_kernel(layer: Deriving, weight: Tensor, like: Tensor) -> Tensor:
+    """The weight of a layer in the precision (and on a GPU, in half precision, the memory format) of its maps."""
+    if not like.is_cuda:
+        return weight.to(like.dtype)
+    return layer.derived(like.dtype, weight, lambda weight: to_conv_layout(weight.to(like.dtype)))
 
 
 def to_conv_layout(x: Tensor) -> Tensor:
