@@ -22,6 +22,7 @@ from dsgan_datasets.generators.layers import (
     MappingNetwork,
     blur,
     blur_kernel,
+    in_place,
     to_conv_layout,
 )
 from dsgan_datasets.recipe import FeatureLayout
@@ -76,7 +77,8 @@ class _Conv(Precomputed):
             x = F.conv_transpose2d(x, _sum_of_shifts(kernel).transpose(0, 1), stride=2, padding=1)
         else:
             x = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
-        return blur(x, self.blur_kernel) + bias[:, None, None]
+        x = blur(x, self.blur_kernel)
+        return x.add_(bias[:, None, None]) if in_place(x) else x + bias[:, None, None]
 
 
 class _Epilogue(nn.Module):
@@ -91,6 +93,8 @@ class _Epilogue(nn.Module):
         self.register_buffer("noise_const", torch.empty(resolution, resolution))
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        if in_place(x) and len(x) == 1:
+            return self._finish(x, w, noise)
         if noise is not None:
             x = x + (noise * self.noise_strength[:, None, None]).to(x.dtype)
         x = F.leaky_relu(x, SLOPE)
@@ -99,6 +103,16 @@ class _Epilogue(nn.Module):
         style: Tensor = self.affine(w)[:, :, None, None].to(x.dtype)
         scale, shift = style.chunk(2, dim=1)
         return x * (scale + 1) + shift
+
+    def _finish(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """The same for one image on a CPU, in few passes: normalized like a batch, of which it is the only image."""
+        if noise is not None:
+            x = torch.addcmul(x, noise.to(x.dtype), self.noise_strength[:, None, None].to(x.dtype))
+        else:
+            x = x.clone(memory_format=torch.preserve_format)  # the convolution's result may be a feature map
+        scale, shift = self.affine(w)[0].chunk(2)
+        x = F.leaky_relu_(x, SLOPE)
+        return F.batch_norm(x, None, None, weight=scale + 1, bias=shift, training=True, eps=1e-5)
 
 
 class _Block(nn.Module):

@@ -24,6 +24,7 @@ from dsgan_datasets.generators.layers import (
     MappingNetwork,
     blur,
     blur_kernel,
+    in_place,
     to_conv_layout,
 )
 from dsgan_datasets.recipe import FeatureLayout
@@ -95,11 +96,23 @@ class _StyledConv(Precomputed):
             x = blur(F.conv_transpose2d(x, kernel.transpose(0, 1), stride=2), self.blur_kernel)  # [2H+1] -> [2H]
         else:
             x = F.conv2d(x, kernel, padding=1)
+        if in_place(x):
+            return self._finish(x, demodulation * scale, noise)
         x = x * (demodulation * scale)[:, :, None, None].to(x.dtype)
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
         x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), SLOPE) * (SQRT2 * self.gain)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+
+    def _finish(self, x: Tensor, factor: Tensor, noise: Tensor | None) -> Tensor:
+        """The steps after the convolution in few passes: what is positive may be multiplied before the leaky ReLU."""
+        gain = SQRT2 * self.gain
+        bias = (self.bias * gain)[:, None, None].to(x.dtype)
+        x = torch.addcmul(bias, x, (factor * gain)[:, :, None, None].to(x.dtype), out=x)
+        if noise is not None:
+            x += (noise * (self.noise_strength * gain)).to(x.dtype)
+        x = F.leaky_relu_(x, SLOPE)
+        return x if self.clamp is None else x.clamp_(-self.clamp, self.clamp)
 
 
 class _Head(nn.Module):
