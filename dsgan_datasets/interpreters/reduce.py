@@ -68,7 +68,13 @@ class Tally:
     def result(self) -> tuple[Tensor, Tensor]:
         """Class ids int64 and Jensen-Shannon divergence in nats, [rows, W]."""
         divergence = entropy(self.probability / self.members, 0) - self.entropy * (_LN2 / self.members)
-        return _lowest_argmax(self.votes, 0), divergence.clamp_min_(0)
+        if self.vote == "mean":
+            return _lowest_argmax(self.votes, 0), divergence.clamp_min_(0)
+        # Votes are whole numbers: with the class as the lower digit, a maximum finds the lowest of the most frequent.
+        classes = len(self.votes)
+        digits = torch.arange(classes - 1, -1, -1, device=self.votes.device)[:, None, None]
+        winner = (classes * self.votes + digits).amax(0).long() % classes
+        return classes - 1 - winner, divergence.clamp_min_(0)
 
 
 def _lowest_of(marked: Tensor) -> Tensor:
