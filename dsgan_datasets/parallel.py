@@ -31,7 +31,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], devi
     A call from inside `function` shares its items with the threads that have nothing else to do: a sample by itself is
     computed by all of them. On a GPU, which orders its own work, everything runs where it is called.
     """
-    team = getattr(_this_thread, "team", None)
+    team: _Team | None = getattr(_this_thread, "team", None)
     if device.type != "cpu" or (team is None and torch.get_num_threads() == 1):
         return [function(item) for item in items]
 

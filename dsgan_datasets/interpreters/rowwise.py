@@ -180,6 +180,7 @@ class Rowwise:
                 bottom = min(top + self.rows, band.bottom)
                 hidden = None if self.coarse is None else self.coarse.frame.rows_of(levels, top, bottom).flatten(0, 1)
                 if fine is not None:
+                    assert group.fine is not None
                     pixels = fine[top - band.top : bottom - band.top].flatten(0, 1)
                     if hidden is None:
                         hidden = torch.addmm(group.bias, pixels, group.fine)

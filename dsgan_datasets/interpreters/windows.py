@@ -142,14 +142,14 @@ class CoarseMaps:
         small = [i for i, (h, w) in enumerate(sizes) if size[0] % (8 * h) == 0 and size[1] % (8 * w) == 0]
         self.merged = small if len(small) > 1 else []
         self.direct = [i for i in range(len(sizes)) if i not in self.merged]
-        axes = [[bilinear_taps(sizes[i][axis], size[axis]) for i in self.direct] for axis in range(2)]
+        rows, columns = ([bilinear_taps(sizes[i][axis], size[axis]) for i in self.direct] for axis in range(2))
         self.grid = None
         if self.merged:
             onto = [[_onto_grid(sizes[i][axis], size[axis]) for i in self.merged] for axis in range(2)]
-            self.grid = Windows("grid", *onto, most, dtype, device)
-            for axis in range(2):
-                axes[axis].append(_from_grid(size[axis]))
-        self.frame = Windows("frame", *axes, most, dtype, device)
+            self.grid = Windows("grid", onto[0], onto[1], most, dtype, device)
+            rows.append(_from_grid(size[0]))
+            columns.append(_from_grid(size[1]))
+        self.frame = Windows("frame", rows, columns, most, dtype, device)
 
     def sources(self, image: Sequence[Tensor], maps: Sequence[Sequence[int]], top: int, bottom: int) -> list[Source]:
         """What rows of the frame from `top` to before `bottom` read of each size.
