@@ -115,7 +115,8 @@ class _Epilogue(nn.Module):
             x = torch.addcmul(x, noise.to(x.dtype), self.noise_strength[:, None, None].to(x.dtype))
         else:
             x = x.clone(memory_format=torch.preserve_format)  # the convolution's result may be a feature map
-        scale, shift = self.affine(w)[0].chunk(2)
+        # Statistics are float32 at least, as they are with gradients.
+        scale, shift = self.affine(w)[0].to(torch.promote_types(x.dtype, torch.float32)).chunk(2)
         x = F.leaky_relu_(x, SLOPE)
         return F.batch_norm(x, None, None, weight=scale + 1, bias=shift, training=True, eps=1e-5)
 
