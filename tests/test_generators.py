@@ -27,6 +27,7 @@ from dsgan_datasets.generators.base import FeatureLayout
 from dsgan_datasets.generators.dialects import DIALECTS, READABLE, import_generator
 from dsgan_datasets.generators.loading import build_generator, generator_tensors
 from dsgan_datasets.interpreters import load_interpreter
+from dsgan_datasets.recipe import NoiseMode
 from dsgan_datasets.tools.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -435,6 +436,23 @@ def test_other_precisions_stay_close(name: str, dtype: torch.dtype) -> None:
     tolerance = 1e-4 if dtype == torch.float64 else 0.1
     for a, b in zip([exact[0], *exact[1]], [other[0], *other[1]], strict=True):
         assert b.isfinite().all() and (a - b).norm() < tolerance * a.norm()
+
+
+@pytest.mark.parametrize("name", ["dgan_sg1_128", "sg2ada_uncond64_skip", "sg2ada_uncond32_resnet"])
+@pytest.mark.parametrize("noise_mode", ["const", "none"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_fewer_passes_without_gradients_give_the_same(
+    name: str, noise_mode: NoiseMode, dtype: torch.dtype, tolerance: float
+) -> None:
+    """On a CPU layers write over their own results, unless gradients need them; feature maps are never written over."""
+    generator = load_generator(generator_file(PROBES, name), device="cpu")
+    ws = generator.mapping(torch.randn(1, generator.z_dim, generator=torch.Generator().manual_seed(0)))
+    with torch.enable_grad():
+        expected_image, expected = generator.synthesis(ws, noise_mode=noise_mode, dtype=dtype)
+    with torch.no_grad():
+        image, features = generator.synthesis(ws, noise_mode=noise_mode, dtype=dtype)
+    for got, wanted in zip([image, *features], [expected_image, *expected], strict=True):
+        assert (got - wanted).norm() <= tolerance * wanted.norm()
 
 
 def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:

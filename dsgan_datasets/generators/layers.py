@@ -110,9 +110,14 @@ def conv_kernel(layer: Deriving, weight: Tensor, like: Tensor) -> Tensor:
 
 
 def to_conv_layout(x: Tensor) -> Tensor:
-    """Half-precision CUDA tensors as channels_last, which tensor cores are fastest with; others unchanged."""
-    is_for_tensor_cores = x.is_cuda and x.dtype != torch.float32
-    return x.contiguous(memory_format=torch.channels_last) if is_for_tensor_cores else x
+    """As channels_last what is fastest with it: tensors on a CPU, and those of half precision on a GPU."""
+    is_faster = x.dtype != torch.float32 if x.is_cuda else x.device.type == "cpu"
+    return x.contiguous(memory_format=torch.channels_last) if is_faster else x
+
+
+def in_place(x: Tensor) -> bool:
+    """Whether a layer may write over its own result: on a CPU, where fresh memory is slow, and without gradients."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def unit_rms(x: Tensor) -> Tensor:

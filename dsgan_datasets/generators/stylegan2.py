@@ -27,6 +27,7 @@ from dsgan_datasets.generators.layers import (
     blur_kernel,
     conv_kernel,
     demodulation,
+    in_place,
     scaled_by,
     to_conv_layout,
     within,
@@ -136,12 +137,25 @@ class _StyledConv(Precomputed):
             return epilogue(x, after, noise, self.noise_strength, self.bias, taps, next_before, gain, self.clamp)
         if self.up:
             x = blur(x, self.blur_kernel)  # [2H]
+        if in_place(x):
+            x = self._finish(x, within(x.dtype, after), noise)
+            return x, None if next_before is None else scaled_by(x, next_before)
         x = scaled_by(x, within(x.dtype, after))
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
         x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), SLOPE) * (SQRT2 * self.gain)
         x = x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
         return x, None if next_before is None else scaled_by(x, next_before)
+
+    def _finish(self, x: Tensor, factor: Tensor, noise: Tensor | None) -> Tensor:
+        """The steps after the convolution in few passes: what is positive may be multiplied before the leaky ReLU."""
+        gain = SQRT2 * self.gain
+        bias = (self.bias * gain)[:, None, None].to(x.dtype)
+        x = torch.addcmul(bias, x, (factor * gain)[:, :, None, None].to(x.dtype), out=x)
+        if noise is not None:
+            x += (noise * (self.noise_strength * gain)).to(x.dtype)
+        x = F.leaky_relu_(x, SLOPE)
+        return x if self.clamp is None else x.clamp_(-self.clamp, self.clamp)
 
 
 class _Head(nn.Module):
