@@ -15,8 +15,8 @@ from dsgan_datasets.latents import Purpose, sample_latents
 #: Draws of z whose mean w is taken for the average of the training, for each class.
 AVERAGED_DRAWS = 10_000
 _CHUNK = 1000
-#: Multiplications that computing an average may take: some ten seconds. A network of 8 layers of 512 takes 2e10.
-_MOST_WORK = 4e11
+#: Multiplications that computing an average may take: some twenty seconds. A network of 8 layers of 512 takes 2e10.
+_MOST_WORK, _MOST_CLASSES = 2.5e11, 1000
 
 
 @torch.no_grad()
@@ -31,7 +31,8 @@ def mean_of_mapped(mapping: nn.Module, z_dim: int, c_dim: int) -> Tensor | None:
     Returns:
         float32 [w_dim], or [c_dim, w_dim] with one for each class; None if it would take too long.
     """
-    if max(c_dim, 1) * AVERAGED_DRAWS * sum(p.numel() for p in mapping.parameters()) > _MOST_WORK:
+    work = max(c_dim, 1) * AVERAGED_DRAWS * sum(p.numel() for p in mapping.parameters())
+    if work > _MOST_WORK or c_dim > _MOST_CLASSES:
         return None
     exact = copy.deepcopy(mapping).double()
     sums: list[Tensor | float] = [0.0] * max(c_dim, 1)

@@ -18,7 +18,7 @@ from dsgan_datasets.generators.dialects.base import (
     check_nothing_left,
     take,
 )
-from dsgan_datasets.generators.dialects.noise import drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
 from dsgan_datasets.generators.dialects.states import CONTAINERS, count, finder, tensors_of
 from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape
 from dsgan_datasets.generators.semanticgan import SemanticGANConfig
@@ -60,6 +60,7 @@ def read_stylegan2(
         one_by_one |= {f"b{8 << i}.{head}": f"{source}s.{i}" for i in range(convs // 2)}
     const = take(theirs, "input.input")[0]
     ours: Tensors = {"synthesis.b4.const": const}
+    check_doubling([(const.shape[1] << i, const.shape[2] << i) for i in range(min(convs // 2, 40) + 1)])
     notes = [] if any(name.startswith("noises.") for name in theirs) else [drawn(seed)]
     for i, (name, source) in enumerate(layers.items()):
         kernel = take(theirs, f"{source}.conv.weight")[0]

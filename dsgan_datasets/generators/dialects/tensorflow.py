@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints.pickles import VENDORED, Foreign, not_allowed
 from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, Tensors, take
-from dsgan_datasets.generators.dialects.noise import drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
 from dsgan_datasets.generators.dialects.states import count
 from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.stylegan1 import StyleGAN1Config
@@ -78,6 +78,7 @@ def _read(found: Found, _: Path) -> ImportedGenerator:
     sides = _sides(variables)
     if not sides:
         raise ValueError("it has no layers such as 4x4/Conv: is it damaged, or the network of something else?")
+    check_doubling([(int(height), int(width)) for height, width in (side.split("x") for side in sides)])
     for name, expected in _REQUIRED.items():
         if name in settings and settings[name] != expected:
             raise ValueError(f"{name} is {settings[name]!r:.40}, only {expected!r} is supported")
@@ -119,7 +120,7 @@ def _collect(network: Foreign, into: Tensors) -> None:
 
 def _sides(variables: Tensors) -> list[str]:
     """Names of the resolutions, coarse to fine: "4x4", "8x8", …"""
-    pattern = re.compile(r"(\d+)x(\d+)/(Conv|Conv1|Const)/.*")
+    pattern = re.compile(r"(\d{1,5})x(\d{1,5})/(Conv|Conv1|Const)/.*")
     sides = {(int(m[1]), int(m[2])) for name in variables if (m := pattern.fullmatch(name))}
     return [f"{height}x{width}" for height, width in sorted(sides)]
 
