@@ -240,6 +240,35 @@ def test_the_table_is_complete() -> None:
     assert readers <= {dialect.name for dialect in DIALECTS} and len(readers) >= 9
 
 
+def test_the_docs_name_every_dialect() -> None:
+    table = (Path(__file__).parent.parent / "docs" / "generators.md").read_text()
+    assert not [dialect.name for dialect in DIALECTS if dialect.name not in table]
+
+
+@pytest.mark.parametrize("name", ["sg2ada_cond32_skip", "sg2ada_uncond32_resnet", "sg3_t_32", "sg3_r_32"])
+def test_state_dicts_of_nvidias_networks(tmp_path: Path, name: str) -> None:
+    """As `torch.save(G_ema.state_dict())` writes them."""
+    tensors = read_snapshot(PROBES / f"{name}.pkl")["G_ema"].tensors()
+    for content in (tensors, {"G_ema": tensors}, prefixed(tensors, "module.")):
+        torch.save(content, tmp_path / "x.pt")
+        found, expected = image(load(tmp_path / "x.pt")), load(PROBES / f"{name}.pkl")
+        assert found.shape == image(expected).shape
+        if name.startswith("sg3"):
+            assert torch.equal(found, image(expected)) and load(tmp_path / "x.pt").config == expected.config
+
+
+def test_class_embeddings_of_hammer(tmp_path: Path) -> None:
+    """No reference file has one: for shape."""
+    content = torch.load(PROBES / "genforce_sg2_32.pth", weights_only=True)
+    state = content["generator_smooth"]
+    first = state["mapping.dense0.weight"]
+    state["mapping.embedding.weight"], state["mapping.embedding.bias"] = torch.randn(7, 4), torch.zeros(7)
+    state["mapping.dense0.weight"] = torch.cat([first, torch.randn(len(first), 7)], 1)
+    torch.save(content, tmp_path / "x.pth")
+    generator = load(tmp_path / "x.pth")
+    assert (generator.c_dim, generator.config["embed_dim"]) == (4, 7) and image(generator).shape == (2, 3, 32, 32)
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_converting_changes_no_bit(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     source = generator_file(PROBES, name)

@@ -19,8 +19,8 @@ from dsgan_datasets.generators.dialects.base import (
     take,
 )
 from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.dialects.states import count, finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.dialects.tensorflow import stylegan1_config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
 

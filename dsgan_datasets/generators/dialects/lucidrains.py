@@ -19,8 +19,8 @@ from dsgan_datasets.generators.dialects.base import (
     take,
 )
 from dsgan_datasets.generators.dialects.noise import check_doubling, fixed_uniform, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape
 from dsgan_datasets.generators.dialects.states import count, finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape
 from dsgan_datasets.generators.lucidrains import LucidrainsConfig
 
 _MARKS = ("SE.net.0.weight", "GE.initial_conv.weight")

@@ -19,8 +19,8 @@ from dsgan_datasets.generators.dialects.base import (
     take,
 )
 from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape, synthesis_shape
 from dsgan_datasets.generators.dialects.states import CONTAINERS, count, finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape
 from dsgan_datasets.generators.semanticgan import SemanticGANConfig
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from dsgan_datasets.checkpoints.pickles import VENDORED, Foreign, not_allowed
 from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, Tensors, take
 from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.dialects.states import count
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.stylegan1 import StyleGAN1Config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
 
