@@ -529,6 +529,34 @@ def test_averages_are_computed_class_by_class(tmp_path: Path) -> None:
     assert torch.allclose(generator.mean_w[1].double(), mean, atol=1e-5)
 
 
+@pytest.mark.parametrize("given", [lambda w: w.numpy(), lambda w: w[None], lambda w: w.repeat(1, 18, 1)])
+def test_averages_in_other_forms(tmp_path: Path, given: Callable[[torch.Tensor], Any]) -> None:
+    path = family(lambda c: {**c, "latent_avg": given(c["latent_avg"].flatten())}, tmp_path / "x.pt")
+    generator = load(path)
+    assert torch.equal(generator.mean_w, load(ROSINALITY).mean_w) and "computed" not in notes(generator)
+
+
+def test_truncation_towards_the_nearest_centroid(tmp_path: Path) -> None:
+    source = PROBES / "xl_c4_t32.pkl"
+    centers = 3 * np.random.RandomState(0).randn(5, 32)
+    np.save(tmp_path / "centers.npy", centers)
+    generator = load(source, centroids=centers)
+    z, c = torch.randn(6, generator.z_dim), torch.eye(4)[[0, 1, 2, 3, 0, 1]]
+    w = generator.mapping(z, c)[:, 0]
+    nearest = torch.from_numpy(centers).float()[(w[:, None] - torch.from_numpy(centers).float()).norm(dim=2).argmin(1)]
+    assert torch.allclose(generator.mapping(z, c, truncation_psi=0.5)[:, 0], (w + nearest) / 2, atol=1e-5)
+    assert len(nearest.unique(dim=0)) > 1
+    assert main(["convert", str(source), str(tmp_path / "out"), "--centroids", str(tmp_path / "centers.npy")]) == 0
+    again = load(tmp_path / "out")
+    assert again.config == generator.config and torch.equal(
+        image(again, truncation_psi=0.5), image(generator, truncation_psi=0.5)
+    )
+    with pytest.raises(ValueError, match="give one of them"):
+        load(source, centroids=centers, avg_latent=centers[0])
+    with pytest.raises(CheckpointError, match="average w has"):
+        load(source, centroids=centers[:, :7])
+
+
 # --- one without styles, one with its own range ---
 
 

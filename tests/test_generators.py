@@ -228,7 +228,7 @@ def sg1_file(folder: Path, average: np.ndarray | None) -> Path:
 AVERAGE = np.load(PROBES / "dgan_sg1_128_avg_latent.npy")
 
 
-@pytest.mark.parametrize("average", [AVERAGE, AVERAGE[0], AVERAGE[:1]], ids=["[18,512]", "[512]", "[1,512]"])
+@pytest.mark.parametrize("average", [AVERAGE, AVERAGE[0], AVERAGE[:1], AVERAGE[None]], ids=str)
 def test_the_average_beside_the_file_or_given(tmp_path: Path, average: np.ndarray) -> None:
     expected = load_generator(generator_file(PROBES, "dgan_sg1_128"), device="cpu")
     (tmp_path / "without").mkdir()
@@ -263,6 +263,7 @@ def test_an_average_that_no_file_has_is_computed(tmp_path: Path, capsys: pytest.
     [
         (np.arange(36.0).reshape(2, 18), "same for all layers"),
         (np.zeros((512, 0)), "finite numbers"),
+        (np.zeros((2, 18, 512)), "finite numbers"),
         (np.full(512, np.nan), "finite numbers"),
         (np.zeros(100, np.float32), r"average w has \[100\] numbers, w has 512"),
         (np.array(["a"]), "not a .npy file of numbers|can't convert"),

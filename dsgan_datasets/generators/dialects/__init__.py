@@ -18,7 +18,7 @@ from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.pickles import Foreign, Holder, check_content
 from dsgan_datasets.checkpoints.snapshot import read_snapshot
 from dsgan_datasets.generators.base import IMAGE_CHANNELS, Provenance
-from dsgan_datasets.generators.dialects.average import average_w, read_average
+from dsgan_datasets.generators.dialects.average import average_w, read_average, read_centers
 from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, refuse_foreign
 from dsgan_datasets.generators.dialects.datasetgan import DATASETGAN
 from dsgan_datasets.generators.dialects.fastgan import FASTGAN
@@ -36,7 +36,7 @@ from dsgan_datasets.generators.dialects.others import what_else
 from dsgan_datasets.generators.dialects.rosinality import ROSINALITY, SEMANTICGAN
 from dsgan_datasets.generators.dialects.tensorflow import TENSORFLOW
 
-__all__ = ["DIALECTS", "Dialect", "ImportedGenerator", "average_w", "import_generator", "read_average"]
+__all__ = ["DIALECTS", "Dialect", "ImportedGenerator", "average_w", "import_generator", "read_average", "read_centers"]
 
 #: All that can be read, in the order in which they are tried: a special one before the general one.
 DIALECTS: tuple[Dialect, ...] = (

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from dsgan_datasets.generators.dialects.average import average_w
 from dsgan_datasets.generators.dialects.base import (
     Dialect,
     Found,
@@ -82,9 +84,8 @@ def read_stylegan2(
     for i in range(count(theirs, r"style\.\d+\.weight")):
         for part in ("weight", "bias"):
             ours[f"mapping.fc{i}.{part}"] = take(theirs, f"style.{i + 1}.{part}")
-    if isinstance(average, Tensor):
-        # Encoders (pSp, e4e) store one row for each layer, all of them the same.
-        ours["mapping.w_avg"] = average.reshape(-1, average.shape[-1])[0]
+    if isinstance(average, Tensor | np.ndarray):
+        ours["mapping.w_avg"] = average_w(average)  # encoders (pSp, e4e) store one row for each layer
     for name in [name for name in theirs if name.endswith(".kernel")]:
         check_filter(name, theirs.pop(name), [1, 3, 3, 1], gain=4)
     check_nothing_left(theirs)
