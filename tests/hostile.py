@@ -493,7 +493,9 @@ PLACEHOLDERS: dict[str, Callable[[], bytes]] = {
     ),
     "a million keys of other types": lambda: b"}(" + (b")N") * 190_000 + b"u",
     "keys of shared tuples": lambda: _keyed(_tuples(60)),
-    "long names again and again": lambda: many(name("m" * 10**6, "x") * 10),
+    "long names again and again": lambda: (
+        b"(" + text("m" * 10**6) + put(0) + text("x") + put(1) + b"01" + many((get(0) + get(1) + b"\x93") * 100_000)
+    ),
     "items put into one": lambda: STRANGE + b")\x81(" + b"N" * 350_000 + b"e",
     "a network of them that holds itself": lambda: _own_child(FASTGAN, "_modules"),
     "a TensorFlow network that holds itself": lambda: many(_own_child(TENSORFLOW, "components")),

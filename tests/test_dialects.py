@@ -222,6 +222,14 @@ def test_copies_of_the_code_in_other_packages(
     assert torch.equal(image(load(save(tmp_path / "x.pkl", {"G_ema": network}))), EXPECTED())
 
 
+def test_a_snapshot_without_average(tmp_path: Path, network: Persistent) -> None:
+    """w_avg_beta=None: training kept none."""
+    del network.meta["state"]["_modules"]["mapping"].meta["state"]["_buffers"]["w_avg"]
+    generator = load(save(tmp_path / "x.pkl", {"G_ema": network}))
+    assert generator.mean_w is not None and "average w computed" in notes(generator)
+    assert torch.equal(image(generator), EXPECTED())
+
+
 def test_noise_may_be_off(tmp_path: Path, network: Persistent) -> None:
     block = network.meta["state"]["_modules"]["synthesis"].meta["state"]["_modules"]["b8"].meta["state"]["_modules"]
     layer = block["conv0"].meta["state"]
@@ -397,6 +405,23 @@ def test_rectangular_tensorflow_files(tmp_path: Path, tensorflow: type, height: 
 
     generator = load(tensorflow_file(tmp_path / "x.pkl", tensorflow, change, "tf4_sg2_skip32"))
     assert generator.img_size == (8 * height, 8 * width) == tuple(image(generator).shape[2:])
+
+
+def test_one_torgb_only(tmp_path: Path, tensorflow: type) -> None:
+    """architecture="orig": the image is what the last ToRGB makes. No reference file has it: by hand."""
+
+    def change(state: dict[str, Any]) -> None:
+        kept = [(n, v) for n, v in state["variables"] if "ToRGB" not in n or n.startswith("32x32/")]
+        state["variables"] = kept
+
+    path = tensorflow_file(tmp_path / "x.pkl", tensorflow, change, "tf4_sg2_skip32")
+    generator = load(path)
+    whole = load(PROBES / "tf4_sg2_skip32.pkl")
+    ws = whole.mapping(torch.randn(1, 32))
+    maps = whole.synthesis(ws)[1]
+    expected = whole.synthesis_network.get_submodule("b32").torgb(maps[-1], ws[:, len(maps)])
+    assert generator.config["block"] == "orig"
+    assert torch.allclose(generator.synthesis(ws)[0], expected, atol=1e-5)
 
 
 def test_noise_that_a_tensorflow_file_lacks_is_drawn(tmp_path: Path, tensorflow: type) -> None:

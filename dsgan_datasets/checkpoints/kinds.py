@@ -40,6 +40,6 @@ def kind_of(start: bytes) -> str:
         if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
             return what
     return (
-        "not a generator file, which is a pickle or a file of torch.save: expected a checkpoint directory, or a file of "
-        "the kinds in docs/generators.md"
+        "not a generator file, which is a pickle or a file of torch.save: expected a checkpoint directory, "
+        "or a file of the kinds in docs/generators.md"
     )
