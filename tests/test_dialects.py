@@ -441,6 +441,8 @@ def test_noise_that_a_tensorflow_file_lacks_is_drawn(tmp_path: Path, tensorflow:
     [
         (lambda s: s.update(variables=[("lod", np.float32(0))]), "TensorFlow.*has no layers such as 4x4/Conv"),
         (lambda s: s["static_kwargs"].update(nonlinearity="relu"), "TensorFlow.*nonlinearity is 'relu'"),
+        (lambda s: s["static_kwargs"].update(resample_kernel=[1, 2, 1]), r"resample_kernel is \[1, 2, 1\]"),
+        (lambda s: s["static_kwargs"].update(fused_scale=True), "fused_scale is True, only 'auto'"),
         (renamed("Conv1/mod_weight", "x"), "TensorFlow.*it has no .*Conv1/mod_weight"),
         (lambda s: s.update(variables=[("a", PosixPath("x"))]), "TensorFlow.*not a named array"),
         (lambda s: s.update(variables=3), "TensorFlow.*not a list"),
