@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import GOLDEN
-from golden_data import GENERATORS, generator_file
+from golden_data import ELSEWHERE, GENERATORS, generator_file
 from properties import assert_same_samples, rows_by_index
 from test_fused_tail import REAL, labeling_maps
 from test_pixel_ensemble import random_ensemble, random_maps
@@ -101,14 +101,14 @@ def test_switches_of_the_process_change_no_bit(name: str, request: pytest.Fixtur
     assert torch.equal(image(), expected)
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in ELSEWHERE])
 def test_golden_images(name: str) -> None:
     expected, got = image_on("cpu", name), image_on("cuda", name)
     assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", [name for name in GENERATORS if name not in ELSEWHERE])
 def test_half_precision_stays_close(name: str, dtype: torch.dtype) -> None:
     expected, got = image_on("cpu", name), image_on("cuda", name, dtype)
     deviation = float((got - expected).norm() / expected.norm())

@@ -56,8 +56,9 @@ class MappingNetwork(nn.Module):
             self.add_module(f"fc{i}", EqualizedLinear(n_in, n_out, cfg.mapping_lr_multiplier))
         self.num_layers = cfg.mapping_layers
         self.is_joined = cfg.normalize == "joined"
-        average = (cfg.c_dim, cfg.w_dim) if cfg.w_avg_per_class else (cfg.w_dim,)
-        self.register_buffer("w_avg", torch.empty(average) if cfg.has_w_avg else None)
+        averages = cfg.c_dim if cfg.w_avg_per_class else cfg.centroids
+        average = torch.empty(averages, cfg.w_dim) if averages else torch.empty(cfg.w_dim)
+        self.register_buffer("w_avg", average if cfg.has_w_avg else None)
 
     def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Z [N, z_dim] and one-hot c [N, c_dim] -> w [N, w_dim]."""
