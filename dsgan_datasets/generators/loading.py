@@ -94,8 +94,9 @@ def load_generator(
         config, tensors = imported.config, imported.tensors
     if avg_latent is not None and centroids is not None:
         raise ValueError("centroids take the place of avg_latent: give one of them")
-    if avg_latent is not None or centroids is not None:
-        given = average_w(avg_latent) if centroids is None else centers_of_w(centroids)
+    given = average_w(avg_latent) if avg_latent is not None else None
+    given = centers_of_w(centroids) if centroids is not None else given
+    if given is not None:
         tensors = {**tensors, "mapping.w_avg": given}
         count = 0 if centroids is None else len(given)
         config = dataclasses.replace(config, has_w_avg=True, w_avg_per_class=False, centroids=count)
