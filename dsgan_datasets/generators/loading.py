@@ -96,10 +96,12 @@ def load_generator(
         config, tensors = imported.config, imported.tensors
     if avg_latent is not None and centroids is not None:
         raise ValueError("centroids take the place of avg_latent: give one of them")
-    if avg_latent is not None or centroids is not None:
-        given = average_w(avg_latent) if centroids is None else centers_of_w(centroids)
-        tensors = {**tensors, "mapping.w_avg": given}
+    given = None if avg_latent is None else average_w(avg_latent)
+    if centroids is not None:
+        given = centers_of_w(centroids)
+    if given is not None:
         count = 0 if centroids is None else len(given)
+        tensors = {**tensors, "mapping.w_avg": given}
         config = dataclasses.replace(config, has_w_avg=True, w_avg_per_class=False, centroids=count)
         notes = [note for note in provenance.notes if "average w" not in note]
         note = f"{count} centroids in place of an average w" if count else "average w given separately"
