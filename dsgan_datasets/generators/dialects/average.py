@@ -38,10 +38,10 @@ def mean_of_mapped(mapping: nn.Module, z_dim: int, c_dim: int) -> Tensor | None:
     exact = copy.deepcopy(mapping).double()
     sums: list[Tensor | float] = [0.0] * max(c_dim, 1)
     for start in range(0, AVERAGED_DRAWS, _CHUNK):
-        indices = torch.arange(start, start + _CHUNK)
+        indices = torch.arange(start, start + _CHUNK, device="cpu")
         z = sample_latents(indices, z_dim, seed=0, purpose=Purpose.AVERAGE).double()
         for label in range(len(sums)):
-            c = torch.eye(c_dim, dtype=torch.float64)[label].expand(_CHUNK, -1) if c_dim else None
+            c = torch.eye(c_dim, dtype=torch.float64, device="cpu")[label].expand(_CHUNK, -1) if c_dim else None
             sums[label] = sums[label] + exact(z, c).sum(0)
     means = torch.stack([torch.as_tensor(total) / AVERAGED_DRAWS for total in sums]).float()
     return means if c_dim else means[0]

@@ -104,7 +104,7 @@ def require(name: str, value: object, expected: object) -> None:
 
 def check_filter(name: str, found: Tensor, taps: Sequence[float], gain: float = 1) -> None:
     """ValueError unless the filter is the separable one of these taps; other filters are not supported."""
-    line = torch.tensor(taps, dtype=torch.float32)
+    line = torch.tensor(taps, dtype=torch.float32, device="cpu")
     expected = torch.outer(line, line) / line.sum().square() * gain
     if found.numel() != expected.numel() or not torch.allclose(found.float().view_as(expected), expected, atol=1e-4):
         raise ValueError(f"{name} is not the filter {taps}; other filters are not supported")

@@ -46,7 +46,7 @@ def check_doubling(sizes: Sequence[tuple[int, int]]) -> None:
 
 
 def _words(seed: int, layer: int, count: int) -> np.ndarray:
-    return philox_words(torch.tensor([layer]), count, seed=seed, domain=domain(Quantity.NOISE))
+    return philox_words(torch.tensor([layer], device="cpu"), count, seed=seed, domain=domain(Quantity.NOISE))
 
 
 def drawn(seed: int) -> str:

@@ -107,8 +107,8 @@ def _stylegan2(found: Found, _: Path) -> ImportedGenerator:
             clamps.append(layer.state["conv_clamp"])
             if not layer.state["use_noise"]:
                 height, width = (side * r // shape["img_resolution"] for side in shape["img_size"])
-                tensors[f"synthesis.b{r}.{name}.noise_strength"] = torch.zeros([])
-                tensors[f"synthesis.b{r}.{name}.noise_const"] = torch.zeros(height, width)
+                tensors[f"synthesis.b{r}.{name}.noise_strength"] = torch.zeros([], device="cpu")
+                tensors[f"synthesis.b{r}.{name}.noise_const"] = torch.zeros(height, width, device="cpu")
     clamp = clamps[0]
     config = StyleGAN2Config(
         **{**fields, **shape},
