@@ -94,11 +94,12 @@ def load_generator(
         config, tensors = imported.config, imported.tensors
     if avg_latent is not None and centroids is not None:
         raise ValueError("centroids take the place of avg_latent: give one of them")
-    given = average_w(avg_latent) if avg_latent is not None else None
-    given = centers_of_w(centroids) if centroids is not None else given
+    given = None if avg_latent is None else average_w(avg_latent)
+    if centroids is not None:
+        given = centers_of_w(centroids)
     if given is not None:
-        tensors = {**tensors, "mapping.w_avg": given}
         count = 0 if centroids is None else len(given)
+        tensors = {**tensors, "mapping.w_avg": given}
         config = dataclasses.replace(config, has_w_avg=True, w_avg_per_class=False, centroids=count)
         notes = [note for note in provenance.notes if "average w" not in note]
         note = f"{count} centroids in place of an average w" if count else "average w given separately"

@@ -41,7 +41,7 @@ def mean_of_mapped(mapping: nn.Module, z_dim: int, c_dim: int) -> Tensor | None:
         indices = torch.arange(start, start + _CHUNK, device="cpu")
         z = sample_latents(indices, z_dim, seed=0, purpose=Purpose.AVERAGE).double()
         for label in range(len(sums)):
-            c = torch.eye(c_dim, dtype=torch.float64)[label].expand(_CHUNK, -1) if c_dim else None
+            c = torch.eye(c_dim, dtype=torch.float64, device="cpu")[label].expand(_CHUNK, -1) if c_dim else None
             sums[label] = sums[label] + exact(z, c).sum(0)
     means = torch.stack([torch.as_tensor(total) / AVERAGED_DRAWS for total in sums]).float()
     return means if c_dim else means[0]

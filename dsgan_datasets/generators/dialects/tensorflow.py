@@ -77,7 +77,7 @@ def _read(found: Found, _: Path) -> ImportedGenerator:
     notes = [f"network version {state.get('version')}"]
     if unknown:
         notes.append(f"settings that are not known, taken to be harmless: {', '.join(sorted(unknown)[:8])}")
-    if variables.get("lod", torch.zeros(1)).flatten()[:1].gt(0).any():
+    if variables.get("lod", torch.zeros(1, device="cpu")).flatten()[:1].gt(0).any():
         notes.append("its training had not grown to the last resolution, of which the images are")
     sides = _sides(variables)
     if not sides:
