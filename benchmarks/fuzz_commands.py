@@ -151,7 +151,7 @@ def listing(folder: Path) -> list[tuple[str, int]]:
 def attempt(line: list[str], folder: Path) -> tuple[str, str]:
     """Run one command line in a child; (how it ended, what is wrong with that)."""
     before = listing(folder)
-    told = folder.with_suffix(".told")
+    output = folder.with_suffix(".output")
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
@@ -166,13 +166,13 @@ def attempt(line: list[str], folder: Path) -> tuple[str, str]:
         except BaseException as error:
             ended = f"raised {type(error).__name__}: {error}"
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024
-        told.write_text(f"{ended}\n{grown}\n{stream.getvalue()}", errors="backslashreplace")
+        output.write_text(f"{ended}\n{grown}\n{stream.getvalue()}", errors="backslashreplace")
         os._exit(0)
     os.waitpid(child, 0)
-    if not told.exists():
+    if not output.exists():
         return "died", "the process died"
-    ended, grown, text = told.read_text().split("\n", 2)
-    told.unlink()
+    ended, grown, text = output.read_text().split("\n", 2)
+    output.unlink()
     if ended not in ("0", "1", "2", "143"):
         return ended, f"ended so: {ended}"
     if "Traceback" in text or "internal error" in text:

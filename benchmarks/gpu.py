@@ -521,7 +521,7 @@ class Report:
         self.save()
 
     def add(self, name: str, minutes: float, part: Callable[[], Result], key: str = "cases") -> None:
-        """Run a part, if so many minutes are left, and keep what it found, or its error."""
+        """Run a part, if that many minutes are left, and keep what it found, or its error."""
         if self._end - time.monotonic() < 60 * minutes:
             self.content["left_out"].append(name)
             return

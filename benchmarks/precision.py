@@ -51,7 +51,7 @@ def labels(labeled: LabeledGenerator, ws: Tensor, dtype: str) -> tuple[Tensor, T
 
 @torch.no_grad()
 def run(checkpoint: str, most: int, minutes: float, device: torch.device, dtypes: Sequence[str] = DTYPES) -> Result:
-    """Differences over so many unfiltered draws, or as many as are made in so many minutes."""
+    """Differences over a number of unfiltered draws, or as many as are made in a time."""
     end = time.monotonic() + 60 * minutes
     labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
     recipe, batch = labeled.recipe, labeled.recipe.compute_batch
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare half precision with float32.", epilog=EXAMPLE)
     parser.add_argument("--checkpoint", default="demo-faces")
     parser.add_argument("--samples", type=int, default=2000, help="draws (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=60, help="stop drawing after so many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60, help="stop drawing after this time (default: %(default)s)")
     parser.add_argument("--dtypes", nargs="+", choices=(*DTYPES, ON_CPU), help="default: all that the device has")
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--out", type=Path, help="JSON file to write (default: none)")

@@ -21,7 +21,7 @@ Picture = Tensor | np.ndarray | Image.Image
 
 #: A picture of more pixels is not opened unless asked for. A progressive JPEG takes 10 bytes a pixel.
 MOST_PIXELS = 2**25
-#: Bytes of a picture's file; one of so many pixels that does not compress at all has fewer.
+#: Bytes of a picture's file; the largest picture has fewer even if it does not compress at all.
 _LONGEST_FILE = 2**28
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -92,8 +92,8 @@ def open_picture(
 ) -> Image.Image:
     """A picture that anybody may have made, decoded: everything that reads one comes through here.
 
-    The format is told by content, not by name, and only those asked for reach Pillow, which would start other programs
-    for some (Ghostscript for PostScript). The size is checked before anything is decoded, and a PNG's checksums are
+    The format is recognized by content, not by name, and only those asked for reach Pillow, which would start other
+    programs for some (Ghostscript for PostScript). The size is checked before anything is decoded, and a PNG's checksums are
     compared: Pillow stops looking at them once it has all rows.
 
     Args:

@@ -191,7 +191,7 @@ class LabeledGenerator:
             indices: N integers in 0 … 2^63-1.
             seed: 0 … 2^64-1; another seed is another dataset.
             attempts: replay exactly these draws, without the filter; one number for all, or one for each index. This is
-                how a recorded sample is made again elsewhere.
+                how a recorded sample is reproduced elsewhere.
             extras: further fields of the batch: "uncertainty" (per pixel, if the labeler has it), "latent" (z).
 
         Raises:

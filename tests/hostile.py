@@ -312,7 +312,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "hashes of shared tuples in pairs": lambda: call(ORDERED, listed(many(_tuples(60), b"N"))),
     "equal hashes": lambda: _equal_hashes(60_000),
     "keys that are lists": lambda: _keyed(b"]"),
-    "keys that are no number": lambda: _keyed(b"G\x7f\xf8\x00\x00\x00\x00\x00\x00"),
+    "keys that are not numbers": lambda: _keyed(b"G\x7f\xf8\x00\x00\x00\x00\x00\x00"),
     "shared tuples": lambda: _tuples(60),
     "shared lists": lambda: _lists(60),
     "a long text again and again": lambda: many(text("x" * 10**6) + put(0), get(0) * 90_000),

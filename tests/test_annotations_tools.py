@@ -73,8 +73,8 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
     assert found.recipe.truncation_psi == 0.5 and found.recipe.noise_mode == "none"
     (out / "masks" / f"{names(out)[0]}.png").unlink()
     assert main(["annotate", "check", str(out)]) == 1
-    told = capsys.readouterr().err
-    assert "1 mistake in" in told and f"{names(out)[0]}: has no annotation" in told
+    output = capsys.readouterr().err
+    assert "1 mistake in" in output and f"{names(out)[0]}: has no annotation" in output
     for _ in range(2):  # its own picture may be replaced
         assert main(["annotate", "check", str(out), "--allow-missing"]) == 0 and (out / "check.png").is_file()
     kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

@@ -271,14 +271,14 @@ FITTED = {
         (edit_tensors("generator", lambda t: t.update(extra=torch.zeros(1))), "unexpected \\['extra'\\]"),
         (
             edit_tensors("generator", lambda t: t["mapping.w_avg"].fill_(float("nan"))),
-            "NaN or infinity|no finite numbers",
+            "NaN or infinity|not finite numbers",
         ),
         (
             edit_tensors("interpreter", lambda t: t.update(w2=t["w2"][:, :5].contiguous())),
             r"w2 has shape \[3, 5, 6\], expected",
         ),
         (edit_tensors("interpreter", lambda t: t.pop("b3")), "b3"),
-        (edit_tensors("interpreter", lambda t: t["b3"].fill_(float("inf"))), "NaN or infinity|no finite numbers"),
+        (edit_tensors("interpreter", lambda t: t["b3"].fill_(float("inf"))), "NaN or infinity|not finite numbers"),
     ],
 )
 def test_damage_is_named(saved: Path, damage: Callable[[Path], None], message: str) -> None:

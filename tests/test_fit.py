@@ -111,8 +111,8 @@ def test_fit_writes_a_checkpoint_with_its_card(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "shades"
-    told = ("--license", "CC0-1.0", "--description", "Squares in three shades.")
-    assert main(["fit", str(GENERATOR), str(folder), str(out), *FAST, *told, "--ignore-fraction", "0.1"]) == 0
+    output = ("--license", "CC0-1.0", "--description", "Squares in three shades.")
+    assert main(["fit", str(GENERATOR), str(folder), str(out), *FAST, *output, "--ignore-fraction", "0.1"]) == 0
     printed = capsys.readouterr().out
     assert "middle" in printed and "pixel accuracy" in printed and "threshold" in printed
     labeled = LabeledGenerator.from_pretrained(out, device="cpu")

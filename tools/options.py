@@ -49,7 +49,7 @@ def add_verb(
         name: of the verb.
         summary: what it does, without capital and full stop.
         example: commands.
-        kept: what is left of the work if a signal ends it, and how to go on.
+        kept: what is left of the work if a signal ends it, and how to resume.
     """
     parser = verbs.add_parser(
         name,
@@ -129,7 +129,7 @@ def check_out(args: argparse.Namespace) -> None:
     """Say before any work that `out` cannot be written, or that something is there which may not be replaced.
 
     Raises:
-        ValueError: it is no new or empty folder, nor a checkpoint that --overwrite allows to replace.
+        ValueError: it is neither a new or empty folder nor a checkpoint that --overwrite allows to replace.
         OSError: it cannot be written to.
     """
     out: Path = args.out

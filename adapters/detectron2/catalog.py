@@ -57,7 +57,7 @@ def register(
     Weights are loaded by the process that first needs a sample.
 
     Args:
-        name: what stands in DATASETS.TRAIN or DATASETS.TEST.
+        name: the entry of DATASETS.TRAIN or DATASETS.TEST.
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
         seed: 0 … 2^64-1; another seed is another dataset.
         length: number of samples, for evaluation (a map-style dataset); None for a stream without end, for training.
@@ -119,7 +119,7 @@ def register_shards(
     Only the manifest is read until a sample is asked for.
 
     Args:
-        name: what stands in DATASETS.TRAIN or DATASETS.TEST.
+        name: the entry of DATASETS.TRAIN or DATASETS.TEST.
         shards: a folder or URL of shards that `dsgan shards write` made, or several. Records are numbered by their
             place in them.
         length: number of samples, the first ones; None for all.

@@ -119,7 +119,7 @@ def epilogue(
 
 
 def constants(channels: int, *, filtered: bool, noise: bool, clamp: bool, scale: bool) -> dict[str, int]:
-    """Constants of the kernel for maps of so many channels."""
+    """Constants of the kernel for maps of a number of channels."""
     block = min(64, triton.next_power_of_2(channels))
     flags = {"FILTER": filtered, "NOISE": noise, "CLAMP": clamp, "SCALE": scale}
     return {"C": channels, **flags, "BLOCK_PIXELS": _BLOCK // block, "BLOCK_C": block, "num_warps": _WARPS}

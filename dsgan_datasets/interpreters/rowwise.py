@@ -158,7 +158,7 @@ class Rowwise:
         return [shrink(f, self.frame.size).to(self.dtype) for f in features]
 
     def bands(self, images: int) -> list[Band]:
-        """All bands of so many images."""
+        """All bands of a number of images."""
         top, bottom = self.frame.kept
         tops = range(top, bottom, self.band_rows)
         return [Band(n, t, min(t + self.band_rows, bottom)) for n in range(images) for t in tops]

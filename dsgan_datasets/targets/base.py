@@ -68,7 +68,7 @@ class Target(Protocol):
     def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
         """Inverse of `encode` for an (H, W) image, on the CPU.
 
-        The content is known to be what was written; but whoever wrote it may have meant harm: a ValueError for anything
+        The content is known to be what was written; but its writer may have meant harm: a ValueError for anything
         but a label of that size, before memory is taken for it."""
 
     def tally(self, values: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _attention_dim(tensors: dict[str, Tensor]) -> int:
 
 
 def _learning_rate(path: Path) -> tuple[float, str]:
-    """Learning-rate multiplier of the mapping, which stands in a file beside the weights, and a note about it."""
+    """Learning-rate multiplier of the mapping, which is in a file beside the weights, and a note about it."""
     settings = path.with_name(".config.json")
     try:
         stated = json.loads(settings.read_bytes()[:100_000])["lr_mlp"]
