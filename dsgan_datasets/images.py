@@ -93,8 +93,8 @@ def open_picture(
     """A picture that anybody may have made, decoded: everything that reads one comes through here.
 
     The format is recognized by content, not by name, and only those asked for reach Pillow, which would start other
-    programs for some (Ghostscript for PostScript). The size is checked before anything is decoded, and a PNG's checksums are
-    compared: Pillow stops looking at them once it has all rows.
+    programs for some (Ghostscript for PostScript). The size is checked before anything is decoded, and a
+    PNG's checksums are compared: Pillow stops looking at them once it has all rows.
 
     Args:
         source: the content, or the path of a file.
