@@ -36,11 +36,13 @@ class Chunks:
     Attributes:
         band_rows: rows of a band. Bands are computed in parallel, each with the projections that it needs.
         pixels: pixels of a chunk of a band, about.
+        rows: rows of a chunk, at most: those of a small frame are short.
         outputs: outputs of the first layer that are computed together, about: those of a group of members.
     """
 
     band_rows: int = 64
     pixels: int = 2048
+    rows: int = 8
     outputs: int = 1280
 
 
@@ -129,7 +131,8 @@ class Rowwise:
         for i, found in enumerate(sizes):
             if i not in self.fine:
                 by_size.setdefault(found, []).append(i)
-        self.rows = max(1, chunks.pixels // size[1]) if weights.device.type == "cpu" else chunks.band_rows
+        on_cpu = weights.device.type == "cpu"
+        self.rows = min(chunks.rows, max(1, chunks.pixels // size[1])) if on_cpu else chunks.band_rows
         self.maps_of = list(by_size.values())  # of each coarse size
         self.coarse = CoarseMaps(list(by_size), size, self.rows, dtype, weights.device) if by_size else None
         self.width = size[1] if self.coarse is None else self.coarse.frame.padded_width
