@@ -27,8 +27,8 @@ def resolve_device(device: Device = None) -> torch.device:
         return _current_cuda_device() if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not known to PyTorch; use cpu, cuda or cuda:N") from error
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r:.80} is not known to PyTorch; use cpu, cuda or cuda:N") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds no CUDA device here; use device='cpu'")
     if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):

@@ -33,9 +33,11 @@ class RandomHorizontalFlip(nn.Module):
 
     def __init__(self, targets: Target | Sequence[Target], p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is a probability, not {p}")
+        if not isinstance(p, int | float) or not 0 <= p <= 1:
+            raise ValueError(f"p is a probability, a number in 0 … 1, not {p!r:.80}")
         self.targets: tuple[Target, ...] = tuple(targets) if isinstance(targets, Sequence) else (targets,)
+        if strangers := [target for target in self.targets if not hasattr(target, "mirror")]:
+            raise ValueError(f"targets must be labels such as labeled.targets or a LabelSchema, not {strangers!r:.80}")
         self.p = p
 
     def forward(self, *inputs: Any) -> Any:
