@@ -18,8 +18,11 @@ from dsgan_datasets import (
     LabelSchema,
     Recipe,
     Rendering,
+    ShardDataset,
     load_generator,
     sample_latents,
+    verify_shards,
+    write_shards,
 )
 from dsgan_datasets.transforms import RandomHorizontalFlip
 
@@ -46,6 +49,9 @@ WRONG: dict[str, tuple[Build, tuple[Any, ...]]] = {
     "p ": (lambda p: RandomHorizontalFlip(LabelSchema(("a", "b")), p=p), (float("nan"), "0.5", None, 2)),
     "targets": (RandomHorizontalFlip, (None, "mask", [0])),
     "groups": (LabelSchema(("a", "b")).merge, (None, ["a"], {1: ["a"]})),
+    "folder of shards": (ShardDataset, (None, 3, [1], b"x", {}, torch.tensor(1))),
+    "folder": (verify_shards, (None, ["faces"], 1)),
+    "LabeledGenerator": (lambda labeled: write_shards(labeled, "never-made", range(2)), (None, "demo-faces")),
     "group eye": (lambda members: LabelSchema(("a", "b")).merge({"eye": members}), (None, [0], 3)),
 }
 
