@@ -155,7 +155,7 @@ RANDOM = "any time"
 def forked(
     work: Callable[[], object], prepare: Callable[[], None], kill_after: float | None = None
 ) -> tuple[int, float]:
-    """Work in a child process, killed after so many seconds if it has not ended; (its wait status, seconds)."""
+    """Work in a child process, killed after a time if it has not ended; (its wait status, seconds)."""
     started = time.monotonic()
     child = os.fork()
     if child == 0:

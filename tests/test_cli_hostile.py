@@ -100,6 +100,7 @@ HOSTILE = [
     ("shards write CHECKPOINT OUT --num-samples 4 --shard-range 0:99999999999999999999", "is not an integer in 0"),
     ("shards write CHECKPOINT OUT --num-samples 4 --workers 99999999", "is not an integer in 1 … 1,024"),
     ("info FILE", "FILE"),
+    ("fit GENERATOR s3://key:secret@bucket/a OUT", "s3:/…@bucket/a"),
     ("info s3://key:secret@bucket/a", "s3://…@bucket/a"),
     ("preview CHECKPOINT --num-samples https://host/a?signature=secret", "https://host/a?…"),
     ("nonsense", "invalid choice"),
@@ -133,10 +134,10 @@ def test_bad_arguments_end_in_one_sentence(
         word.replace("CHECKPOINT", str(checkpoint)).replace("GENERATOR", GENERATOR) for word in command.split(" ")
     ]
     assert main(arguments) in (1, 2)
-    told = capsys.readouterr().err
-    assert words in told and "Traceback" not in told and "internal error" not in told
-    assert "secret" not in told
-    (sentence,) = [line for line in told.splitlines() if "error: " in line]
+    output = capsys.readouterr().err
+    assert words in output and "Traceback" not in output and "internal error" not in output
+    assert "secret" not in output
+    (sentence,) = [line for line in output.splitlines() if "error: " in line]
     assert len(sentence) < 2000 and all(character.isprintable() for character in sentence)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -146,8 +147,9 @@ def test_a_fault_of_the_program_says_where_to_report_it(
 ) -> None:
     monkeypatch.setattr(cli.info, "run", lambda args: {}["surprise"])
     assert main(["info", "demo-faces"]) == 1
-    told = capsys.readouterr().err
-    assert "dsgan: internal error: KeyError: 'surprise'" in told and "report it" in told and "Traceback" not in told
+    output = capsys.readouterr().err
+    assert "dsgan: internal error: KeyError: 'surprise'" in output and "report it" in output
+    assert "Traceback" not in output
     monkeypatch.setenv(cli.DEBUG, "1")
     assert main(["info", "demo-faces"]) == 1 and "Traceback" in capsys.readouterr().err
 
@@ -157,8 +159,8 @@ def test_debugging_shows_where_a_usual_error_came_from(
 ) -> None:
     monkeypatch.setenv(cli.DEBUG, "1")
     assert main(["info", "nothing"]) == 1
-    told = capsys.readouterr().err
-    assert "Traceback" in told and "dsgan: error: no file or directory 'nothing'" in told
+    output = capsys.readouterr().err
+    assert "Traceback" in output and "dsgan: error: no file or directory 'nothing'" in output
 
 
 @pytest.mark.parametrize("verb", ["preview", "annotate"])
@@ -183,8 +185,8 @@ def test_a_built_in_name_means_the_same_in_every_folder(
     monkeypatch.chdir(tmp_path)
     write = ["shards", "write", "demo-faces", "demo-faces", "--num-samples", "1", "--device", "cpu"]
     assert [main(write), main(write)] == [0, 0]
-    told = capsys.readouterr().err
-    assert told.count("demo-faces is the built-in checkpoint") == 1 and "write ./demo-faces" in told
+    output = capsys.readouterr().err
+    assert output.count("demo-faces is the built-in checkpoint") == 1 and "write ./demo-faces" in output
     built_in = LabeledGenerator.from_pretrained(PRETRAINED / "demo-faces", device="cpu").fingerprint
     with pytest.warns(UserWarning, match="built-in checkpoint"):
         assert LabeledGenerator.from_pretrained("demo-faces", device="cpu").fingerprint == built_in
@@ -230,13 +232,13 @@ def test_files_that_travel_say_nothing_of_this_machine(
         stats = ["--num-samples", "3", "--out", str(out / "stats.png"), "--json", str(out / "stats.json")]
         assert main(["stats", str(checkpoint), *stats, *cpu]) == 0
         assert json.loads((out / "stats.json").read_text())["checkpoint"] == "small"
-    told = [b"home-of-somebody", os.fsencode(tmp_path.parent), os.fsencode(Path(GENERATOR).parent)]
-    told += [os.fsencode(Path.home()) + b"/"]
-    told += [f"/{getpass.getuser()}/".encode()]
+    output = [b"home-of-somebody", os.fsencode(tmp_path.parent), os.fsencode(Path(GENERATOR).parent)]
+    output += [os.fsencode(Path.home()) + b"/"]
+    output += [f"/{getpass.getuser()}/".encode()]
     for path in out.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            assert not [word for word in told if word in content], path
+            assert not [word for word in output if word in content], path
 
 
 def test_text_that_is_not_unicode_loses_no_work(tmp_path: Path) -> None:

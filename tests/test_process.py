@@ -1,4 +1,4 @@
-"""What a command leaves behind when it is told to stop, or when its standard streams are gone."""
+"""What a command leaves behind when it is asked to stop, or when its standard streams are gone."""
 
 from __future__ import annotations
 

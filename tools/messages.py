@@ -43,8 +43,10 @@ def printable(text: str) -> str:
         >>> printable("no file a\\x1b[2J, no s3://key:secret@bucket/a?signature=1")
         'no file a\\\\x1b[2J, no s3://…@bucket/a?…'
     """
-    text = re.sub(r"(\w://)[^/\s@]+@", r"\1…@", text)
-    text = re.sub(r"(\w://[^\s?]+\?)[^\s'\"]+", r"\1…", text)
+    # One slash is what a `Path` leaves of two.
+    text = re.sub(r"(\w:/{1,2})[^/\s@]+@", r"\1…@", text)
+    text = re.sub(r"[^\s/:@'\"]+:[^\s/@'\"]+@", "…@", text)  # as network packages quote them
+    text = re.sub(r"(\w:/{1,2}[^\s?]+\?)[^\s'\"]+", r"\1…", text)
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     return re.sub(rf"(\S{{{_LONGEST_WORD}}})\S+", r"\1…", shown)
 

@@ -115,6 +115,11 @@ class LabelSchema:
         """The palette."""
         return self.palette
 
+    @property
+    def ignored_as(self) -> int:
+        """`ignore_index`."""
+        return self.ignore_index
+
     def merge(self, groups: Mapping[str, Iterable[str]]) -> LabelSchema:
         """The schema of a coarser task; each group takes the place and color of its first member.
 
@@ -148,6 +153,34 @@ class LabelSchema:
         renamed = self._renamed(groups)
         classes = list(dict.fromkeys(renamed))
         return tuple(classes.index(name) for name in renamed)
+
+    def choose(self, classes: Sequence[str]) -> LabelSchema:
+        """The schema of some of the classes, in this order; pixels of the others are to be ignored.
+
+        Raises:
+            ValueError: an unknown class, one that is named twice, or one of a flip pair without the other: in a mirror
+                it would become the other, which nobody can see any more.
+
+        Example:
+            >>> LabelSchema(("sky", "sea", "ship")).choose(["ship", "sky"]).classes
+            ('ship', 'sky')
+        """
+        if isinstance(classes, str):
+            raise ValueError(f"classes are several names: give [{classes!r}]")
+        ids = [self.index(name) for name in classes]
+        for a, b in self.flip_pairs:
+            if (a in ids) != (b in ids):
+                kept, lost = (a, b) if a in ids else (b, a)
+                raise ValueError(
+                    f"class {self.classes[kept]!r} is chosen without {self.classes[lost]!r}, with which it trades "
+                    "places in a mirror: choose both, or neither, or merge them"
+                )
+        return LabelSchema(
+            classes=tuple(classes),
+            palette=tuple(self.palette[i] for i in ids),
+            ignore_index=self.ignore_index,
+            flip_pairs=tuple((ids.index(a), ids.index(b)) for a, b in self.flip_pairs if a in ids),
+        )
 
     def _renamed(self, groups: Mapping[str, Iterable[str]]) -> list[str]:
         """The name of each class after merging."""
@@ -194,13 +227,13 @@ class LabelSchema:
         """An 8-bit grayscale PNG whose pixels are the ids."""
         return png(value)
 
-    def decode(self, content: bytes) -> Tensor:
+    def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
         """Inverse of `encode`, int64 [H, W]; ids are not compared with the classes, see `check`.
 
         Raises:
             ValueError: not an 8-bit grayscale picture, or a damaged one.
         """
-        return torch.from_numpy(read_pixels(content, "L").astype(np.int64))
+        return torch.from_numpy(read_pixels(content, "L", size=size, verified=True).astype(np.int64))
 
     def tally(self, values: Tensor) -> Tensor:
         """Pixels of each class in masks [N, H, W], int64 [N, K]; ignored pixels are not counted."""
