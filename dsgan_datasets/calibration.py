@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ def check_fractions(reject_fraction: float, ignore_fraction: float | None, label
 def check_shares(reject_fraction: float, ignore_fraction: float | None, num_members: int = 2) -> None:
     """ValueError if a share is out of range, or asks a single classifier for disagreement."""
     Filter(reject_fraction=reject_fraction)  # says so if it is out of range
-    if ignore_fraction is not None and not 0 <= ignore_fraction < 1:
+    if ignore_fraction is not None and not (isinstance(ignore_fraction, Real) and 0 <= ignore_fraction < 1):
         raise ValueError(f"ignore_fraction must be a number in [0, 1), not {ignore_fraction!r}")
     if num_members == 1 and (reject_fraction or ignore_fraction):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class RandomHorizontalFlip(nn.Module):
 
     def __init__(self, targets: Target | Sequence[Target], p: float = 0.5) -> None:
         super().__init__()
-        if not isinstance(p, int | float) or not 0 <= p <= 1:
+        if not isinstance(p, Real) or not 0 <= p <= 1:
             raise ValueError(f"p is a probability, a number in 0 … 1, not {p!r:.80}")
         self.targets: tuple[Target, ...] = tuple(targets) if isinstance(targets, Sequence) else (targets,)
         if strangers := [target for target in self.targets if not hasattr(target, "mirror")]:

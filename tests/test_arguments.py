@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from dsgan_datasets import (
     CheckpointError,
     DSGANDataset,
     DSGANIterableDataset,
+    InterpretedLabeler,
     LabeledGenerator,
     LabelSchema,
     Recipe,
@@ -24,9 +26,12 @@ from dsgan_datasets import (
     verify_shards,
     write_shards,
 )
+from dsgan_datasets.calibration import check_shares
+from dsgan_datasets.sources.local import CheckpointSource
 from dsgan_datasets.transforms import RandomHorizontalFlip
 
 Build = Callable[[Any], Any]
+LABELED = cache(lambda: LabeledGenerator.from_pretrained("demo-faces", device="cpu"))
 
 #: What an argument is not: name in the message, how it is passed, values.
 WRONG: dict[str, tuple[Build, tuple[Any, ...]]] = {
@@ -52,6 +57,14 @@ WRONG: dict[str, tuple[Build, tuple[Any, ...]]] = {
     "folder of shards": (ShardDataset, (None, 3, [1], b"x", {}, torch.tensor(1))),
     "folder": (verify_shards, (None, ["faces"], 1)),
     "LabeledGenerator": (lambda labeled: write_shards(labeled, "never-made", range(2)), (None, "demo-faces")),
+    "device": (lambda device: CheckpointSource("demo-faces", device=device), (1.5, "x", [1], -1, torch.float16)),
+    "ignore_fraction": (lambda share: check_shares(0.1, share), ("x", [1], float("nan"), 1.0)),
+    "generator must": (lambda part: InterpretedLabeler(part, LABELED().interpreter, []), (None, "x")),
+    "interpreter must": (lambda part: InterpretedLabeler(LABELED().generator, part, []), (None, "x")),
+    "targets must": (
+        lambda targets: InterpretedLabeler(LABELED().generator, LABELED().interpreter, targets),
+        (None, "x", [1], LabelSchema(("a", "b"))),
+    ),
     "group eye": (lambda members: LabelSchema(("a", "b")).merge({"eye": members}), (None, [0], 3)),
 }
 

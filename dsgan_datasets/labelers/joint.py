@@ -179,9 +179,9 @@ def joint_labeler(
             f"label_channel={MASK_CHANNEL} (`--label-channel` to dsgan convert)"
         )
     count = num_classes(generator)
-    names = tuple(f"class_{i}" for i in range(count)) if classes is None else tuple(classes)
-    labeler = JointLabeler(generator, LabelSchema(names))
-    if len(names) != count:
+    schema = LabelSchema(tuple(f"class_{i}" for i in range(count)) if classes is None else classes)
+    labeler = JointLabeler(generator, schema)
+    if len(names := schema.classes) != count:
         raise ValueError(f"the masks have {count} classes, got {len(names)} names: {', '.join(names)}")
     return labeler
 
