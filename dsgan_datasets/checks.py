@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 
@@ -51,6 +52,11 @@ def names(name: str, value: Any) -> tuple[str, ...]:
         if all(isinstance(each, str) for each in found):
             return found
     raise ValueError(f"{name} must be a list of names, not {value!r:.80}")
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a real number, of Python or NumPy, and not a bool."""
+    return isinstance(value, Real) and not is_boolean(value)
 
 
 def is_boolean(value: Any) -> bool:
