@@ -18,6 +18,7 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"RIFF....WEBP", "WEBP"),
     (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "TIFF"),
     (rb"BM.{4}\0{4}", "BMP"),
+    (rb"P[1-6]\s", "PPM"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
     (rb"%PDF-", "PDF"),
     (rb"8BPS", "Photoshop"),

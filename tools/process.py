@@ -115,6 +115,8 @@ def standard_streams() -> Iterator[Output]:
     out, err = Output(sys.stdout), Output(sys.stderr)
     with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)), warnings.catch_warnings():
         warnings.showwarning = lambda message, *where: print(f"dsgan: warning: {message}", file=sys.stderr)
+        # Python hides these from users of a program; here the old names are theirs.
+        warnings.filterwarnings("default", ".* is deprecated and will be removed in version", DeprecationWarning)
         try:
             yield out
         finally:

@@ -14,7 +14,7 @@ from dsgan_datasets.adapters.detectron2.streams import no_end
 from dsgan_datasets.images import open_picture
 
 #: Formats that keep class ids.
-_LOSSLESS = ("PNG", "TIFF", "BMP")
+_LOSSLESS = ("PNG", "TIFF", "BMP", "PPM")
 
 
 def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
