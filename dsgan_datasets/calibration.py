@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsgan_datasets._deprecation import warn_renamed
 from dsgan_datasets.checkpoints.calibration_report import Calibration
-from dsgan_datasets.checks import integer
+from dsgan_datasets.checks import integer, is_number
 from dsgan_datasets.filtering import Acceptance
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.recipe import Filter, Recipe, Rule
@@ -146,7 +146,7 @@ def check_fractions(reject_fraction: float, ignore_fraction: float | None, label
 def check_shares(reject_fraction: float, ignore_fraction: float | None, num_members: int = 2) -> None:
     """ValueError if a share is out of range, or asks a single classifier for disagreement."""
     Filter(reject_fraction=reject_fraction)  # says so if it is out of range
-    if ignore_fraction is not None and not 0 <= ignore_fraction < 1:
+    if ignore_fraction is not None and not (is_number(ignore_fraction) and 0 <= ignore_fraction < 1):
         raise ValueError(f"ignore_fraction must be a number in [0, 1), not {ignore_fraction!r}")
     if num_members == 1 and (reject_fraction or ignore_fraction):
         raise ValueError(

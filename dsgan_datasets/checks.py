@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 
@@ -19,22 +21,69 @@ def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> i
         number = operator.index(value)
     except TypeError:
         number = lowest - 1
-    if isinstance(value, bool) or number < lowest or (highest is not None and number > highest):
+    if is_boolean(value) or number < lowest or (highest is not None and number > highest):
         raise ValueError(f"{name} must be an integer {allowed}, not {value!r}")
     return number
+
+
+def boolean(name: str, value: Any) -> bool:
+    """The value as a bool (numpy's and torch's too); ValueError unless it is one.
+
+    Example:
+        >>> boolean("same_epoch", "no")
+        Traceback (most recent call last):
+        ValueError: same_epoch must be True or False, not 'no'
+    """
+    if not is_boolean(value):
+        raise ValueError(f"{name} must be True or False, not {value!r:.80}")
+    return bool(value)
+
+
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """The value as a tuple of strings; ValueError unless it is a list, or another collection, of them.
+
+    Example:
+        >>> names("extras", "latent")
+        Traceback (most recent call last):
+        ValueError: extras must be a list of names, not 'latent'
+    """
+    if not isinstance(value, str | bytes | Mapping) and isinstance(value, Iterable) and not hasattr(value, "dtype"):
+        found = tuple(value)
+        if all(isinstance(each, str) for each in found):
+            return found
+    raise ValueError(f"{name} must be a list of names, not {value!r:.80}")
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a real number, of Python or NumPy, and not a bool."""
+    return isinstance(value, Real) and not is_boolean(value)
+
+
+def is_boolean(value: Any) -> bool:
+    """Whether this is Python's True or False, or one of NumPy's or torch's, which Python takes for an index too."""
+    return isinstance(value, bool) or (
+        str(getattr(value, "dtype", "")) in ("bool", "torch.bool") and getattr(value, "ndim", 0) == 0
+    )
 
 
 def position(index: Any, length: int) -> int:
     """The place 0 … length - 1 that an index of a sequence names; negative ones count from the end.
 
     Raises:
+        TypeError: not an integer.
         IndexError: there is no such place.
 
     Example:
         >>> position(-1, 100)
         99
     """
-    number = operator.index(index)
+    try:
+        number = operator.index(index)
+    except TypeError:
+        raise TypeError(
+            f"an index must be an integer, not {index!r:.80}; for several samples pass a list to a "
+            "torch.utils.data.Subset or a sampler"
+        ) from None
     if not -length <= number < length:
         raise IndexError(f"index {number} is out of range for a dataset of {length} samples")
     return number % length

@@ -26,15 +26,25 @@ def resolve_device(device: Device = None) -> torch.device:
     """
     if device is None:
         return _current_cuda_device() if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not known to PyTorch; use cpu, cuda or cuda:N") from error
+    resolved = named_device(device)
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds no CUDA device here; use device='cpu'")
     if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(f"device {device!r} was asked for, but PyTorch finds {count} here: cuda:0 … cuda:{count - 1}")
     return resolved
+
+
+def named_device(device: str | torch.device) -> torch.device:
+    """The device of that name, which need not be on this machine; ValueError if PyTorch knows none.
+
+    Example:
+        >>> named_device("cuda:1")
+        device(type='cuda', index=1)
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r:.80} is not known to PyTorch; use cpu, cuda or cuda:N") from error
 
 
 def _current_cuda_device() -> torch.device:

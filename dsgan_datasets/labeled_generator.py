@@ -19,25 +19,28 @@ from dsgan_datasets.checkpoints.card import PICTURES
 from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.checkpoints.tensors import digest_tensors
-from dsgan_datasets.checks import integer
-from dsgan_datasets.device import Device, check_precision
+from dsgan_datasets.checks import integer, names
+from dsgan_datasets.device import Device, check_precision, resolve_device
 from dsgan_datasets.filtering import Acceptance, accepts
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import style_vectors
 from dsgan_datasets.labelers.base import Labeler
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
-from dsgan_datasets.latents import Latents, Purpose, as_indices, check_index, check_seed, draw_latents
+from dsgan_datasets.latents import MAX_INDEX, Latents, Purpose, as_indices, check_index, check_seed, draw_latents
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe, RecipeOverrides
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.scheduling import accepted_samples
 from dsgan_datasets.targets.base import Target
-from dsgan_datasets.targets.segmentation import schema_of
+from dsgan_datasets.targets.segmentation import as_groups, schema_of
 
 #: Fields of a sample that are only made when asked for.
 EXTRAS = ("uncertainty", "latent")
 #: Extras by the names that they had before.
 _RENAMED_EXTRAS = {"js": "uncertainty"}
+
+#: What tells a labeler from, say, a generator.
+_LABELER = ("generator", "targets", "label", "parts")
 
 #: Draws that tell the acceptance rate of a filter whose calibration did not store it.
 _ESTIMATE_DRAWS = 256
@@ -83,6 +86,11 @@ class LabeledGenerator:
             )
             generator, interpreter, (schema, recipe) = labeler, recipe, old_form
             labeler = InterpretedLabeler(generator, interpreter, [schema])  # type: ignore[arg-type]
+        if not isinstance(recipe, Recipe) or any(not hasattr(labeler, member) for member in _LABELER):
+            raise ValueError(
+                "expected a labeler and a Recipe, such as LabeledGenerator(InterpretedLabeler(generator, interpreter, "
+                f"[schema]), Recipe()), got {type(labeler).__name__} and {type(recipe).__name__}"
+            )
         self.labeler = labeler
         self.recipe = recipe
         self.calibration = calibration
@@ -229,7 +237,7 @@ class LabeledGenerator:
             tensor(0)
         """
         checked = map(check_index, indices)
-        draws = ((i, 0) for i in checked) if attempts is None else zip(checked, attempts, strict=True)
+        draws = ((i, 0) for i in checked) if attempts is None else zip(checked, map(_attempt, attempts), strict=True)
         return self._stream(draws, seed, filtered=attempts is None, extras=extras)
 
     @torch.no_grad()
@@ -262,7 +270,7 @@ class LabeledGenerator:
 
     def _checked_extras(self, extras: Collection[str]) -> set[str]:
         wanted = set()
-        for name in [extras] if isinstance(extras, str) else extras:
+        for name in names("extras", [extras] if isinstance(extras, str) else extras):
             if name in _RENAMED_EXTRAS:
                 warn_renamed(f"the extra {name!r}", repr(_RENAMED_EXTRAS[name]), stacklevel=3)
             wanted.add(_RENAMED_EXTRAS.get(name, name))
@@ -406,12 +414,16 @@ class LabeledGenerator:
     def to(self, device: torch.device | str) -> LabeledGenerator:
         """Move everything to a device; a captured graph is dropped. Returns the labeled generator itself.
 
+        Raises:
+            ValueError: not a device that is there; the message names what there is.
+
         Example:
             >>> LabeledGenerator.from_pretrained("demo-faces", device="cpu").to("cpu").device
             device(type='cpu')
         """
+        resolved = resolve_device(device)  # `nn.Module.to` would also take a dtype, which the recipe decides
         self._graph = None
-        self.labeler = self.labeler.to(device)
+        self.labeler = self.labeler.to(resolved)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -440,7 +452,7 @@ class LabeledGenerator:
             >>> labeled.merge_classes({"face": ["skin", "nose", "eye"]}).schema.num_classes
             10
         """
-        groups = {name: [members] if isinstance(members, str) else list(members) for name, members in groups.items()}
+        groups = as_groups(groups)
         coarse, step = self.schema.merge(groups), self.schema.class_map_to(groups)
         before = self.recipe.labeling.class_map or tuple(range(self.schema.num_classes))
         recipe = self.recipe.override(class_map=tuple(step[i] for i in before), require=())
@@ -508,10 +520,14 @@ class LabeledGenerator:
         self._checkpoint.write(path, tensors, card, pictures or {})
 
 
+def _attempt(attempt: int) -> int:
+    return integer("attempts", attempt, 0, MAX_INDEX)
+
+
 def _as_attempts(attempts: int | Tensor | Sequence[int], count: int) -> Tensor:
     """One attempt number an index, int64 [count]."""
-    if isinstance(attempts, int):
-        attempts = [integer("attempts", attempts, 0)] * count
+    if not isinstance(attempts, Iterable) or getattr(attempts, "ndim", 1) == 0:
+        attempts = [integer("attempts", attempts, 0, MAX_INDEX)] * count
     flat = as_indices(attempts)
     if len(flat) != count:
         raise ValueError(f"attempts must be one number, or one for each of the {count} indices; got {len(flat)}")

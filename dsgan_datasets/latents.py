@@ -6,6 +6,7 @@ Every number comes from the counter-based generator Philox4x64-10 (Salmon et al.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsgan_datasets.checks import integer, is_boolean
 from dsgan_datasets.recipe import Recipe
 
 MAX_SEED = 2**64 - 1
@@ -56,12 +58,9 @@ def as_indices(indices: Tensor | Sequence[int] | range) -> Tensor:
             raise TypeError(f"indices must be integers, not {indices.dtype}")
         flat = indices.detach().to("cpu", torch.int64)
     else:
-        if not isinstance(indices, Iterable):
-            raise TypeError(f"indices must be a list, range or tensor of integers, got {indices!r}")
-        numbers = [int(i) if hasattr(i, "__index__") and not isinstance(i, bool) else i for i in indices]
-        if any(not isinstance(i, int) or isinstance(i, bool) for i in numbers):
-            raise TypeError(f"indices must be integers, got {numbers[:4]}")
-        flat = torch.tensor([check_index(i) for i in numbers], dtype=torch.int64, device="cpu")
+        if not isinstance(indices, Iterable) or isinstance(indices, bytes):
+            raise TypeError(f"indices must be a list, range or tensor of integers, got {indices!r:.80}")
+        flat = torch.tensor([check_index(i) for i in indices], dtype=torch.int64, device="cpu")
     if flat.dim() != 1:
         raise ValueError(f"indices must be one-dimensional [N], got shape {tuple(flat.shape)}")
     if len(flat):
@@ -70,17 +69,24 @@ def as_indices(indices: Tensor | Sequence[int] | range) -> Tensor:
 
 
 def check_index(index: int) -> int:
-    """The index itself; ValueError unless it lies in 0 … 2^63-1."""
-    if not 0 <= index <= MAX_INDEX:
-        raise ValueError(f"indices must lie in 0 … 2^63-1, got {index}")
-    return index
+    """The index as an int; TypeError unless it is an integer, ValueError unless it lies in 0 … 2^63-1."""
+    try:
+        number = operator.index(index)
+    except TypeError:
+        raise TypeError(f"indices must be integers, got {index!r:.80}") from None
+    if is_boolean(index):
+        raise TypeError(f"indices must be integers, got {index!r:.80}")
+    if not 0 <= number <= MAX_INDEX:
+        raise ValueError(f"indices must lie in 0 … 2^63-1, got {number}")
+    return number
 
 
 def check_seed(seed: int) -> int:
-    """The seed itself; ValueError unless 0 <= seed <= 2^64-1."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__") or not 0 <= int(seed) <= MAX_SEED:
-        raise ValueError(f"seed must be an integer in 0 … 2^64-1, got {seed!r}")
-    return int(seed)
+    """The seed as an int; ValueError unless it is an integer in 0 … 2^64-1."""
+    try:
+        return integer("seed", seed, 0, MAX_SEED)
+    except ValueError:
+        raise ValueError(f"seed must be an integer in 0 … 2^64-1, got {seed!r:.80}") from None
 
 
 def philox_words(indices: Tensor, count: int, *, seed: int, domain: int, attempt: int | Tensor = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
 
@@ -76,7 +76,7 @@ def _optional(check: Check) -> Check:
 
 def _each(check: Check) -> Check:
     def check_all(values: Any) -> tuple[Any, ...]:
-        _require(isinstance(values, Iterable) and not isinstance(values, str | Mapping))
+        _require(isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set))
         return tuple(check(_plain(value)) for value in values)
 
     return check_all
@@ -457,12 +457,8 @@ class Recipe:
         if unknown := sorted(set(fields) - {*_OWNERS, *_RULE_NAMES}):
             known = ", ".join(sorted({*_OWNERS, *_RULE_NAMES}))
             raise ValueError(f"no such recipe field: {', '.join(unknown)}; the fields are: {known}")
-        sections: dict[str, Any] = {
-            "sampling": sampling or Sampling(),
-            "rendering": rendering or Rendering(),
-            "labeling": labeling or Labeling(),
-            "filter": filter or Filter(),
-        }
+        given = (sampling, rendering, labeling, filter)
+        sections = {cls.section: _section(cls, value) for cls, value in zip(_ALL_SECTIONS, given, strict=True)}
         for name, section in sections.items():
             changes = {f: value for f, value in fields.items() if _OWNERS.get(f) == name}
             sections[name] = dataclasses.replace(section, **changes) if changes else section
@@ -583,6 +579,8 @@ class Recipe:
         Raises:
             ValueError: an unknown section or field (written by a newer version), or a value out of range.
         """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a recipe must be an object with sections, not {data!r:.60}")
         if unknown := sorted(set(data) - set(_FORMAT_2)):
             raise ValueError(f"recipe has unknown sections {unknown}: written by a newer version of dsgan_datasets?")
         sections: dict[str, Any] = {}
@@ -600,6 +598,15 @@ class Recipe:
                 )
             sections[name] = section(**fields)
         return cls(**sections)
+
+
+def _section(kind: type[_Section], value: Any) -> Any:
+    """The value, or a default section; ValueError if it is another section, or something else."""
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise ValueError(f"{kind.section} must be a {kind.__name__} or None, not {value!r:.60}")
+    return value
 
 
 def _areas(filter: Filter) -> list[AreaRule]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from dsgan_datasets.checks import is_number
 from dsgan_datasets.targets.base import Target
 
 
@@ -33,9 +34,11 @@ class RandomHorizontalFlip(nn.Module):
 
     def __init__(self, targets: Target | Sequence[Target], p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is a probability, not {p}")
+        if not is_number(p) or not 0 <= p <= 1:
+            raise ValueError(f"p is a probability, a number in 0 … 1, not {p!r:.80}")
         self.targets: tuple[Target, ...] = tuple(targets) if isinstance(targets, Sequence) else (targets,)
+        if strangers := [target for target in self.targets if not hasattr(target, "mirror")]:
+            raise ValueError(f"targets must be labels such as labeled.targets or a LabelSchema, not {strangers!r:.80}")
         self.p = p
 
     def forward(self, *inputs: Any) -> Any:

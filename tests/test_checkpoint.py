@@ -222,6 +222,8 @@ FITTED = {
             "predicts 4 classes, the schema names 3",
         ),
         (edit_config(lambda c: c["targets"][0].pop("classes")), "classes"),
+        (edit_config(lambda c: c["targets"].pop()), "needs a target for each"),
+        (edit_config(lambda c: c["targets"].append(c["targets"][0])), "none twice"),
         (
             edit_config(lambda c: c["parts"]["generator"]["config"].update(architecture="biggan")),
             "'biggan' is unknown; known: stylegan1",

@@ -237,3 +237,13 @@ def test_schema_without_sides_does_not_warn(clean: None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapter.register_from_config(cfg)
+
+
+@pytest.mark.parametrize("entries", [None, 5, "faces"])
+@pytest.mark.parametrize("key", ["DATASETS", "MIXTURES"])
+def test_entries_that_are_no_list_are_refused_by_key(key: str, entries: Any) -> None:
+    cfg = get_cfg()
+    adapter.add_dsgan_config(cfg)
+    cfg.DSGAN[key] = entries
+    with pytest.raises(ValueError, match=f"DSGAN.{key} must be a list"):
+        adapter.register_from_config(cfg)

@@ -213,7 +213,7 @@ def test_converting_four_channels_needs_a_word_from_the_user(
     out = printed(capsys, "convert", file, tmp_path / "image")
     assert "channel 4 is dropped" in out and "--label-channel" in out
     assert "--label-channel" in printed(capsys, "info", file)
-    with pytest.raises(CheckpointError, match="generator without an interpreter"):
+    with pytest.raises(CheckpointError, match="generator without labels"):
         LabeledGenerator.from_pretrained(tmp_path / "image")
     args = ("convert", file, tmp_path / "labeled", "--classes", "background,lesion", "--license", "MIT")
     assert main(list(map(str, args))) == 1 and "--label-channel" in capsys.readouterr().err

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from sources import NumberSource, Worker, as_worker
 from torch.utils.data import DataLoader
 
-from dsgan_datasets import DSGANIterableDataset
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset
 
 B = 4
 
@@ -211,3 +213,52 @@ def test_a_slow_worker_of_an_earlier_loader_does_not_take_a_new_state() -> None:
     assert queue.get(timeout=30) == [whole, whole[8:]], "a living worker takes it with its next iteration"
     assert indices(dataset) == whole
     child.join()
+
+
+@pytest.mark.parametrize("field", ["seed", "start", "length", "same_epoch", "epoch", "batches"])
+@pytest.mark.parametrize("value", [torch.tensor([1, 2]), np.array([1, 2]), True, 0.0], ids=repr)
+def test_edited_states_are_refused_by_field(field: str, value: Any) -> None:
+    dataset = stream(seed=1, start=1)
+    before = dataset.state_dict()
+    with pytest.raises(ValueError, match=f"(?s)(cannot resume: )?{field} "):
+        dataset.load_state_dict({**before, field: value})
+    assert dataset.state_dict() == before
+
+
+def test_a_state_without_its_number_of_ranks_is_refused() -> None:
+    one_of_two = stream(rank=0, world_size=2)
+    next(iter(one_of_two))
+    state = one_of_two.state_dict()
+    del state["world_size"]
+    with pytest.raises(ValueError, match="world_size"):
+        stream(rank=0, world_size=3).load_state_dict(state)
+
+
+def test_a_sample_whose_transforms_fail_was_not_handed_out() -> None:
+    def broken(fields: dict[str, Any]) -> dict[str, Any]:
+        seen.append(0)
+        if len(seen) == 3:
+            raise LookupError
+        return fields
+
+    seen: list[int] = []
+    dataset = stream(6, transforms=broken)
+    with pytest.raises(LookupError):
+        indices(dataset)
+    rest = stream(6)
+    rest.load_state_dict(dataset.state_dict())
+    assert indices(rest) == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("dataset", [DSGANDataset, stream], ids=["map", "stream"])
+def test_transforms_that_run_out_do_not_end_the_loop(dataset: Callable[..., Any]) -> None:
+    augmentations = iter([1, 2])
+
+    def choose(fields: dict[str, Any]) -> dict[str, Any]:
+        next(augmentations)
+        return fields
+
+    source = (NumberSource(),) if dataset is DSGANDataset else ()
+    loader = DataLoader(dataset(*source, length=6, transforms=choose), batch_size=1)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        read(loader)

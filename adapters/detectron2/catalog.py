@@ -281,9 +281,9 @@ def register_from_config(cfg: CfgNode) -> None:
         _call(register_shards, entry, f"DSGAN.DATASETS[{i}]", defaults=masks)
         if _names_shards(entry)
         else _call(register, entry, f"DSGAN.DATASETS[{i}]", recipe, defaults=masks)
-        for i, entry in enumerate(cfg.DSGAN.DATASETS)
+        for i, entry in enumerate(_listed(cfg, "DATASETS"))
     ]
-    for i, entry in enumerate(cfg.DSGAN.MIXTURES):
+    for i, entry in enumerate(_listed(cfg, "MIXTURES")):
         _call(register_mixture, entry, f"DSGAN.MIXTURES[{i}]")
     endless = {name for name, dataset in REGISTERED.items() if dataset.length is None}
     endless |= {str(entry[key]) for entry in cfg.DSGAN.MIXTURES for key in entry if str(key).lower() == "name"}
@@ -302,6 +302,13 @@ def register_from_config(cfg: CfgNode) -> None:
 
 def _names_shards(entry: Any) -> bool:
     return isinstance(entry, Mapping) and any(str(key).lower() == "shards" for key in entry)
+
+
+def _listed(cfg: Any, key: str) -> list[Any]:
+    entries = cfg.DSGAN[key]
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"DSGAN.{key} must be a list of mappings, not {entries!r:.80}")
+    return list(entries)
 
 
 def _call(

@@ -13,7 +13,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from dsgan_datasets._deprecation import moved
-from dsgan_datasets.checks import integer
+from dsgan_datasets.checks import integer, names
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.polygons import mask_to_polygons
 from dsgan_datasets.samples import Sample, SampleBatch
@@ -76,8 +76,8 @@ class RegisteredDataset:
         self.min_instance_area = integer("min_instance_area", min_instance_area, 1)
         self.schema = source.schema
         self.height, self.width = source.image_size
-        names = self.schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
-        self.things = tuple(sorted({self.schema.index(thing) for thing in names}))
+        thing_names = self.schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
+        self.things = tuple(sorted({self.schema.index(thing) for thing in names("things", thing_names)}))
         if task != "sem_seg" and not self.things:
             raise ValueError(f"task {task!r} needs at least one class in `things`")
         self.fingerprint = source.fingerprint

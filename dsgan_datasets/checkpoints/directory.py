@@ -43,6 +43,8 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: there is no such thing; the message lists the built-in names.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise CheckpointError(f"expected a path or a name of a checkpoint, got {name_or_path!r:.80}")
     name = os.fspath(name_or_path)
     if name.startswith("hf://"):
         return _from_hub(name.removeprefix("hf://"))

@@ -71,6 +71,11 @@ class LabelEdits:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._targets = tuple(targets)
+        if strangers := [target for target in self._targets if not hasattr(target, "field")]:
+            raise ValueError(f"targets must be labels such as a LabelSchema, not {strangers!r:.80}")
+        fields = [target.field for target in self._targets]
+        if not fields or len(set(fields)) < len(fields):
+            raise ValueError(f"a labeler needs a target for each of its labels, and none twice; got {fields}")
         # Made before a CUDA graph is captured, which cannot copy from the host, and kept as long as it may run.
         self._tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 

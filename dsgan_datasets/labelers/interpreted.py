@@ -41,10 +41,15 @@ class InterpretedLabeler:
     kind: ClassVar[str] = "interpreted"
 
     def __init__(self, generator: FeatureGenerator, interpreter: Interpreter, targets: Sequence[Target]) -> None:
+        for name, part, member in (("generator", generator, "features"), ("interpreter", interpreter, "layout")):
+            if not hasattr(part, member):
+                raise ValueError(f"{name} must be what load_{name} gives, not {part!r:.80}")
         if interpreter.layout is None:  # published classifiers do not say what they were fitted on
             interpreter = interpreter.with_layout(generator.features, generator.feature_channels)
         self.generator = generator
         self.interpreter = interpreter
+        if not isinstance(targets, Sequence):
+            raise ValueError(f"targets must be a list of labels, such as [schema], not {targets!r:.80}")
         self.targets = tuple(targets)
         self._edits = LabelEdits(self.targets)
         if generator.features != interpreter.layout:

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from dsgan_datasets.checks import names
 from dsgan_datasets.compatibility import check_class_map, check_recipe, check_uncertainty
 from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator, Provenance
@@ -179,10 +180,10 @@ def joint_labeler(
             f"label_channel={MASK_CHANNEL} (`--label-channel` to dsgan convert)"
         )
     count = num_classes(generator)
-    names = tuple(f"class_{i}" for i in range(count)) if classes is None else tuple(classes)
-    labeler = JointLabeler(generator, LabelSchema(names))
-    if len(names) != count:
-        raise ValueError(f"the masks have {count} classes, got {len(names)} names: {', '.join(names)}")
+    schema = LabelSchema(tuple(f"class_{i}" for i in range(count)) if classes is None else names("classes", classes))
+    labeler = JointLabeler(generator, schema)
+    if schema.num_classes != count:
+        raise ValueError(f"the masks have {count} classes, got {schema.num_classes} names: {', '.join(schema.classes)}")
     return labeler
 
 

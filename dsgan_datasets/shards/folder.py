@@ -49,6 +49,13 @@ def timeout() -> float:
     return seconds
 
 
+def location_text(location: str | os.PathLike[str]) -> str:
+    """A path or URL as text; ValueError for anything else."""
+    if not isinstance(location, str | os.PathLike):
+        raise ValueError(f"expected the path or URL of a folder of shards, not {location!r:.80}")
+    return os.fspath(location)
+
+
 class Folder:
     """Files by name; a file appears whole or not at all.
 
@@ -76,7 +83,7 @@ class Folder:
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        text = os.fspath(location)
+        text = location_text(location)
         self._secrets = secrets_of(text)
         if not text.strip():
             raise ValueError("the path of the folder of shards is empty")

@@ -110,6 +110,10 @@ class Plan:
         cls, labeled: LabeledGenerator, indices: range, seed: int, samples_per_shard: int, encoding: Encoding
     ) -> Plan:
         """The plan to write these samples, here and with these versions."""
+        if not hasattr(labeled, "labeler"):
+            raise ValueError(
+                f"expected a LabeledGenerator, got {labeled!r:.80}: use LabeledGenerator.from_pretrained(…)"
+            )
         if not isinstance(indices, range) or indices.step != 1 or not indices or indices.start < 0:
             raise ValueError(f"indices must be a range of step 1 that begins at 0 or above and is not empty: {indices}")
         if encoding.uncertainty and not labeled.labeler.has_uncertainty:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from typing import Any, BinaryIO
 
 import torch
 
+from dsgan_datasets.checks import names
 from dsgan_datasets.credentials import without_credentials
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.codec import decode
 from dsgan_datasets.shards.errors import NO_FILE, REPAIR_HINT, ShardError, damage_as_shard_error, damaged
+from dsgan_datasets.shards.folder import location_text
 from dsgan_datasets.shards.http import WholeFilesOnly
 from dsgan_datasets.shards.jobs import byte_bar
 from dsgan_datasets.shards.locations import Locations, Place, ShardSet, was_replaced
@@ -64,7 +66,9 @@ class ShardSource:
         self, path_or_urls: Locations, *, check_hashes: bool = False, read_together: int = 1, whole_files: bool = True
     ) -> None:
         several = [path_or_urls] if isinstance(path_or_urls, str | os.PathLike) else path_or_urls
-        self.locations = tuple(os.fspath(location) for location in several)
+        if not isinstance(several, Iterable) or isinstance(several, bytes | Mapping) or hasattr(several, "dtype"):
+            raise ValueError(f"expected the path or URL of a folder of shards, or a list of them, not {several!r:.80}")
+        self.locations = tuple(map(location_text, several))
         self.shards = ShardSet(self.locations)
         self.check_hashes = check_hashes
         self.read_together = read_together
@@ -167,7 +171,7 @@ class ShardSource:
     def check_extras(self, extras: Collection[str]) -> None:
         """ValueError if the shards do not hold such a field."""
         stored = {extension.partition(".")[0] for extension in self.shards.extensions}
-        for extra in extras:
+        for extra in names("extras", extras):
             if extra not in ("uncertainty", "latent"):
                 raise ValueError(f"extras are uncertainty and latent, not {extra!r}")
             if extra not in stored:

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from dsgan_datasets._deprecation import renamed_keywords, warn_renamed
-from dsgan_datasets.checks import integer, position
+from dsgan_datasets.checks import boolean, integer, names, position
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.sources.base import SampleSource
@@ -91,7 +91,7 @@ class SourceStream(_OfSource, ResumableStream[Item_co]):
         self.seed = check_seed(seed)
         self.start = start
         self.batch_size = integer("batch_size", batch_size, 1)
-        self.same_epoch = same_epoch
+        self.same_epoch = boolean("same_epoch", same_epoch)
         self.prefetch = None if prefetch is None else integer("prefetch", prefetch, 1)
         self.duty_cycle = check_duty_cycle(duty_cycle)
         self.extras = _check_extras(extras)
@@ -156,8 +156,10 @@ class SampleStream(SourceStream[Sample]):
         """Samples of this consumer, one by one."""
         with self._iteration() as iteration:
             for sample in self._samples(iteration):
-                self._deliver(iteration)
-                yield sample if self.transforms is None else transformed(sample, self.transforms, self.source.targets)
+                if self.transforms is not None:
+                    sample = transformed(sample, self.transforms, self.source.targets)
+                self._deliver(iteration)  # not before: a sample whose transforms fail was not handed out
+                yield sample
 
     def _samples(self, iteration: Iteration) -> Iterator[Sample]:
         for _, batch in self._numbered(iteration):
@@ -340,7 +342,7 @@ def _check_source(source: SampleSource) -> None:
 def _check_extras(extras: Collection[str]) -> tuple[str, ...]:
     if isinstance(extras, str):
         raise ValueError(f"extras are several names: give ({extras!r},)")
-    return tuple(extras)
+    return names("extras", extras)
 
 
 def refuse_cuda_in_worker(device: torch.device) -> None:

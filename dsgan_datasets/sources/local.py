@@ -13,7 +13,7 @@ import torch
 
 from dsgan_datasets._deprecation import moved
 from dsgan_datasets.checkpoints.labeled import Checkpoint
-from dsgan_datasets.device import Device, resolve_device
+from dsgan_datasets.device import Device, named_device, resolve_device
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.sources.datasets import refuse_cuda_in_worker
@@ -45,10 +45,10 @@ class CheckpointSource:
     """
 
     def __init__(self, checkpoint: str | os.PathLike[str], *, device: Device = None, **recipe: Any) -> None:
+        self.description = Checkpoint.open(checkpoint, **recipe)
         self.checkpoint = os.fspath(checkpoint)
         self.overrides = recipe
-        self.description = Checkpoint.open(checkpoint, **recipe)
-        self._requested = device
+        self._requested = None if device is None else named_device(device)
         self._labeled: LabeledGenerator | None = None
         # Asked here: in a process forked from one that uses CUDA, PyTorch finds no GPU and would fall back to the CPU.
         self._on_cuda = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
@@ -80,7 +80,7 @@ class CheckpointSource:
     def device(self) -> torch.device:
         """That samples are, or will be, made on."""
         if self._requested is not None:
-            return torch.device(self._requested)
+            return self._requested
         return torch.device("cuda" if self._on_cuda else "cpu")
 
     @property

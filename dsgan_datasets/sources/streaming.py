@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dsgan_datasets.checks import integer
+from dsgan_datasets.checks import boolean, integer
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.sources.board import Board
 from dsgan_datasets.sources.share import Share, accelerate_is_reading, current_rank
@@ -129,13 +129,13 @@ class ResumableStream(IterableDataset[Item_co]):
             raise ValueError(f'uneven must be "drop", "pad" or "keep", not {uneven!r}')
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
+        if split_by_rank is not None:
+            split_by_rank = boolean("split_by_rank", split_by_rank)
         if world_size is not None:
             world_size = integer("world_size", world_size, 1)
             rank = integer("rank", rank, 0, world_size - 1)
             if split_by_rank is False and world_size > 1:
                 raise ValueError(f"split_by_rank=False makes every process the only rank, not one of {world_size}")
-        if split_by_rank not in (None, True, False):
-            raise ValueError(f"split_by_rank must be True, False or None, not {split_by_rank!r}")
         self.length = length
         self.group = group
         self.rank = rank
@@ -409,8 +409,11 @@ class ResumableStream(IterableDataset[Item_co]):
         elif "world_size" in state and (self.world_size is not None or current_rank() is not None):
             expected["world_size"] = self.share.world_size
         for name, here in expected.items():
-            if state.get(name) != here:
+            if not _equal(state.get(name), here):
                 raise _other(name, here, state.get(name))
+        shared_out = state.get("within") or state.get("global_batch") is None
+        if shared_out and not {"consumed", "world_size"} & state.keys():
+            raise ValueError("cannot resume: the saved state does not say for which world_size it is")
         numbers = {"epoch": None, "batches": None, "within": 0, "world_size": 0, "consumed": 0}
         start = Start(
             **{
@@ -433,5 +436,11 @@ class ResumableStream(IterableDataset[Item_co]):
         raise NotImplementedError
 
 
+def _equal(saved: object, here: object) -> bool:
+    """Whether a saved value is that one: of a plain kind (a tensor may be in an edited state), and no True for 1."""
+    plain = isinstance(saved, str | int | float | list | tuple | dict | None)
+    return plain and isinstance(saved, bool) == isinstance(here, bool) and saved == here
+
+
 def _other(name: str, here: object, saved: object) -> ValueError:
-    return ValueError(f"cannot resume: {name} is {here!r} here, but {saved!r} in the saved state")
+    return ValueError(f"cannot resume: {name} is {here!r} here, but {saved!r:.80} in the saved state")

@@ -40,6 +40,7 @@ def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target
 
     Raises:
         ValueError: the transforms returned something else.
+        RuntimeError: they raised StopIteration, which would end the consumer's loop without a word.
     """
     from torchvision import tv_tensors
 
@@ -49,7 +50,7 @@ def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target
         given["uncertainty"] = tv_tensors.Mask(sample["uncertainty"])
     if _takes_two(transforms):
         return Sample({**sample, **_of_two(transforms, given)})
-    result = transforms(given)
+    result = _called(transforms, given)
     if not isinstance(result, dict) or not all(isinstance(result.get(key), torch.Tensor) for key in given):
         raise ValueError(
             f"transforms must take a dict and return one with the same keys ({', '.join(given)}) and tensors; got "
@@ -58,8 +59,18 @@ def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target
     return Sample({**sample, **result})
 
 
+def _called(transforms: Transforms, *given: Any) -> Any:
+    try:
+        return transforms(*given)
+    except StopIteration as error:
+        raise RuntimeError(
+            "the transforms raised StopIteration, which a DataLoader would take for the end of the data: an iterator "
+            "that they read has come to its end"
+        ) from error
+
+
 def _of_two(transforms: Transforms, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    result = transforms(given["image"], given["mask"])
+    result = _called(transforms, given["image"], given["mask"])
     if not isinstance(result, tuple | list) or [isinstance(part, torch.Tensor) for part in result] != [True, True]:
         raise ValueError(
             f"transforms of (image, mask) must return two tensors (image, mask); "

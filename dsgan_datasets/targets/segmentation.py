@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dsgan_datasets.checks import names
 from dsgan_datasets.images import png, read_pixels
 from dsgan_datasets.targets.base import Color, Target, register
 
@@ -59,9 +61,15 @@ class LabelSchema:
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
-        fill(self, "classes", tuple(self.classes))
+        try:
+            fill(self, "classes", names("classes", self.classes))
+        except ValueError:
+            raise ValueError(f"class names must be words, in a list, got {self.classes!r:.80}") from None
         fill(self, "palette", tuple(map(_color, self.palette)) or _colors(len(self.classes)))
-        fill(self, "flip_pairs", tuple((int(a), int(b)) for a, b in self.flip_pairs))
+        try:
+            fill(self, "flip_pairs", tuple((operator.index(a), operator.index(b)) for a, b in self.flip_pairs))
+        except (TypeError, ValueError):
+            raise ValueError(f"flip_pairs must be pairs of class ids, not {self.flip_pairs!r:.80}") from None
         self._check_fields()
 
     def _check_fields(self) -> None:
@@ -69,7 +77,7 @@ class LabelSchema:
         if n > 255:
             raise ValueError(f"masks are stored in 8 bits, so a schema has at most 255 classes, not {n}")
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
-        if not all(isinstance(name, str) and name for name in self.classes):
+        if not all(self.classes):
             raise ValueError(f"class names must be words, got {self.classes}")
         if broken := [name for name in self.classes if _UNWRITABLE.search(name)]:
             raise ValueError(
@@ -178,8 +186,7 @@ class LabelSchema:
         """The name of each class after merging."""
         renamed = list(self.classes)
         grouped: set[int] = set()
-        for name, members in groups.items():
-            members = [members] if isinstance(members, str) else list(members)
+        for name, members in as_groups(groups).items():
             if not members or (name in self.classes and name not in members):
                 raise ValueError(f"group {name!r} has no members, or is a class that is not among them: {members}")
             for member in members:
@@ -309,6 +316,20 @@ class LabelSchema:
 
 
 register(LabelSchema.kind, LabelSchema.from_dict)
+
+
+def as_groups(groups: Mapping[str, str | Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    """Groups of classes with their members as tuples, which can be read twice.
+
+    Raises:
+        ValueError: not a dict of names and lists of names.
+    """
+    if not isinstance(groups, Mapping):
+        raise ValueError(f'groups must be a dict, such as {{"eye": ["iris", "pupil"]}}, not {groups!r:.80}')
+    return {
+        names("groups", [name])[0]: names(f"group {name}", [members] if isinstance(members, str) else members)
+        for name, members in groups.items()
+    }
 
 
 def schema_of(targets: Iterable[Target]) -> LabelSchema:
