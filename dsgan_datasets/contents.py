@@ -140,8 +140,8 @@ _TABLE = re.compile(rb"[^\[{\n]{1,999}([,;\t])[^\n]*\n[^\n]*\1")
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ContentError(f"is not JSON that can be trusted: an object has the key {shown(twice)} twice, keep one")
     return found
 
