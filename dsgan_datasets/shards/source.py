@@ -15,7 +15,7 @@ import torch
 from dsgan_datasets.credentials import without_credentials
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.codec import decode
-from dsgan_datasets.shards.errors import NO_FILE, REPAIR_HINT, ShardError, damage_as_shard_error, damaged
+from dsgan_datasets.shards.errors import REPAIR_HINT, ShardError, damage_as_shard_error, damaged, no_file
 from dsgan_datasets.shards.http import WholeFilesOnly
 from dsgan_datasets.shards.jobs import byte_bar
 from dsgan_datasets.shards.locations import Locations, Place, ShardSet, was_replaced
@@ -241,7 +241,7 @@ class _OpenShard:
             self._place, self._file = place, _copied(place)
             return self._part(place, offsets[begin], offsets[end])
         except FileNotFoundError as error:
-            raise damaged(place.where, NO_FILE, REPAIR_HINT) from error
+            raise damaged(place.where, no_file(error), REPAIR_HINT) from error
 
     def _part(self, place: Place, start: int, end: int) -> bytes:
         if self._file is None or self._place is not place:
