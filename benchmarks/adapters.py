@@ -136,7 +136,7 @@ def check_equal(starts: dict[str, Start], labeled: LabeledGenerator, samples: in
 
 
 def time_paths(starts: dict[str, Start], samples: int, runs: int, device: str) -> dict[str, list[float]]:
-    """Seconds that each path takes for so many samples, in interleaved runs."""
+    """Seconds that each path takes for a number of samples, in interleaved runs."""
     seconds: dict[str, list[float]] = {name: [] for name in starts}
     names = list(starts)
     for run in range(runs):
@@ -179,7 +179,7 @@ def summarize(seconds: dict[str, list[float]], samples: int) -> dict[str, Result
 
 
 def measure(names: Sequence[str], checkpoint: str, device: str, batch: int, samples: int) -> Measurement:
-    """Seconds that each path takes for so many samples, and its first samples."""
+    """Seconds that each path takes for a number of samples, and its first samples."""
     seconds, results = {}, []
     for name in names:
         start = PATHS[name][0](checkpoint, device, batch)

@@ -1,6 +1,6 @@
 """What sixteen annotated samples give: held-out IoU of the published recipe and of others, on `demo-faces`.
 
-A segmentation network stands in for the person who annotates (see demo). Five times sixteen random
+A segmentation network annotates in place of a person (see demo). Five times sixteen random
 samples are annotated; on each sixteen an interpreter is fitted by every recipe, and compared with the stand-in on 200
 further samples. A fit takes less than a minute; what is in the file that is written is not measured again.
 """

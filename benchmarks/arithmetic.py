@@ -41,7 +41,7 @@ class Work:
     bytes: float
 
     def floor(self, peak: float, bandwidth: float) -> float:
-        """Seconds at least, on a machine of so many operations (two a multiply-add) and bytes a second."""
+        """Seconds at least, on a machine of this many operations (two a multiply-add) and bytes a second."""
         return max(2 * self.macs / peak, self.bytes / bandwidth)
 
 
@@ -118,7 +118,7 @@ class Shape:
         return Work(area * pixel, itemsize * (projected + fine * area + weights / batch) + area * (1 + 4))
 
     def fused_tail(self, sources: int) -> float:
-        """Multiply-adds of the fused kernel, which resizes by a product with so many sources a tile."""
+        """Multiply-adds of the fused kernel, which resizes by a product with this many sources a tile."""
         h1, h2, k = *self.hidden, max(16, 1 << (self.classes - 1).bit_length())
         fine = sum(c for c, r in self.maps if r == self.side)
         return float(self.side**2 * self.members * (h1 * (fine + sources) + h1 * h2 + h2 * k))
@@ -151,7 +151,7 @@ def ceilings(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) 
 
 
 def best_time(call: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Shortest time of a call, in seconds, of those that fit into so many seconds (three at least)."""
+    """Shortest time of a call, in seconds, of those that fit into this many seconds (three at least)."""
     call()
     times: list[float] = []
     end = time.perf_counter() + seconds

@@ -237,7 +237,7 @@ def _data_configuration(args: argparse.Namespace, sources: Sources) -> Cell:
 
 
 def _out_of_time(args: argparse.Namespace) -> int:
-    progress(f"stopped after {args.minutes:g} minutes; run the same command again to go on")
+    progress(f"stopped after {args.minutes:g} minutes; run the same command again to resume")
     return 0
 
 
@@ -350,7 +350,7 @@ def _student_options(add: argparse.ArgumentParser) -> None:
     )
     add.add_argument("--batch-size", type=count, default=8, help="(default: 8)")
     add.add_argument("--uses", type=count, default=4, help="steps that see a generated sample, on average (default: 4)")
-    add.add_argument("--minutes", type=minutes, help="start no further cell after so many minutes (default: no limit)")
+    add.add_argument("--minutes", type=minutes, help="start no cell after this time (default: no limit)")
 
 
 def minutes(text: str) -> float:
@@ -369,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"downstream: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("downstream: stopped; finished cells are kept, run the same command again to go on", file=sys.stderr)
+        print("downstream: stopped; finished cells are kept, run the same command again to resume", file=sys.stderr)
         return 130
 
 

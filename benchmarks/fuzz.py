@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -211,8 +212,22 @@ def _checkpoints(where: Path) -> list[Seed]:
     classifier = GOLDEN / "dgan_sg1_128_c7_ckpt" / "model_0.pth"
     seeds = [
         Seed(f"{kind}.pkl", (GOLDEN / f"{name}.pkl").read_bytes(), ("generator",), pickles)
-        for kind, name in (("stylegan2", "sg2ada_fullsnapshot16"), ("stylegan3", "sg3_r_32"))
+        for kind, name in (
+            *(("stylegan2", "sg2ada_fullsnapshot16"), ("stylegan3", "sg3_r_32"), ("xl", "xl_c4_t32")),
+            *(("tensorflow1", "tf3_sg1_cond16"), ("tensorflow2", "tf4_sg2_cond16"), ("rectangle", "human_sg3_t_32x16")),
+            ("fastgan", "pgan_fastgan_lite_cond_256"),
+        )
     ]
+    seeds += [
+        Seed(f"{kind}.pth", (GOLDEN / file).read_bytes(), ("generator",), pickles)
+        for kind, file in (
+            *(("genforce1", "genforce_sg1_cond16.pth"), ("genforce2", "genforce_sg2_32.pth")),
+            *(("mmagic2", "mmagic_sg2_32.pth"), ("mmagic3", "mmagic_sg3_t_32.pth")),
+            *(("lucidrains", "lucidrains_rgba_noconst_16/model_0.pt"), ("semanticgan", "semanticgan_32.pt")),
+        )
+    ]
+    small = (GOLDEN / "tf4_sg2_resnet32.pkl").read_bytes()
+    seeds.append(Seed("gzip.pkl.gz", gzip.compress(small, mtime=0), ("generator",), mutators.PLAIN))
     torch_files = {
         "model_0.pth": ("interpreter", torch.load(classifier, weights_only=True)),
         "rosinality.pt": ("generator", torch.load(GOLDEN / "ros_sg2_64.pt", weights_only=True)),

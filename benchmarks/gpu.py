@@ -51,9 +51,9 @@ from dsgan_datasets.uncertainty import image_score, js_divergence
 TARGETS = {"bare": 0.5, "labeled": 1.0, "overlap": 1.05}
 #: What docs/performance.md expected before anything ran: ms a sample, float16, batch 8 on an H200, by side.
 PREDICTED: dict[int, dict[str, float]] = {
-    256: {"bare_graph": 0.24, "projection": 0.05, "tail": 0.14, "labels": 0.19, "stream_graph": 0.54},
-    512: {"bare_graph": 0.80, "projection": 0.12, "tail": 0.48, "labels": 0.60, "stream_graph": 1.51},
-    1024: {"bare_graph": 1.75, "projection": 0.32, "tail": 1.65, "labels": 1.97, "stream_graph": 3.83},
+    256: {"bare_graph": 0.17, "projection": 0.04, "tail": 0.13, "labels": 0.18, "stream_graph": 0.36},
+    512: {"bare_graph": 0.45, "projection": 0.14, "tail": 0.48, "labels": 0.63, "stream_graph": 1.09},
+    1024: {"bare_graph": 1.00, "projection": 0.28, "tail": 1.60, "labels": 1.90, "stream_graph": 2.91},
 }
 #: Share of the pixels whose label may differ from that of the published order in float32, and largest difference of
 #: uncertainties, in nats.
@@ -521,7 +521,7 @@ class Report:
         self.save()
 
     def add(self, name: str, minutes: float, part: Callable[[], Result], key: str = "cases") -> None:
-        """Run a part, if so many minutes are left, and keep what it found, or its error."""
+        """Run a part, if that many minutes are left, and keep what it found, or its error."""
         if self._end - time.monotonic() < 60 * minutes:
             self.content["left_out"].append(name)
             return

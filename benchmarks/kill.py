@@ -2,7 +2,7 @@
 
 A worker is forked from this process, which has imported everything, and gets SIGKILL at a moment of a given kind:
 between two tar entries, before a flush to the disk, before or after a rename or an upload, between two parts of an
-upload, while plan, entries or manifest are written, or at any time. Then the next one goes on in the same place, until
+upload, while plan, entries or manifest are written, or at any time. Then the next one resumes in the same place, until
 one is left alone and finishes. At every step a file under a final name must be whole (or, when repairing, what it was
 before). In the end the place must hold the bytes of a run that was never killed, and no unfinished upload.
 """
@@ -305,7 +305,7 @@ def object_store() -> Iterator[str]:
 def forked(
     labeled: LabeledGenerator, work: Work, prepare: Callable[[], None], kill_after: float | None = None
 ) -> tuple[int, float]:
-    """A worker in a child process, killed after so many seconds if it has not ended; (its wait status, seconds)."""
+    """A worker in a child process, killed after a time if it has not ended; (its wait status, seconds)."""
     started = time.monotonic()
     child = os.fork()
     if child == 0:

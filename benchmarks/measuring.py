@@ -54,7 +54,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 class PeakMemory:
-    """Samples this process's resident memory while it is entered, every half millisecond if not told otherwise.
+    """Samples this process's resident memory while it is entered, every half millisecond by default.
 
     Needs psutil (`pip install "dsgan_datasets[test]"`).
 

@@ -101,7 +101,7 @@ def try_out(read: Callable[[], str], address: str) -> tuple[str, list[str]]:
 
 
 def run(faults: int, seed: int) -> Result:
-    """Try so many faults; the result counts outcomes by fault."""
+    """Try a number of faults; the result counts outcomes by fault."""
     os.environ["DSGAN_TIMEOUT"] = str(PATIENCE)
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
     counts: dict[str, Counter[str]] = {}

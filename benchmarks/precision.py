@@ -1,7 +1,8 @@
 """What half precision does to labels and to the filter, against float32, on the same draws of demo-faces.
 
 Generator and classifiers are computed in float16 or bfloat16 as a GPU computes them. On a processor the fused kernel's
-arithmetic is followed in plain PyTorch: operands are rounded where the kernel rounds them, and sums are float32.
+arithmetic is followed in plain PyTorch: operands are rounded where the kernel rounds them, and sums are float32. What
+the processor itself makes of bfloat16, where it has instructions for it, is "bfloat16 (CPU)".
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets import LabeledGenerator
-from dsgan_datasets.device import resolve_device
+from dsgan_datasets.device import has_fast_bfloat16, resolve_device
 from dsgan_datasets.generators.synthesis import render, style_vectors
 from dsgan_datasets.interpreters import Frame, LabelingOptions, batched
 from dsgan_datasets.latents import Purpose, draw_latents
@@ -29,6 +30,7 @@ from dsgan_datasets.uncertainty import image_score
 MAX_CHANGED = 0.005  # share of the label pixels
 MAX_MOVED = 0.01  # of the accepted share
 DTYPES = ("float32", "float16", "bfloat16")
+ON_CPU = "bfloat16 (CPU)"
 
 EXAMPLE = "example: python benchmarks/precision.py --samples 2000 --out benchmarks/results/precision.json"
 
@@ -37,10 +39,10 @@ Result = dict[str, Any]
 
 def labels(labeled: LabeledGenerator, ws: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Mask uint8 [N, H, W] and score [N] of style vectors."""
-    recipe = labeled.recipe.override(dtype=dtype)
+    recipe = labeled.recipe.override(dtype=dtype.split(maxsplit=1)[0])
     frame = Frame(recipe.frame_size(labeled.generator.img_size), recipe.crop)
     _, features = render(labeled.generator, recipe, ws)
-    if dtype == "float32":
+    if dtype in ("float32", ON_CPU):
         found = labeled.interpreter.predict(features, frame, LabelingOptions(recipe.vote, recipe.top_fraction))
         return found.labels["mask"].to(torch.uint8), found.uncertainty_score
     mask, uncertainty = batched.prepare(labeled.interpreter.weights, features, frame, recipe.vote).label(features)
@@ -48,14 +50,14 @@ def labels(labeled: LabeledGenerator, ws: Tensor, dtype: str) -> tuple[Tensor, T
 
 
 @torch.no_grad()
-def run(checkpoint: str, most: int, minutes: float, device: torch.device) -> Result:
-    """Differences over so many unfiltered draws, or as many as are made in so many minutes."""
+def run(checkpoint: str, most: int, minutes: float, device: torch.device, dtypes: Sequence[str] = DTYPES) -> Result:
+    """Differences over a number of unfiltered draws, or as many as are made in a time."""
     end = time.monotonic() + 60 * minutes
     labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
     recipe, batch = labeled.recipe, labeled.recipe.compute_batch
     assert recipe.threshold is not None, "a checkpoint with a calibrated filter"
-    changed = dict.fromkeys(DTYPES, 0.0)
-    scores: dict[str, list[Tensor]] = {dtype: [] for dtype in DTYPES}
+    changed = dict.fromkeys(dtypes, 0.0)
+    scores: dict[str, list[Tensor]] = {dtype: [] for dtype in dtypes}
     samples = 0
     for start in tqdm(range(0, most, batch), delay=2, leave=False):
         if time.monotonic() > end:
@@ -72,8 +74,8 @@ def run(checkpoint: str, most: int, minutes: float, device: torch.device) -> Res
         )
         ws = style_vectors(labeled.generator, recipe, latents)
         masks = {}
-        for dtype in DTYPES:
-            parts = ws.split(1) if dtype == "float32" and device.type == "cpu" else [ws]
+        for dtype in dtypes:
+            parts = ws.split(1) if dtype in ("float32", ON_CPU) and device.type == "cpu" else [ws]
             rows = parallel_map(lambda part, dtype=dtype: labels(labeled, part, dtype), parts, device)
             masks[dtype] = torch.cat([mask for mask, _ in rows])
             scores[dtype].append(torch.cat([score for _, score in rows]).cpu())
@@ -89,7 +91,7 @@ def run(checkpoint: str, most: int, minutes: float, device: torch.device) -> Res
             "score_difference_mean": float((whole[dtype] - whole["float32"]).mean()),
             "score_difference_largest": float((whole[dtype] - whole["float32"]).abs().max()),
         }
-        for dtype in DTYPES
+        for dtype in dtypes
     } | {"samples": samples, "threshold": recipe.threshold}
 
 
@@ -98,13 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare half precision with float32.", epilog=EXAMPLE)
     parser.add_argument("--checkpoint", default="demo-faces")
     parser.add_argument("--samples", type=int, default=2000, help="draws (default: %(default)s)")
-    parser.add_argument("--minutes", type=float, default=60, help="stop drawing after so many (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60, help="stop drawing after this time (default: %(default)s)")
+    parser.add_argument("--dtypes", nargs="+", choices=(*DTYPES, ON_CPU), help="default: all that the device has")
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--out", type=Path, help="JSON file to write (default: none)")
     args = parser.parse_args(arguments)
     device = resolve_device(args.device)
-    found = run(args.checkpoint, args.samples, args.minutes, device)
-    for dtype in DTYPES[1:]:
+    known = (*DTYPES, ON_CPU) if device.type == "cpu" and has_fast_bfloat16(device) else DTYPES
+    dtypes = [dtype for dtype in known if dtype == "float32" or args.dtypes is None or dtype in args.dtypes]
+    found = run(args.checkpoint, args.samples, args.minutes, device, dtypes)
+    for dtype in dtypes[1:]:
         f = found[dtype]
         print(
             f"{dtype}: {f['labels_changed']:.3%} of the label pixels changed, accepted share {f['accepted']:.2%} "
@@ -116,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_report(args.out, {**report, "checkpoint": args.checkpoint, **found})
     missed = [
         d
-        for d in DTYPES[1:]
+        for d in dtypes[1:]
         if not (found[d]["labels_changed"] <= MAX_CHANGED and abs(found[d]["accepted_moved"]) <= MAX_MOVED)
     ]
     for dtype in missed:

@@ -159,7 +159,7 @@ def measure(sides: Sequence[int], runs: int, device: str) -> Measurement:
 
 
 def peak_of_writing(samples: int) -> int:
-    """Peak resident memory of a fresh process that writes so many samples of demo-faces, MB."""
+    """Peak resident memory of a fresh process that writes a number of samples of demo-faces, MB."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_write_and_measure, (samples,))

@@ -66,7 +66,7 @@ def histogram(
     counts = np.histogram(scores, edges)[0]
     colors = [KEPT if threshold is None or low < threshold else DROPPED for low in edges[:-1]]
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colors, edgecolor="white", linewidth=0.7)
-    axes.set_xlim(0, float(edges[-1]))
+    axes.set_xlim(0, 1.01 * float(edges[-1]))  # room for a line at the end
     line = f"{len(scores)} {of}, {'no filter' if threshold is None else f'threshold {threshold:.4g} nats'}"
     if threshold is not None and threshold <= float(edges[-1]):
         axes.axvline(threshold, color=_INK, linewidth=1.5)
@@ -148,9 +148,10 @@ def _rendered(figure: Figure) -> Image.Image:
 
 def _bins(highest: float, count: int, threshold: float | None) -> np.ndarray[Any, np.dtype[Any]]:
     """Edges of about `count` equal bins over 0 … highest; none of them lies on both sides of the threshold."""
-    step = highest * 1.02 / count
-    if threshold is None or not step <= threshold < highest:
-        return np.linspace(0, highest * 1.02, count + 1)
+    reach = highest * 1.02
+    step = reach / count
+    if threshold is None or not step <= threshold <= reach:
+        return np.linspace(0, reach, count + 1)
     edge = float(np.nextafter(threshold, np.inf))  # a bin holds its lower edge, the filter accepts the threshold itself
     step = edge / max(1, round(edge / step))
     return np.concatenate([np.linspace(0, edge, round(edge / step) + 1), np.arange(edge + step, highest + step, step)])

@@ -1,4 +1,4 @@
-"""What a file holds, whatever its name says: told by its first bytes, read within bounds; JSON that anybody wrote."""
+"""What a file holds, whatever its name says: recognized by its first bytes, read within bounds; JSON of strangers."""
 
 from __future__ import annotations
 

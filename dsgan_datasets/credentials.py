@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 #: What takes the place of a secret.
 HIDDEN = "***"
-#: "user:password@" after "://". A password may hold a slash (those of S3 do): then what looks like a port is no number.
+#: "user:password@" after "://". A password may hold a slash (those of S3 do); the port is then not a number.
 _USER = re.compile(r"(?<=://)(?:[^/\s?#'\"]*|[^/\s:@'\"\[]*:(?!\d*(?:[/?#\s'\"]|$))[^\s'\"]*)@")
 #: The value in "?name=value" or "&name=value"; punctuation that ends it belongs to the sentence.
 _VALUE = re.compile(r"(?<=[?&;#])([\w.%\[\]-]+)=([^&\s#'\"<>]*?)(?=[:,.;)\]}>]*(?:[&\s#'\"<>]|$))")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 
 import torch
 
@@ -46,6 +47,19 @@ def _current_cuda_device() -> torch.device:
             stacklevel=4,
         )
     return torch.device("cuda", current)
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on a device; None if they can. Triton also interprets kernels on the CPU."""
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type != "cuda":
+        interprets = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        return None if interprets else f"they are not compiled for {device.type}"
+    if torch.version.hip is not None:
+        return "they are not written for ROCm"
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability >= (8, 0) else f"a GPU of compute capability {capability[0]}.{capability[1]} is too old"
 
 
 def on_device(device: torch.device) -> AbstractContextManager[object]:

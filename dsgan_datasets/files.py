@@ -121,7 +121,7 @@ def remove_leftovers(path: Path) -> None:
     """
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     for temporary in (path.with_name(name) for name in names if name.endswith(".tmp")):
-        if temporary.name.startswith(f".{path.name}."):  # a name is no pattern: it may hold brackets and stars
+        if temporary.name.startswith(f".{path.name}."):  # a name is not a pattern: it may hold brackets and stars
             with suppress(FileNotFoundError), temporary.open("r+b") as file:
                 if _lock(file):
                     temporary.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ Picture = Tensor | np.ndarray | Image.Image
 
 #: A picture of more pixels is not opened unless asked for. A progressive JPEG takes 10 bytes a pixel.
 MOST_PIXELS = 2**25
-#: Bytes of a picture's file; one of so many pixels that does not compress at all has fewer.
+#: Bytes of a picture's file; the largest picture has fewer even if it does not compress at all.
 _LONGEST_FILE = 2**28
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -87,13 +87,14 @@ def open_picture(
     size: tuple[int, int] | None = None,
     most_pixels: int = MOST_PIXELS,
     what: str | None = None,
+    verified: bool = False,
     decoded: bool = True,
 ) -> Image.Image:
     """A picture that anybody may have made, decoded: everything that reads one comes through here.
 
-    The format is told by content, not by name, and only those asked for reach Pillow, which would start other programs
-    for some (Ghostscript for PostScript). The size is checked before anything is decoded, and a PNG's checksums are
-    compared: Pillow stops looking at them once it has all rows.
+    The format is recognized by content, not by name, and only those asked for reach Pillow, which would start other
+    programs for some (Ghostscript for PostScript). The size is checked before anything is decoded, and a
+    PNG's checksums are compared: Pillow stops looking at them once it has all rows.
 
     Args:
         source: the content, or the path of a file.
@@ -101,6 +102,7 @@ def open_picture(
         size: (H, W) that it must have; None allows every size.
         most_pixels: H·W at most.
         what: to call it in messages; None is the path, or "a picture".
+        verified: whether the content is known to be what was written, so that checksums need not be compared again.
         decoded: False only checks format, checksums and size, before something else decodes it.
 
     Returns:
@@ -126,7 +128,7 @@ def open_picture(
     if (found := kind_of(source)) not in formats:
         holds = f"holds {found}, not {allowed}" if found else "is not a picture" if source else "is empty"
         raise PictureError(what, f"{holds}: save it as {allowed}")
-    if found == "PNG" and (damage := _png_damage(source)):
+    if found == "PNG" and not verified and (damage := _png_damage(source)):
         raise PictureError(what, f"is a damaged PNG file ({damage}): copy or save it again")
     try:
         picture = Image.open(io.BytesIO(source), formats=[found])
@@ -150,7 +152,12 @@ def open_picture(
 
 
 def read_pixels(
-    content: bytes, mode: str, *, formats: Sequence[str] = ("PNG",), size: tuple[int, int] | None = None
+    content: bytes,
+    mode: str,
+    *,
+    formats: Sequence[str] = ("PNG",),
+    size: tuple[int, int] | None = None,
+    verified: bool = False,
 ) -> np.ndarray:
     """The pixels of an image file: [H, W], or [H, W, 3] for RGB.
 
@@ -159,11 +166,12 @@ def read_pixels(
         mode: the Pillow mode that it must have: "L" (8-bit grayscale), "I;16" (16-bit) or "RGB".
         formats: see `open_picture`.
         size: (H, W) that it must have; None allows every size.
+        verified: see `open_picture`.
 
     Raises:
         PictureError: another mode, format or size, or not a readable image.
     """
-    picture = open_picture(content, formats=formats, size=size)
+    picture = open_picture(content, formats=formats, size=size, verified=verified)
     if picture.mode != mode:
         raise PictureError("a picture", f"has mode {picture.mode}, not {mode}")
     return np.asarray(picture)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import style_vectors
 from dsgan_datasets.labelers.base import Labeler
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
-from dsgan_datasets.latents import Latents, Purpose, as_indices, check_seed, draw_latents
+from dsgan_datasets.latents import Latents, Purpose, as_indices, check_index, check_seed, draw_latents
 from dsgan_datasets.parallel import parallel_map
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.recipe import Recipe, RecipeOverrides
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.scheduling import accepted_samples
 from dsgan_datasets.targets.base import Target
@@ -191,7 +191,7 @@ class LabeledGenerator:
             indices: N integers in 0 … 2^63-1.
             seed: 0 … 2^64-1; another seed is another dataset.
             attempts: replay exactly these draws, without the filter; one number for all, or one for each index. This is
-                how a recorded sample is made again elsewhere.
+                how a recorded sample is reproduced elsewhere.
             extras: further fields of the batch: "uncertainty" (per pixel, if the labeler has it), "latent" (z).
 
         Raises:
@@ -228,7 +228,8 @@ class LabeledGenerator:
             >>> next(labeled.stream(itertools.count())).index
             tensor(0)
         """
-        draws = ((i, 0) for i in indices) if attempts is None else zip(indices, attempts, strict=True)
+        checked = map(check_index, indices)
+        draws = ((i, 0) for i in checked) if attempts is None else zip(checked, attempts, strict=True)
         return self._stream(draws, seed, filtered=attempts is None, extras=extras)
 
     @torch.no_grad()
@@ -240,10 +241,15 @@ class LabeledGenerator:
         filtered = filtered and self._is_filtered()
         filter = self.recipe.filter if filtered else None
 
-        def draw(indices: Tensor, attempts: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            drawn = self._draw(indices, attempts, seed, Purpose.DATASET)
-            fields = {name: value for name, value in drawn.items() if name not in EXTRAS or name in wanted}
-            return fields, accepts(filter, self.targets, drawn)
+        def draw(indices: Tensor, attempts: Tensor) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
+            wait = self._start(indices, attempts, seed, Purpose.DATASET)
+
+            def finish() -> tuple[dict[str, Tensor], Tensor]:
+                drawn = wait()
+                fields = {name: value for name, value in drawn.items() if name not in EXTRAS or name in wanted}
+                return fields, accepts(filter, self.targets, drawn)
+
+            return finish
 
         yield from accepted_samples(
             draws,
@@ -251,6 +257,7 @@ class LabeledGenerator:
             compute_batch=self.recipe.compute_batch,
             group_size=self.recipe.group_size if filtered else 1,
             attempt_limit=lambda: self._acceptance.attempt_limit,
+            overlap=self.device.type == "cuda",
         )
 
     def _checked_extras(self, extras: Collection[str]) -> set[str]:
@@ -270,8 +277,11 @@ class LabeledGenerator:
         sample = next(self._stream([(0, 0)], 0, filtered=False, extras=extras))
         return SampleBatch({name: value.new_empty(0, *value.shape) for name, value in sample.items()})
 
-    def _draw(self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose) -> dict[str, Tensor]:
-        """All fields of up to compute_batch draws, unfiltered; none depends on which others are asked for."""
+    def _start(self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose) -> Callable[[], dict[str, Tensor]]:
+        """Begin up to compute_batch draws; what is returned waits for their scores, and gives all fields, unfiltered.
+
+        No draw depends on which others are asked for.
+        """
         latents = draw_latents(self.recipe, self.generator.z_dim, indices, seed=seed, attempt=attempts, purpose=purpose)
         if self.device.type == "cpu":
             rows = parallel_map(self._compute, [latents[i : i + 1] for i in range(len(latents))], self.device)
@@ -281,7 +291,21 @@ class LabeledGenerator:
             padding = torch.arange(self.recipe.compute_batch, device="cpu").clamp(max=len(indices) - 1)
             fields = {name: value[: len(indices)] for name, value in self._compute(latents[padding]).items()}
         fields |= {"index": indices, "attempt": attempts, "latent": latents.z}
-        return fields if latents.class_label is None else {**fields, "class_label": latents.class_label}
+        if latents.class_label is not None:
+            fields["class_label"] = latents.class_label
+        copied: torch.cuda.Event | None = None
+        if self.device.type == "cuda" and "uncertainty_score" in fields:
+            # Copied right after the batch, in front of whatever is enqueued next.
+            fields["uncertainty_score"] = fields["uncertainty_score"].to("cpu", non_blocking=True)
+            copied = torch.cuda.current_stream(self.device).record_event()
+
+        def wait() -> dict[str, Tensor]:
+            if copied is not None:  # the one time that the host waits for a GPU
+                copied.synchronize()
+            scores = {name: value.cpu() for name, value in fields.items() if name == "uncertainty_score"}
+            return {**fields, **scores}
+
+        return wait
 
     def _compute(self, latents: Latents) -> dict[str, Tensor]:
         """Image, labels and uncertainty of latents."""
@@ -289,12 +313,9 @@ class LabeledGenerator:
             raise ValueError(f"compile=True needs a CUDA device, this is {self.device}: use compile=False")
         compute = self._graph or self._label
         try:
-            fields = dict(compute(style_vectors(self.generator, self.recipe, latents)))
-            if "uncertainty_score" in fields:  # the one time that the host waits for a GPU
-                fields["uncertainty_score"] = fields["uncertainty_score"].cpu()
+            return dict(compute(style_vectors(self.generator, self.recipe, latents)))
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(self._out_of_memory(latents)) from error
-        return fields
 
     def _out_of_memory(self, latents: Latents) -> str:
         """What to do; smaller batches are tried for it."""
@@ -354,7 +375,7 @@ class LabeledGenerator:
         batches = range(0, num_draws, self.recipe.compute_batch)
         for start in tqdm(batches, description, unit="batch", delay=2, leave=False):
             indices = torch.arange(start, min(start + self.recipe.compute_batch, num_draws), device="cpu")
-            yield self._draw(indices, torch.zeros_like(indices), seed, Purpose.CALIBRATION)
+            yield self._start(indices, torch.zeros_like(indices), seed, Purpose.CALIBRATION)()
 
     @torch.no_grad()
     def capture_graph(self) -> LabeledGenerator:
@@ -436,7 +457,7 @@ class LabeledGenerator:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str], *, device: Device = None, **recipe_overrides: Any
+        cls, name_or_path: str | os.PathLike[str], *, device: Device = None, **recipe_overrides: Unpack[RecipeOverrides]
     ) -> LabeledGenerator:
         """Load a checkpoint directory.
 

@@ -61,16 +61,19 @@ def as_indices(indices: Tensor | Sequence[int] | range) -> Tensor:
         numbers = [int(i) if hasattr(i, "__index__") and not isinstance(i, bool) else i for i in indices]
         if any(not isinstance(i, int) or isinstance(i, bool) for i in numbers):
             raise TypeError(f"indices must be integers, got {numbers[:4]}")
-        if any(not 0 <= i <= MAX_INDEX for i in numbers):
-            raise ValueError(
-                f"indices must lie in 0 … 2^63-1, got {next(i for i in numbers if not 0 <= i <= MAX_INDEX)}"
-            )
-        flat = torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        flat = torch.tensor([check_index(i) for i in numbers], dtype=torch.int64, device="cpu")
     if flat.dim() != 1:
         raise ValueError(f"indices must be one-dimensional [N], got shape {tuple(flat.shape)}")
-    if len(flat) and int(flat.min()) < 0:
-        raise ValueError(f"indices must lie in 0 … 2^63-1, got {int(flat.min())}")
+    if len(flat):
+        check_index(int(flat.min()))
     return flat
+
+
+def check_index(index: int) -> int:
+    """The index itself; ValueError unless it lies in 0 … 2^63-1."""
+    if not 0 <= index <= MAX_INDEX:
+        raise ValueError(f"indices must lie in 0 … 2^63-1, got {index}")
+    return index
 
 
 def check_seed(seed: int) -> int:

@@ -35,7 +35,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], devi
     Raises:
         RuntimeError: the system starts no thread at all.
     """
-    team = getattr(_this_thread, "team", None)
+    team: _Team | None = getattr(_this_thread, "team", None)
     if device.type != "cpu" or (team is None and torch.get_num_threads() == 1):
         return [function(item) for item in items]
 

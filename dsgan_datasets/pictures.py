@@ -104,6 +104,7 @@ def sheet(
         columns: groups side by side.
         more: names and colors that the legend shows too.
     """
+    title, *captions = (text.encode(errors="replace").decode() for text in (title, *captions))  # it may name a file
     width, height = pictures[0][0].size
     zoom = _zoom(width)
     cell_w, cell_h = width * zoom, height * zoom

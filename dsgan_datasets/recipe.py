@@ -58,8 +58,8 @@ def _number(lowest: float, highest: float) -> Check:
     return check
 
 
-def _integer(lowest: int) -> Check:
-    return lambda value: integer("value", value, lowest)
+def _integer(lowest: int, highest: int = 2**31 - 1) -> Check:
+    return lambda value: integer("value", value, lowest, highest)
 
 
 def _choice(kind: Any) -> Check:
@@ -194,8 +194,8 @@ class Rendering(_Section):
         size: (H, W) at which the full frame is labeled, and to which the image is resized, at most 8192 each; None is
             the image's own.
         crop: (top, bottom) rows of the frame to keep, for letterboxed generators; None keeps all.
-        dtype: precision of the synthesis. On a GPU the interpreter's operands are rounded to it too; its sums are
-            float32.
+        dtype: precision of the synthesis and of the interpreter's operands; its sums are float32. On a CPU labels are
+            computed in bfloat16 where the processor has instructions for it, else, as of float16 maps, in float32.
         compute_batch: draws computed at a time: as one batch on a GPU, side by side on the CPU. Part of the recipe, as
             the last bits of a float depend on the batch; how many samples you ask for at once changes nothing.
         compile: have torch.compile fuse the synthesis (CUDA only). Part of the recipe, as it changes the last bits.
@@ -207,7 +207,7 @@ class Rendering(_Section):
     size: tuple[int, int] | None = _checked(None, f"None or (rows, columns) of at most {MAX_SIDE}", _optional(_size))
     crop: tuple[int, int] | None = _checked(None, "None or (top, bottom) with 0 <= top < bottom", _optional(_rows))
     dtype: Precision = _checked("float32", "float32, float16 or bfloat16", _choice(Precision))
-    compute_batch: int = _checked(8, "an integer from 1", _integer(1))
+    compute_batch: int = _checked(8, "an integer in 1 … 65536", _integer(1, 65536))
     compile: bool = _checked(False, "True or False", _boolean)
 
     @property

@@ -16,8 +16,9 @@ from torch import Tensor
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.samples import Sample
 
-#: (indices, attempts), int64 [N] each -> (fields of the N draws, which of them are accepted: bool [N] on the CPU).
-Draw = Callable[[Tensor, Tensor], tuple[Mapping[str, Tensor], Tensor]]
+#: (indices, attempts), int64 [N] each -> N draws that are under way; calling these waits for them: (their fields, which
+#: of them are accepted: bool [N] on the CPU).
+Draw = Callable[[Tensor, Tensor], Callable[[], tuple[Mapping[str, Tensor], Tensor]]]
 
 
 class _Unit(NamedTuple):
@@ -38,6 +39,7 @@ def accepted_samples(
     compute_batch: int,
     group_size: int = 1,
     attempt_limit: Callable[[], int],
+    overlap: bool = False,
 ) -> Iterator[Sample]:
     """The samples of (index, first attempt) pairs, in order.
 
@@ -49,6 +51,8 @@ def accepted_samples(
         compute_batch: draws at a time.
         group_size: consecutive indices that are accepted or redrawn together.
         attempt_limit: asked when a draw was rejected; draws that an index may take.
+        overlap: start a full batch of draws before waiting for the one before, so that a GPU has no gap. The samples
+            are the same.
 
     Raises:
         RuntimeError: an index found no accepted draw within the limit.
@@ -58,16 +62,24 @@ def accepted_samples(
     rejected: deque[_Unit] = deque()
     finished: dict[int, Sample] = {}
     next_place = 0
+    units: list[_Unit] = []  # of the batch that is to be started
+    started: deque[tuple[list[_Unit], Callable[[], tuple[Mapping[str, Tensor], Tensor]]]] = deque()
     while True:
-        redrawn = [rejected.popleft() for _ in range(min(units_at_once, len(rejected)))]
-        units = [*redrawn, *islice(fresh, units_at_once - len(redrawn))]
-        if not units:
+        units += [rejected.popleft() for _ in range(min(units_at_once - len(units), len(rejected)))]
+        units += islice(fresh, units_at_once - len(units))
+        if units and (len(units) == units_at_once or not started):  # rejected draws may still fill it up
+            indices = torch.cat([unit.indices for unit in units])
+            attempts = torch.cat([torch.full_like(unit.indices, unit.attempt) for unit in units])
+            started.append((units, draw(indices, attempts)))
+            units = []
+            if overlap and len(started) == 1:
+                continue
+        if not started:
             return
-        indices = torch.cat([unit.indices for unit in units])
-        attempts = torch.cat([torch.full_like(unit.indices, unit.attempt) for unit in units])
-        fields, accepted = draw(indices, attempts)
+        drawn, wait = started.popleft()
+        fields, accepted = wait()
         first = 0  # row of the unit's first draw
-        for unit in units:
+        for unit in drawn:
             if accepted[first : first + len(unit.indices)].all():
                 for place, member in unit.wanted:
                     finished[place] = Sample({name: value[first + member] for name, value in fields.items()})

@@ -57,7 +57,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, labeled: LabeledGenerat
 @pytest.fixture
 def clean() -> Iterator[None]:
     """Catalogs without generated datasets, and as they were afterwards."""
-    catalogs = [DatasetCatalog, MetadataCatalog, registry._REGISTERED]
+    catalogs = [DatasetCatalog, MetadataCatalog, registry.REGISTERED]
     before = [dict(catalog) for catalog in catalogs]
     for catalog, name in itertools.product(catalogs, before[2]):
         catalog.pop(name, None)

@@ -196,7 +196,7 @@ class FaultServer(http.server.ThreadingHTTPServer):
         folder: whose files are served.
         fault: what happens to the requests that `of` and `after` choose.
         of: end of the names of the files that it happens to.
-        after: so many requests of such files are answered honestly first.
+        after: this number of requests of such files are answered honestly first.
         once: only one request suffers.
     """
 

@@ -371,7 +371,7 @@ def _datasetgan_arrays(generator: FeatureGenerator, golden: Golden) -> dict[str,
 def layer_outputs(generator: FeatureGenerator, ws: Tensor, noise_mode: str) -> dict[str, Tensor]:
     """The feature maps of a "const+convs" generator by name, and by hooks the outputs that it does not return.
 
-    "b8.out" is what the next block reads, or the last ToRGB.
+    "b8.out" is what the next block reads, and the block's ToRGB if it has one.
     """
     network = generator.synthesis_network
     others: dict[str, Tensor] = {}
@@ -389,7 +389,8 @@ def layer_outputs(generator: FeatureGenerator, ws: Tensor, noise_mode: str) -> d
             hooks.append(block.torgb.register_forward_hook(save_output(f"b{r}.torgb")))
         if block.skip is not None:
             hooks.append(block.skip.register_forward_hook(save_output(f"b{r}.skip")))
-        reader = block.torgb if r == network.resolutions[-1] else network.get_submodule(f"b{2 * r}").conv0
+        # The 3×3 layers are given it scaled by their styles.
+        reader = block.torgb if "torgb" in block.heads else network.get_submodule(f"b{2 * r}").skip
         hooks.append(reader.register_forward_pre_hook(save_input(f"b{r}.out")))
     try:
         _, features = generator.synthesis(ws, noise_mode=noise_mode)

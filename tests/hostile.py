@@ -312,7 +312,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "hashes of shared tuples in pairs": lambda: call(ORDERED, listed(many(_tuples(60), b"N"))),
     "equal hashes": lambda: _equal_hashes(60_000),
     "keys that are lists": lambda: _keyed(b"]"),
-    "keys that are no number": lambda: _keyed(b"G\x7f\xf8\x00\x00\x00\x00\x00\x00"),
+    "keys that are not numbers": lambda: _keyed(b"G\x7f\xf8\x00\x00\x00\x00\x00\x00"),
     "shared tuples": lambda: _tuples(60),
     "shared lists": lambda: _lists(60),
     "a long text again and again": lambda: many(text("x" * 10**6) + put(0), get(0) * 90_000),
@@ -436,6 +436,79 @@ SNAPSHOT_BOMBS: dict[str, Callable[[], bytes]] = {
         name("numpy.core.multiarray", "scalar"), call(name("numpy", "dtype"), text("f8"), b"\x89", b"\x88"), raw(b"1")
     ),
     "a dtype of absurd length": lambda: call(name("numpy", "dtype"), text("f" * 10**6), b"\x89", b"\x88"),
+}
+
+# Pieces for the placeholders of names that are not known, in a file of which a network is wanted
+
+
+def thing(module_name: str, qualified: str, **state: bytes) -> bytes:
+    """An object of some class, with attributes."""
+    return name(module_name, qualified) + b")\x81" + mapping(**state) + b"b"
+
+
+FASTGAN = ("pg_modules.networks_fastgan", "Generator")
+TENSORFLOW = ("dnnlib.tflib.network", "Network")
+
+
+def _things(levels: int, copies: int, kind: tuple[str, str] = FASTGAN) -> bytes:
+    """Networks in networks of an allowed class, each in `copies` places of the next; the last is what is left."""
+    first = thing(*kind) + put(0)
+    chain = (
+        thing(*kind, _modules=mapping(**{f"m{i}": get(level) for i in range(copies)})) + put(level + 1)
+        for level in range(levels)
+    )
+    return b"(" + first + b"".join(chain) + b"1" + get(levels)
+
+
+def _own_child(kind: tuple[str, str], key: str) -> bytes:
+    return (
+        b"}"
+        + put(0)
+        + b"0"
+        + thing(*kind, **{key: get(0)})
+        + put(1)
+        + b"0"
+        + get(0)
+        + text("a")
+        + get(1)
+        + b"s0"
+        + get(1)
+    )
+
+
+STRANGE = name("some.package", "Thing")
+PLACEHOLDERS: dict[str, Callable[[], bytes]] = {
+    "one called again and again": lambda: repeated(STRANGE, number(1), 150_000),
+    "calls of calls": lambda: STRANGE + b")R" * 150_000,
+    "attributes given again and again": lambda: (
+        STRANGE
+        + b")\x81"
+        + put(0)
+        + b"0"
+        + mapping(**{f"a{i}": b"N" for i in range(20_000)})
+        + put(1)
+        + b"0"
+        + get(0)
+        + (get(1) + b"b") * 100_000
+    ),
+    "a million keys of other types": lambda: b"}(" + (b")N") * 190_000 + b"u",
+    "keys of shared tuples": lambda: _keyed(_tuples(60)),
+    "long names again and again": lambda: (
+        b"(" + text("m" * 10**6) + put(0) + text("x") + put(1) + b"01" + many((get(0) + get(1) + b"\x93") * 100_000)
+    ),
+    "items put into one": lambda: STRANGE + b")\x81(" + b"N" * 350_000 + b"e",
+    "a network of them that holds itself": lambda: _own_child(FASTGAN, "_modules"),
+    "a TensorFlow network that holds itself": lambda: many(_own_child(TENSORFLOW, "components")),
+    "networks in two places of the next": lambda: _things(28, 2),
+    "rosinality's in two places of the next": lambda: _things(28, 2, ("model", "Generator")),
+    "networks of TensorFlow 3000 deep": lambda: many(_things(3000, 1, TENSORFLOW)),
+    "a network with a stranger inside": lambda: thing(*FASTGAN, _modules=mapping(synthesis=thing("os", "system"))),
+    "a network that is a call": lambda: call(STRANGE, text(TOUCH)),
+    "frozen sets of sets": lambda: b"(" * 1 + b"".join(b"(" for _ in range(300)) + b"N" + b"\x91" * 300 + b"t",
+    "a class with keywords": lambda: STRANGE + b")" + mapping(x=call(name("posix", "system"), text(TOUCH))) + b"\x92",
+    "noise without end": lambda: mapping(
+        **{f"g_synthesis.blocks.{r}x{r}.epi1.top_epi.noise.weight": b"N" for r in range(1, 2000)}
+    ),
 }
 
 # Whole files of torch.save

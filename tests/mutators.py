@@ -24,7 +24,10 @@ NAMES = (
         b"numpy\nndarray\n",
     ),
     *(b"torch.storage\n_load_from_bytes\n", b"torch_utils.persistence\n_reconstruct_persistent_obj\n"),
-    *(b"numpy.core.multiarray\n_reconstruct\n", b"numpy.core.multiarray\nscalar\n"),
+    *(b"numpy.core.multiarray\n_reconstruct\n", b"numpy.core.multiarray\nscalar\n", b"_codecs\nencode\n"),
+    *(b"numpy._core.numeric\n_frombuffer\n", b"dill._dill\n_create_array\n", b"copyreg\n_reconstructor\n"),
+    *(b"dnnlib.tflib.network\nNetwork\n", b"torch.nn.modules.sparse\nEmbedding\n", b"os\nsystem\n"),
+    *(b"pg_modules.networks_fastgan\nGenerator\n", b"pg_modules.blocks\nGLU\n", b"model\nGenerator\n"),
 )
 _CODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 _FORMATS = {"BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINPUT": "<B", "BINGET": "<B"}

@@ -42,6 +42,10 @@ class ScalarMap:
         row = np.asarray(heat_map(np.linspace(0, 1, self.bins)[None], 1))[0]
         return tuple((int(r), int(g), int(b)) for r, g, b in row)
 
+    @property
+    def ignored_as(self) -> None:
+        return None
+
     def check(self, value: Tensor, size: tuple[int, int]) -> None:
         known = value[~value.isnan()]
         if value.dtype != torch.float32 or value.shape != size or not ((known >= 0) & (known <= 1)).all():
@@ -57,8 +61,8 @@ class ScalarMap:
         levels = (value.double() * _LEVELS).round().nan_to_num(_LEVELS + 1)
         return png(levels.cpu().numpy().astype(np.uint16))
 
-    def decode(self, content: bytes) -> Tensor:
-        levels = torch.from_numpy(read_pixels(content, "I;16").astype(np.float64))
+    def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
+        levels = torch.from_numpy(read_pixels(content, "I;16", size=size, verified=True).astype(np.float64))
         return (levels / _LEVELS).masked_fill(levels > _LEVELS, torch.nan).float()
 
     def tally(self, values: Tensor) -> Tensor:

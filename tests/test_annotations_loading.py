@@ -36,12 +36,12 @@ def test_all_mistakes_of_a_folder_are_told_together(folder: Path) -> None:
     (folder / "masks" / f"{first}.png").write_bytes(png(mask))
     Image.new("L", (20, 16)).save(folder / "masks" / f"{second}.png")
     (folder / "masks" / f"{third}.png").rename(folder / "masks" / "other.png")
-    told = mistakes(folder)
-    assert len(told) == 4
-    assert f"{first}.png: holds unknown class 7 (5 px)" in told[0] and "add the class to classes.json" in told[0]
-    assert f"{second}.png: is 20×16 pixels, its image is 16×16" in told[1]
-    assert f"{third}: has no annotation" in told[2] and "--allow-missing" in told[2]
-    assert "other: no such image was exported" in told[3]
+    output = mistakes(folder)
+    assert len(output) == 4
+    assert f"{first}.png: holds unknown class 7 (5 px)" in output[0] and "add the class to classes.json" in output[0]
+    assert f"{second}.png: is 20×16 pixels, its image is 16×16" in output[1]
+    assert f"{third}: has no annotation" in output[2] and "--allow-missing" in output[2]
+    assert "other: no such image was exported" in output[3]
 
 
 def test_an_empty_mask(folder: Path) -> None:
@@ -49,8 +49,8 @@ def test_an_empty_mask(folder: Path) -> None:
     name = names(folder)[1]
     for value in (0, 255):
         (folder / "masks" / f"{name}.png").write_bytes(png(np.full(SIZE, value), palette=SCHEMA.palette))
-        (told,) = mistakes(folder)
-        assert f"{name}: the mask is empty" in told and "Annotate it" in told
+        (output,) = mistakes(folder)
+        assert f"{name}: the mask is empty" in output and "Annotate it" in output
 
 
 def test_missing_annotations_may_be_left_out(folder: Path) -> None:
@@ -60,8 +60,8 @@ def test_missing_annotations_may_be_left_out(folder: Path) -> None:
     assert equal(found, masks[[0, 2]])
     assert np.array_equal(found.latents.numpy(), np.load(folder / "latents.npy")[[0, 2]])
     shutil.rmtree(folder / "masks")
-    (told,) = mistakes(folder, allow_missing=True)
-    assert "nothing is annotated yet" in told
+    (output,) = mistakes(folder, allow_missing=True)
+    assert "nothing is annotated yet" in output
 
 
 def test_an_image_that_is_not_the_one_exported(folder: Path) -> None:
@@ -70,9 +70,9 @@ def test_an_image_that_is_not_the_one_exported(folder: Path) -> None:
     Image.open(first).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(first)
     second.unlink()
     third.write_bytes(b"no picture")
-    told = mistakes(folder)
-    assert "is not the image that was exported" in told[0] and first.name in told[0]
-    assert "is missing" in told[1] and "cannot be read as a picture" in told[2]
+    output = mistakes(folder)
+    assert "is not the image that was exported" in output[0] and first.name in output[0]
+    assert "is missing" in output[1] and "cannot be read as a picture" in output[2]
 
 
 def test_an_image_may_be_compressed_anew(folder: Path) -> None:
@@ -85,8 +85,8 @@ def test_an_image_may_be_compressed_anew(folder: Path) -> None:
 
 def test_a_generator_that_is_not_the_one_exported_from(folder: Path, tmp_path: Path) -> None:
     write_masks(folder)
-    (told,) = mistakes(folder, "demo-faces", device="cpu")
-    assert "'demo-faces': is not the one these images were exported from" in told and GENERATOR.name in told
+    (output,) = mistakes(folder, "demo-faces", device="cpu")
+    assert "'demo-faces': is not the one these images were exported from" in output and GENERATOR.name in output
     save_generator(load_generator(GENERATOR, device="cpu"), tmp_path / "converted")
     assert load_annotations(folder, tmp_path / "converted", device="cpu").generator is not None
 
@@ -100,14 +100,14 @@ def test_entries_that_do_not_belong_to_the_latents(folder: Path, edit: Callable[
     write_masks(folder)
     assert load_annotations(folder, GENERATOR, device="cpu").generator is not None
     change(folder / "annotations.json", edit)
-    told = mistakes(folder, GENERATOR, device="cpu")
-    assert len(told) >= 2 and all("give another image" in mistake for mistake in told)
+    output = mistakes(folder, GENERATOR, device="cpu")
+    assert len(output) >= 2 and all("give another image" in mistake for mistake in output)
 
 
 def test_a_generator_with_other_features(folder: Path) -> None:
     write_masks(folder)
-    (told,) = mistakes(folder, load_generator(GENERATOR, device="cpu", features="const+convs"))
-    assert "gives features 'const+convs', the export was for 'convs'" in told
+    (output,) = mistakes(folder, load_generator(GENERATOR, device="cpu", features="const+convs"))
+    assert "gives features 'const+convs', the export was for 'convs'" in output
 
 
 def test_changed_latents(folder: Path) -> None:

@@ -35,8 +35,8 @@ def test_the_published_layout(tmp_path: Path) -> None:
     latents = np.random.RandomState(0).randn(2, 16)
     published(tmp_path / "p", masks, latents)
     file = stylegan1(tmp_path)
-    (told,) = mistakes(tmp_path / "p", file, device="cpu")
-    assert "ids up to 2" in told and "--classes" in told
+    (output,) = mistakes(tmp_path / "p", file, device="cpu")
+    assert "ids up to 2" in output and "--classes" in output
     found = load_annotations(tmp_path / "p", file, classes=("background", "a", "b"), device="cpu")
     assert equal(found, masks) and np.array_equal(found.latents.numpy(), latents.astype(np.float32))
     assert found.recipe == Recipe(truncation_psi=0.7, truncation_cutoff=8, size=(16, 24))
@@ -45,8 +45,8 @@ def test_the_published_layout(tmp_path: Path) -> None:
     images, _ = synthesize(found.generator, found.recipe, found.latents)
     assert images.shape[2:] == found.masks.shape[1:]
     other = load_generator(file, device="cpu", avg_latent=torch.zeros(16))
-    (told,) = mistakes(tmp_path / "p", other, classes=("background", "a", "b"))
-    assert "another average w" in told
+    (output,) = mistakes(tmp_path / "p", other, classes=("background", "a", "b"))
+    assert "another average w" in output
     changed = load_annotations(tmp_path / "p", classes=("background", "a", "b"), truncation_psi=0.5)
     assert changed.recipe.truncation_psi == 0.5
 
@@ -61,9 +61,9 @@ def test_mistakes_in_the_published_layout(tmp_path: Path) -> None:
     np.save(folder / "image_mask2.npy", np.array([{}]), allow_pickle=True)
     (folder / "image_mask3.npy").unlink()
     np.save(folder / "image_mask7.npy", masks[0])
-    told = "\n".join(mistakes(folder, classes=("background", "a")))
+    output = "\n".join(mistakes(folder, classes=("background", "a")))
     for words in (
         "image_mask0.npy: is 8×8 pixels", "image_mask1.npy: holds unknown class 9", "image_mask2.npy: is not an .npy",
         "image_mask3: has no annotation", "image_mask7: no such image",
     ):  # fmt: skip
-        assert words in told
+        assert words in output

@@ -72,23 +72,23 @@ def test_a_name_within_a_longer_word_is_no_name(folder: Path, form: str) -> None
     write_coco(folder)
     first = names(folder)[0]
     change(folder / "coco.json", lambda c: c["images"][0].update(file_name=form.format(first)))
-    told = "\n".join(mistakes(folder))
-    assert f"{first}: has no annotation" in told
-    assert "no such image was exported" in told or "needs a file name" in told
+    output = "\n".join(mistakes(folder))
+    assert f"{first}: has no annotation" in output
+    assert "no such image was exported" in output or "needs a file name" in output
 
 
 def test_what_may_be_of_two_images_is_refused_with_both_names(folder: Path) -> None:
     write_coco(folder)
     first, second, _ = names(folder)
     change(folder / "coco.json", lambda c: c["images"][0].update(file_name=f"{first}-{second}.png"))
-    assert any(first in told and second in told and "several images" in told for told in mistakes(folder))
+    assert any(first in output and second in output and "several images" in output for output in mistakes(folder))
     write_coco(folder)
     change(folder / "coco.json", lambda c: c["images"][0].update(file_name=f"x-{second}.png"))
-    assert any(f"are both {second}" in told for told in mistakes(folder))
+    assert any(f"are both {second}" in output for output in mistakes(folder))
     (folder / "coco.json").unlink()
     write_masks(folder)
     (folder / "masks" / f"{first}.png").rename(folder / "masks" / f"{first}+{second}.png")
-    assert any(first in told and second in told and "several images" in told for told in mistakes(folder))
+    assert any(first in output and second in output and "several images" in output for output in mistakes(folder))
 
 
 def test_the_exact_name_counts_before_copies(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_exact_name_counts_before_copies(folder: Path) -> None:
     found = load_annotations(folder)
     assert equal(found, masks) and len(found.warnings) == 2 and "was passed over" in found.warnings[0]
     (folder / "masks" / f"{first}.png").unlink()
-    assert any("keep one of them" in told for told in mistakes(folder))
+    assert any("keep one of them" in output for output in mistakes(folder))
 
 
 def test_pictures_of_no_image_are_mistakes_only_where_they_may_be_the_missing_one(folder: Path) -> None:
@@ -109,7 +109,7 @@ def test_pictures_of_no_image_are_mistakes_only_where_they_may_be_the_missing_on
     found = load_annotations(folder)
     assert equal(found, masks) and "legend: no such image" in found.warnings[0]
     (folder / "masks" / f"{names(folder)[0]}.png").unlink()
-    assert any("legend: no such image" in told for told in mistakes(folder, allow_missing=True))
+    assert any("legend: no such image" in output for output in mistakes(folder, allow_missing=True))
 
 
 # ------------------------------------------------------------------------------------------ ids and sizes
@@ -142,13 +142,13 @@ def test_ids_may_be_words(folder: Path) -> None:
 def test_what_is_no_id_is_refused(folder: Path, value: object) -> None:
     write_coco(folder)
     change(folder / "coco.json", lambda c: c["images"][0].update(id=value))
-    assert any("a number or text as id" in told for told in mistakes(folder))
+    assert any("a number or text as id" in output for output in mistakes(folder))
     write_coco(folder)
     change(folder / "coco.json", lambda c: c["annotations"][0].update(image_id=value))
-    assert any("which is not a number or text" in told for told in mistakes(folder))
+    assert any("which is not a number or text" in output for output in mistakes(folder))
     write_coco(folder)
     change(folder / "coco.json", lambda c: c["annotations"][0].update(category_id=value))
-    assert any("unknown class" in told for told in mistakes(folder))
+    assert any("unknown class" in output for output in mistakes(folder))
 
 
 @pytest.mark.parametrize("value", [16, 16.0, "16", "16.0", " 16 ", None])
@@ -169,8 +169,8 @@ def test_a_right_size_may_have_any_type(folder: Path, writer: Writer, value: obj
 def test_a_wrong_size_is_refused_whatever_its_type(folder: Path, writer: Writer, value: object, both: bool) -> None:
     writer(folder)
     set_sizes(folder, value, value if both else 16)
-    told = mistakes(folder)
-    assert all("pixels, its image is 16×16" in mistake or "is not in whole pixels" in mistake for mistake in told)
+    output = mistakes(folder)
+    assert all("pixels, its image is 16×16" in mistake or "is not in whole pixels" in mistake for mistake in output)
 
 
 def set_sizes(folder: Path, width: object, height: object) -> None:
@@ -206,8 +206,8 @@ def test_images_listed_without_shapes_are_missing(folder: Path, writer: Writer) 
     else:
         change(folder / "images" / f"{second}.json", lambda c: c.update(shapes=[]))
     assert equal(load_annotations(folder, allow_missing=True), masks[[0, 2]])
-    (told,) = mistakes(folder)
-    assert told.startswith(f"{second}: has no annotation")
+    (output,) = mistakes(folder)
+    assert output.startswith(f"{second}: has no annotation")
 
 
 def test_coco_may_list_images_of_other_folders_without_annotations(folder: Path) -> None:
@@ -235,8 +235,8 @@ def test_a_mask_with_nothing_but_ignored_pixels_says_which_value_that_is(folder:
                 folder / "coco.json",
                 {"images": [image], "annotations": [annotation], "categories": [{"id": 1, "name": IGNORE}]},
             )
-    told = mistakes(folder, allow_missing=True)[0]
-    assert "the mask is empty" in told and "255" in told and "white" in told and "1 for 'object'" in told
+    output = mistakes(folder, allow_missing=True)[0]
+    assert "the mask is empty" in output and "255" in output and "white" in output and "1 for 'object'" in output
 
 
 # ------------------------------------------------------------------------------------------- handed over
@@ -293,7 +293,7 @@ def test_coco_in_several_files_is_joined_if_no_image_is_in_two(folder: Path, tmp
         write(tmp_path / "all" / split / "_annotations.coco.json", {**whole, **part})
     assert equal(load_annotations(folder, files=tmp_path / "all"), masks)
     write(tmp_path / "all" / "again.json", whole)
-    assert any("as another file does" in told for told in mistakes(folder, files=tmp_path / "all"))
+    assert any("as another file does" in output for output in mistakes(folder, files=tmp_path / "all"))
 
 
 def test_a_file_may_have_any_name(folder: Path, tmp_path: Path) -> None:
@@ -305,8 +305,8 @@ def test_a_file_may_have_any_name(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["annotations/instances_default.json", "task.zip", "export/task.zip"])
 def test_what_lies_in_a_wrong_place_is_named(folder: Path, place: str) -> None:
     packed(folder / place, {"a": b""})
-    (told,) = mistakes(folder)
-    assert "nothing is annotated yet" in told and f"here is {place}" in told
+    (output,) = mistakes(folder)
+    assert "nothing is annotated yet" in output and f"here is {place}" in output
 
 
 LIST_OF_TASKS = json.dumps([{"id": 1, "data": {"image": "a.png"}, "annotations": []}]).encode()
@@ -341,8 +341,8 @@ def test_what_is_something_else_is_named_for_what_it_is(
 ) -> None:
     for name in ("given.json", "given.dat"):
         (tmp_path / name).write_bytes(content)
-        told = mistakes(folder, files=tmp_path / name)[0]
-        assert words in told and name in told
+        output = mistakes(folder, files=tmp_path / name)[0]
+        assert words in output and name in output
 
 
 def test_folders_without_annotations_say_what_they_hold(folder: Path, tmp_path: Path) -> None:
@@ -351,8 +351,8 @@ def test_folders_without_annotations_say_what_they_hold(folder: Path, tmp_path: 
         (tmp_path / "yolo" / name).write_text("")
     assert "2 of .txt, 1 of .yaml" in mistakes(folder, files=tmp_path / "yolo")[0]
     (tmp_path / "yolo" / "a.xml").write_text("<annotation/>")
-    (told,) = mistakes(folder, files=tmp_path / "nowhere")
-    assert "no such file or folder" in told
+    (output,) = mistakes(folder, files=tmp_path / "nowhere")
+    assert "no such file or folder" in output
 
 
 # ------------------------------------------------------------------------------------------ JSON saved again
@@ -387,8 +387,8 @@ def test_hostile_json_is_a_mistake_of_its_file(folder: Path, content: bytes) -> 
     write_labelme(folder)
     path = folder / "images" / f"{names(folder)[0]}.json"
     path.write_bytes(content)
-    (told,) = mistakes(folder)
-    assert path.name in told and len(told) < 400
+    (output,) = mistakes(folder)
+    assert path.name in output and len(output) < 400
     for name in ("classes.json", "annotations.json"):
         (folder / name).write_bytes(content)
         assert name in mistakes(folder)[0]
@@ -420,8 +420,8 @@ def test_a_palette_in_another_order_is_refused_whatever_else_is_in_the_picture(
     picture.putpalette([value for color in colors for value in color])
     options = {"transparency": 4} if transparent else {}
     picture.save(folder / "masks" / f"{names(folder)[0]}.png", **options)
-    (told,) = mistakes(folder)
-    assert "its palette was reordered" in told and "Save it as RGB" in told
+    (output,) = mistakes(folder)
+    assert "its palette was reordered" in output and "Save it as RGB" in output
 
 
 def test_white_among_the_colors_of_classes_is_not_a_class(folder: Path) -> None:
@@ -433,8 +433,8 @@ def test_white_among_the_colors_of_classes_is_not_a_class(folder: Path) -> None:
     picture = Image.fromarray(ids)
     picture.putpalette([v for color in (*SCHEMA.palette[:3], (255, 255, 255)) for v in color])
     picture.save(folder / "masks" / f"{names(folder)[0]}.png")
-    (told,) = mistakes(folder)
-    assert "id 3 is shown in white" in told
+    (output,) = mistakes(folder)
+    assert "id 3 is shown in white" in output
 
 
 @pytest.mark.parametrize("colors", [[(0, 0, 0), (255, 255, 255)], [(9, 9, 9), (8, 8, 8), (7, 7, 7), (6, 6, 6)]])
@@ -455,11 +455,11 @@ def test_a_mask_of_another_format_is_refused_whatever_its_name(folder: Path, kin
     Image.fromarray(blocks(0).astype(np.uint8)).convert("RGB").save(file, format=kind)
     first = names(folder)[0]
     (folder / "masks" / f"{first}.png").write_bytes(file.getvalue())
-    (told,) = mistakes(folder)
-    assert f"{first}.png: holds {kind}, not PNG" in told
+    (output,) = mistakes(folder)
+    assert f"{first}.png: holds {kind}, not PNG" in output
     (folder / "masks" / f"{first}.png").rename(folder / "masks" / f"{first}.{kind.lower()}")
-    told = "\n".join(mistakes(folder))
-    assert f"{first}.{kind.lower()}: is not a PNG file but {kind}" in told
+    output = "\n".join(mistakes(folder))
+    assert f"{first}.{kind.lower()}: is not a PNG file but {kind}" in output
 
 
 @pytest.mark.parametrize(
@@ -512,8 +512,8 @@ def test_other_shapes_are_refused_for_the_right_reason(folder: Path, kind: str, 
     write_labelme(folder)
     path = folder / "images" / f"{names(folder)[0]}.json"
     change(path, lambda c: c["shapes"][0].update(shape_type=kind))
-    (told,) = mistakes(folder)
-    assert words in told
+    (output,) = mistakes(folder)
+    assert words in output
 
 
 @pytest.mark.parametrize("segmentation", [[], None, {}, "left out"])

@@ -52,7 +52,10 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
     out = tmp_path / "a"
     export = ["annotate", "export", str(GENERATOR), str(out), "--num", "3", "--candidates", "8", "--device", "cpu"]
     assert main(export) == 1 and "--classes" in capsys.readouterr().err
-    assert main([*export, "--classes", "background,left,right,hat", "--psi", "0.5", "--set", "noise_mode=none"]) == 0
+    assert (
+        main([*export, "--classes", "background,left,right,hat", "--truncation-psi", "0.5", "--set", "noise_mode=none"])
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "3 images, 16×16, psi 0.5" in printed and str(out / "README.txt") in printed
     assert main(["annotate", "check", str(out)]) == 1
@@ -70,8 +73,8 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
     assert found.recipe.truncation_psi == 0.5 and found.recipe.noise_mode == "none"
     (out / "masks" / f"{names(out)[0]}.png").unlink()
     assert main(["annotate", "check", str(out)]) == 1
-    told = capsys.readouterr().err
-    assert "1 mistake in" in told and f"{names(out)[0]}: has no annotation" in told
+    output = capsys.readouterr().err
+    assert "1 mistake in" in output and f"{names(out)[0]}: has no annotation" in output
     for _ in range(2):  # its own picture may be replaced
         assert main(["annotate", "check", str(out), "--allow-missing"]) == 0 and (out / "check.png").is_file()
     kept = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

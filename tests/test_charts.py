@@ -27,6 +27,15 @@ def test_histogram_is_cut_at_the_threshold() -> None:
     assert histogram(np.zeros(3)).size == (720, 360)  # all members agree everywhere
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.98, 0.991, 1.0])
+def test_no_bar_of_kept_samples_lies_behind_the_threshold(threshold: float) -> None:
+    scores = np.linspace(0.01, min(threshold, 0.99), 300)
+    picture = np.asarray(histogram(scores, threshold=threshold, of="samples"))
+    kept = (picture == ImageColor.getrgb(KEPT)).all(2).any(0).nonzero()[0]
+    line = (picture == ImageColor.getrgb("#1e1e1e")).all(2)[60:300].mean(0)[100:].argmax() + 100
+    assert kept.max() <= line
+
+
 def test_bars_are_as_long_as_their_shares() -> None:
     shares = {"a": [0.0, 0.4, 0.8, float("nan")]}
     areas = [pixels_of(tally_bars(shares, SCHEMA), color) for color in SCHEMA.palette]

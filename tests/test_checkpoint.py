@@ -101,9 +101,17 @@ def test_parts_that_load_alone_are_those_of_config_json(
         tensors = {name: tensor + 1 for name, tensor in load_file(file).items()}
         save_file(tensors, file)
     else:
-        edit_config(lambda c: c["parts"][stem].pop("sha256"), sign=False)(saved)
+        edit_config(lambda c: (c["parts"][stem].pop("sha256"), c.pop("parts_sha256")), sign=False)(saved)
     load = load_generator if stem == "generator" else load_interpreter
     with pytest.raises(CheckpointError, match=rf"{stem}.safetensors was changed or damaged, or belongs to another"):
+        load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("load", [load_generator, load_interpreter])
+def test_a_changed_config_of_a_part_is_noticed(saved: Path, load: Callable[..., Any], tmp_path: Path) -> None:
+    """A setting that fits the tensors as well would give other images."""
+    edit_config(lambda c: c["parts"]["generator"]["config"].update(mapping_lr_multiplier=0.03), sign=False)(saved)
+    with pytest.raises(CheckpointError, match="config.json was changed or damaged: it says SHA-256 of its parts"):
         load(saved, device="cpu")
 
 
@@ -264,14 +272,14 @@ FITTED = {
         (edit_tensors("generator", lambda t: t.update(extra=torch.zeros(1))), "unexpected \\['extra'\\]"),
         (
             edit_tensors("generator", lambda t: t["mapping.w_avg"].fill_(float("nan"))),
-            "NaN or infinity|no finite numbers",
+            "NaN or infinity|not finite numbers",
         ),
         (
             edit_tensors("interpreter", lambda t: t.update(w2=t["w2"][:, :5].contiguous())),
             r"w2 has shape \[3, 5, 6\], expected",
         ),
         (edit_tensors("interpreter", lambda t: t.pop("b3")), "b3"),
-        (edit_tensors("interpreter", lambda t: t["b3"].fill_(float("inf"))), "NaN or infinity|no finite numbers"),
+        (edit_tensors("interpreter", lambda t: t["b3"].fill_(float("inf"))), "NaN or infinity|not finite numbers"),
     ],
 )
 def test_damage_is_named(saved: Path, damage: Callable[[Path], None], message: str) -> None:

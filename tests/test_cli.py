@@ -75,7 +75,7 @@ def test_shards(tmp_path: Path) -> None:
 
 def test_calibrate(tmp_path: Path, capsys: pytest.CaptureFixture[str], filtered: LabeledGenerator) -> None:
     filtered.save_pretrained(tmp_path / "a")
-    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--psi", "0.5", "--num-samples", "40"]
+    arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--truncation-psi", "0.5", "--num-samples", "40"]
     assert main(["calibrate", *arguments, "--device", "cpu"]) == 0
     assert "threshold" in capsys.readouterr().out
     assert LabeledGenerator.from_pretrained(tmp_path / "b", device="cpu").recipe.truncation_psi == 0.5
@@ -96,8 +96,8 @@ def test_calibrate_does_not_replace_unasked(
     [
         (["preview", "demo-dogs"], 1, "built-in checkpoint of that name (demo-faces)"),
         (["preview", "demo-faces", "--out", "sheet.txt"], 1, "must end in .png or .jpg"),
-        (["preview", "demo-faces", "--psi", "9"], 1, "psi must be a number in -2 … 2"),
-        (["preview", "demo-faces", "--psi", "0.3"], 1, "dsgan calibrate"),
+        (["preview", "demo-faces", "--truncation-psi", "9"], 1, "psi must be a number in -2 … 2"),
+        (["preview", "demo-faces", "--truncation-psi", "0.3"], 1, "dsgan calibrate"),
         (["preview", "demo-faces", "--device", "tpu"], 1, "use cpu, cuda or cuda:N"),
         (["preview", "demo-faces", "--num-samples", "0"], 2, "'0' is not an integer in 1 … 1,000"),
         (["preview", "demo-faces", "--start", "-4"], 2, "0 … 2^63-1"),
@@ -137,7 +137,9 @@ def test_every_command_has_help_with_an_example() -> None:
 
 def test_no_filter_shows_uncertain_samples(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = ["--num-samples", "1", "--out", str(tmp_path / "a.png")]
-    assert main(["preview", "demo-faces", "--psi", "0.3", "--no-filter", *out]) == 0
+    assert main(["preview", "demo-faces", "--truncation-psi", "0.3", "--no-filter", *out]) == 0
+    with pytest.warns(DeprecationWarning, match=r"--psi is deprecated and will be removed in .*: use --truncation-psi"):
+        assert main(["preview", "demo-faces", "--psi", "0.3", "--no-filter", *out]) == 0
 
 
 def test_any_recipe_field_can_be_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -266,7 +266,7 @@ def test_rules_on_content_work_and_rules_on_uncertainty_are_refused(
 
 # The command
 
-FAST = ("--clusters", "4", "--num-samples", "6", "--map", "2", "--psi", "0.9", "--device", "cpu")
+FAST = ("--clusters", "4", "--num-samples", "6", "--map", "2", "--truncation-psi", "0.9", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,7 @@ def test_a_finite_set_is_a_list(register: Callable[..., RegisteredDataset]) -> N
         with pytest.raises(IndexError, match="out of range for a dataset of 4"):
             records[outside]
     register("endless")
-    with pytest.raises(ValueError, match="'endless' has no end: register it with a length"):
+    with pytest.raises(ValueError, match="'endless' has no end, .*register it with a length"):
         adapter.RecordList("endless")
 
 

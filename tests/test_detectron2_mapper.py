@@ -87,7 +87,7 @@ def test_colors_and_labels_in_both_paths(
             assert mapped["image"].dtype == torch.uint8 and torch.equal(mapped["image"], image)
             assert mapped["sem_seg"].dtype == torch.int64 and torch.equal(mapped["sem_seg"], sample.mask)
             assert (mapped["height"], mapped["width"], mapped["image_id"]) == (16, 16, int(sample.index))
-            assert mapped["file_name"].endswith(f"/{int(sample.index)}/image")
+            assert mapped["file_name"].endswith(f"_{int(sample.index)}.ppm")
     with pytest.raises(ValueError, match="must be BGR or RGB, not 'L'"):
         adapter.DSGANDatasetMapper(image_format="L")
 

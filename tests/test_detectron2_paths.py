@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from detectron2.utils.file_io import PathManager  # noqa: E402
 from detectron2_support import SEED, config  # noqa: E402
 
 from dsgan_datasets.adapters.detectron2.registered import RegisteredDataset  # noqa: E402
+from dsgan_datasets.sources.addresses import parse  # noqa: E402
 
 labeled = detectron2_support.labeled
 checkpoint = detectron2_support.checkpoint
@@ -40,7 +42,7 @@ def test_paths_give_the_very_sample(register: Callable[..., RegisteredDataset], 
     expected = labeled.generate([3, 40], seed=SEED)
     for row, index in enumerate((3, 40)):
         record = dataset.record(index)
-        assert record["file_name"] == f"dsgan://small/{SEED}/{labeled.fingerprint[:8]}/{index}/image"
+        assert record["file_name"] == f"dsgan://{labeled.fingerprint[:8]}/image/small_{SEED}_{index}.ppm"
         with PathManager.open(record["file_name"], "rb") as file:
             image = np.array(Image.open(file))
         with PathManager.open(record["sem_seg_file_name"], "rb") as file:
@@ -56,16 +58,18 @@ def test_paths_give_the_very_sample(register: Callable[..., RegisteredDataset], 
 
 def test_paths_of_other_datasets_are_refused(register: Callable[..., RegisteredDataset]) -> None:
     path = register(length=10).path(9, "image")
-    _, _, name, seed, fingerprint, index, kind = path.split("/")
+    address = parse(path)
+    fingerprint = address.fingerprint
     for wrong, message in (
-        (f"{name}/{seed}/00000000/{index}/{kind}", f"registered with seed {seed} and fingerprint {fingerprint}"),
-        (f"{name}/4/{fingerprint}/{index}/{kind}", f"registered with seed {seed} and fingerprint {fingerprint}"),
-        (f"other/{seed}/{fingerprint}/{index}/{kind}", "'other' is not registered in this process"),
-        (f"{name}/{seed}/{fingerprint}/10/{kind}", "the index must be in 0 … 9"),
-        (f"{name}/{seed}/{fingerprint}/-1/{kind}", "the index must be in 0 … 9"),
-        (f"{name}/{seed}/{fingerprint}/{index}/js", "expected dsgan://NAME/SEED"),
-        (f"{name}/{index}/{kind}", "expected dsgan://NAME/SEED"),
+        (replace(address, fingerprint="00000000"), f"registered with seed {SEED} and fingerprint {fingerprint}"),
+        (replace(address, seed=4), f"registered with seed {SEED} and fingerprint {fingerprint}"),
+        (replace(address, name="other"), "'other' is not registered in this process"),
+        (replace(address, index=10), "the index must be in 0 … 9"),
+        (f"{fingerprint}/image/small_{SEED}_-1.ppm", "expected dsgan://FINGERPRINT"),
+        (f"{fingerprint}/js/small_{SEED}_9.ppm", "expected dsgan://FINGERPRINT"),
+        (f"small/{SEED}/{fingerprint}/9/image", "expected dsgan://FINGERPRINT"),
     ):
+        wrong = str(wrong).removeprefix("dsgan://")
         assert not PathManager.exists(f"dsgan://{wrong}")
         with pytest.raises(FileNotFoundError, match=message):
             PathManager.open(f"dsgan://{wrong}", "rb")

@@ -222,6 +222,14 @@ def test_copies_of_the_code_in_other_packages(
     assert torch.equal(image(load(save(tmp_path / "x.pkl", {"G_ema": network}))), EXPECTED())
 
 
+def test_a_snapshot_without_average(tmp_path: Path, network: Persistent) -> None:
+    """w_avg_beta=None: training kept none."""
+    del network.meta["state"]["_modules"]["mapping"].meta["state"]["_buffers"]["w_avg"]
+    generator = load(save(tmp_path / "x.pkl", {"G_ema": network}))
+    assert generator.mean_w is not None and "average w computed" in notes(generator)
+    assert torch.equal(image(generator), EXPECTED())
+
+
 def test_noise_may_be_off(tmp_path: Path, network: Persistent) -> None:
     block = network.meta["state"]["_modules"]["synthesis"].meta["state"]["_modules"]["b8"].meta["state"]["_modules"]
     layer = block["conv0"].meta["state"]
@@ -238,6 +246,35 @@ def test_the_table_is_complete() -> None:
     assert len({dialect.name for dialect in DIALECTS}) == len(DIALECTS)
     readers = {load(generator_file(PROBES, name)).provenance.dialect for name in HERE}
     assert readers <= {dialect.name for dialect in DIALECTS} and len(readers) >= 9
+
+
+def test_the_docs_name_every_dialect() -> None:
+    table = (Path(__file__).parent.parent / "docs" / "generators.md").read_text()
+    assert not [dialect.name for dialect in DIALECTS if dialect.name not in table]
+
+
+@pytest.mark.parametrize("name", ["sg2ada_cond32_skip", "sg2ada_uncond32_resnet", "sg3_t_32", "sg3_r_32"])
+def test_state_dicts_of_nvidias_networks(tmp_path: Path, name: str) -> None:
+    """As `torch.save(G_ema.state_dict())` writes them."""
+    tensors = read_snapshot(PROBES / f"{name}.pkl")["G_ema"].tensors()
+    for content in (tensors, {"G_ema": tensors}, prefixed(tensors, "module.")):
+        torch.save(content, tmp_path / "x.pt")
+        found, expected = image(load(tmp_path / "x.pt")), load(PROBES / f"{name}.pkl")
+        assert found.shape == image(expected).shape
+        if name.startswith("sg3"):
+            assert torch.equal(found, image(expected)) and load(tmp_path / "x.pt").config == expected.config
+
+
+def test_class_embeddings_of_hammer(tmp_path: Path) -> None:
+    """No reference file has one: for shape."""
+    content = torch.load(PROBES / "genforce_sg2_32.pth", weights_only=True)
+    state = content["generator_smooth"]
+    first = state["mapping.dense0.weight"]
+    state["mapping.embedding.weight"], state["mapping.embedding.bias"] = torch.randn(7, 4), torch.zeros(7)
+    state["mapping.dense0.weight"] = torch.cat([first, torch.randn(len(first), 7)], 1)
+    torch.save(content, tmp_path / "x.pth")
+    generator = load(tmp_path / "x.pth")
+    assert (generator.c_dim, generator.config["embed_dim"]) == (4, 7) and image(generator).shape == (2, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -370,6 +407,23 @@ def test_rectangular_tensorflow_files(tmp_path: Path, tensorflow: type, height: 
     assert generator.img_size == (8 * height, 8 * width) == tuple(image(generator).shape[2:])
 
 
+def test_one_torgb_only(tmp_path: Path, tensorflow: type) -> None:
+    """architecture="orig": the image is what the last ToRGB makes. No reference file has it: by hand."""
+
+    def change(state: dict[str, Any]) -> None:
+        kept = [(n, v) for n, v in state["variables"] if "ToRGB" not in n or n.startswith("32x32/")]
+        state["variables"] = kept
+
+    path = tensorflow_file(tmp_path / "x.pkl", tensorflow, change, "tf4_sg2_skip32")
+    generator = load(path)
+    whole = load(PROBES / "tf4_sg2_skip32.pkl")
+    ws = whole.mapping(torch.randn(1, 32))
+    maps = whole.synthesis(ws)[1]
+    expected = whole.synthesis_network.get_submodule("b32").torgb(maps[-1], ws[:, len(maps)])
+    assert generator.config["block"] == "orig"
+    assert torch.allclose(generator.synthesis(ws)[0], expected, atol=1e-5)
+
+
 def test_noise_that_a_tensorflow_file_lacks_is_drawn(tmp_path: Path, tensorflow: type) -> None:
     def change(state: dict[str, Any]) -> None:
         state["variables"] = [(n, v) for n, v in state["variables"] if not n.startswith("noise")]
@@ -387,6 +441,8 @@ def test_noise_that_a_tensorflow_file_lacks_is_drawn(tmp_path: Path, tensorflow:
     [
         (lambda s: s.update(variables=[("lod", np.float32(0))]), "TensorFlow.*has no layers such as 4x4/Conv"),
         (lambda s: s["static_kwargs"].update(nonlinearity="relu"), "TensorFlow.*nonlinearity is 'relu'"),
+        (lambda s: s["static_kwargs"].update(resample_kernel=[1, 2, 1]), r"resample_kernel is \[1, 2, 1\]"),
+        (lambda s: s["static_kwargs"].update(fused_scale=True), "fused_scale is True, only 'auto'"),
         (renamed("Conv1/mod_weight", "x"), "TensorFlow.*it has no .*Conv1/mod_weight"),
         (lambda s: s.update(variables=[("a", PosixPath("x"))]), "TensorFlow.*not a named array"),
         (lambda s: s.update(variables=3), "TensorFlow.*not a list"),
@@ -498,6 +554,34 @@ def test_averages_are_computed_class_by_class(tmp_path: Path) -> None:
     draws = sample_latents(range(10_000), generator.z_dim, seed=0, purpose=Purpose.AVERAGE)
     mean = generator.mapping(draws, c[1:2].expand(10_000, -1))[:, 0].double().mean(0)
     assert torch.allclose(generator.mean_w[1].double(), mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("given", [lambda w: w.numpy(), lambda w: w[None], lambda w: w.repeat(1, 18, 1)])
+def test_averages_in_other_forms(tmp_path: Path, given: Callable[[torch.Tensor], Any]) -> None:
+    path = family(lambda c: {**c, "latent_avg": given(c["latent_avg"].flatten())}, tmp_path / "x.pt")
+    generator = load(path)
+    assert torch.equal(generator.mean_w, load(ROSINALITY).mean_w) and "computed" not in notes(generator)
+
+
+def test_truncation_towards_the_nearest_centroid(tmp_path: Path) -> None:
+    source = PROBES / "xl_c4_t32.pkl"
+    centers = load(source).mapping(torch.randn(5, 24), torch.eye(4)[[0, 1, 2, 3, 3]])[:, 0].numpy()
+    np.save(tmp_path / "centers.npy", centers)
+    generator = load(source, centroids=centers)
+    z, c = torch.randn(6, generator.z_dim), torch.eye(4)[[0, 1, 2, 3, 0, 1]]
+    w = generator.mapping(z, c)[:, 0]
+    nearest = torch.from_numpy(centers).float()[(w[:, None] - torch.from_numpy(centers).float()).norm(dim=2).argmin(1)]
+    assert torch.allclose(generator.mapping(z, c, truncation_psi=0.5)[:, 0], (w + nearest) / 2, atol=1e-5)
+    assert len(nearest.unique(dim=0)) > 1
+    assert main(["convert", str(source), str(tmp_path / "out"), "--centroids", str(tmp_path / "centers.npy")]) == 0
+    again = load(tmp_path / "out")
+    assert again.config == generator.config and torch.equal(
+        image(again, truncation_psi=0.5), image(generator, truncation_psi=0.5)
+    )
+    with pytest.raises(ValueError, match="give one of them"):
+        load(source, centroids=centers, avg_latent=centers[0])
+    with pytest.raises(CheckpointError, match="average w has"):
+        load(source, centroids=centers[:, :7])
 
 
 # --- one without styles, one with its own range ---

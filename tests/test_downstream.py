@@ -457,4 +457,4 @@ def test_damaged_cells_are_named(downstream: Any, tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out
     assert "**50.0**" in printed and "1,234 renders" in printed and (tmp_path / "downstream.json").exists()
     assert downstream.RESULT.read_bytes() == committed
-    assert "is no result of this benchmark" in error("--before", str(cell))
+    assert "is not a result of this benchmark" in error("--before", str(cell))

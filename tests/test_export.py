@@ -467,8 +467,9 @@ def test_the_command_reads_shards(
 ) -> None:
     write_shards(filtered, tmp_path / "shards", range(5, 9), seed=2)
     command = ["export", str(tmp_path / "shards"), str(tmp_path / "out"), "--format", "folder"]
-    assert main([*command, "--psi", "0.5", "--seed", "2", "--set", "size=[8,8]"]) == 1
-    assert "holds shards, whose samples exist already: leave out --psi and --set, --seed" in capsys.readouterr().err
+    assert main([*command, "--truncation-psi", "0.5", "--seed", "2", "--set", "size=[8,8]"]) == 1
+    expected = "holds shards, whose samples exist already: leave out --truncation-psi and --set, --seed"
+    assert expected in capsys.readouterr().err
     assert main(command) == 0
     assert "4 samples as folder (4)" in capsys.readouterr().out
     assert [path.name for path in sorted((tmp_path / "out" / "images").iterdir())] == [

@@ -111,8 +111,8 @@ def test_fit_writes_a_checkpoint_with_its_card(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "shades"
-    told = ("--license", "CC0-1.0", "--description", "Squares in three shades.")
-    assert main(["fit", str(GENERATOR), str(folder), str(out), *FAST, *told, "--ignore-fraction", "0.1"]) == 0
+    output = ("--license", "CC0-1.0", "--description", "Squares in three shades.")
+    assert main(["fit", str(GENERATOR), str(folder), str(out), *FAST, *output, "--ignore-fraction", "0.1"]) == 0
     printed = capsys.readouterr().out
     assert "middle" in printed and "pixel accuracy" in printed and "threshold" in printed
     labeled = LabeledGenerator.from_pretrained(out, device="cpu")
@@ -154,7 +154,7 @@ def test_fit_writes_a_checkpoint_with_its_card(
 def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tmp_path: Path) -> None:
     plain = ("fit", str(GENERATOR), str(folder), str(tmp_path / "a"), *FAST[:-1], "0")
     assert main(plain) == 0
-    assert main([*plain[:3], str(tmp_path / "b"), *plain[4:], "--psi", "0.4", "--set", "vote=mean"]) == 0
+    assert main([*plain[:3], str(tmp_path / "b"), *plain[4:], "--truncation-psi", "0.4", "--set", "vote=mean"]) == 0
     a, b = (LabeledGenerator.from_pretrained(tmp_path / name, device="cpu") for name in "ab")
     assert (b.recipe.truncation_psi, b.recipe.vote) == (0.4, "mean") and torch.equal(a.interpreter.w1, b.interpreter.w1)
     assert "IoU" not in (tmp_path / "a" / "README.md").read_text()

@@ -96,7 +96,7 @@ def test_few_labels_are_excused_as_near_ties(name):
     for key in ("member_argmax", "label_mode", "label_argmax_mean"):
         assert computed[key].close.float().mean() < 0.02, key
     votes = {key: computed[key].values for key in ("label_mode", "label_argmax_mean")}
-    assert (votes["label_mode"] != votes["label_argmax_mean"]).float().mean() > 0.05, "the votes must be told apart"
+    assert (votes["label_mode"] != votes["label_argmax_mean"]).float().mean() > 0.05, "the votes must differ"
 
 
 def test_layouts_share_their_maps():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import importlib
 import io
 import json
@@ -36,12 +37,22 @@ LONGEST = 10.0  # seconds
 
 #: Kind of a file -> how it is loaded, and its name.
 KINDS = {
-    **dict.fromkeys(("snapshot", "stylegan3", "four channels"), ("generator", "x.pkl")),
+    **dict.fromkeys(("snapshot", "stylegan3", "four channels", "tensorflow", "xl", "fastgan"), ("generator", "x.pkl")),
     **dict.fromkeys(("state dict", "rosinality", "semanticgan", "stylegan1"), ("generator", "x.pt")),
+    **dict.fromkeys(("genforce", "mmagic", "lucidrains", "gzip"), ("generator", "x.pth")),
     "torch file": ("torch file", "x.pt"),
     **dict.fromkeys(("classifier", "zip", "legacy"), ("interpreter", "model_0.pth")),
 }
 REAL = ["snapshot", "stylegan3", "four channels", "rosinality", "semanticgan", "stylegan1", "zip", "legacy"]
+DIALECTS = {
+    "tensorflow": "tf4_sg2_cond16.pkl",
+    "xl": "xl_c4_t32.pkl",
+    "fastgan": "pgan_fastgan_lite_cond_256.pkl",
+    "genforce": "genforce_sg1_cond16.pth",
+    "mmagic": "mmagic_sg3_t_32.pth",
+    "lucidrains": "lucidrains_rgba_noconst_16/model_0.pt",
+}
+REAL += [*DIALECTS, "gzip"]
 
 Loads = Callable[..., Outcome]
 
@@ -69,6 +80,8 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         "snapshot": hostile.SMALL_SNAPSHOT.read_bytes(),
         "zip": classifier.read_bytes(),
         "legacy": legacy.read_bytes(),
+        "gzip": gzip.compress(hostile.SMALL_SNAPSHOT.read_bytes()),
+        **{kind: (GOLDEN / file).read_bytes() for kind, file in DIALECTS.items()},
     }
 
 
@@ -78,6 +91,7 @@ def child(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, exported: 
     legacy = here.parent / "legacy.pt"
     torch.save(small_stylegan1(), legacy, _use_new_zipfile_serialization=False)
     warm_up = [("generator", hostile.SMALL_SNAPSHOT), ("interpreter", hostile.CLASSIFIERS), ("labeled", checkpoint)]
+    warm_up += [("generator", GOLDEN / file) for file in DIALECTS.values()]
     warm_up += [("torch file", legacy), ("generator", legacy), ("annotations", exported)]
     watched = Watched(here, warm_up)
     yield watched
@@ -179,6 +193,21 @@ def test_bombs_in_a_snapshot(loads: Loads, name: str) -> None:
     assert refused(loads("snapshot", hostile.snapshot(hostile.SNAPSHOT_BOMBS[name]())))
 
 
+@pytest.mark.parametrize("name", hostile.PLACEHOLDERS)
+def test_placeholders_are_bounded(loads: Loads, name: str) -> None:
+    """In the place of the network, and beside a good one, in each container."""
+    piece = hostile.PLACEHOLDERS[name]()
+    assert refused(loads("snapshot", hostile.snapshot(piece)))
+    for wrapped in (hostile.zip_file(piece), hostile.legacy_file(piece)):
+        assert refused(loads("state dict", wrapped))
+    assert refused(loads("snapshot", b"\x80\x04" + piece + b"."))
+    assert refused(loads("snapshot", gzip.compress(hostile.snapshot(piece), 1)))
+
+
+def test_gzip_bombs(loads: Loads) -> None:
+    assert "far larger unpacked" in loads("gzip", gzip.compress(b"\x80\x04" + bytes(300_000_000), 9)).message
+
+
 @pytest.mark.parametrize("name", hostile.TORCH_FILES)
 def test_torch_files(loads: Loads, name: str) -> None:
     data = hostile.TORCH_FILES[name]()
@@ -192,6 +221,9 @@ def test_torch_files(loads: Loads, name: str) -> None:
         ("shared lists", "repeated over and over"),
         ("a long text again and again", "repeated over and over"),
         ("modules in two places", "repeated over and over"),
+        ("a network of them that holds itself", "a part of the content holds itself"),
+        ("networks in two places of the next", "repeated over and over"),
+        ("a network with a stranger inside", r"the file asks for os.system, which is not on the allow-list"),
         ("a tensor under many names", "repeated over and over"),
         ("deep lists", "nested deeper than 100 levels"),
         ("deep modules", "nested deeper than 100 levels"),
@@ -212,7 +244,7 @@ def test_torch_files(loads: Loads, name: str) -> None:
 )
 def test_each_rule_of_the_snapshot_reader(loads: Loads, name: str, reason: str) -> None:
     """By its own message: another rule, or the loader of the network, might have refused the file as well."""
-    makers = {**hostile.BOMBS, **hostile.SNAPSHOT_BOMBS}
+    makers = {**hostile.BOMBS, **hostile.SNAPSHOT_BOMBS, **hostile.PLACEHOLDERS}
     piece = makers[name]() if name in makers else hostile.SNAPSHOT_PAYLOADS[name]
     assert reason in loads("snapshot", hostile.snapshot(piece)).message
 
@@ -415,6 +447,7 @@ ANNOTATION_BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ANNOTATION_BOMBS)
 def test_annotations_take_bounded_time_and_memory(child: Watched, exported: Path, tmp_path: Path, name: str) -> None:
     file, content = ANNOTATION_BOMBS[name]
@@ -432,7 +465,7 @@ def fuzz(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("fuzz")
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_the_fuzzer_counts(fuzz: Any, tmp_path: Path) -> None:
     """Every subject a few times; `benchmarks/fuzz.py` does the same with tens of thousands."""
     out, keep = tmp_path / "fuzz.json", tmp_path / "keep"

@@ -32,7 +32,7 @@ def test_every_module_has_one_layer() -> None:
     (layers,) = [contract["layers"] for contract in contracts if contract["id"] == "layers"]
     layered = [name for line in layers for name in re.split(r"\s*\|\s*", line)]
     required = {name for name in layered if not name.startswith("(")}
-    assert len(layered) == len({name.strip("()") for name in layered}), "a module stands in two layers"
+    assert len(layered) == len({name.strip("()") for name in layered}), "a module is in two layers"
     assert set(modules()) <= {name.strip("()") for name in layered}, "a module without a layer: see pyproject.toml"
     assert required <= set(modules()), "a layer without a module"
 

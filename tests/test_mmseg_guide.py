@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -71,3 +73,22 @@ def test_the_picture_of_the_guide(tmp_path: Path) -> None:
 def test_links_of_the_guide_lead_somewhere() -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", GUIDE)
     assert targets and all((ROOT / "docs" / target).exists() for target in targets)
+
+
+def test_the_example_draws_on_arrays_that_opencv_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The visualizer of the original MMSegmentation draws with OpenCV: on contiguous, writable arrays."""
+    spec = importlib.util.spec_from_file_location("draw_example", EXAMPLE / "draw.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    drawn = []
+
+    class Picky(example.SegLocalVisualizer):  # type: ignore[misc, name-defined]
+        def add_datasample(self, name: str, image: np.ndarray, *arguments: object, **options: object) -> None:
+            assert image.flags.c_contiguous and image.flags.writeable and image.dtype == np.uint8
+            drawn.append(image.shape)
+            super().add_datasample(name, image, *arguments, **options)
+
+    monkeypatch.setattr(example, "SegLocalVisualizer", Picky)
+    example.draw(str(tmp_path / "out.png"), [1], size=32)
+    assert drawn == [(32, 32, 3)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
-from dsgan_datasets.parallel import ahead, parallel_map
+from dsgan_datasets.parallel import Workspace, ahead, parallel_map
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,51 @@ def test_order_is_kept_and_calls_may_nest() -> None:
         return parallel_map(lambda j: i * 10 + j, range(3), CPU)
 
     assert parallel_map(outer, range(4), CPU) == [[i * 10 + j for j in range(3)] for i in range(4)]
+
+
+def test_threads_without_work_help_the_one_that_has_some() -> None:
+    """Two parts of one item wait for each other: they can only end if two threads compute them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        together = threading.Barrier(2, timeout=10)
+
+        def outer(_: int) -> list[int]:
+            return parallel_map(lambda part: together.wait() * 0 + part, range(2), CPU)
+
+        assert parallel_map(outer, range(1), CPU) == [[0, 1]]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_in_a_shared_part_is_raised() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            parallel_map(lambda _: parallel_map(lambda j: 1 // (j - 5), range(8), CPU), range(1), CPU)
+        assert parallel_map(lambda i: i, range(4), CPU) == [0, 1, 2, 3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_working_memory_is_used_again_by_its_thread_alone() -> None:
+    first = Workspace.take("test", (4, 5), torch.float32, CPU)
+    assert Workspace.take("test", (7,), torch.float32, CPU).data_ptr() == first.data_ptr()
+    assert Workspace.take("another", (4, 5), torch.float32, CPU).data_ptr() != first.data_ptr()
+    elsewhere: list[int] = []
+    thread = threading.Thread(
+        target=lambda: elsewhere.append(Workspace.take("test", (4, 5), torch.float32, CPU).data_ptr())
+    )
+    thread.start()
+    thread.join()
+    assert elsewhere != [first.data_ptr()]
+
+
+def test_working_memory_taken_in_inference_mode_can_be_written_to_later() -> None:
+    with torch.inference_mode():
+        Workspace.take("inference", (3,), torch.float32, CPU)
+    Workspace.take("inference", (3,), torch.float32, CPU).add_(1)
 
 
 def test_a_product_that_threads_would_change() -> None:

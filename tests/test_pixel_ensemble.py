@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsgan_datasets import reference
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.interpreters import Labels, load_interpreter, rowwise
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions, Prediction, check_channels
 from dsgan_datasets.interpreters.loading import ARCHITECTURES, build_interpreter
@@ -94,6 +95,11 @@ CASES = {
     "a map exceeds the frame along one axis": ([(4, 50, 8), (3, 8, 50)], (16, 16), None),
     "only coarse maps": ([(6, 4, 4), (6, 8, 8)], (32, 32), None),
     "only fine maps": ([(6, 32, 32), (6, 64, 64)], (32, 32), None),
+    "several maps many times smaller": (
+        [(4, 2, 2), (3, 4, 4), (3, 8, 8), (2, 16, 16), (2, 32, 32)],
+        (64, 128),
+        (7, 50),
+    ),
     "one pixel": ([(6, 1, 1), (2, 5, 5)], (1, 1), None),
     "rows of a crop": (MIXED, (37, 53), (5, 31)),
     "the last row": (MIXED, (37, 53), (36, 37)),
@@ -168,6 +174,32 @@ def test_any_shapes_match_the_oracle(data):
     assert_matches_oracle(ensemble, random_maps(shapes), size, (top, bottom), Chunks(band, pixels))
 
 
+@pytest.mark.skipif(not has_fast_bfloat16(torch.device("cpu")), reason="the processor has no bfloat16")
+def test_bfloat16_maps_are_labeled_in_bfloat16_and_change_little():
+    ensemble, frame = random_ensemble(24, members=5), Frame((37, 53))
+    maps = [f.bfloat16().float() for f in random_maps(MIXED)]
+    exact, found = ensemble.predict(maps, frame), ensemble.predict([f.bfloat16() for f in maps], frame)
+    difference = (found.uncertainty - exact.uncertainty).abs().max()
+    assert 0 < difference <= 20 * torch.finfo(torch.bfloat16).eps
+    assert (found.labels["mask"] != exact.labels["mask"]).double().mean() <= 0.02
+    again = ensemble.predict([f.bfloat16() for f in maps], frame)
+    assert torch.equal(again.uncertainty, found.uncertainty)
+
+
+def test_the_same_maps_are_prepared_for_once_and_again_after_a_change():
+    ensemble, maps, frame = random_ensemble(24), random_maps(MIXED), Frame((37, 53))
+    before = ensemble.predict(maps, frame).uncertainty
+    ensemble.b3.mul_(3)
+    after = ensemble.predict(maps, frame).uncertainty
+    assert not torch.equal(before, after)
+    assert torch.equal(after, random_like(ensemble).predict(maps, frame).uncertainty)
+
+
+def random_like(ensemble) -> PixelEnsemble:
+    """Another ensemble of the same weights."""
+    return PixelEnsemble({name: matrix.clone() for name, matrix in ensemble.weights.named().items()})
+
+
 def test_half_precision_maps_are_computed_in_float32():
     ensemble = random_ensemble(24)
     maps = [f.bfloat16() for f in random_maps(MIXED)]
@@ -234,6 +266,7 @@ def test_majority_ties_go_to_the_lowest_class(votes, winner):
 def test_equal_logits_give_the_lowest_class():
     assert mask_of_constant([[1.0, 3.0, 3.0, 0.0]]).unique().tolist() == [1]
     assert mask_of_constant([[1.0, 3.0, 3.0, 0.0]], vote="mean").unique().tolist() == [1]
+    assert mask_of_constant([[1.0, 3.0, 3.0, 0.0], [0.0, 0.0, 5.0, 0.0]]).unique().tolist() == [1], "one vote a member"
 
 
 def test_the_votes_differ_where_few_are_sure():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from dsgan_datasets.polygons import INSET, encode_rle, mask_to_polygons, polygons_to_mask
+from dsgan_datasets.polygons import INSET, contours_to_mask, encode_rle, mask_to_polygons, polygons_to_mask
 from dsgan_datasets.targets.instances import connected_components
 
 NESTED = """
@@ -170,3 +171,33 @@ def test_run_lengths_come_back() -> None:
 def test_other_arrays_are_refused() -> None:
     with pytest.raises(ValueError, match="bool array"):
         mask_to_polygons(np.zeros((3, 3)))
+
+
+def traced(mask: np.ndarray) -> list[np.ndarray]:
+    cv2 = pytest.importorskip("cv2")
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
+    return [contour[:, 0] for contour in contours]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_traced_outlines_give_the_mask_back(seed: int) -> None:
+    """One region at a time, as a tool makes one annotation of it; holes, thin lines and single pixels included."""
+    random = np.random.default_rng(seed)
+    noise = random.random((24, 31)) < (0.3, 0.6, 0.9)[seed % 3]
+    regions = connected_components(torch.from_numpy(noise.astype(np.int64))).numpy()
+    for number in np.unique(regions[noise]):
+        region = regions == number
+        assert np.array_equal(contours_to_mask(traced(region), region.shape), region)
+
+
+def test_memory_does_not_grow_with_edges_times_rows() -> None:
+    """40,000 edges over 512 rows each: 20 million crossings, which would take a gigabyte at once."""
+    corners = np.arange(40_000)
+    zigzag = np.stack([corners % 512, 512 * (corners % 2)], axis=1)
+    tracemalloc.start()
+    try:
+        mask = polygons_to_mask([zigzag], (512, 512))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 150e6 and mask.shape == (512, 512)

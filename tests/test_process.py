@@ -1,4 +1,4 @@
-"""What a command leaves behind when it is told to stop, or when its standard streams are gone."""
+"""What a command leaves behind when it is asked to stop, or when its standard streams are gone."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def stopped(command: list[str], folder: Path, begun: Callable[[], bool], number:
     return child.returncode, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", extended("SIGHUP"), extended("SIGINT")])
 def test_a_stopped_export_leaves_nothing(tmp_path: Path, name: str) -> None:
     number = getattr(signal, name)
@@ -69,6 +70,7 @@ def test_a_stopped_export_leaves_nothing(tmp_path: Path, name: str) -> None:
     assert f"dsgan: {words}; nothing was written: run the same command again" in told
 
 
+@pytest.mark.slow
 def test_stopped_shards_are_kept_and_resumed(tmp_path: Path) -> None:
     command = ["shards", "write", "demo-faces", "out", "--num-samples", "900", "--samples-per-shard", "4"]
     code, told = stopped(command, tmp_path, (tmp_path / "out/shard-000002.tar").exists, signal.SIGTERM)
@@ -76,6 +78,7 @@ def test_stopped_shards_are_kept_and_resumed(tmp_path: Path) -> None:
     assert not [name for name in files(tmp_path) if ".tmp" in name and ".tar" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [*map(extended, ["fit", "cluster", "calibrate", "preview", "stats"]), "annotate"])
 def test_every_long_command_stops_in_order(tmp_path: Path, verb: str) -> None:
     work = tmp_path / "work"
@@ -164,6 +167,7 @@ def test_a_forked_child_ends_as_ever() -> None:
 SHELL = f"exec '{sys.executable}' -m dsgan_datasets.tools.cli"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed", [*map(extended, ["2>&-", ">&-", ">&- 2>&-", "<&-", "2>/dev/full"]), "<&- >&- 2>&-", "2>&1 | true"]
 )

@@ -145,8 +145,8 @@ def test_a_class_that_one_round_lacks_is_a_mistake_with_a_way_out(rounds: list[P
     write_masks(rounds[1])
     longer = [*json.loads((rounds[1] / "classes.json").read_text())["classes"], {"name": "ring", "color": [1, 2, 3]}]
     change(rounds[1] / "classes.json", lambda file: file.update(classes=longer))
-    (told,) = mistakes(rounds)
-    assert told.startswith("round-1: classes.json lacks ring, which round-2 has") and "append the names" in told
+    (output,) = mistakes(rounds)
+    assert output.startswith("round-1: classes.json lacks ring, which round-2 has") and "append the names" in output
     change(rounds[0] / "classes.json", lambda file: file.update(classes=longer))  # the way out
     assert any("no image has the class ring" in w for w in load_annotations(rounds).warnings)
 
@@ -155,9 +155,9 @@ def test_other_recipes_and_generators_are_mistakes(rounds: list[Path]) -> None:
     write_masks(rounds[1])
     change(rounds[1] / "annotations.json", lambda file: file["recipe"]["sampling"].update(truncation_psi=0.5))
     change(rounds[1] / "annotations.json", lambda file: file["generator"].update(fingerprint="0" * 64))
-    told = mistakes(rounds)
-    assert any("another generator (fingerprint 00000000…)" in mistake for mistake in told)
-    assert any("truncation_psi 0.5 instead of 0.9" in mistake and "--after round-1" in mistake for mistake in told)
+    output = mistakes(rounds)
+    assert any("another generator (fingerprint 00000000…)" in mistake for mistake in output)
+    assert any("truncation_psi 0.5 instead of 0.9" in mistake and "--after round-1" in mistake for mistake in output)
 
 
 def test_mistakes_of_all_rounds_come_at_once(rounds: list[Path]) -> None:
@@ -216,6 +216,8 @@ def test_fit_and_check_take_several_rounds(
     printed = capsys.readouterr().out
     assert "annotated images: 6, 16×16" in printed and str(rounds[1] / "check.png") in printed
     assert not (rounds[0] / "check.png").exists()
+    assert main(["fit", str(GENERATOR), first, second, "--overwrite", *fast, *CPU]) == 1
+    assert "round-2 holds annotations: OUT, the checkpoint to write, comes last" in capsys.readouterr().err
 
 
 def test_the_command_exports_a_round_after_another(

@@ -40,13 +40,17 @@ class TestContract:
     def test_storage_is_exact(self, target: Target) -> None:
         value = label(target)
         target.check(value, SIZE)
-        assert torch.equal(target.decode(target.encode(value)).nan_to_num(9), value.nan_to_num(9))
-        assert target.decode(target.encode(value)).dtype == value.dtype
+        assert torch.equal(target.decode(target.encode(value), SIZE).nan_to_num(9), value.nan_to_num(9))
+        assert target.decode(target.encode(value), SIZE).dtype == value.dtype
 
     @pytest.mark.parametrize("content", [b"", b"no picture", SCHEMA.encode(torch.zeros(3, 3))[:40]])
     def test_damaged_content_is_refused(self, target: Target, content: bytes) -> None:
         with pytest.raises(ValueError):
-            target.decode(content)
+            target.decode(content, SIZE)
+
+    def test_another_size_is_refused(self, target: Target) -> None:
+        with pytest.raises(ValueError, match="pixels, expected"):
+            target.decode(target.encode(label(target)), (SIZE[0] + 1, SIZE[1]))
 
     def test_mirroring_twice_changes_nothing(self, target: Target) -> None:
         values = torch.stack([label(target, seed) for seed in range(3)])
@@ -124,8 +128,10 @@ def test_the_folder_holds_every_label(tmp_path: Path) -> None:
     for record, sample in zip(records, labeled.generate(range(5)).rows(), strict=True):
         assert record["tallies"]["depth"] == ScalarMap().tally(sample["depth"][None])[0].tolist()
         path = tmp_path / "out" / record["image"].replace("images/", "depths/")
-        assert torch.equal(ScalarMap().decode(path.read_bytes()), sample["depth"])
-        assert torch.equal(SCHEMA.decode(Path(str(path).replace("depths", "masks")).read_bytes()), sample.mask)
+        assert torch.equal(ScalarMap().decode(path.read_bytes(), labeled.image_size), sample["depth"])
+        assert torch.equal(
+            SCHEMA.decode(Path(str(path).replace("depths", "masks")).read_bytes(), labeled.image_size), sample.mask
+        )
     assert target_from_dict(json.loads((tmp_path / "out" / "depth.json").read_text())) == ScalarMap()
     assert (tmp_path / "out" / "classes.json").is_file()
 

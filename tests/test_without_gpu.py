@@ -246,7 +246,7 @@ def switched(seen: list[tuple[str, tuple[torch.dtype, ...]]]) -> set[str]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", GENERATORS)
-def test_no_switch_decides_an_image(name: str, dtype: torch.dtype) -> None:
+def test_no_switch_decides_an_image(cuda: FakeCuda, name: str, dtype: torch.dtype) -> None:
     generator = load_generator(generator_file(GOLDEN, name), device="cpu")
     with fake_tensors():
         generator = to_fake_gpu(generator)
@@ -363,6 +363,28 @@ def test_copies_after_capturing(cuda: FakeCuda) -> None:
     expected = small_labeled().generate([1])
     for again in (copy.deepcopy(labeled), pickle.loads(pickle.dumps(labeled))):
         assert_same_samples(again.generate([1]).rows(), expected.rows())
+
+
+def test_weights_are_made_ready_once(cuda: FakeCuda) -> None:
+    """Casting them for each batch takes as long as a small layer; what is kept follows the weights."""
+    generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
+    with fake_tensors():
+        generator = to_fake_gpu(generator)
+        z = torch.zeros(2, generator.z_dim, device="cuda")
+
+        def casts_of_weights() -> int:
+            with Operations() as operations_seen:
+                generator.synthesis(generator.mapping(z), dtype=torch.float16)
+            names = [name for name, _ in operations_seen.seen]
+            return sum(name.startswith("aten._to_copy") for name in names)
+
+        first, second = casts_of_weights(), casts_of_weights()
+        layers = len(generator.synthesis_network.layers())
+        assert second <= first - 2 * layers
+        generator.synthesis_network.layers()[1].weight.add_(1)
+        assert casts_of_weights() == second + 1
+    copied = copy.deepcopy(load_generator("demo-faces", device="cpu"))
+    assert pickle.loads(pickle.dumps(copied)).synthesis(torch.zeros(1, copied.num_ws, copied.w_dim))[0].isfinite().all()
 
 
 # --- range and memory ---

@@ -206,8 +206,9 @@ def _parts(
     """Generator, schema and recipe: those of an earlier round, a labeled checkpoint, or the interpreter."""
     changes = args.recipe
     if earlier:
-        layout = cast(FeatureLayout, earlier[0].features)
-        generator = load_generator(args.generator, device=args.device, features=layout)
+        generator = load_generator(
+            args.generator, device=args.device, features=cast(FeatureLayout, earlier[0].features)
+        )
         return generator, earlier[0].schema, earlier[0].recipe.override(**changes)
     path = checkpoint_directory.find(args.generator)
     if path.is_dir() and "labeler" in checkpoint_directory.read_config(path):

@@ -17,7 +17,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "calibrate",
         "find the score above which samples are dropped, and save the checkpoint with it",
-        "dsgan calibrate demo-faces faces-psi05 --psi 0.5 --reject-fraction 0.2",
+        "dsgan calibrate demo-faces faces-psi05 --truncation-psi 0.5 --reject-fraction 0.2",
     )
     options.add_checkpoint(parser, filtered=False)
     parser.add_argument("out", type=Path, help="checkpoint directory to write")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets.annotations import Annotations, load_annotations
 from dsgan_datasets.annotations.folder import generator_fingerprint
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.compatibility import class_ids
@@ -26,7 +28,7 @@ from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import options
 
 #: Options of the first step -> default.
-_FITTING = {"clusters": 12, "num_samples": 50, "map": None, "seed": 0}
+_FITTING: dict[str, Any] = {"clusters": 12, "num_samples": 50, "map": None, "seed": 0}
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -84,12 +86,16 @@ def run(args: argparse.Namespace) -> None:
         generator = load_generator(args.generator, device=args.device, features=interpreter.layout)
         if generator_fingerprint(generator) != generator_fingerprint(stored.generator):
             raise ValueError(f"the clusters in {args.out} are those of another generator than {args.generator}")
+    # Names and masks are read before any work.
+    count = (args.clusters or _FITTING["clusters"]) if interpreter is None else interpreter.num_clusters
+    names = None if args.names is None else names_from_json(args.names, count)
+    masks = None if args.masks is None else load_annotations(args.masks, generator, device=args.device)
     changes = args.recipe
     if interpreter is None:
         free = {name: value for name, value in changes.items() if name not in ("require", "min_area")}
         fitting = {name: getattr(args, name) for name in _FITTING if getattr(args, name) is not None}
         interpreter = fit_clusters(generator, recipe=recipe.override(**free), **{**_FITTING, **fitting})
-    interpreter, schema = _named(args, generator, interpreter)
+    interpreter, schema = _named(generator, interpreter, names, masks)
     known = schema or cluster_schema(interpreter.num_clusters)
     labeled = save_clusters(
         generator,
@@ -118,21 +124,23 @@ def _stored(args: argparse.Namespace) -> LabeledGenerator | None:
 
 
 def _named(
-    args: argparse.Namespace, generator: FeatureGenerator, interpreter: ClusterInterpreter
+    generator: FeatureGenerator,
+    interpreter: ClusterInterpreter,
+    names: Mapping[int, str] | None,
+    masks: Annotations | None,
 ) -> tuple[ClusterInterpreter, LabelSchema | None]:
-    """The interpreter with the names that the options give, and their schema; None if they give none."""
-    if args.names is not None:
-        return named(interpreter, names_from_json(args.names, interpreter.num_clusters))
-    if args.masks is None:
+    """The interpreter with its names, or those of masks, and their schema; None if neither is given."""
+    if names is not None:
+        return named(interpreter, names)
+    if masks is None:
         return interpreter, None
-    found = load_annotations(args.masks, generator, device=args.device)
-    interpreter = named_by_masks(generator, interpreter, found.annotated, found.schema, recipe=found.recipe)
-    if absent := unused_classes(interpreter, found.schema):
+    interpreter = named_by_masks(generator, interpreter, masks.annotated, masks.schema, recipe=masks.recipe)
+    if absent := unused_classes(interpreter, masks.schema):
         print(
             f"warning: no cluster is mostly {' or '.join(absent)}, so these never appear: use more clusters, or leave "
             "them out of the classes"
         )
-    return interpreter, found.schema
+    return interpreter, masks.schema
 
 
 def _print(

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dsgan_datasets.generators import load_generator, save_generator
-from dsgan_datasets.generators.dialects import read_average
+from dsgan_datasets.generators.dialects import read_average, read_centers
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.joint import MASK_CHANNEL, joint_labeler
 from dsgan_datasets.recipe import Recipe
@@ -37,6 +37,12 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "otherwise it is computed)",
     )
     parser.add_argument(
+        "--centroids",
+        type=Path,
+        metavar="NPY",
+        help="centers of w [K, w_dim] in place of one average: truncation pulls to the nearest (StyleGAN-XL)",
+    )
+    parser.add_argument(
         "--bgr",
         action="store_true",
         help="the file's colors are blue, green, red, as of networks that mmgeneration trained itself (default: RGB)",
@@ -65,8 +71,9 @@ def run(args: argparse.Namespace) -> None:
             f"{args.out} is a labeled checkpoint, whose interpreter would be left behind: choose another name"
         )
     average = None if args.avg_latent is None else read_average(args.avg_latent)
+    centers = None if args.centroids is None else read_centers(args.centroids)
     classes = None if args.classes is None else [name.strip() for name in args.classes.split(",")]
-    generator = load_generator(args.source, device="cpu", avg_latent=average, bgr=args.bgr)
+    generator = load_generator(args.source, device="cpu", avg_latent=average, centroids=centers, bgr=args.bgr)
     notes = {}
     if args.label_channel or classes is not None or generator.extra_are_logits:
         labeler = joint_labeler(generator, classes, MASK_CHANNEL if args.label_channel else None)

@@ -101,7 +101,7 @@ def _input(args: argparse.Namespace) -> ExportInput:
     elif ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
         generated = ("device", "recipe", "no_filter", "seed")
         if meant := [name for name in generated if getattr(args, name) not in (None, {}, False)]:
-            words = {"recipe": "--psi and --set"}
+            words = {"recipe": "--truncation-psi and --set"}
             names = ", ".join(words.get(name, f"--{name.replace('_', '-')}") for name in meant)
             raise ValueError(f"{where} holds shards, whose samples exist already: leave out {names}")
         return ExportInput.read(where, args.num_samples, start=args.start)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix
 from dsgan_datasets.fitting.pipeline import fit_checkpoint, sample_recipe
 from dsgan_datasets.fitting.pixel_ensemble import FitSettings
@@ -96,6 +97,8 @@ def _add_training(parser: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, fit with all that belongs to it, print."""
+    if (args.out / ANNOTATION_MANIFEST).is_file():
+        raise ValueError(f"{args.out} holds annotations: OUT, the checkpoint to write, comes last")
     options.check_out(args)
     refuse_threshold(args, "fit")
     settings = _settings(args)

@@ -36,12 +36,17 @@ def _plain(error: Exception, args: argparse.Namespace) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what controls a terminal, and with very long words cut: it may quote a file or an argument.
+    """The text without what controls a terminal, with very long words cut: it may quote a file or an argument. Names,
+    passwords and signatures in addresses are left out.
 
     Example:
-        >>> printable("no file a\\x1b[2J")
-        'no file a\\\\x1b[2J'
+        >>> printable("no file a\\x1b[2J, no s3://key:secret@bucket/a?signature=1")
+        'no file a\\\\x1b[2J, no s3://…@bucket/a?…'
     """
+    # One slash is what a `Path` leaves of two.
+    text = re.sub(r"(\w:/{1,2})[^/\s@]+@", r"\1…@", text)
+    text = re.sub(r"[^\s/:@'\"]+:[^\s/@'\"]+@", "…@", text)  # as network packages quote them
+    text = re.sub(r"(\w:/{1,2}[^\s?]+\?)[^\s'\"]+", r"\1…", text)
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     return re.sub(rf"(\S{{{_LONGEST_WORD}}})\S+", r"\1…", shown)
 

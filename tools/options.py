@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dsgan_datasets._deprecation import outside_level, warn_renamed
 from dsgan_datasets.checkpoints.directory import read_config
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.files import check_writable
@@ -48,7 +49,7 @@ def add_verb(
         name: of the verb.
         summary: what it does, without capital and full stop.
         example: commands.
-        kept: what is left of the work if a signal ends it, and how to go on.
+        kept: what is left of the work if a signal ends it, and how to resume.
     """
     parser = verbs.add_parser(
         name,
@@ -76,16 +77,13 @@ def add_checkpoint(
 def add_recipe(parser: argparse.ArgumentParser, *, psi: str) -> None:
     """The device, and fields of the recipe to change, `args.recipe`; `psi` is the help of that one."""
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument(
-        "--truncation-psi",
-        "--psi",
-        dest="recipe",
-        metavar="PSI",
-        type=lambda text: ("truncation_psi", number(text)),
-        action=_AddField,
-        default={},
-        help=psi,
-    )
+    psi_option: dict[str, Any] = {
+        "dest": "recipe",
+        "type": lambda text: ("truncation_psi", number(text)),
+        "default": {},
+    }
+    parser.add_argument("--truncation-psi", metavar="PSI", action=_AddField, help=psi, **psi_option)
+    parser.add_argument("--psi", action=_AddRenamedField, help=argparse.SUPPRESS, **psi_option)
     parser.add_argument(
         "--set",
         dest="recipe",
@@ -109,6 +107,14 @@ class _AddField(argparse.Action):
         setattr(namespace, self.dest, {**fields, name: value})
 
 
+class _AddRenamedField(_AddField):
+    """An old spelling of an option, which warns and sets what the new one sets."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        warn_renamed(str(option), "--" + values[0].replace("_", "-"), stacklevel=outside_level())
+        super().__call__(parser, namespace, values, option)
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """The seed of the samples."""
     parser.add_argument("--seed", type=seed, default=0, help="0 … 2^64-1; another seed, other samples (default: 0)")
@@ -123,7 +129,7 @@ def check_out(args: argparse.Namespace) -> None:
     """Say before any work that `out` cannot be written, or that something is there which may not be replaced.
 
     Raises:
-        ValueError: it is no new or empty folder, nor a checkpoint that --overwrite allows to replace.
+        ValueError: it is neither a new or empty folder nor a checkpoint that --overwrite allows to replace.
         OSError: it cannot be written to.
     """
     out: Path = args.out

@@ -13,8 +13,17 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
 from torch.utils.data import IterableDataset
 
-from dsgan_datasets.adapters.detectron2.registered import InstanceMode, RegisteredDataset, Task, forget, intern, lookup
-from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordList, RecordStream
+from dsgan_datasets.adapters.detectron2.registered import (
+    REGISTERED,
+    InstanceMode,
+    MaskFormat,
+    RegisteredDataset,
+    Task,
+    forget,
+    intern,
+    lookup,
+)
+from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordList, RecordStream, no_end, refuse_joining
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
@@ -24,6 +33,7 @@ from dsgan_datasets.shards.locations import Locations
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.sources.local import CheckpointSource
+from dsgan_datasets.sources.relabeled import choose_classes
 
 
 def register(
@@ -36,6 +46,9 @@ def register(
     things: Sequence[str] | None = None,
     instances: InstanceMode = "classes",
     min_instance_area: int = 1,
+    mask_format: MaskFormat = "bitmask",
+    classes: Sequence[str] | None = None,
+    merge: Mapping[str, Sequence[str]] | None = None,
     device: Device = None,
     **recipe: Any,
 ) -> RegisteredDataset:
@@ -44,7 +57,7 @@ def register(
     Weights are loaded by the process that first needs a sample.
 
     Args:
-        name: what stands in DATASETS.TRAIN or DATASETS.TEST.
+        name: the entry of DATASETS.TRAIN or DATASETS.TEST.
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
         seed: 0 … 2^64-1; another seed is another dataset.
         length: number of samples, for evaluation (a map-style dataset); None for a stream without end, for training.
@@ -54,6 +67,10 @@ def register(
         instances: "classes" is one instance a class, "components" one a connected region of a class, "object" a single
             one of all things together.
         min_instance_area: pixels; smaller instances are left out.
+        mask_format: of instances in records, as INPUT.MASK_FORMAT of the stock mapper: "bitmask" (RLE, fast) or
+            "polygon", which encloses exactly the same pixels. `DSGANDatasetMapper` needs neither.
+        classes: names of the classes to keep, in the order of their new ids; pixels of others are ignored.
+        merge: new class name -> names of the classes it replaces, before `classes` are chosen.
         device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
         recipe: fields of `Recipe` to change, such as ``truncation_psi=0.7``.
 
@@ -72,13 +89,14 @@ def register(
     """
     return _register(
         name,
-        CheckpointSource(checkpoint, device=device, **recipe),
+        choose_classes(CheckpointSource(checkpoint, device=device, **recipe), classes, merge),
         seed=seed,
         length=length,
         task=task,
         things=things,
         instances=instances,
         min_instance_area=min_instance_area,
+        mask_format=mask_format,
     )
 
 
@@ -91,6 +109,9 @@ def register_shards(
     things: Sequence[str] | None = None,
     instances: InstanceMode = "classes",
     min_instance_area: int = 1,
+    mask_format: MaskFormat = "bitmask",
+    classes: Sequence[str] | None = None,
+    merge: Mapping[str, Sequence[str]] | None = None,
 ) -> RegisteredDataset:
     """Put samples in tar shards into DatasetCatalog and their classes into MetadataCatalog.
 
@@ -98,11 +119,11 @@ def register_shards(
     Only the manifest is read until a sample is asked for.
 
     Args:
-        name: what stands in DATASETS.TRAIN or DATASETS.TEST.
+        name: the entry of DATASETS.TRAIN or DATASETS.TEST.
         shards: a folder or URL of shards that `dsgan shards write` made, or several. Records are numbered by their
             place in them.
         length: number of samples, the first ones; None for all.
-        task, things, instances, min_instance_area: see `register`.
+        task, things, instances, min_instance_area, mask_format, classes, merge: see `register`.
 
     Returns:
         The dataset: its records and the addresses of its samples.
@@ -122,12 +143,13 @@ def register_shards(
     source = ShardSource(shards)
     return _register(
         name,
-        source,
+        choose_classes(source, classes, merge),
         length=len(source) if length is None else integer("length", length, 1, len(source)),
         task=task,
         things=things,
         instances=instances,
         min_instance_area=min_instance_area,
+        mask_format=mask_format,
     )
 
 
@@ -136,7 +158,8 @@ def _register(name: str, source: NamedSource, **arguments: Any) -> RegisteredDat
         forget(name)
     dataset = RegisteredDataset(name, source, **arguments)
     if name not in DatasetCatalog:
-        _catalog(name, partial(RecordStream if dataset.length is None else RecordList, name), dataset.metadata)
+        make = partial(_stream, name) if dataset.length is None else partial(RecordList, name)
+        _catalog(name, make, dataset.metadata)
     elif not _is_generated(name):
         raise ValueError(f"the name {name!r} is taken by another dataset in DatasetCatalog: choose another one")
     return intern(dataset)
@@ -170,14 +193,20 @@ def register_mixture(name: str, generated: str, real: str, *, generated_fraction
         )
     if not isinstance(generated_fraction, float) or not 0 < generated_fraction < 1:
         raise ValueError(f"generated_fraction must lie between 0 and 1, not be {generated_fraction!r}")
-    make = partial(_mixture, generated, real, generated_fraction, check_seed(seed))
+    make = partial(_mixture, name, generated, real, generated_fraction, check_seed(seed))
     if name not in DatasetCatalog:
         _catalog(name, make, dataset.metadata)
     elif getattr(DatasetCatalog[name], "args", None) != make.args:
         raise ValueError(f"the name {name!r} is already registered for something else: choose another one")
 
 
-def _mixture(generated: str, real: str, fraction: float, seed: int) -> MixedStream:
+def _stream(name: str) -> RecordStream:
+    refuse_joining(name)
+    return RecordStream(name)
+
+
+def _mixture(name: str, generated: str, real: str, fraction: float, seed: int) -> MixedStream:
+    refuse_joining(name)
     records = get_detection_dataset_dicts([real])
     if isinstance(records, IterableDataset):
         raise ValueError(f"{real!r} is a stream: real data to mix in must have a length")
@@ -200,15 +229,15 @@ def _catalog(name: str, make: Callable[[], Any], metadata: dict[str, Any]) -> No
 
 def _is_generated(name: str) -> bool:
     make = DatasetCatalog[name]
-    return isinstance(make, partial) and make.func in (RecordStream, RecordList)
+    return isinstance(make, partial) and make.func in (_stream, RecordList)
 
 
 def add_dsgan_config(cfg: CfgNode) -> None:
     """Add the DSGAN node with its defaults to a config, and set INPUT.MASK_FORMAT to "bitmask".
 
     DSGAN.DATASETS is a list of arguments of `register`, or of `register_shards` where an entry has ``shards`` in place
-    of ``checkpoint``; DSGAN.MIXTURES is one of arguments of `register_mixture`. Masks are RLE encoded, which the
-    default mask format "polygon" cannot read.
+    of ``checkpoint``; DSGAN.MIXTURES is one of arguments of `register_mixture`. Bit masks are made faster than the
+    polygons of Detectron2's default, which work as well.
 
     Example:
         >>> from detectron2.config import get_cfg
@@ -225,10 +254,11 @@ def register_from_config(cfg: CfgNode) -> None:
     """Register the entries of DSGAN.DATASETS and DSGAN.MIXTURES.
 
     Keys are the parameters of `register` and of `Recipe`, those of `register_shards` where there is ``shards``, and
-    those of `register_mixture`, in lower or upper case.
+    those of `register_mixture`, in lower or upper case. Entries without ``mask_format`` have INPUT.MASK_FORMAT.
 
     Raises:
-        ValueError: an entry that is wrong; the message names it and what is allowed.
+        ValueError: an entry that is wrong, or a dataset without end in DATASETS.TEST; the message names it and what is
+            allowed.
 
     Warns:
         UserWarning: INPUT.RANDOM_FLIP is "horizontal" and a dataset has left and right parts.
@@ -246,14 +276,20 @@ def register_from_config(cfg: CfgNode) -> None:
     if "DSGAN" not in cfg:
         raise ValueError("the config has no DSGAN node: call add_dsgan_config(cfg) before merging files into it")
     recipe = list(RecipeOverrides.__annotations__)
+    masks = {"mask_format": cfg.INPUT.MASK_FORMAT}
     datasets = [
-        _call(register_shards, entry, f"DSGAN.DATASETS[{i}]")
+        _call(register_shards, entry, f"DSGAN.DATASETS[{i}]", defaults=masks)
         if _names_shards(entry)
-        else _call(register, entry, f"DSGAN.DATASETS[{i}]", recipe)
+        else _call(register, entry, f"DSGAN.DATASETS[{i}]", recipe, defaults=masks)
         for i, entry in enumerate(cfg.DSGAN.DATASETS)
     ]
     for i, entry in enumerate(cfg.DSGAN.MIXTURES):
         _call(register_mixture, entry, f"DSGAN.MIXTURES[{i}]")
+    endless = {name for name, dataset in REGISTERED.items() if dataset.length is None}
+    endless |= {str(entry[key]) for entry in cfg.DSGAN.MIXTURES for key in entry if str(key).lower() == "name"}
+    for name in cfg.DATASETS.TEST:
+        if name in endless:
+            raise ValueError(f"DATASETS.TEST: {no_end(name)}")
     sided = [dataset.name for dataset in datasets if dataset.schema.flip_pairs]
     if sided and cfg.INPUT.RANDOM_FLIP == "horizontal":
         warnings.warn(
@@ -268,7 +304,14 @@ def _names_shards(entry: Any) -> bool:
     return isinstance(entry, Mapping) and any(str(key).lower() == "shards" for key in entry)
 
 
-def _call(function: Callable[..., Any], entry: Any, place: str, more: Collection[str] = ()) -> Any:
+def _call(
+    function: Callable[..., Any],
+    entry: Any,
+    place: str,
+    more: Collection[str] = (),
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> Any:
     """Call a function with the entry of a config."""
     parameters = inspect.signature(function).parameters.values()
     allowed = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD] + sorted(more)
@@ -282,6 +325,6 @@ def _call(function: Callable[..., Any], entry: Any, place: str, more: Collection
     if missing := [key for key in required if key not in arguments]:
         raise ValueError(f"{place} {dict(entry)} lacks {', '.join(missing)}; allowed: {', '.join(allowed)}")
     try:
-        return function(**arguments)
+        return function(**{**(defaults or {}), **arguments})
     except (ValueError, CheckpointError) as error:
         raise ValueError(f"{place} {dict(entry)}: {error}") from error

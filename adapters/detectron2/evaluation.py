@@ -9,6 +9,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.utils.file_io import PathManager
 
+from dsgan_datasets.adapters.detectron2.registered import REGISTERED
+from dsgan_datasets.adapters.detectron2.streams import no_end
 from dsgan_datasets.images import open_picture
 
 #: Formats that keep class ids.
@@ -40,7 +42,7 @@ def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> 
         distributed: gather the results of all ranks.
 
     Raises:
-        ValueError: there is no evaluator for such a dataset.
+        ValueError: there is no evaluator for such a dataset, or it is a stream without end.
 
     Example:
         >>> from dsgan_datasets.adapters.detectron2 import register
@@ -48,6 +50,8 @@ def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> 
         >>> type(build_evaluator("val", "output")).__name__
         'SemSegEvaluator'
     """
+    if name in REGISTERED and REGISTERED[name].length is None:
+        raise ValueError(no_end(name))
     kind = MetadataCatalog.get(name).get("evaluator_type")
     evaluators: list[DatasetEvaluator] = []
     if kind in ("sem_seg", "coco_panoptic_seg"):

@@ -13,7 +13,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
-from dsgan_datasets.adapters.detectron2.registered import SCHEME, Record, RegisteredDataset, resolve
+from dsgan_datasets.adapters.detectron2.registered import Record, RegisteredDataset, resolve
+from dsgan_datasets.sources.addresses import SCHEME
 from dsgan_datasets.targets.instances import tight_boxes
 from dsgan_datasets.transforms import RandomHorizontalFlip
 

@@ -7,20 +7,21 @@ from typing import Any
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
-from dsgan_datasets.adapters.detectron2.registered import SCHEME, RegisteredDataset, resolve
+from dsgan_datasets.adapters.detectron2.registered import RegisteredDataset, resolve
+from dsgan_datasets.sources.addresses import SCHEME
 
 
 class DSGANPathHandler(PathHandler):
-    """Opens ``dsgan://NAME/SEED/FINGERPRINT/INDEX/image`` (PPM) and ``…/mask`` (PGM), for reading.
+    """Opens the addresses of `dsgan_datasets.sources.addresses`, images as PPM and masks as PGM, for reading.
 
-    An index always names the same sample: one that is no longer there is generated again. FINGERPRINT is the first
-    eight digits of the dataset's; a path of another dataset is refused.
+    An index always names the same sample: one that is no longer there is generated again. An address of another
+    dataset is refused.
 
     Example:
         >>> from dsgan_datasets.adapters.detectron2 import register
         >>> path = register("read", "demo-faces", device="cpu").path(3, "image")
-        >>> path[:15], path[-8:], PathManager.open(path, "rb").read(12)
-        ('dsgan://read/0/', '/3/image', b'P6 64 64 255')
+        >>> path[:8], path[17:], PathManager.open(path, "rb").read(12)
+        ('dsgan://', 'image/read_0_3.ppm', b'P6 64 64 255')
     """
 
     def _get_supported_prefixes(self) -> list[str]:

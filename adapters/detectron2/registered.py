@@ -15,21 +15,25 @@ from torch import Tensor
 from dsgan_datasets._deprecation import moved
 from dsgan_datasets.checks import integer
 from dsgan_datasets.latents import MAX_INDEX, check_seed
+from dsgan_datasets.polygons import mask_to_polygons
 from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.sources.addresses import Kind, SampleAddress, parse
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.targets.instances import find_instances, tight_boxes
 
 Task = Literal["sem_seg", "instances", "panoptic"]
 InstanceMode = Literal["classes", "components", "object"]
+MaskFormat = Literal["bitmask", "polygon"]
 Record = dict[str, Any]
-
-SCHEME = "dsgan://"
 
 #: What Detectron2's own training script calls the evaluators that fit.
 _EVALUATOR_TYPES = {"sem_seg": "sem_seg", "instances": "coco", "panoptic": "coco_panoptic_seg"}
 
-#: name -> dataset, in this process: what a path is resolved against.
-_REGISTERED: dict[str, RegisteredDataset] = {}
+#: Extensions of what `paths.encode` makes of a sample.
+_EXTENSIONS: dict[Kind, str] = {"image": "ppm", "mask": "pgm"}
+
+#: name -> dataset, in this process: what an address is resolved against.
+REGISTERED: dict[str, RegisteredDataset] = {}
 
 
 class RegisteredDataset:
@@ -55,17 +59,20 @@ class RegisteredDataset:
         things: Sequence[str] | None = None,
         instances: InstanceMode = "classes",
         min_instance_area: int = 1,
+        mask_format: MaskFormat = "bitmask",
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a word, not {name!r}")
         _check_choice("task", task, Task)
         _check_choice("instances", instances, InstanceMode)
+        _check_choice("mask_format", mask_format, MaskFormat)
         self.name = name
         self.source = source
         self.seed = check_seed(seed)
         self.length = None if length is None else integer("length", length, 1, MAX_INDEX + 1)
         self.task: Task = task
         self.mode: InstanceMode = instances
+        self.mask_format: MaskFormat = mask_format
         self.min_instance_area = integer("min_instance_area", min_instance_area, 1)
         self.schema = source.schema
         self.height, self.width = source.image_size
@@ -74,7 +81,6 @@ class RegisteredDataset:
         if task != "sem_seg" and not self.things:
             raise ValueError(f"task {task!r} needs at least one class in `things`")
         self.fingerprint = source.fingerprint
-        self._prefix = f"{SCHEME}{name}/{self.seed}/{self.fingerprint[:8]}"
         self._block: dict[int, Sample] = {}
         # By class id: category or -1, and semantic target. Kept on the device that asked last.
         self._categories, self._targets = self._tables()
@@ -105,6 +111,7 @@ class RegisteredDataset:
             "things": tuple(self.schema.classes[thing] for thing in self.things),
             "instances": self.mode,
             "min_instance_area": self.min_instance_area,
+            "mask_format": self.mask_format,
         }
 
     @property
@@ -127,9 +134,9 @@ class RegisteredDataset:
             metadata["thing_dataset_id_to_contiguous_id"] = {i: category for category, i in enumerate(things)}
         return metadata
 
-    def path(self, index: int, kind: str) -> str:
+    def path(self, index: int, kind: Kind) -> str:
         """Address of a sample's "image" or "mask"."""
-        return f"{self._prefix}/{index}/{kind}"
+        return str(SampleAddress(self.fingerprint[:8], kind, self.name, self.seed, index, _EXTENSIONS[kind]))
 
     def record(self, index: int) -> Record:
         """One sample in Detectron2's dataset format; nothing is generated for it."""
@@ -175,10 +182,14 @@ class RegisteredDataset:
         return find_instances(mask, self._categories, components=components, min_area=self.min_instance_area)
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
-        """Instances of a sample in Detectron2's dataset format: tight boxes, RLE masks."""
+        """Instances of a sample in Detectron2's dataset format: tight boxes, and masks as RLE or exact polygons."""
         masks, categories = self.instances(self.sample(index).mask)
-        # pycocotools takes [H, W, I] in column-major order.
-        encoded = rle.encode(np.asfortranarray(masks.permute(1, 2, 0).byte().cpu().numpy()))
+        encoded: list[Any]
+        if self.mask_format == "polygon":
+            outlines = map(mask_to_polygons, masks.cpu().numpy())
+            encoded = [[polygon.flatten().astype(float).tolist() for polygon in polygons] for polygons in outlines]
+        else:  # pycocotools takes [H, W, I] in column-major order
+            encoded = rle.encode(np.asfortranarray(masks.permute(1, 2, 0).byte().cpu().numpy()))
         return [
             {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "segmentation": mask, "iscrowd": 0}
             for box, category, mask in zip(tight_boxes(masks).tolist(), categories.tolist(), encoded, strict=True)
@@ -194,7 +205,7 @@ def intern(dataset: RegisteredDataset) -> RegisteredDataset:
     Raises:
         ValueError: the name belongs to another dataset; the message names what differs.
     """
-    known = _REGISTERED.setdefault(dataset.name, dataset)
+    known = REGISTERED.setdefault(dataset.name, dataset)
     for argument, value in dataset.identity.items():
         if (before := known.identity.get(argument)) != value:
             raise ValueError(
@@ -206,38 +217,36 @@ def intern(dataset: RegisteredDataset) -> RegisteredDataset:
 
 def forget(name: str) -> None:
     """Free a name."""
-    _REGISTERED.pop(name, None)
+    REGISTERED.pop(name, None)
 
 
 def lookup(name: str) -> RegisteredDataset:
     """The dataset that is registered under a name; ValueError lists the names if there is none."""
-    if name not in _REGISTERED:
-        raise ValueError(f"no generated dataset {name!r}; registered are: {', '.join(_REGISTERED) or 'none'}")
-    return _REGISTERED[name]
+    if name not in REGISTERED:
+        raise ValueError(f"no generated dataset {name!r}; registered are: {', '.join(REGISTERED) or 'none'}")
+    return REGISTERED[name]
 
 
-def resolve(path: str) -> tuple[RegisteredDataset, int, str]:
+def resolve(path: str) -> tuple[RegisteredDataset, int, Kind]:
     """The dataset, index and kind ("image" or "mask") that a path names.
 
     Raises:
         FileNotFoundError: there is no such sample; the message says why.
     """
-    parts = path.removeprefix(SCHEME).rsplit("/", 4)
-    if not path.startswith(SCHEME) or len(parts) != 5 or parts[4] not in ("image", "mask"):
-        raise FileNotFoundError(f"{path}: expected {SCHEME}NAME/SEED/FINGERPRINT/INDEX/image or …/mask")
-    name, seed, fingerprint, index, kind = parts
-    if name not in _REGISTERED:
+    address = parse(path)
+    name, index = address.name, address.index
+    if name not in REGISTERED:
         raise FileNotFoundError(f"{path}: {name!r} is not registered in this process; call register({name!r}, …)")
-    dataset = _REGISTERED[name]
-    if (seed, fingerprint) != (str(dataset.seed), dataset.fingerprint[:8]):
+    dataset = REGISTERED[name]
+    if (address.seed, address.fingerprint) != (dataset.seed, dataset.fingerprint[:8]):
         raise FileNotFoundError(
-            f"{path} belongs to seed {seed} and fingerprint {fingerprint}, but {name!r} is registered with seed "
-            f"{dataset.seed} and fingerprint {dataset.fingerprint[:8]}: it is a sample of another dataset"
+            f"{path} belongs to seed {address.seed} and fingerprint {address.fingerprint}, but {name!r} is registered "
+            f"with seed {dataset.seed} and fingerprint {dataset.fingerprint[:8]}: it is a sample of another dataset"
         )
     last = MAX_INDEX if dataset.length is None else dataset.length - 1
-    if not (index.isascii() and index.isdecimal() and int(index) <= last):
+    if index > last:
         raise FileNotFoundError(f"{path}: the index must be in 0 … {last}")
-    return dataset, int(index), kind
+    return dataset, index, address.kind
 
 
 class LazyAnnotations(Sequence[dict[str, Any]]):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from types import FrameType
+from typing import Any, overload
 
 import numpy as np
 from torch.utils.data import Dataset, get_worker_info
@@ -44,12 +46,24 @@ class RecordStream(SourceStream[Record]):
         super().__init__(self.registered.source, seed=self.registered.seed, length=length, start=start)
 
     def __iter__(self) -> Iterator[Record]:
-        """Records of this consumer."""
+        """Records of this consumer.
+
+        Raises:
+            ValueError: an evaluator of Detectron2 lists a stream without end.
+        """
+        if self.length is None and _caller_in("detectron2.evaluation", "detectron2.data.datasets"):
+            raise ValueError(no_end(self.registered.name))
         self._check_groups()
         with self._iteration() as iteration:
             for record in self._records(iteration):
                 self._deliver(iteration)
                 yield record
+
+    def __len__(self) -> int:
+        """Records that this rank sees in an epoch; TypeError for a stream without end."""
+        if self.length is None:
+            raise TypeError(no_end(self.registered.name))
+        return super().__len__()
 
     def _records(self, iteration: Iteration) -> Iterator[Record]:
         for numbers, batch in self._numbered(iteration):
@@ -151,8 +165,10 @@ class MixedStream(RecordStream):
         return {**super()._identity(), **mixed}
 
 
-class RecordList(Dataset[Record]):
-    """The records of a registered dataset with a length; a sample is generated when its record is first read.
+class RecordList(Dataset[Record], Sequence[Record]):
+    """The records of a registered dataset with a length, a sequence as Detectron2's ``list[dict]`` is one.
+
+    Looking at records generates nothing; a sample is generated when its picture or its annotations are first read.
 
     Args:
         dataset: name of a registered dataset.
@@ -171,14 +187,20 @@ class RecordList(Dataset[Record]):
     def __init__(self, dataset: str) -> None:
         self.registered = lookup(dataset)
         if self.registered.length is None:
-            raise ValueError(f"dataset {dataset!r} has no end: register it with a length")
+            raise ValueError(no_end(dataset))
         self.length = self.registered.length
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Record:
-        """One record; negative indices count from the end, IndexError beyond it."""
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """One record, or a list of some; negative indices count from the end, IndexError beyond it."""
+        if isinstance(index, slice):
+            return [self.registered.record(number) for number in range(self.length)[index]]
         return self.registered.record(position(index, self.length))
 
 
@@ -188,3 +210,37 @@ def _endless(name: str) -> RegisteredDataset:
     if dataset.source.num_samples is not None:
         raise ValueError(f"dataset {name!r} is read from shards, which have an end: use RecordList")
     return dataset
+
+
+def no_end(name: str) -> str:
+    """What to say where a dataset without end is to be listed or measured."""
+    return (
+        f"dataset {name!r} has no end, so that it cannot be listed, evaluated or joined with others: register it with "
+        "a length (length: 500) for evaluation, and mix a stream with real data by DSGAN.MIXTURES (register_mixture)"
+    )
+
+
+def refuse_joining(name: str) -> None:
+    """ValueError if Detectron2 is about to join this stream with other datasets of DATASETS.TRAIN, which it cannot.
+
+    It would fail with an assertion of PyTorch, or make an endless list. The names are those that
+    `get_detection_dataset_dicts` was called with, read off the stack.
+    """
+    frame = _caller_in("detectron2.data.build", function="get_detection_dataset_dicts")
+    names = [] if frame is None else frame.f_locals.get("names", [])
+    if not isinstance(names, str) and len(names) > 1:
+        raise ValueError(
+            f"{', '.join(names)} cannot be joined, as {name!r} is a stream without end: name a mixture in "
+            "DATASETS.TRAIN (DSGAN.MIXTURES, register_mixture), or register it with a length"
+        )
+
+
+def _caller_in(*modules: str, function: str | None = None) -> FrameType | None:
+    """The nearest call from one of these modules or packages, and of that function if one is named."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(modules) and function in (None, frame.f_code.co_name):
+            return frame
+        frame = frame.f_back
+    return None

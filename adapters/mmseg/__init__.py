@@ -19,7 +19,8 @@ except ModuleNotFoundError as error:
         '    pip install "dsgan_datasets[mmseg]"\n'
         "    pip install --no-deps --no-build-isolation onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 "
         "mmcv-lite==2.2.0\n"
-        "or the original: mmengine, mmcv and mmsegmentation, see https://mmsegmentation.readthedocs.io"
+        "or the original: mmengine, the whole mmcv (not mmcv-lite) and mmsegmentation, see "
+        "https://mmsegmentation.readthedocs.io"
     ) from error
 
 __all__ = [

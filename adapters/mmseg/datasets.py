@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmcv.transforms import LoadAnnotations
 from mmengine.dataset import Compose, ConcatDataset
+from mmengine.fileio import list_from_file
 from mmengine.structures import PixelData
 from mmseg.registry import DATASETS
 from mmseg.structures import SegDataSample
@@ -30,13 +32,20 @@ from dsgan_datasets.targets.segmentation import LabelSchema
 
 Item = dict[str, Any]
 Pipeline = Sequence[Any] | None
+Metainfo = Mapping[str, Any] | None
 
 
 class _SegSamples:
     """What all kinds of dataset share: in which form they hand out samples."""
 
-    def __init__(self, store: SampleStore[Any], *, length: int, seed: int, pipeline: Pipeline) -> None:
+    def __init__(
+        self, store: SampleStore[Any], *, length: int, seed: int, pipeline: Pipeline, metainfo: Metainfo
+    ) -> None:
         self.store = store
+        self._metainfo = {key: _loaded(value) for key, value in (metainfo or {}).items()}
+        palette, classes = self._metainfo.get("palette"), self.schema.classes
+        if palette is not None and len(palette) != len(classes):
+            raise ValueError(f"metainfo has a palette of {len(palette)} colors for {len(classes)} classes: {classes}")
         self.length = length
         self.seed = seed
         self.pipeline = None if pipeline is None else Compose(pipeline)
@@ -51,16 +60,42 @@ class _SegSamples:
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """What MMSegmentation asks of a dataset: classes, palette (RGB), label_map, reduce_zero_label."""
-        return {
-            "classes": self.schema.classes,
-            "palette": [list(color) for color in self.schema.palette],
-            "label_map": None,
-            "reduce_zero_label": False,
-        }
+        """What MMSegmentation asks of a dataset: classes, palette (RGB), label_map, reduce_zero_label.
+
+        `label_map` is None, as masks have the ids of the classes that were chosen already.
+        """
+        palette = [list(color) for color in self.schema.palette]
+        own = {"classes": self.schema.classes, "palette": palette, "label_map": None, "reduce_zero_label": False}
+        return copy.deepcopy({**own, **self._metainfo})
+
+    @property
+    def METAINFO(self) -> dict[str, Any]:
+        """Classes and palette, where MMSegmentation's tools look for them."""
+        return {key: value for key, value in self.metainfo.items() if key in ("classes", "palette")}
+
+    @property
+    def ignore_index(self) -> int:
+        """The id of ignored pixels."""
+        return self.schema.ignore_index
+
+    #: Ids are those of the classes; 0 is one of them.
+    reduce_zero_label = False
+    label_map = None
+    #: Of the names in `img_path` and `seg_map_path`.
+    img_suffix = seg_map_suffix = ".png"
 
     def full_init(self) -> None:
         """Nothing to do: ConcatDataset and RepeatDataset call it to have annotation files read."""
+
+    def get_data_info(self, idx: int) -> Item:
+        """What is known of a sample without making it, as BaseSegDataset's annotations say."""
+        index = position(idx, self.length)
+        return {**self._facts(index, self.store.source.image_size), **self._own_facts(index), "seg_fields": []}
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """The class ids in a sample's mask, which is made for that; ClassBalancedDataset asks for all of them."""
+        mask = self.store.sample(position(idx, self.length), self.seed).mask
+        return [i for i in mask.unique().tolist() if i != self.ignore_index]
 
     def _items(self, numbers: Sequence[int], batch: SampleBatch) -> list[Item]:
         """What the DataLoader gets of a batch of the samples with these numbers."""
@@ -90,15 +125,16 @@ class _SegSamples:
         for image, mask, index in zip(images, masks, numbers, strict=True):
             item = {
                 **self._facts(index, image.shape[:2]),
-                "sample_idx": index,
-                "label_map": None,
-                "reduce_zero_label": False,
+                **self._own_facts(index),
                 "img": image,
                 "seg_fields": [],
             }
             if not self._loads_annotations:  # that step may stand after a resize, and adds the field itself
                 item |= {"gt_seg_map": mask, "seg_fields": ["gt_seg_map"]}
             yield item
+
+    def _own_facts(self, index: int) -> Item:
+        return {"sample_idx": index, "label_map": None, "reduce_zero_label": False}
 
     def _facts(self, index: int, shape: tuple[int, ...]) -> Item:
         return {
@@ -120,6 +156,8 @@ class _Generated(_SegSamples):
         seed: int = 0,
         pipeline: Pipeline = None,
         device: Device = None,
+        metainfo: Metainfo = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
         **recipe: Any,
     ) -> None:
         _check_names(type(self), recipe)
@@ -129,7 +167,8 @@ class _Generated(_SegSamples):
                 "samples are made when they are asked for; for training, iterations * batch size is never seen twice"
             )
         length, seed = integer("length", length, 1, MAX_INDEX), check_seed(seed)
-        super().__init__(open_store(checkpoint, device, recipe), length=length, seed=seed, pipeline=pipeline)
+        store = open_store(checkpoint, device, recipe, classes=_classes(metainfo), merge=merge)
+        super().__init__(store, length=length, seed=seed, pipeline=pipeline, metainfo=metainfo)
 
 
 class _MapStyle(_SegSamples, Dataset[Item]):
@@ -164,6 +203,10 @@ class DSGANSegDataset(_Generated, _MapStyle):
             empty) gets samples as loaded: ``img`` uint8 BGR [H, W, 3] and ``gt_seg_map`` uint8 [H, W], numpy arrays.
             Loading steps are not needed, but do no harm; LoadAnnotations after a resize keeps masks at full size.
         device: None is the rank's current CUDA device if there is one, else the CPU. On a GPU: ``num_workers=0``.
+        metainfo: as for BaseSegDataset. ``dict(classes=("skin", "hair"))`` keeps these classes, numbered in this order;
+            pixels of others are ignored. ``palette`` has an RGB color for each.
+        merge: new class name -> names of the classes it replaces, such as ``dict(eye=["iris", "eye_white"])``; before
+            the choice of classes.
         recipe: fields of `Recipe` to change, such as ``truncation_psi=0.5, reject_fraction=0``.
 
     Raises:
@@ -190,7 +233,7 @@ class DSGANShardSegDataset(_MapStyle):
     Args:
         shards: a folder or URL of shards that `dsgan shards write` made, or several.
         length: number of samples, the first ones; None for all.
-        pipeline: see `DSGANSegDataset`.
+        pipeline, metainfo, merge: see `DSGANSegDataset`.
 
     Raises:
         ShardError: no shards, or damaged ones (those that a sample lies in when it is read).
@@ -212,17 +255,20 @@ class DSGANShardSegDataset(_MapStyle):
         *,
         length: int | None = None,
         pipeline: Pipeline = None,
+        metainfo: Metainfo = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
             raise ValueError(
-                f"{type(self).__name__} does not know {', '.join(unknown)}: it takes shards, length, pipeline. "
-                "Everything else was decided when the shards were written"
+                f"{type(self).__name__} does not know {', '.join(unknown)}: it takes shards, length, pipeline, "
+                "metainfo, merge. Everything else was decided when the shards were written"
             )
-        store = open_shards(shards)
-        samples = len(store.source)
+        store = open_shards(shards, classes=_classes(metainfo), merge=merge)
+        samples = store.source.num_samples
+        assert samples is not None, "shards have an end"
         length = samples if length is None else integer("length", length, 1, samples)
-        super().__init__(store, length=length, seed=0, pipeline=pipeline)
+        super().__init__(store, length=length, seed=0, pipeline=pipeline, metainfo=metainfo)
 
 
 @DATASETS.register_module()
@@ -331,6 +377,25 @@ def _get_items(dataset: Any, indices: Sequence[int]) -> list[Any]:
         items: list[Any] = dataset.__getitems__(indices)
         return items
     return [dataset[i] for i in indices]
+
+
+def _loaded(value: Any) -> Any:
+    """A value of metainfo; as in MMEngine, a text may name a file with a class a line."""
+    return list_from_file(value) if isinstance(value, str) and os.path.isfile(value) else value
+
+
+def _classes(metainfo: Metainfo) -> Sequence[str] | None:
+    """The classes that metainfo chooses, if it does.
+
+    Raises:
+        ValueError: metainfo is not a dict, or its classes are not names.
+    """
+    if metainfo is not None and not isinstance(metainfo, Mapping):
+        raise ValueError(f"metainfo must be a dict such as dict(classes=('skin', 'hair')), not {metainfo!r:.60}")
+    classes = _loaded((metainfo or {}).get("classes"))
+    if classes is not None and (isinstance(classes, str) or not all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"classes in metainfo must be a list of names, or a file of them, not {classes!r:.60}")
+    return classes if classes is None else list(classes)
 
 
 def _check_names(dataset: type[_Generated], recipe: Item) -> None:

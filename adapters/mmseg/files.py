@@ -6,8 +6,8 @@ What reads pictures by their path (loading steps, SegVisualizationHook) thereby 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 from mmengine.fileio import BaseStorageBackend, register_backend
@@ -17,10 +17,11 @@ from dsgan_datasets.images import png
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.locations import Locations
 from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.addresses import Kind, SampleAddress, parse
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.sources.local import CheckpointSource
+from dsgan_datasets.sources.relabeled import choose_classes
 
-Kind = Literal["image", "mask"]
 Source = TypeVar("Source", bound=NamedSource)
 
 
@@ -66,7 +67,7 @@ class SampleStore(Generic[Source]):
 
     def path(self, kind: Kind, seed: int, index: int) -> str:
         """Under which `DSGANBackend` finds the image or the mask of a sample."""
-        return f"dsgan://{self.source.fingerprint[:8]}/{kind}/{self.name}_{seed}_{index}.png"
+        return str(SampleAddress(self.source.fingerprint[:8], kind, self.name, seed, index))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Unpickling reopens the source; weights are not serialized."""
@@ -87,29 +88,41 @@ def _shared(source: Source) -> SampleStore[Source]:
 
 
 def open_store(
-    checkpoint: str | os.PathLike[str], device: Device = None, recipe: Mapping[str, Any] | None = None
-) -> SampleStore[CheckpointSource]:
+    checkpoint: str | os.PathLike[str],
+    device: Device = None,
+    recipe: Mapping[str, Any] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    merge: Mapping[str, Iterable[str]] | None = None,
+) -> SampleStore[NamedSource]:
     """The store of a checkpoint; all datasets of a process that use it in the same way share one, and its weights.
 
     Args:
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
         device: see `CheckpointSource`.
         recipe: fields of `Recipe` to change.
+        classes, merge: see `choose_classes`.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
-        ValueError: an override that is unknown or out of range.
+        ValueError: an override or a class that is unknown or out of range.
     """
-    return _shared(CheckpointSource(checkpoint, device=device, **(recipe or {})))
+    return _shared(choose_classes(CheckpointSource(checkpoint, device=device, **(recipe or {})), classes, merge))
 
 
-def open_shards(shards: Locations) -> SampleStore[ShardSource]:
+def open_shards(
+    shards: Locations,
+    *,
+    classes: Sequence[str] | None = None,
+    merge: Mapping[str, Iterable[str]] | None = None,
+) -> SampleStore[NamedSource]:
     """The store of shards, which all datasets of a process share.
 
     Raises:
         ShardError, OSError: see `ShardSource`.
+        ValueError: an unknown class.
     """
-    return _shared(ShardSource(shards))
+    return _shared(choose_classes(ShardSource(shards), classes, merge))
 
 
 @register_backend("dsgan", prefixes="dsgan", force=True)
@@ -129,30 +142,15 @@ class DSGANBackend(BaseStorageBackend):
         Raises:
             FileNotFoundError: not such a path, or no dataset of this process has that checkpoint and recipe.
         """
-        fingerprint, kind, seed, index = _parse(str(filepath))
-        stores = [store for (known, _), store in _STORES.items() if known.startswith(fingerprint)]
+        address = parse(str(filepath))
+        stores = [store for (known, _), store in _STORES.items() if known.startswith(address.fingerprint)]
         if not stores:
             raise FileNotFoundError(
                 f"{filepath}: no dataset of this process has a checkpoint and recipe, or shards, with fingerprint "
-                f"{fingerprint}…; build the dataset that the path came from, with the same recipe, and keep it"
+                f"{address.fingerprint}…; build the dataset that the path came from, with the same recipe, and keep it"
             )
-        return png(stores[0].sample(index, seed)[kind])
+        return png(stores[0].sample(address.index, address.seed)[address.kind])
 
     def get_text(self, filepath: str, encoding: str = "utf-8") -> str:
         """Samples are pictures: a ValueError."""
         raise ValueError(f"{filepath} is a picture, not a text: read it with mmengine.fileio.get")
-
-
-def _parse(path: str) -> tuple[str, str, int, int]:
-    """(start of the fingerprint, kind, seed, index) of a path that `SampleStore.path` made."""
-    try:
-        fingerprint, kind, name = path.removeprefix("dsgan://").split("/")
-        _, seed, index = name.removesuffix(".png").rsplit("_", 2)
-        if len(fingerprint) != 8 or kind not in ("image", "mask"):
-            raise ValueError(path)
-        return fingerprint, kind, int(seed), int(index)
-    except ValueError as error:
-        raise FileNotFoundError(
-            f"{path} names no sample; expected dsgan://FINGERPRINT8/image/NAME_SEED_INDEX.png (or /mask/), as in the "
-            "img_path and seg_map_path of a sample"
-        ) from error

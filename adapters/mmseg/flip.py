@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from mmseg.registry import TRANSFORMS
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.shards.locations import Locations
 from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.relabeled import chosen
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 
@@ -27,6 +28,7 @@ class DSGANRandomFlip(RandomFlip):
         prob: probability of a flip, or a list of one for each direction.
         direction: "horizontal", "vertical" or "diagonal" (half a turn, which mirrors nothing), or a list.
         shards: instead of a checkpoint, shards that one has made.
+        classes, merge: what the dataset's ``metainfo["classes"]`` and ``merge`` say, if it has them.
 
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
@@ -46,14 +48,17 @@ class DSGANRandomFlip(RandomFlip):
         direction: str | list[str] = "horizontal",
         *,
         shards: Locations | None = None,
+        classes: Sequence[str] | None = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         super().__init__(prob=prob, direction=direction)
         if checkpoint is not None and shards is None:
-            self.schema = Checkpoint.open(checkpoint).schema
+            schema = Checkpoint.open(checkpoint).schema
         elif shards is not None and checkpoint is None:
-            self.schema = ShardSource(shards).schema
+            schema = ShardSource(shards).schema
         else:
             raise ValueError("DSGANRandomFlip needs either checkpoint or shards, whose schema says what trades places")
+        self.schema = chosen(schema, classes, merge)
 
     def _flip_seg_map(self, seg_map: np.ndarray, direction: str) -> np.ndarray:
         flipped = np.ascontiguousarray(super()._flip_seg_map(seg_map, direction))
@@ -74,8 +79,17 @@ def steps_of(step: Any) -> Iterator[Any]:
 
 
 def warn_about_flips(pipeline: Any, schema: LabelSchema) -> None:
-    """UserWarning if a stock flip would leave the label of a left part on what is a right part now."""
+    """UserWarning if a stock flip would leave the label of a left part on what is a right part now.
+
+    Raises:
+        ValueError: a `DSGANRandomFlip` that exchanges the ids of other classes than those of the dataset.
+    """
     for step in steps_of(pipeline):
+        if isinstance(step, DSGANRandomFlip) and step.schema.flip_pairs and step.schema.classes != schema.classes:
+            raise ValueError(
+                f"DSGANRandomFlip exchanges sides of the classes {', '.join(step.schema.classes)}, but the dataset has "
+                f"{', '.join(schema.classes)}: give it the same checkpoint (or shards), classes and merge"
+            )
         if not isinstance(step, RandomFlip) or isinstance(step, DSGANRandomFlip):
             continue
         swapped = {frozenset(pair) for pair in step.swap_seg_labels or ()}

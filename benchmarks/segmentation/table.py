@@ -45,7 +45,7 @@ def read_report(path: Path, needed: Sequence[str] = (*CONFIGURATION, "rows", "ga
     Raises:
         ValueError: it is none.
     """
-    return read_json(path, needed, "it is no result of this benchmark")
+    return read_json(path, needed, "it is not a result of this benchmark")
 
 
 def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def floors(report: Report) -> list[Floor]:
     for semi, few in (("semi", "few"), ("semi-real", "few-real")):
         if semi in mean and few in mean:
             found.append(
-                Floor(f"{semi} ({mean[semi]:.3f}) is no worse than {few} ({mean[few]:.3f})", mean[semi] >= mean[few])
+                Floor(f"{semi} ({mean[semi]:.3f}) is not worse than {few} ({mean[few]:.3f})", mean[semi] >= mean[few])
             )
     if "full" in mean:
         text, size = f"full supervision ({mean['full']:.3f}) reaches {FULL_FLOOR} at 128²", report["size"]

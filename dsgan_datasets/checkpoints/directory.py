@@ -14,9 +14,9 @@ import safetensors.torch
 from torch import Tensor
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.migrations import FORMAT_VERSION, migrate
+from dsgan_datasets.checkpoints.migrations import FORMAT_VERSION, changed, migrate
 from dsgan_datasets.checkpoints.pickles import check_content
-from dsgan_datasets.checkpoints.tensors import digest_tensors
+from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.contents import ContentError, parse_json
 from dsgan_datasets.files import atomic_write, written_whole
 
@@ -158,7 +158,12 @@ def read_part(config: Mapping[str, Any], name: str, directory: Path) -> tuple[di
     Raises:
         CheckpointError: there is no such part, or its file is not the one that config.json was written for.
     """
-    part = section(section(config, "parts", directory), name, directory)
+    parts = section(config, "parts", directory)
+    if (expected := config.get("parts_sha256")) not in (None, found := fingerprint(parts)):
+        raise CheckpointError(
+            changed(str(directory / "config.json"), str(expected), found, what="SHA-256 of its parts")
+        )
+    part = section(parts, name, directory)
     sha256 = part.get("sha256")
     # Format 1 recorded no digest of a generator without labels.
     recorded = sha256 is not None or "migrated_from" not in config
@@ -213,9 +218,13 @@ def _write_files(
             (directory / name).unlink(missing_ok=True)
         else:
             _write(directory / name, content)
-    _write(directory / "README.md", card.encode())
-    text = json.dumps({"format_version": FORMAT_VERSION, **config}, indent=1, ensure_ascii=False) + "\n"
-    _write(directory / "config.json", text.encode())
+    # Half a character, as names in another encoding hold, is written as its escape: in JSON that is the character.
+    _write(directory / "README.md", card.encode(errors="backslashreplace"))
+    # For parts that are loaded alone; the fingerprint, where there is one, needs the whole checkpoint.
+    parts = json.loads(json.dumps(config["parts"]))  # as it will be read: keys are text
+    signed = {"format_version": FORMAT_VERSION, "parts_sha256": fingerprint(parts), **config}
+    text = json.dumps(signed, indent=1, ensure_ascii=False) + "\n"
+    _write(directory / "config.json", text.encode(errors="backslashreplace"))
 
 
 def _write(path: Path, contents: bytes) -> None:

@@ -6,7 +6,7 @@ _LONGEST = 1500
 class CheckpointError(ValueError):
     """A checkpoint file is missing, damaged, of another kind than expected, or asks for something not allowed.
 
-    The message is one line of printable characters, shortened in the middle if need be: it may quote what stands in a
+    The message is one line of printable characters, shortened in the middle if need be: it may quote what is in a
     file, and a file may hold megabytes, line breaks or the control sequences of a terminal.
     """
 

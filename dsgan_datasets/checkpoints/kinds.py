@@ -27,11 +27,11 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def describe(start: bytes) -> str:
+def kind_of(start: bytes) -> str:
     """What a file is that begins with these bytes, and is neither a pickle nor a file of torch.save.
 
     Example:
-        >>> describe(b"<!DOCTYPE html><html>")
+        >>> kind_of(b"<!DOCTYPE html><html>")
         'an HTML page, not weights; the download failed: fetch the file itself'
     """
     if not start:
@@ -39,4 +39,7 @@ def describe(start: bytes) -> str:
     for pattern, what in _STARTS:
         if re.match(pattern, start, re.IGNORECASE | re.DOTALL):
             return what
-    return "not a generator file: neither a pickle nor a file of torch.save"
+    return (
+        "not a generator file, which is a pickle or a file of torch.save: expected a checkpoint directory, "
+        "or a file of the kinds in docs/generators.md"
+    )

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -26,12 +26,23 @@ from dsgan_datasets.device import Device
 from dsgan_datasets.generators.loading import read_provenance
 from dsgan_datasets.labelers.base import Labeler, Part
 from dsgan_datasets.labelers.loading import LABELERS
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.recipe import Recipe, RecipeOverrides
 from dsgan_datasets.targets.base import Target, target_from_dict
 from dsgan_datasets.targets.segmentation import schema_of
 
 #: Sections that `Checkpoint` understands; others are kept as they are.
-_SECTIONS = ("fingerprint", "license", "labeler", "parts", "targets", "recipe", "calibration", "provenance", "fit")
+_SECTIONS = (
+    "fingerprint",
+    "parts_sha256",
+    "license",
+    "labeler",
+    "parts",
+    "targets",
+    "recipe",
+    "calibration",
+    "provenance",
+    "fit",
+)
 
 
 @dataclass(frozen=True)
@@ -80,13 +91,12 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides a sample besides seed and index: equal prints, equal samples.
 
-        Of the targets that is what the recipe does to masks: `ignore_index`, if it ignores pixels. Names and colors
-        decide nothing.
+        Of the targets that is what stands where the recipe ignores pixels, if it does. Names and colors decide nothing.
         """
         parts = {name: [self.weights[name], config] for name, config in self.parts.items()}
         ignored = None
         if self.recipe.labeling.max_uncertainty is not None:
-            ignored = [getattr(target, "ignore_index", None) for target in self.targets]
+            ignored = [target.ignored_as for target in self.targets]
         return fingerprint(2, self.labeler_kind, parts, ignored, self.recipe.decisions())
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +115,7 @@ class Checkpoint:
         }
 
     @classmethod
-    def open(cls, name_or_path: str | os.PathLike[str], **recipe_overrides: Any) -> Checkpoint:
+    def open(cls, name_or_path: str | os.PathLike[str], **recipe_overrides: Unpack[RecipeOverrides]) -> Checkpoint:
         """Read config.json of a labeled checkpoint.
 
         Args:

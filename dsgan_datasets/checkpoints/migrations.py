@@ -131,10 +131,10 @@ def _from_1(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def changed(where: str, expected: str, found: str) -> str:
+def changed(where: str, expected: str, found: str, what: str = "fingerprint") -> str:
     """What to say of a config.json whose fingerprint is not that of its content."""
     return (
-        f"{where} was changed or damaged: it says fingerprint {expected[:16]}…, but its content gives {found[:16]}…. "
+        f"{where} was changed or damaged: it says {what} {expected[:16]}…, but its content gives {found[:16]}…. "
         "Copy the checkpoint again; a recipe is changed with options (--truncation-psi 0.9, truncation_psi=0.9), not "
         "in the file"
     )

@@ -266,7 +266,7 @@ class Machine:
             return found
         if not self._foreign:
             raise not_allowed(f"{module}.{name}")
-        return Foreign(f"{vendored}.{name}"[:_LONGEST_NAME])
+        return Foreign(f"{vendored[:_LONGEST_NAME]}.{name[:_LONGEST_NAME]}")  # cut first: a long text costs each time
 
     def _call(self, _: Any) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()

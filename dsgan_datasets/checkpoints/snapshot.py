@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.checkpoints.kinds import describe
+from dsgan_datasets.checkpoints.kinds import kind_of
 from dsgan_datasets.checkpoints.pickles import (
     SLACK,
     STORAGE_DTYPES,
@@ -80,7 +80,7 @@ def _read(file: IO[bytes], size: int, *, compressed: bool = True) -> Any:
     elif start[:1] == b"\x80" and start[1:2] and 2 <= start[1] <= 5:
         content = Machine(KNOWN_NAMES, Budget(size), foreign=True).run(file)
     else:
-        raise CheckpointError(f"it is {describe(start)}")
+        raise CheckpointError(f"it is {kind_of(start)}")
     check_content(content, size)
     return content
 

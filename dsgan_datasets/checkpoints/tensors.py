@@ -44,7 +44,7 @@ def check_numbers(tensor: Tensor, what: str) -> None:
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise CheckpointError(f"{what} is of type {tensor.dtype}; weights are float16, bfloat16, float32 or float64")
     if not bool(tensor.isfinite().all()):
-        raise CheckpointError(f"{what} holds values that are no finite numbers")
+        raise CheckpointError(f"{what} holds values that are not finite numbers")
 
 
 def fingerprint(*decisions: object) -> str:

@@ -52,7 +52,7 @@ class RayPool:
     """Calls methods of actors; make one with `ray_pool`.
 
     A worker that dies is replaced, and what it was doing is done by another one: machines may be lost, however often.
-    But an item at which `TRIES` workers die in a row is given up, as is everything if so many die in a row before
+    But an item at which `TRIES` workers die in a row is given up, as is everything if that many die in a row before
     they have started.
 
     Args:

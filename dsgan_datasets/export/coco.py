@@ -111,7 +111,7 @@ class _JsonFile:
         self.annotations.seek(0)
         while block := self.annotations.read(1 << 20):
             self.images.write(block)
-        self.images.write("\n], " + json.dumps(rest, ensure_ascii=False)[1:])
+        self.images.write("\n], " + json.dumps(rest)[1:])
         self.images.close()
         self.annotations.close()
         self.waiting.unlink()

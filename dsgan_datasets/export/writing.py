@@ -26,7 +26,7 @@ from dsgan_datasets.samples import Sample, SampleBatch
 #: What `export` can write.
 FORMATS: dict[str, type[Layout]] = {"folder": FolderLayout, "coco": Coco, "mmseg": MMSeg, "yolo-seg": YoloSeg}
 
-#: How instances are told apart.
+#: What distinguishes instances.
 INSTANCES = ("classes", "components")
 
 #: Samples on the contact sheet.

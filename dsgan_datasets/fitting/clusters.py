@@ -167,7 +167,7 @@ def names_from_json(path: str | os.PathLike[str], clusters: int) -> dict[int, st
     """
     try:
         stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) and name.strip() for name in stored.values()):
         raise ValueError(f'{path} must be an object, cluster -> class name: {{"0": "background", "1": "hair", …}}')

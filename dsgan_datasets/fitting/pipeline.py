@@ -30,6 +30,8 @@ from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.targets.segmentation import LabelSchema
 
+__all__ = ["FitRun", "calibrate_checkpoint", "fit_checkpoint"]
+
 #: Samples on the sheet of the model card.
 _PREVIEWED = 12
 

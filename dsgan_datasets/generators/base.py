@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgan_datasets._deprecation import warn_renamed
+from dsgan_datasets.acceleration import keep_for_graph
 from dsgan_datasets.checks import integer
 from dsgan_datasets.operations import without_autocast
 from dsgan_datasets.recipe import FeatureLayout, NoiseMode
@@ -41,6 +42,7 @@ class GeneratorConfig:
         mapping_lr_multiplier: learning-rate multiplier these layers were trained with; their stored weights carry it.
         has_w_avg: whether the average w is known, which truncation needs.
         w_avg_per_class: whether it is one for each class.
+        centroids: how many centers of w stand in place of one average; truncation pulls to the nearest. 0 for none.
 
     Raises:
         ValueError: a value out of range.
@@ -49,7 +51,7 @@ class GeneratorConfig:
     #: Name in config.json.
     architecture: ClassVar[str]
     #: Fields that came later: config.json has them only where they differ, so that older fingerprints hold.
-    later: ClassVar[tuple[str, ...]] = ("img_size", "normalize", "mapping_width", "w_avg_per_class")
+    later: ClassVar[tuple[str, ...]] = ("img_size", "normalize", "mapping_width", "w_avg_per_class", "centroids")
 
     z_dim: int
     w_dim: int
@@ -64,6 +66,7 @@ class GeneratorConfig:
     normalize: Literal["apart", "joined"] = "apart"
     mapping_width: int | None = None
     w_avg_per_class: bool = False
+    centroids: int = 0
 
     def __post_init__(self) -> None:
         if self.img_size is not None:
@@ -74,6 +77,9 @@ class GeneratorConfig:
             raise ValueError(f'normalize must be "apart" or "joined", not {self.normalize!r:.40}')
         if self.w_avg_per_class not in (False, bool(self.c_dim)) or not isinstance(self.w_avg_per_class, bool):
             raise ValueError(f"w_avg_per_class must be true or false, and needs classes, not {self.w_avg_per_class!r}")
+        integer("centroids", self.centroids, 0, 2**16)
+        if self.centroids and (self.w_avg_per_class or not self.has_w_avg):
+            raise ValueError("centroids take the place of the average w: w_avg_per_class must be false, has_w_avg true")
         for name in ("z_dim", "w_dim", "mapping_layers"):
             integer(name, getattr(self, name), 1, 8192)
         for name in ("c_dim", "embed_dim"):
@@ -236,7 +242,31 @@ class FeatureInfo:
         return self.resolution, self.resolution if self.width is None else self.width
 
 
-class Precomputed(nn.Module):
+class Deriving(nn.Module):
+    """A layer that keeps what it makes of its weights for a GPU: that takes as long as a small layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._derived: dict[object, tuple[object, Tensor]] = {}
+
+    def derived(self, name: object, source: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives for a weight: kept until that is moved or written to, never while it is trained."""
+        if source.requires_grad or torch.compiler.is_compiling():
+            return make(source)
+        version = source.data_ptr(), 0 if source.is_inference() else source._version
+        kept = self._derived.get(name)
+        if kept is None or kept[0] != version:
+            kept = self._derived[name] = version, make(source)
+            if source.is_cuda:  # complete before any other stream reads it
+                torch.cuda.current_stream(source.device).synchronize()
+        keep_for_graph(kept)
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_derived": {}}
+
+
+class Precomputed(Deriving):
     """A layer that keeps what depends on its weights alone."""
 
     def precompute(self) -> None:
@@ -327,7 +357,7 @@ class FeatureGenerator(nn.Module, ABC):
 
     @property
     def mean_w(self) -> Tensor | None:
-        """Average w, the point that truncation pulls towards: [w_dim], or one for each class [c_dim, w_dim].
+        """Average w, the point that truncation pulls towards: [w_dim], one for each class [c_dim, w_dim], or centroids.
 
         None if it is not known, or if the network has no such space.
         """
@@ -374,7 +404,9 @@ class FeatureGenerator(nn.Module, ABC):
             return ws
         if (mean := self.mean_w) is None:
             raise ValueError(self.without_average)
-        if mean.dim() == 2 and c is not None:
+        if self._config.centroids:
+            mean = mean[torch.cdist(w, mean).argmin(1)][:, None]
+        elif self._config.w_avg_per_class and c is not None:
             mean = mean[c.argmax(1)][:, None]
         truncated = ws[:, :truncation_cutoff]
         ws[:, :truncation_cutoff] = (

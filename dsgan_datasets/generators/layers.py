@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgan_datasets.generators.base import GeneratorConfig
+from dsgan_datasets.generators.base import Deriving, GeneratorConfig
 from dsgan_datasets.operations import conv2d
 
 SQRT2 = math.sqrt(2.0)
@@ -19,7 +19,7 @@ SLOPE = 0.2
 _LARGEST = 6e4
 
 
-class EqualizedLinear(nn.Module):
+class EqualizedLinear(Deriving):
     """Fully connected layer with equalized learning rate: the stored weight times lr / sqrt(fan_in).
 
     Source: Progressive GAN, section 4.1 (arXiv 1710.10196).
@@ -35,7 +35,8 @@ class EqualizedLinear(nn.Module):
         """[N, n_in] -> [N, n_out]."""
         gain = self.lr_multiplier / math.sqrt(self.weight.shape[1])
         if x.is_cuda:  # float64 is out of reach of the switches that shorten the products of a whole process
-            weight, bias = self.weight.double() * gain, self.bias.double() * self.lr_multiplier
+            weight = self.derived("weight", self.weight, lambda weight: weight.double() * gain)
+            bias = self.derived("bias", self.bias, lambda bias: bias.double() * self.lr_multiplier)
             return F.linear(x.double(), weight, bias).to(x.dtype)
         return F.linear(x, self.weight * gain, self.bias * self.lr_multiplier)
 
@@ -55,8 +56,9 @@ class MappingNetwork(nn.Module):
             self.add_module(f"fc{i}", EqualizedLinear(n_in, n_out, cfg.mapping_lr_multiplier))
         self.num_layers = cfg.mapping_layers
         self.is_joined = cfg.normalize == "joined"
-        average = (cfg.c_dim, cfg.w_dim) if cfg.w_avg_per_class else (cfg.w_dim,)
-        self.register_buffer("w_avg", torch.empty(average) if cfg.has_w_avg else None)
+        averages = cfg.c_dim if cfg.w_avg_per_class else cfg.centroids
+        average = torch.empty(averages, cfg.w_dim) if averages else torch.empty(cfg.w_dim)
+        self.register_buffer("w_avg", average if cfg.has_w_avg else None)
 
     def forward(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Z [N, z_dim] and one-hot c [N, c_dim] -> w [N, w_dim]."""
@@ -91,15 +93,32 @@ def demodulation(style: Tensor, squared_weight: Tensor) -> Tensor:
     return (style.square() @ squared_weight + 1e-8).rsqrt()
 
 
+def scaled_by(x: Tensor, factor: Tensor) -> Tensor:
+    """Maps [N, C, H, W] times a factor [N, C], in the precision of the maps."""
+    return x * factor[:, :, None, None].to(x.dtype)
+
+
 def within(dtype: torch.dtype, factor: Tensor) -> Tensor:
     """A factor [N, O] of maps in a precision: that of a dead channel, 1e4 and more, would be infinite in float16."""
     return factor.clamp(max=_LARGEST) if dtype == torch.float16 else factor
 
 
+def conv_kernel(layer: Deriving, weight: Tensor, like: Tensor) -> Tensor:
+    """The weight of a layer in the precision (and on a GPU, in half precision, the memory format) of its maps."""
+    if not like.is_cuda:
+        return weight.to(like.dtype)
+    return layer.derived(like.dtype, weight, lambda weight: to_conv_layout(weight.to(like.dtype)))
+
+
 def to_conv_layout(x: Tensor) -> Tensor:
-    """Half-precision CUDA tensors as channels_last, which tensor cores are fastest with; others unchanged."""
-    is_for_tensor_cores = x.is_cuda and x.dtype != torch.float32
-    return x.contiguous(memory_format=torch.channels_last) if is_for_tensor_cores else x
+    """As channels_last what is fastest with it: tensors on a CPU, and those of half precision on a GPU."""
+    is_faster = x.dtype != torch.float32 if x.is_cuda else x.device.type == "cpu"
+    return x.contiguous(memory_format=torch.channels_last) if is_faster else x
+
+
+def in_place(x: Tensor) -> bool:
+    """Whether a layer may write over its own result: on a CPU, where fresh memory is slow, and without gradients."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def unit_rms(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from dsgan_datasets.checkpoints.tensors import assign_tensors, digest_tensors
 from dsgan_datasets.device import Device, resolve_device
 from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Provenance
 from dsgan_datasets.generators.dialects import average_w, import_generator
-from dsgan_datasets.generators.dialects.average import AVERAGED_DRAWS, mean_of_mapped
+from dsgan_datasets.generators.dialects.average import AVERAGED_DRAWS, centers_of_w, mean_of_mapped
 from dsgan_datasets.generators.fastgan import FastGAN, FastGANConfig
 from dsgan_datasets.generators.lucidrains import LucidrainsConfig, LucidrainsGAN
 from dsgan_datasets.generators.semanticgan import SemanticGAN, SemanticGANConfig
@@ -47,6 +47,7 @@ def load_generator(
     device: Device = None,
     features: FeatureLayout | None = None,
     avg_latent: Tensor | np.ndarray | None = None,
+    centroids: Tensor | np.ndarray | None = None,
     bgr: bool = False,
 ) -> FeatureGenerator:
     """Load a frozen generator. No code from the file is run.
@@ -66,6 +67,8 @@ def load_generator(
             "convs" (the Fourier features, then all layers but the last, without margins); FastGAN and the networks of
             lucidrains: "convs" (the output of each block).
         avg_latent: average w, [w_dim] or equal rows [L, w_dim], that replaces the one in the file.
+        centroids: [K, w_dim], centers of w that take the place of the average: truncation pulls to the nearest of them
+            (multimodal truncation, StyleGAN-XL).
         bgr: whether the file's colors are blue, green, red, which files of mmgeneration do not say.
 
     Raises:
@@ -89,11 +92,18 @@ def load_generator(
     else:
         imported, provenance = import_generator(file)
         config, tensors = imported.config, imported.tensors
-    if avg_latent is not None:
-        tensors = {**tensors, "mapping.w_avg": average_w(avg_latent)}
-        config = dataclasses.replace(config, has_w_avg=True, w_avg_per_class=False)
+    if avg_latent is not None and centroids is not None:
+        raise ValueError("centroids take the place of avg_latent: give one of them")
+    given = None if avg_latent is None else average_w(avg_latent)
+    if centroids is not None:
+        given = centers_of_w(centroids)
+    if given is not None:
+        count = 0 if centroids is None else len(given)
+        tensors = {**tensors, "mapping.w_avg": given}
+        config = dataclasses.replace(config, has_w_avg=True, w_avg_per_class=False, centroids=count)
         notes = [note for note in provenance.notes if "average w" not in note]
-        provenance = dataclasses.replace(provenance, notes=(*notes, "average w given separately"))
+        note = f"{count} centroids in place of an average w" if count else "average w given separately"
+        provenance = dataclasses.replace(provenance, notes=(*notes, note))
     elif not file.is_dir() and not config.has_w_avg and _NETWORKS[type(config)].has_w_space:
         config, tensors, note = _with_average(config, tensors, file)
         provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
@@ -182,7 +192,8 @@ def build_generator(
 ) -> FeatureGenerator:
     """A frozen generator from its shape and its tensors; `path` names them in errors."""
     average = tensors.get("mapping.w_avg")
-    if average is not None and not config.w_avg_per_class and average.shape != (config.w_dim,):
+    one = not config.w_avg_per_class and not config.centroids
+    if average is not None and (average.shape[-1:] != (config.w_dim,) or (one and average.dim() != 1)):
         raise CheckpointError(f"{path}: the average w has {list(average.shape)} numbers, w has {config.w_dim}")
     with torch.device("meta"):
         generator = _NETWORKS[type(config)](config, features)

@@ -22,6 +22,7 @@ from dsgan_datasets.generators.layers import (
     MappingNetwork,
     blur,
     blur_kernel,
+    in_place,
     to_conv_layout,
 )
 from dsgan_datasets.operations import conv2d, conv_transpose2d
@@ -54,32 +55,38 @@ class StyleGAN1Config(PyramidConfig):
 
 
 class _Conv(Precomputed):
-    """3×3 convolution; `up` doubles the resolution and blurs."""
+    """3×3 convolution; `up` doubles the resolution and blurs.
+
+    Repeating every pixel and filtering with 3×3 is one transposed convolution with 4×4, at 4/9 of the multiplications.
+    """
 
     blur_kernel: Tensor
+    kernel: Tensor
 
     def __init__(self, n_in: int, n_out: int, *, up: bool = False, fused: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in, 3, 3))
         self.bias = nn.Parameter(torch.empty(n_out))
         self.register_buffer("blur_kernel", torch.empty(1, 1, 3, 3), persistent=False)
+        self.register_buffer("kernel", torch.empty(0), persistent=False)
         self.up = up
         self.fused = fused
 
     def precompute(self) -> None:
         """See `Precomputed`."""
         self.blur_kernel = blur_kernel((1.0, 2.0, 1.0), self.weight.device)
+        kernel = self.weight * (SQRT2 / math.sqrt(self.weight[0].numel()))
+        if self.up:
+            kernel = _sum_of_shifts(kernel if self.fused else kernel.flip(2, 3)).transpose(0, 1).contiguous()
+        self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = (self.weight * (SQRT2 / math.sqrt(self.weight[0].numel()))).to(x.dtype)
-        bias = self.bias.to(x.dtype)
+        kernel, bias = self.kernel.to(x.dtype), self.bias.to(x.dtype)
         if not self.up:
             return conv2d(x, kernel, bias, padding=1)
-        if self.fused:
-            x = conv_transpose2d(x, _sum_of_shifts(kernel).transpose(0, 1), stride=2, padding=1)
-        else:
-            x = conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), kernel, padding=1)
-        return blur(x, self.blur_kernel) + bias[:, None, None]
+        x = conv_transpose2d(x, kernel, stride=2, padding=1)
+        x = blur(x, self.blur_kernel)
+        return x.add_(bias[:, None, None]) if in_place(x) else x + bias[:, None, None]
 
 
 class _Epilogue(nn.Module):
@@ -95,6 +102,8 @@ class _Epilogue(nn.Module):
         self.norm_eps = cfg.norm_eps
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        if in_place(x) and len(x) == 1:
+            return self._finish(x, w, noise)
         if noise is not None:
             x = x + (noise * self.noise_strength[:, None, None]).to(x.dtype)
         x = F.leaky_relu(x, SLOPE)
@@ -103,6 +112,17 @@ class _Epilogue(nn.Module):
         style: Tensor = self.affine(w)[:, :, None, None].to(x.dtype)
         scale, shift = style.chunk(2, dim=1)
         return x * (scale + 1) + shift
+
+    def _finish(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """The same for one image on a CPU, in few passes: normalized like a batch, of which it is the only image."""
+        if noise is not None:
+            x = torch.addcmul(x, noise.to(x.dtype), self.noise_strength[:, None, None].to(x.dtype))
+        else:
+            x = x.clone(memory_format=torch.preserve_format)  # the convolution's result may be a feature map
+        # Statistics are float32 at least, as they are with gradients.
+        scale, shift = self.affine(w)[0].to(torch.promote_types(x.dtype, torch.float32)).chunk(2)
+        x = F.leaky_relu_(x, SLOPE)
+        return F.batch_norm(x, None, None, weight=scale + 1, bias=shift, training=True, eps=self.norm_eps)
 
 
 class _Block(nn.Module):
@@ -200,7 +220,8 @@ def _sum_of_shifts(kernel: Tensor) -> Tensor:
     """A 3×3 kernel -> the 4×4 kernel whose transposed convolution of stride 2 repeats every pixel before filtering.
 
     The published networks sum over the four unit shifts without mirroring the kernel, as a convolution of the repeated
-    image would need: from 128 pixels on it acts mirrored, and the two forms are not interchangeable.
+    image would need: from 128 pixels on it acts mirrored, and the two forms are not interchangeable. Below, where they
+    repeat pixels and convolve, the kernel is mirrored beforehand.
     """
     padded = F.pad(kernel, (1, 1, 1, 1))
     return padded[..., 1:, 1:] + padded[..., :-1, 1:] + padded[..., 1:, :-1] + padded[..., :-1, :-1]

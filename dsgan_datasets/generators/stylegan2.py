@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsgan_datasets.device import why_no_triton
 from dsgan_datasets.generators.base import FeatureGenerator, FeatureInfo, Precomputed, PyramidConfig, positive
 from dsgan_datasets.generators.layers import (
     SLOPE,
@@ -24,7 +25,10 @@ from dsgan_datasets.generators.layers import (
     MappingNetwork,
     blur,
     blur_kernel,
+    conv_kernel,
     demodulation,
+    in_place,
+    scaled_by,
     to_conv_layout,
     within,
 )
@@ -60,6 +64,20 @@ class StyleGAN2Config(PyramidConfig):
         return {"torgb": self.img_channels}
 
 
+class _Modulation(NamedTuple):
+    """Factors that stand for a layer's styled kernel: of the activations before the convolution, and of its result.
+
+    The same product as scaling the kernel of each sample, but the whole batch shares one kernel.
+
+    Attributes:
+        before: float32 [N, I].
+        after: float32 [N, O], with the demodulation.
+    """
+
+    before: Tensor
+    after: Tensor
+
+
 class _StyledConv(Precomputed):
     """3×3 convolution with style, noise, bias and leaky ReLU; `up` doubles the resolution."""
 
@@ -85,24 +103,59 @@ class _StyledConv(Precomputed):
         self.squared_weight = self.weight.square().sum((2, 3)).t().contiguous()
         self.blur_kernel = blur_kernel((1.0, 3.0, 3.0, 1.0), self.weight.device)  # gain 4, for the inserted zeros
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+    def modulation(self, w: Tensor) -> _Modulation:
+        """What a style vector [N, w_dim] makes of the layer."""
         style = self.affine(w)
-        # Styles scale the activations and this scales the result: the same product as scaling the kernel of each
-        # sample, but the whole batch shares one kernel.
-        norm = demodulation(style, self.squared_weight)
         # Scaling by the largest style and by fan-in, undone below, keeps half precision in range.
         scale = style.abs().amax(1, keepdim=True).clamp_min(1e-8) * math.sqrt(self.weight[0].numel())
-        x = x * (style / scale)[:, :, None, None].to(x.dtype)
-        kernel = self.weight.to(x.dtype)
+        return _Modulation(style / scale, demodulation(style, self.squared_weight) * scale)
+
+    def forward(
+        self, x: Tensor, after: Tensor, noise: Tensor | None, next_before: Tensor | None, fused: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The layer of a map that is scaled already.
+
+        Args:
+            x: [N, I, H, W], scaled by `_Modulation.before`.
+            after: `_Modulation.after`.
+            noise: to add, or None.
+            next_before: by what the next layer scales the result, or None.
+            fused: whether to use `fused_epilogue`.
+
+        Returns:
+            the map, and the map scaled by `next_before`, or None.
+        """
+        kernel = conv_kernel(self, self.weight, x)
         if self.up:
-            x = blur(conv_transpose2d(x, kernel.transpose(0, 1), stride=2), self.blur_kernel)  # [2H+1] -> [2H]
+            x = conv_transpose2d(x, kernel.transpose(0, 1), stride=2)  # [2H+1]
         else:
             x = conv2d(x, kernel, padding=1)
-        x = x * within(x.dtype, norm * scale)[:, :, None, None].to(x.dtype)
+        if fused and (noise is None or noise.dim() == 2):
+            from dsgan_datasets.generators.fused_epilogue import epilogue  # needs Triton, which is optional
+
+            taps, gain = self.blur_kernel if self.up else None, SQRT2 * self.gain
+            return epilogue(x, after, noise, self.noise_strength, self.bias, taps, next_before, gain, self.clamp)
+        if self.up:
+            x = blur(x, self.blur_kernel)  # [2H]
+        if in_place(x):
+            x = self._finish(x, within(x.dtype, after), noise)
+            return x, None if next_before is None else scaled_by(x, next_before)
+        x = scaled_by(x, within(x.dtype, after))
         if noise is not None:
             x = x + (noise * self.noise_strength).to(x.dtype)
         x = F.leaky_relu(x + self.bias[:, None, None].to(x.dtype), SLOPE) * (SQRT2 * self.gain)
-        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+        x = x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+        return x, None if next_before is None else scaled_by(x, next_before)
+
+    def _finish(self, x: Tensor, factor: Tensor, noise: Tensor | None) -> Tensor:
+        """The steps after the convolution in few passes: what is positive may be multiplied before the leaky ReLU."""
+        gain = SQRT2 * self.gain
+        bias = (self.bias * gain)[:, None, None].to(x.dtype)
+        x = torch.addcmul(bias, x, (factor * gain)[:, :, None, None].to(x.dtype), out=x)
+        if noise is not None:
+            x += (noise * (self.noise_strength * gain)).to(x.dtype)
+        x = F.leaky_relu_(x, SLOPE)
+        return x if self.clamp is None else x.clamp_(-self.clamp, self.clamp)
 
 
 class _Head(nn.Module):
@@ -172,7 +225,22 @@ class _Synthesis(nn.Module):
         output: Tensor | None = None
         features: list[Tensor] = []
         x = ws.new_empty(0)
+        scaled: Tensor | None = None  # x as the next layer wants it
         residual: Tensor | None = None
+        modulations = [layer.modulation(ws[:, i]) for i, layer in enumerate(self.layers())]
+        fused = _is_fused(ws, self.layers()[0].weight)
+
+        def styled(
+            layer: _StyledConv, x: Tensor, scaled: Tensor | None, is_result: bool
+        ) -> tuple[Tensor, Tensor | None]:
+            position = len(features) - 1  # the constant is the first entry
+            before, after = modulations[position]
+            next_before = modulations[position + 1].before if is_result and position + 1 < len(modulations) else None
+            scaled = scaled_by(x, before) if scaled is None else scaled
+            x, scaled = layer(scaled, after, noise[position], next_before, fused)
+            features.append(x)
+            return x, scaled
+
         for resolution in self.resolutions:
             block = self.get_submodule(f"b{resolution}")
             assert isinstance(block, _Block)
@@ -181,8 +249,8 @@ class _Synthesis(nn.Module):
                 features.append(x)
             else:
                 residual = None if block.skip is None else block.skip(x)
-                x = self._styled(block.conv0, x, ws, noise, features)
-            x = self._styled(block.conv1, x, ws, noise, features)
+                x, scaled = styled(block.conv0, x, scaled, is_result=True)
+            x, scaled = styled(block.conv1, x, scaled, is_result=residual is None)
             if residual is not None:
                 x = x + residual
             if block.heads:
@@ -194,13 +262,11 @@ class _Synthesis(nn.Module):
         assert output is not None
         return output, features
 
-    def _styled(
-        self, layer: _StyledConv, x: Tensor, ws: Tensor, noise: list[Tensor | None], features: list[Tensor]
-    ) -> Tensor:
-        position = len(features) - 1  # the constant is the first entry
-        x = layer(x, ws[:, position], noise[position])
-        features.append(x)
-        return x
+
+def _is_fused(ws: Tensor, weight: Tensor) -> bool:
+    """Whether `fused_epilogue` serves; torch.compile fuses by itself, and the kernel has no gradients."""
+    trains = torch.is_grad_enabled() and (ws.requires_grad or weight.requires_grad)
+    return ws.is_cuda and not trains and not torch.compiler.is_compiling() and why_no_triton(ws.device) is None
 
 
 class StyleGAN2(FeatureGenerator):

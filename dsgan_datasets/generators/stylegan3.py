@@ -174,7 +174,7 @@ class _Input(nn.Module):
         turns = freqs[:, :, :1, None] * x + freqs[:, :, 1:, None] * y[:, None] + phases[:, :, None, None]
         waves = torch.sin(2 * math.pi * turns) * amplitude[:, :, None, None]
         mixed = product_of_columns(self.weight / math.sqrt(len(self.weight)), waves.flatten(2))
-        return mixed.unflatten(2, waves.shape[2:])
+        return mixed.view(len(w), -1, *waves.shape[2:])
 
     def _axis(self, pixels: int, device: torch.device) -> Tensor:
         """Positions of the pixels' centers along an axis; the image area has length 1 along the columns of a square."""

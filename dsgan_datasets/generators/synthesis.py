@@ -76,7 +76,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
     from torch._inductor import config  # slow to import
 
     # Its reductions would be chosen by timing; older versions of PyTorch cannot be asked not to.
-    options = {"deterministic": True} if hasattr(config, "deterministic") else None
+    options: dict[str, Any] | None = {"deterministic": True} if hasattr(config, "deterministic") else None
     return torch.compile(function, dynamic=False, options=options)
 
 

@@ -6,13 +6,13 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dsgan_datasets.acceleration import keep_for_graph
+from dsgan_datasets.device import why_no_triton
 from dsgan_datasets.interpreters import projection
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.weights import EnsembleWeights
@@ -22,19 +22,6 @@ from dsgan_datasets.recipe import Vote
 _MOST_HELD = 8
 #: Precisions that whole batches are computed in; maps of any other are converted to float32.
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def unavailable(device: torch.device) -> str | None:
-    """Why the fused kernel cannot run on a device; None if it can. Triton also interprets kernels on the CPU."""
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    if device.type != "cuda":
-        interprets = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-        return None if interprets else f"it is not compiled for {device.type}"
-    if torch.version.hip is not None:
-        return "it is not written for ROCm"
-    capability = torch.cuda.get_device_capability(device)
-    return None if capability >= (8, 0) else f"a GPU of compute capability {capability[0]}.{capability[1]} is too old"
 
 
 class Task(NamedTuple):
@@ -117,7 +104,7 @@ def _fused(
     weights: EnsembleWeights, task: Task, features: Sequence[Tensor]
 ) -> Callable[[Sequence[Tensor]], tuple[Tensor, Tensor]] | None:
     """The fused kernel, compiled and tried; None with a warning where it does not run."""
-    reason = unavailable(weights.device)
+    reason = why_no_triton(weights.device)
     if reason is None:
         from dsgan_datasets.interpreters.fused_tail import FusedTail  # needs Triton, which is optional
 

@@ -30,9 +30,6 @@ from dsgan_datasets.recipe import Vote
 #: IEEE float32 products do not run on tensor cores; Triton unrolls them, so that they fit only while small.
 _MAX_SOURCES = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
 _MAX_HIDDEN = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}
-#: Channels of the maps as large as the frame that are multiplied at a time.
-_CHANNELS = {torch.float16: 64, torch.bfloat16: 64, torch.float32: 16}
-
 #: Blocks of the projection; like a tile, they order sums.
 _HALF_BLOCK = {"BLOCK_PIXELS": 128, "BLOCK_OUTPUTS": 128, "BLOCK_C": 64, "num_warps": 8, "num_stages": 3}
 _PROJECTION_BLOCKS: dict[torch.dtype, dict[str, int]] = {
@@ -282,6 +279,13 @@ def layout(hidden: int, dtype: torch.dtype, capability: tuple[int, int], *, two_
     return Layout((8, 16), 8, 2 if capability in ((8, 0), (9, 0)) else 1)
 
 
+def _channels_at_once(channels: int, dtype: torch.dtype) -> int:
+    """Channels of the maps as large as the frame that are multiplied at a time: a loop, which keeps registers free."""
+    if dtype == torch.float32:
+        return SMALLEST_SIDE
+    return 64 if channels > 64 else min(32, padded_side(channels))
+
+
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
@@ -343,7 +347,7 @@ class FusedTail:
             "S": self.sources,
             "C": channels,
             "MORE": more,
-            "BLOCK_C": min(_CHANNELS[dtype], padded_side(max(channels, more, SMALLEST_SIDE))),
+            "BLOCK_C": _channels_at_once(max(channels, more), dtype),
             "H1": h1,
             "H2": h2,
             "K": k,

@@ -6,8 +6,9 @@ bilinear resizing is linear, so they commute: up(f) · W = up(f · W), and conca
 multiplied by its own block of the stacked first layers *before* it is resized, and only these projections are resized
 and summed. The numbers are the same up to rounding, at 1/18 to 1/31 of the multiplications.
 
-A band of rows is computed for one group of members after the other, so that the activations of a chunk (its pixels
-times the hidden units of a group) fit into the second-level cache.
+A band of rows is computed for one group of members after the other, which bounds the working memory. Ten members of
+the published width are one group: smaller ones would keep a chunk in the second-level cache, but the calls cost more
+than that gains (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Chunks:
     """
 
     band_rows: int = 64
-    pixels: int = 1024
-    outputs: int = 256
+    pixels: int = 2048
+    outputs: int = 1280
 
 
 DEFAULT_CHUNKS = Chunks()
@@ -157,7 +158,7 @@ class Rowwise:
         return [shrink(f, self.frame.size).to(self.dtype) for f in features]
 
     def bands(self, images: int) -> list[Band]:
-        """All bands of so many images."""
+        """All bands of a number of images."""
         top, bottom = self.frame.kept
         tops = range(top, bottom, self.band_rows)
         return [Band(n, t, min(t + self.band_rows, bottom)) for n in range(images) for t in tops]
@@ -179,6 +180,7 @@ class Rowwise:
                 bottom = min(top + self.rows, band.bottom)
                 hidden = None if self.coarse is None else self.coarse.frame.rows_of(levels, top, bottom).flatten(0, 1)
                 if fine is not None:
+                    assert group.fine is not None
                     pixels = fine[top - band.top : bottom - band.top].flatten(0, 1)
                     if hidden is None:
                         hidden = torch.addmm(group.bias, pixels, group.fine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,11 +36,11 @@ class Resized(NamedTuple):
 
     Attributes:
         first: number of the first row.
-        values: [rows, tiles, taps, O].
+        values: of each row, [tiles, taps, O].
     """
 
     first: int
-    values: Tensor
+    values: Sequence[Tensor]
 
 
 class Windows:
@@ -82,24 +82,35 @@ class Windows:
         """Columns of whole tiles; those beyond the width are zero."""
         return self.tiles * TILE
 
-    def lay_out(self, i: int, first: int, values: Tensor) -> Resized:
-        """Rows [rows, w, O] of map i, window by window."""
-        shape = (len(values), len(self.index[i]), values.shape[2])
-        out = Workspace.take(f"{self.name} {i}", shape, values.dtype, values.device)
-        torch.index_select(values, 1, self.index[i], out=out)
-        return Resized(first, out.unflatten(1, (self.tiles, self.taps[i])))
+    def lay_out(self, i: int, first: int, parts: Iterable[Tensor], rows: int) -> Resized:
+        """Rows of map i, window by window.
+
+        Args:
+            i: number of the map.
+            first: number of its first row.
+            parts: its rows, [some rows, w, O] at a time; each is read before the next is made.
+            rows: how many there are.
+        """
+        out, start = None, 0
+        for values in parts:
+            if out is None:
+                shape = (rows, len(self.index[i]), values.shape[2])
+                out = Workspace.take(f"{self.name} {i}", shape, values.dtype, values.device)
+            end = start + len(values)
+            torch.index_select(values, 1, self.index[i], out=out[start:end])
+            start = end
+        assert out is not None
+        return Resized(first, out.unflatten(1, (self.tiles, self.taps[i])).unbind(0))
 
     def rows_of(self, maps: Sequence[Resized], top: int, bottom: int) -> Tensor:
         """Rows from `top` to before `bottom` of the grid, [rows, padded width, O]; the next call overwrites them."""
-        values, count = maps[0].values, bottom - top
-        dtype, device, outputs = values.dtype, values.device, values.shape[3]
+        values, count = maps[0].values[0], bottom - top
+        dtype, device, outputs = values.dtype, values.device, values.shape[2]
         shape = (count, self.tiles, sum(self.taps), outputs)
         gathered = Workspace.take(f"{self.name} taps", shape, dtype, device)
-        targets = gathered.split(self.taps, 2)
-        for row in range(top, bottom):
-            for (first, windows), row_taps, target in zip(maps, self.row_taps, targets, strict=True):
-                lower, upper, fraction = row_taps[row]
-                torch.lerp(windows[lower - first], windows[upper - first], fraction, out=target[row - top])
+        for (first, rows), row_taps, part in zip(maps, self.row_taps, gathered.split(self.taps, 2), strict=True):
+            for (lower, upper, fraction), target in zip(row_taps[top:bottom], part.unbind(0), strict=True):
+                torch.lerp(rows[lower - first], rows[upper - first], fraction, out=target)
         out = Workspace.take(f"{self.name} rows", (count * self.tiles, TILE, outputs), dtype, device)
         torch.bmm(self.weights[: count * self.tiles], gathered.flatten(0, 1), out=out)
         return out.view(count, self.padded_width, outputs)
@@ -127,18 +138,18 @@ class CoarseMaps:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.sizes, self.most = sizes, most
+        self.sizes, self.most, self.pixels = sizes, most, most * size[1]
         small = [i for i, (h, w) in enumerate(sizes) if size[0] % (8 * h) == 0 and size[1] % (8 * w) == 0]
         self.merged = small if len(small) > 1 else []
         self.direct = [i for i in range(len(sizes)) if i not in self.merged]
-        axes = [[bilinear_taps(sizes[i][axis], size[axis]) for i in self.direct] for axis in range(2)]
+        rows, columns = ([bilinear_taps(sizes[i][axis], size[axis]) for i in self.direct] for axis in range(2))
         self.grid = None
         if self.merged:
             onto = [[_onto_grid(sizes[i][axis], size[axis]) for i in self.merged] for axis in range(2)]
-            self.grid = Windows("grid", *onto, most, dtype, device)
-            for axis in range(2):
-                axes[axis].append(_from_grid(size[axis]))
-        self.frame = Windows("frame", *axes, most, dtype, device)
+            self.grid = Windows("grid", onto[0], onto[1], most, dtype, device)
+            rows.append(_from_grid(size[0]))
+            columns.append(_from_grid(size[1]))
+        self.frame = Windows("frame", rows, columns, most, dtype, device)
 
     def sources(self, image: Sequence[Tensor], maps: Sequence[Sequence[int]], top: int, bottom: int) -> list[Source]:
         """What rows of the frame from `top` to before `bottom` read of each size.
@@ -164,27 +175,29 @@ class CoarseMaps:
     ) -> list[Resized]:
         """The sources times their blocks [C, O] of the first layer, ready to be resized; the bias [O] is in there."""
 
-        def projected(i: int) -> Tensor:
-            source = sources[i]
-            shape = (len(source.pixels), len(bias))
-            out = Workspace.take("projected", shape, bias.dtype, bias.device)
-            # Interpolation weights sum to one, so the bias may join one map instead of every pixel.
-            if i == 0:
-                torch.addmm(bias, source.pixels, blocks[i], out=out)
-            else:
-                torch.mm(source.pixels, blocks[i], out=out)
-            return out.unflatten(0, source.shape)
+        def projected(i: int) -> Iterator[Tensor]:
+            (_, width), pixels, step = sources[i].shape, sources[i].pixels, -(-self.pixels // sources[i].shape[1])
+            for part in pixels.split(step * width):
+                out = Workspace.take("projected", (len(part), len(bias)), bias.dtype, bias.device)
+                # Interpolation weights sum to one, so the bias may join one map instead of every pixel.
+                if i == 0:
+                    torch.addmm(bias, part, blocks[i], out=out)
+                else:
+                    torch.mm(part, blocks[i], out=out)
+                yield out.unflatten(0, (-1, width))
 
-        ready = [self.frame.lay_out(k, sources[i].first, projected(i)) for k, i in enumerate(self.direct)]
+        def laid_out(windows: Windows, k: int, i: int) -> Resized:
+            return windows.lay_out(k, sources[i].first, projected(i), sources[i].shape[0])
+
+        ready = [laid_out(self.frame, k, i) for k, i in enumerate(self.direct)]
         if self.grid is not None:
-            levels = [self.grid.lay_out(k, sources[i].first, projected(i)) for k, i in enumerate(self.merged)]
+            grid, levels = self.grid, [laid_out(self.grid, k, i) for k, i in enumerate(self.merged)]
             first, last = self.frame.rows[-1].span(top, bottom)
-            shape = (last - first, self.grid.width, len(bias))
-            merged = Workspace.take("merged", shape, bias.dtype, bias.device)
-            for row in range(first, last, self.most):
-                end = min(row + self.most, last)
-                merged[row - first : end - first] = self.grid.rows_of(levels, row, end)[:, : self.grid.width]
-            ready.append(self.frame.lay_out(len(self.direct), first, merged))
+            parts = (
+                grid.rows_of(levels, row, min(row + self.most, last))[:, : grid.width]
+                for row in range(first, last, self.most)
+            )
+            ready.append(self.frame.lay_out(len(self.direct), first, parts, last - first))
         return ready
 
 

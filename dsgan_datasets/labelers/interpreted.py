@@ -14,7 +14,7 @@ from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import build_generator, generator_tensors, parse_config
 from dsgan_datasets.generators.synthesis import compiled_if_asked, render
-from dsgan_datasets.interpreters.base import Frame, Interpreter, LabelingOptions
+from dsgan_datasets.interpreters.base import Frame, Interpreter, LabelingOptions, check_channels
 from dsgan_datasets.interpreters.loading import build_interpreter
 from dsgan_datasets.labelers.base import LabelEdits, Part
 from dsgan_datasets.recipe import Recipe
@@ -52,12 +52,7 @@ class InterpretedLabeler:
                 f"the interpreter was fitted on features in layout {interpreter.layout!r}, the generator gives "
                 f"{generator.features!r}: load it with features={interpreter.layout!r}"
             )
-        given, taken = list(generator.feature_channels), list(interpreter.channels)
-        if given != taken and [sum(given)] != taken:
-            raise ValueError(
-                f"the interpreter was fitted on maps of {taken} channels, the generator gives {given}: they do not "
-                "belong together"
-            )
+        check_channels(interpreter.channels, generator.feature_channels)
         if generator.device != interpreter.device:
             raise ValueError(
                 f"generator on {generator.device}, interpreter on {interpreter.device}: put both on one device"

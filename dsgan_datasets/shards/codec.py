@@ -132,7 +132,8 @@ def decode(
     1/8192 nat. No picture is decoded whose header claims another size, so that a small file cannot take much memory.
 
     Args:
-        files: extension ("png" or "jpg", "seg.png", "json", …) -> content. Files that are not ours are ignored.
+        files: extension ("png" or "jpg", "seg.png", "json", …) -> content, whose checksum was compared. Files that are
+            not ours are ignored.
         targets: the labels of the set, as its plan says.
         size: (H, W) of the images of the set.
         facts: what the record's JSON must say, such as index and seed.
@@ -158,13 +159,10 @@ def _fields(
         if found.get(name) != value:
             raise ValueError(f"its {name} is {found.get(name)!r:.100}, the manifest says {value!r:.100}")
     picture, kind = (files["png"], "PNG") if "png" in files else (files["jpg"], "JPEG")
-    image = read_pixels(picture, "RGB", formats=(kind,), size=size)
+    image = read_pixels(picture, "RGB", formats=(kind,), size=size, verified=True)
     fields = {"image": torch.from_numpy(image.transpose(2, 0, 1).copy())}
     for target in targets:
-        content = files[target.extension]
-        if target.extension.endswith(".png"):
-            open_picture(content, size=size, decoded=False)  # before a picture that claims more takes its memory
-        fields[target.field] = target.decode(content)
+        fields[target.field] = target.decode(files[target.extension], size)
         target.check(fields[target.field], size)
     if (score := found.get("uncertainty_score", found.get("score"))) is not None:
         fields["uncertainty_score"] = _score(score)
@@ -205,7 +203,7 @@ def _uncertainty_png(uncertainty: Tensor) -> bytes:
 
 def _nats(content: bytes, size: tuple[int, int]) -> np.ndarray:
     """Inverse of `_uncertainty_png`; also reads the 16-bit pictures of version 1."""
-    picture = open_picture(content, size=size)
+    picture = open_picture(content, size=size, verified=True)
     if picture.mode not in ("RGB", "I;16"):
         raise ValueError(f"the uncertainty is a picture of mode {picture.mode}, not RGB")
     pixels = np.asarray(picture).astype(np.float32)

@@ -139,7 +139,7 @@ class Plan:
         return f"shard-{number:06d}.tar"
 
     def number(self, name: str) -> int | None:
-        """Number of the shard with a file name; None if it is no shard of the set."""
+        """Number of the shard with a file name; None if it is not a shard of the set."""
         found = re.fullmatch(r"shard-(\d{6})\.tar", name, re.ASCII)
         return int(found[1]) if found and int(found[1]) < self.num_shards else None
 

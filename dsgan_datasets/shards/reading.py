@@ -83,7 +83,7 @@ class ShardDataset(_OfShards, SampleStream):
     Ranks, workers, global batches, epochs and resuming are as in `DSGANIterableDataset`: the order of an epoch depends
     on neither ranks nor workers, and a resumed stream reads nothing of what was delivered before.
 
-    With `shuffle`, shards come in another order every epoch, and samples change places inside windows of so many
+    With `shuffle`, shards come in another order every epoch, and samples change places inside windows of this many
     samples of that order; both depend on seed and epoch alone. View groups stay together if the shards hold whole ones.
 
     Nothing that a tar or a URL says is executed: there are no "pipe:" URLs and no pickles.

@@ -236,7 +236,7 @@ def is_as_recorded(folder: Folder, shard: Shard, bar: Bar | None = None) -> bool
 
 
 def _skip(file: _Readable, size: int) -> None:
-    """Read over so many bytes, or up to the end: what a server streams cannot be sought in."""
+    """Read over a number of bytes, or up to the end: what a server streams cannot be sought in."""
     while size > 0 and (part := file.read(min(size, _BUFFER))):
         size -= len(part)
 

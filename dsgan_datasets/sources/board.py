@@ -6,22 +6,21 @@ import ctypes
 from multiprocessing import context, sharedctypes
 from typing import Any
 
+_NAMES = (
+    "epoch",
+    "read_epoch",
+    "version",
+    "taken_by",
+    "start_epoch",
+    "batches",
+    "within",
+    "global_batch",
+    "world_size",
+)
+
 
 class _Numbers(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            "epoch",
-            "read_epoch",
-            "version",
-            "taken_by",
-            "start_epoch",
-            "batches",
-            "within",
-            "global_batch",
-            "world_size",
-        )
-    ]
+    _fields_ = [(name, ctypes.c_int64) for name in _NAMES]
 
 
 class Board:
@@ -67,4 +66,4 @@ class Board:
     def __reduce__(self) -> tuple[Any, ...]:
         if context.get_spawning_popen() is not None:  # to a child of this process
             return Board, ((), self._shared)
-        return Board, (tuple(getattr(self._shared, name) for name, _ in _Numbers._fields_),)
+        return Board, (tuple(getattr(self._shared, name) for name in _NAMES),)

@@ -30,6 +30,7 @@ class Target(Protocol):
         extension: of the file that holds it in a shard or an export, without a leading dot, such as "seg.png".
         tally_names: what the numbers of `tally` count, such as class names.
         tally_colors: a color for each of them, used in legends and charts.
+        ignored_as: what `ignore` puts in place of a label, as JSON, such as a class id; it is a part of fingerprints.
     """
 
     kind: ClassVar[str]
@@ -49,6 +50,9 @@ class Target(Protocol):
     @property
     def tally_colors(self) -> tuple[Color, ...]: ...
 
+    @property
+    def ignored_as(self) -> Any: ...
+
     def check(self, value: Tensor, size: tuple[int, int]) -> None:
         """Raise a ValueError unless this is the label of an image of that (H, W); waits for a GPU."""
 
@@ -61,8 +65,11 @@ class Target(Protocol):
     def encode(self, value: Tensor) -> bytes:
         """Content of the label's file; `decode` gives the same tensor back, as exactly as the kind documents."""
 
-    def decode(self, content: bytes) -> Tensor:
-        """Inverse of `encode`, on the CPU; raises a ValueError for damaged content."""
+    def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
+        """Inverse of `encode` for an (H, W) image, on the CPU.
+
+        The content is known to be what was written; but its writer may have meant harm: a ValueError for anything
+        but a label of that size, before memory is taken for it."""
 
     def tally(self, values: Tensor) -> Tensor:
         """Counts of N labels, int64 [N, T], on their device: manifests sum them, statistics show them, rules compare

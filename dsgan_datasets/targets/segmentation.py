@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from dsgan_datasets.images import png, read_pixels
 from dsgan_datasets.targets.base import Color, Target, register
+
+#: Control characters, and halves of characters, which no file in UTF-8 can hold.
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: What ignored pixels and ids without a class look like in colored masks.
 IGNORED_COLOR: Color = (255, 255, 255)
@@ -67,6 +71,11 @@ class LabelSchema:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if not all(isinstance(name, str) and name for name in self.classes):
             raise ValueError(f"class names must be words, got {self.classes}")
+        if broken := [name for name in self.classes if _UNWRITABLE.search(name)]:
+            raise ValueError(
+                f"class names must be text that can be written and shown, got {', '.join(map(ascii, broken))}: rename "
+                "them, and save the file as UTF-8"
+            )
         if n == 0 or repeated:
             raise ValueError(f"a schema needs at least one class and no name twice; repeated: {repeated}")
         if 0 <= self.ignore_index < n or not 0 <= self.ignore_index <= 255:
@@ -97,6 +106,11 @@ class LabelSchema:
     def tally_colors(self) -> tuple[Color, ...]:
         """The palette."""
         return self.palette
+
+    @property
+    def ignored_as(self) -> int:
+        """`ignore_index`."""
+        return self.ignore_index
 
     def merge(self, groups: Mapping[str, Iterable[str]]) -> LabelSchema:
         """The schema of a coarser task; each group takes the place and color of its first member.
@@ -131,6 +145,34 @@ class LabelSchema:
         renamed = self._renamed(groups)
         classes = list(dict.fromkeys(renamed))
         return tuple(classes.index(name) for name in renamed)
+
+    def choose(self, classes: Sequence[str]) -> LabelSchema:
+        """The schema of some of the classes, in this order; pixels of the others are to be ignored.
+
+        Raises:
+            ValueError: an unknown class, one that is named twice, or one of a flip pair without the other: in a mirror
+                it would become the other, which nobody can see any more.
+
+        Example:
+            >>> LabelSchema(("sky", "sea", "ship")).choose(["ship", "sky"]).classes
+            ('ship', 'sky')
+        """
+        if isinstance(classes, str):
+            raise ValueError(f"classes are several names: give [{classes!r}]")
+        ids = [self.index(name) for name in classes]
+        for a, b in self.flip_pairs:
+            if (a in ids) != (b in ids):
+                kept, lost = (a, b) if a in ids else (b, a)
+                raise ValueError(
+                    f"class {self.classes[kept]!r} is chosen without {self.classes[lost]!r}, with which it trades "
+                    "places in a mirror: choose both, or neither, or merge them"
+                )
+        return LabelSchema(
+            classes=tuple(classes),
+            palette=tuple(self.palette[i] for i in ids),
+            ignore_index=self.ignore_index,
+            flip_pairs=tuple((ids.index(a), ids.index(b)) for a, b in self.flip_pairs if a in ids),
+        )
 
     def _renamed(self, groups: Mapping[str, Iterable[str]]) -> list[str]:
         """The name of each class after merging."""
@@ -178,13 +220,13 @@ class LabelSchema:
         """An 8-bit grayscale PNG whose pixels are the ids."""
         return png(value)
 
-    def decode(self, content: bytes) -> Tensor:
+    def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
         """Inverse of `encode`, int64 [H, W]; ids are not compared with the classes, see `check`.
 
         Raises:
             ValueError: not an 8-bit grayscale picture, or a damaged one.
         """
-        return torch.from_numpy(read_pixels(content, "L").astype(np.int64))
+        return torch.from_numpy(read_pixels(content, "L", size=size, verified=True).astype(np.int64))
 
     def tally(self, values: Tensor) -> Tensor:
         """Pixels of each class in masks [N, H, W], int64 [N, K]; ignored pixels are not counted."""

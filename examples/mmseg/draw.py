@@ -25,7 +25,8 @@ def draw(out: str, indices: list[int], checkpoint: str = "demo-faces", size: int
     columns = []
     with tempfile.TemporaryDirectory() as folder:
         for item in dataset.__getitems__(indices):
-            image = item["inputs"].flip(0).permute(1, 2, 0).cpu().numpy()  # BGR -> RGB
+            # BGR -> RGB; OpenCV draws on contiguous arrays only.
+            image = np.ascontiguousarray(item["inputs"].flip(0).permute(1, 2, 0).cpu().numpy())
             drawn = str(Path(folder, "drawn.png"))
             visualizer.add_datasample("sample", image, item["data_samples"], out_file=drawn)
             columns.append(np.concatenate([image, np.asarray(open_picture(drawn))]))

@@ -9,7 +9,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--work-dir", default="work_dirs/demo_faces", help="for logs, pictures and checkpoints")
-    parser.add_argument("--resume", action="store_true", help="go on after the last checkpoint in there")
+    parser.add_argument("--resume", action="store_true", help="resume after the last checkpoint in there")
     parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, help="train_cfg.max_iters=50 …")
     args = parser.parse_args()
     config = Config.fromfile(args.config)

@@ -1,4 +1,4 @@
-"""The stand-in annotator of the demo: both resolutions learn from the same changes, and bad input is told."""
+"""The stand-in annotator of the demo: both resolutions learn from the same changes, and bad input is reported."""
 
 from __future__ import annotations
 

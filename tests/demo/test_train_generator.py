@@ -185,7 +185,7 @@ def test_the_split_is_a_matter_of_the_key_alone() -> None:
 
 def test_a_tar_and_a_folder_of_the_same_images_read_alike(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", noise_images(3, 32))
-    Image.new("P", (32, 32)).save(folder / "000.seg.png")  # a mask is no image
+    Image.new("P", (32, 32)).save(folder / "000.seg.png")  # a mask is not an image
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for file in sorted(folder.iterdir()):
             tar.add(file, file.name)

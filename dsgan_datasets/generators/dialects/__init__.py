@@ -18,23 +18,30 @@ from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.pickles import Foreign, Holder, check_content
 from dsgan_datasets.checkpoints.snapshot import read_snapshot
 from dsgan_datasets.generators.base import IMAGE_CHANNELS, Provenance
-from dsgan_datasets.generators.dialects.average import average_w, read_average
+from dsgan_datasets.generators.dialects.average import average_w, read_average, read_centers
 from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, refuse_foreign
 from dsgan_datasets.generators.dialects.datasetgan import DATASETGAN
 from dsgan_datasets.generators.dialects.fastgan import FASTGAN
 from dsgan_datasets.generators.dialects.genforce import GENFORCE
 from dsgan_datasets.generators.dialects.lucidrains import LUCIDRAINS
 from dsgan_datasets.generators.dialects.mmagic import MMAGIC_STYLEGAN2, MMAGIC_STYLEGAN3
-from dsgan_datasets.generators.dialects.nvidia import STYLEGAN2, STYLEGAN2_STATE, STYLEGAN3, STYLEGAN_XL
+from dsgan_datasets.generators.dialects.nvidia import (
+    STYLEGAN2,
+    STYLEGAN2_STATE,
+    STYLEGAN3,
+    STYLEGAN3_STATE,
+    STYLEGAN_XL,
+)
 from dsgan_datasets.generators.dialects.others import what_else
 from dsgan_datasets.generators.dialects.rosinality import ROSINALITY, SEMANTICGAN
 from dsgan_datasets.generators.dialects.tensorflow import TENSORFLOW
 
-__all__ = ["DIALECTS", "Dialect", "ImportedGenerator", "average_w", "import_generator", "read_average"]
+__all__ = ["DIALECTS", "Dialect", "ImportedGenerator", "average_w", "import_generator", "read_average", "read_centers"]
 
 #: All that can be read, in the order in which they are tried: a special one before the general one.
 DIALECTS: tuple[Dialect, ...] = (
-    *(TENSORFLOW, FASTGAN, SEMANTICGAN, ROSINALITY, STYLEGAN_XL, STYLEGAN3, STYLEGAN2, STYLEGAN2_STATE),
+    *(TENSORFLOW, FASTGAN, SEMANTICGAN, ROSINALITY, STYLEGAN_XL, STYLEGAN3, STYLEGAN2),
+    *(STYLEGAN2_STATE, STYLEGAN3_STATE),
     *(DATASETGAN, GENFORCE, MMAGIC_STYLEGAN2, MMAGIC_STYLEGAN3, LUCIDRAINS),
 )
 

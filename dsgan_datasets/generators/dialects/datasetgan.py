@@ -16,7 +16,7 @@ from dsgan_datasets.generators.dialects.base import (
     check_nothing_left,
     take,
 )
-from dsgan_datasets.generators.dialects.noise import drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
 from dsgan_datasets.generators.dialects.states import count, finder, tensors_of
 from dsgan_datasets.generators.stylegan1 import StyleGAN1Config
 
@@ -30,6 +30,7 @@ def _read(found: Found, path: Path) -> ImportedGenerator:
     seed = seed_of(theirs)
     noise_weight = re.compile(r"g_synthesis\.blocks\.(\d+)x\1\.epi1\.top_epi\.noise\.weight")
     resolutions = sorted(int(m[1]) for name in theirs if (m := noise_weight.fullmatch(name)))
+    check_doubling([(r, r) for r in resolutions])
     ours: Tensors = {}
     depth = count(theirs, r"g_mapping\.dense\d+\.weight")
     for i in range(depth):

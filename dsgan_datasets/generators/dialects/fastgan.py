@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsgan_datasets.checkpoints.pickles import Foreign, Holder
 from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, Tensors
-from dsgan_datasets.generators.dialects.noise import drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
 from dsgan_datasets.generators.dialects.states import CONTAINERS
 from dsgan_datasets.generators.fastgan import GATES, FastGANConfig
 
@@ -43,9 +43,10 @@ def _read(found: Found, _: Path) -> ImportedGenerator:
     network = found.network
     synthesis = network.child("synthesis")
     seed = seed_of(synthesis.tensors())
-    layers = {name: list(_layers(part)) for name, part in synthesis.children().items() if name.startswith("feat_")}
-    resolutions = sorted(int(match[1]) for name in layers if (match := re.fullmatch(r"feat_(\d+)", name)))
-    initial = list(_layers(synthesis.child("init")))
+    layers = {name: _layers(part) for name, part in synthesis.children().items() if name.startswith("feat_")}
+    resolutions = sorted(int(match[1]) for name in layers if (match := re.fullmatch(r"feat_(\d{1,5})", name)))
+    check_doubling([(r, r) for r in (4, *resolutions)])
+    initial = _layers(synthesis.child("init"))
     first = _weight(initial[0], 1)
     ours: Tensors = {"synthesis.initial": first}
     ours["synthesis.scale"], ours["synthesis.shift"] = _scale_and_shift(initial[1])

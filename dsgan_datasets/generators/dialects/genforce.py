@@ -18,9 +18,9 @@ from dsgan_datasets.generators.dialects.base import (
     check_nothing_left,
     take,
 )
-from dsgan_datasets.generators.dialects.noise import drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.dialects.states import count, finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.dialects.tensorflow import stylegan1_config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
 
@@ -50,6 +50,10 @@ def _read(found: Found, _: Path) -> ImportedGenerator:
             if not bool((rows == rows[0]).all()):
                 raise ValueError("its average w differs from layer to layer")
             ours["mapping.w_avg"] = rows[0]
+    const = theirs.get("synthesis.layer0.const" if is_stylegan1 else "synthesis.early_layer.const")
+    if const is None:
+        raise ValueError("it has no constant")
+    check_doubling([(const.shape[-2] << i, const.shape[-1] << i) for i in range(min((layers + 1) // 2, 40))])
     noise = "apply_noise.noise" if is_stylegan1 else "noise"
     if f"synthesis.layer0.{noise}" not in theirs:
         notes.append(drawn(seed))

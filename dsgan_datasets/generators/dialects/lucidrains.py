@@ -18,9 +18,9 @@ from dsgan_datasets.generators.dialects.base import (
     check_nothing_left,
     take,
 )
-from dsgan_datasets.generators.dialects.noise import fixed_uniform, seed_of
+from dsgan_datasets.generators.dialects.noise import check_doubling, fixed_uniform, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape
 from dsgan_datasets.generators.dialects.states import count, finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape
 from dsgan_datasets.generators.lucidrains import LucidrainsConfig
 
 _MARKS = ("SE.net.0.weight", "GE.initial_conv.weight")
@@ -74,6 +74,7 @@ def _read(found: Found, path: Path) -> ImportedGenerator:
         line = theirs.pop(name)
         check_filter(name, torch.outer(line, line) / line.sum().square(), [1, 2, 1])
     check_nothing_left(theirs)
+    check_doubling([(4 << i, 4 << i) for i in range(min(blocks, 40))])
     resolution = 4 << (blocks - 1)
     ours["synthesis.noise_const"] = fixed_uniform(seed, 0, (resolution, resolution))
     rate, note = _learning_rate(path)
@@ -96,7 +97,7 @@ def _attention_dim(tensors: dict[str, Tensor]) -> int:
 
 
 def _learning_rate(path: Path) -> tuple[float, str]:
-    """Learning-rate multiplier of the mapping, which stands in a file beside the weights, and a note about it."""
+    """Learning-rate multiplier of the mapping, which is in a file beside the weights, and a note about it."""
     settings = path.with_name(".config.json")
     try:
         stated = json.loads(settings.read_bytes()[:100_000])["lr_mlp"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from pathlib import Path
 
-from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, Tensors
+from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator
 from dsgan_datasets.generators.dialects.rosinality import read_stylegan2
+from dsgan_datasets.generators.dialects.shapes import stylegan3_config
 from dsgan_datasets.generators.dialects.states import finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
-from dsgan_datasets.generators.stylegan3 import LayerConfig, StyleGAN3Config
 
 #: Their name -> rosinality's, whose code they follow.
 _RENAMED = (
@@ -52,68 +50,6 @@ def _read_stylegan3(found: Found, _: Path) -> ImportedGenerator:
     }
     config = stylegan3_config(tensors)
     return ImportedGenerator(config, tensors, (_COLORS,))
-
-
-def stylegan3_config(tensors: Tensors) -> StyleGAN3Config:
-    """The shape of a StyleGAN3 of the published design, of which a file has only tensors.
-
-    Layer names hold sizes and channels, filters their taps; every map has a margin of 10 pixels but the last two, and
-    nonlinearities work at twice the larger of the two sampling rates (StyleGAN3, section 3.2 and appendix F).
-    """
-    pattern = re.compile(r"synthesis\.L(\d+)_(\d+)_(\d+)\.weight")
-    found = sorted((int(m[1]), int(m[2]), int(m[3])) for name in tensors if (m := pattern.fullmatch(name)))
-    if not found:
-        raise ValueError("it has no layers such as synthesis.L0_36_512")
-    resolution = found[-1][1]
-    size = first = found[0][1]
-    rate = first_rate = _rate(first, resolution)
-    layers = []
-    for i, side, channels in found:
-        prefix = f"synthesis.L{i}_{side}_{channels}"
-        kernel = tensors[f"{prefix}.weight"].shape[-1]
-        filters = [tensors.get(f"{prefix}.{name}") for name in ("up_filter", "down_filter")]
-        taps = [tuple(f.shape) if f is not None else () for f in filters]
-        new_rate = _rate(side, resolution)
-        is_last = i == len(found) - 1
-        between = max(rate, new_rate) * (1 if is_last else 2)
-        up, down = between // rate, between // new_rate
-        # What must be added so that the output has its size, split so that centers stay on centers.
-        length = (side - 1) * down + 1 + sum(shape[0] - 1 for shape in taps if shape)
-        total = length - (size + kernel - 1) * up
-        before = (total + up) // 2
-        padding = (before, total - before, before, total - before)
-        layers.append(
-            LayerConfig(
-                channels=channels,
-                size=side,
-                sampling_rate=new_rate,
-                kernel=kernel,
-                up=up,
-                down=down,
-                up_filter=taps[0],
-                down_filter=taps[1],
-                padding=padding,
-            )
-        )
-        size, rate = side, new_rate
-    return StyleGAN3Config(
-        **mapping_shape(tensors),
-        img_resolution=resolution,
-        img_channels=found[-1][2],
-        input_channels=tensors["synthesis.input.weight"].shape[0],
-        input_size=first,
-        input_sampling_rate=first_rate,
-        bandwidth=2.0,
-        layers=tuple(layers),
-    )
-
-
-def _rate(side: int, resolution: int) -> int:
-    """Sampling rate of a map with that side: a power of two, with a margin of 10 pixels around the image or none."""
-    for margin in (20, 0):
-        if side > margin and math.log2(side - margin).is_integer() and side - margin <= resolution:
-            return side - margin
-    raise ValueError(f"a layer of {side} pixels is not one of a published StyleGAN3")
 
 
 MMAGIC_STYLEGAN2 = Dialect(

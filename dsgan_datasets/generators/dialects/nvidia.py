@@ -16,8 +16,13 @@ import torch.nn.functional as F
 
 from dsgan_datasets.checkpoints.pickles import Foreign, Holder
 from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, Tensors, check_filter, require
+from dsgan_datasets.generators.dialects.shapes import (
+    mapping_shape,
+    stylegan3_config,
+    synthesis_shape,
+    table_of_classes,
+)
 from dsgan_datasets.generators.dialects.states import finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.layers import SLOPE, SQRT2
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
 from dsgan_datasets.generators.stylegan3 import LayerConfig, StyleGAN3Config
@@ -170,17 +175,23 @@ def _pair(size: Any) -> tuple[int, int]:
     return width, height
 
 
-_MARKS = ("synthesis.b4.const", "mapping.fc0.weight")
+_STYLEGAN2 = ("synthesis.b4.const", "mapping.fc0.weight")
+_STYLEGAN3 = ("synthesis.input.freqs", "mapping.fc0.weight")
 
 
-def _state_dict(found: Found, _: Path) -> ImportedGenerator:
-    theirs = tensors_of(found, *_MARKS)
+def _stylegan2_state(found: Found, _: Path) -> ImportedGenerator:
+    theirs = tensors_of(found, *_STYLEGAN2)
     for name in [name for name in theirs if name.endswith("resample_filter")]:
         check_filter(name, theirs.pop(name), [1, 3, 3, 1])
     config = StyleGAN2Config(**{**mapping_shape(theirs), **synthesis_shape(theirs)})
     return ImportedGenerator(
         config, theirs, ("no clamp of the convolutions: a state dict does not say whether one is",)
     )
+
+
+def _stylegan3_state(found: Found, _: Path) -> ImportedGenerator:
+    theirs = tensors_of(found, *_STYLEGAN3)
+    return ImportedGenerator(stylegan3_config(theirs), theirs, ("a state dict, taken to be of the published design",))
 
 
 _READABLE = "a .pkl or .pt of stylegan2-ada-pytorch, stylegan3 or StyleGAN-XL"
@@ -190,8 +201,8 @@ STYLEGAN_XL = Dialect(
     "StyleGAN-XL snapshot pickle, network G_ema", _READABLE, _find_xl, _stylegan3, frozenset({_EMBEDDING})
 )
 STYLEGAN2_STATE = Dialect(
-    "StyleGAN2 state dict (mapping.fc0, synthesis.b4)",
-    _READABLE,
-    finder(*_MARKS),
-    _state_dict,
+    "StyleGAN2 state dict (mapping.fc0, synthesis.b4)", _READABLE, finder(*_STYLEGAN2), _stylegan2_state
+)
+STYLEGAN3_STATE = Dialect(
+    "StyleGAN3 state dict (mapping.fc0, synthesis.input)", _READABLE, finder(*_STYLEGAN3), _stylegan3_state
 )

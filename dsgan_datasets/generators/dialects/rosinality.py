@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from dsgan_datasets.generators.dialects.average import average_w
 from dsgan_datasets.generators.dialects.base import (
     Dialect,
     Found,
@@ -18,9 +20,9 @@ from dsgan_datasets.generators.dialects.base import (
     check_nothing_left,
     take,
 )
-from dsgan_datasets.generators.dialects.noise import drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape, synthesis_shape
 from dsgan_datasets.generators.dialects.states import CONTAINERS, count, finder, tensors_of
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape
 from dsgan_datasets.generators.semanticgan import SemanticGANConfig
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
 
@@ -60,6 +62,7 @@ def read_stylegan2(
         one_by_one |= {f"b{8 << i}.{head}": f"{source}s.{i}" for i in range(convs // 2)}
     const = take(theirs, "input.input")[0]
     ours: Tensors = {"synthesis.b4.const": const}
+    check_doubling([(const.shape[1] << i, const.shape[2] << i) for i in range(min(convs // 2, 40) + 1)])
     notes = [] if any(name.startswith("noises.") for name in theirs) else [drawn(seed)]
     for i, (name, source) in enumerate(layers.items()):
         kernel = take(theirs, f"{source}.conv.weight")[0]
@@ -81,9 +84,8 @@ def read_stylegan2(
     for i in range(count(theirs, r"style\.\d+\.weight")):
         for part in ("weight", "bias"):
             ours[f"mapping.fc{i}.{part}"] = take(theirs, f"style.{i + 1}.{part}")
-    if isinstance(average, Tensor):
-        # Encoders (pSp, e4e) store one row for each layer, all of them the same.
-        ours["mapping.w_avg"] = average.reshape(-1, average.shape[-1])[0]
+    if isinstance(average, Tensor | np.ndarray):
+        ours["mapping.w_avg"] = average_w(average)  # encoders (pSp, e4e) store one row for each layer
     for name in [name for name in theirs if name.endswith(".kernel")]:
         check_filter(name, theirs.pop(name), [1, 3, 3, 1], gain=4)
     check_nothing_left(theirs)

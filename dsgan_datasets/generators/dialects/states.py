@@ -19,6 +19,7 @@ ENTRIES = (
 )
 #: What a state dict of several networks puts before the names of the averaged generator, in that order.
 _PREFIXES = ("generator_ema.", "generator_smooth.", "g_ema.", "G_ema.", "ema.", "decoder.", "generator.", "netG.")
+_MOST_MODULES = 10_000
 #: What wrappers put before every name: data parallel training, torch.compile, averaged models.
 _WRAPPERS = ("module.", "_orig_mod.")
 #: Modules of PyTorch that hold others.
@@ -82,7 +83,9 @@ def _names_of_network(network: Holder, classes: frozenset[str]) -> set[str]:
     """Names of tensors, of a network of the classes; of others nothing is looked at, which may hold themselves."""
     found: set[str] = set()
     todo: list[tuple[str, Holder, int]] = [("", network, 0)]
-    while todo and len(found) < 100_000:
+    for _ in range(_MOST_MODULES):  # it may hold itself, or one module in many places
+        if not todo:
+            break
         prefix, part, depth = todo.pop()
         allowed = (
             not isinstance(part, Foreign) or part.name in classes or f"*.{part.name.rpartition('.')[2]}" in classes

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.checkpoints.pickles import VENDORED, Foreign, not_allowed
-from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, Tensors, take
-from dsgan_datasets.generators.dialects.noise import drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.base import Dialect, Found, ImportedGenerator, Tensors, require, take
+from dsgan_datasets.generators.dialects.noise import check_doubling, drawn, fixed_noise, seed_of
+from dsgan_datasets.generators.dialects.shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.dialects.states import count
-from dsgan_datasets.generators.dialects.stylegan2_shapes import mapping_shape, synthesis_shape, table_of_classes
 from dsgan_datasets.generators.stylegan1 import StyleGAN1Config
 from dsgan_datasets.generators.stylegan2 import StyleGAN2Config
 
@@ -52,15 +52,17 @@ _REQUIRED = {
     "use_instance_norm": True,
     "normalize_latents": True,
     "fmap_decay": 1,
+    "fused_scale": "auto",
+    "resample_kernel": [1, 3, 3, 1],
+    "blur_filter": [1, 2, 1],
 }
 
 
 def _find(content: Any) -> Found | None:
     """The last network of the file, which is the averaged one."""
-    networks = content if isinstance(content, list | tuple) else [content]
-    if not isinstance(content, list | tuple) and isinstance(content, Mapping):
-        networks = [content.get("Gs", content.get("G_ema"))]
-    networks = [part for part in networks if isinstance(part, Foreign) and part.name in _CLASSES]
+    parts = [content.get("Gs", content.get("G_ema"))] if isinstance(content, Mapping) else content
+    parts = parts if isinstance(parts, list | tuple) else [parts]
+    networks = [part for part in parts if isinstance(part, Foreign) and part.name in _CLASSES]
     return Found(networks[-1], "Gs" if len(networks) > 1 else "", content) if networks else None
 
 
@@ -75,12 +77,16 @@ def _read(found: Found, _: Path) -> ImportedGenerator:
     notes = [f"network version {state.get('version')}"]
     if unknown:
         notes.append(f"settings that are not known, taken to be harmless: {', '.join(sorted(unknown)[:8])}")
+    if variables.get("lod", torch.zeros(1, device="cpu")).flatten()[:1].gt(0).any():
+        notes.append("its training had not grown to the last resolution, of which the images are")
     sides = _sides(variables)
     if not sides:
         raise ValueError("it has no layers such as 4x4/Conv: is it damaged, or the network of something else?")
+    check_doubling([(int(height), int(width)) for height, width in (side.split("x") for side in sides)])
     for name, expected in _REQUIRED.items():
-        if name in settings and settings[name] != expected:
-            raise ValueError(f"{name} is {settings[name]!r:.40}, only {expected!r} is supported")
+        if name in settings:
+            value = settings[name]
+            require(name, list(value) if isinstance(value, tuple | np.ndarray) else value, expected)
     is_stylegan1 = f"{sides[0]}/Const/StyleMod/weight" in variables
     normalize = _mapping(variables, ours, gain=math.sqrt(2) if is_stylegan1 else 1)
     read = _stylegan1 if is_stylegan1 else _stylegan2
@@ -119,7 +125,7 @@ def _collect(network: Foreign, into: Tensors) -> None:
 
 def _sides(variables: Tensors) -> list[str]:
     """Names of the resolutions, coarse to fine: "4x4", "8x8", …"""
-    pattern = re.compile(r"(\d+)x(\d+)/(Conv|Conv1|Const)/.*")
+    pattern = re.compile(r"(\d{1,5})x(\d{1,5})/(Conv|Conv1|Const)/.*")
     sides = {(int(m[1]), int(m[2])) for name in variables if (m := pattern.fullmatch(name))}
     return [f"{height}x{width}" for height, width in sorted(sides)]
 

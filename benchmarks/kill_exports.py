@@ -1,0 +1,354 @@
+"""Kills what writes folders again and again, and compares what is left with an undisturbed run.
+
+Subjects: exports in every format, folders of images to annotate, new checkpoints, and checkpoints that replace others.
+A writer is forked from this process, which has imported everything, and gets SIGKILL before a flush to the disk, before
+or after a rename, half-way through a file, or at any time. Then:
+
+- what has its final name is whole: equal to the bytes of an undisturbed run, or, where a checkpoint is replaced, each
+  file is that of the old or of the new one, and a mixture of both is refused when it is loaded;
+- everything else has a hidden temporary name;
+- the same command, run once more and left alone, ends with the bytes of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import cpu_name, progress, write_report
+
+from dsgan_datasets import LabeledGenerator
+from dsgan_datasets.annotations import export_annotations
+from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.export import FORMATS, ExportInput, export
+
+EXAMPLE = "example: python benchmarks/kill_exports.py --kills 400 --out benchmarks/results/kill_exports.json"
+SAMPLES, OUT = 5, "out"
+#: Kills before a writer is left alone; each comes upon what the others left.
+KILLS_A_FOLDER = 4
+
+Strike = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that writes a folder.
+
+    Attributes:
+        write: writes it to a path.
+        prepare: puts there what is to be replaced; None for a new folder.
+        load: loads the folder, or raises a CheckpointError; None if nothing reads it.
+    """
+
+    write: Callable[[Path], object]
+    prepare: Callable[[Path], object] | None = None
+    load: Callable[[Path], str] | None = None
+
+
+def subjects(labeled: LabeledGenerator) -> dict[str, Subject]:
+    """Name -> what is killed."""
+    other = labeled.with_recipe(labeled.recipe.override(truncation_psi=0.5, reject_fraction=0))
+    found = {
+        f"export {name}": Subject(
+            lambda out, name=name: export(ExportInput.generated(labeled, SAMPLES), out, name, splits={"val": 0.2})
+        )
+        for name in FORMATS
+    }
+
+    def annotate(out: Path) -> object:
+        recipe = labeled.recipe.unfiltered()
+        return export_annotations(
+            labeled.generator, labeled.schema, out, num=2, select="random", recipe=recipe, interpreter=labeled
+        )
+
+    def load(path: Path) -> str:
+        return LabeledGenerator.from_pretrained(path, device="cpu").fingerprint
+
+    return {
+        **found,
+        "annotate export": Subject(annotate),
+        "save a new checkpoint": Subject(other.save_pretrained, load=load),
+        "replace a checkpoint": Subject(other.save_pretrained, labeled.save_pretrained, load),
+    }
+
+
+# Moments: each wraps a call that writers make
+
+
+def before_flush(strike: Strike) -> None:
+    fsync = os.fsync
+
+    def wrapped(descriptor: int) -> None:
+        strike()
+        fsync(descriptor)
+
+    os.fsync = wrapped  # type: ignore[assignment]
+
+
+def around_rename(strike: Strike, *, before: bool) -> None:
+    replace = os.replace
+
+    def wrapped(source: Any, target: Any) -> None:
+        if before:
+            strike()
+        replace(source, target)
+        if not before:
+            strike()
+
+    os.replace = wrapped  # type: ignore[assignment]
+
+
+def half_way_through_a_file(strike: Strike) -> None:
+    opened = Path.open
+
+    class Half:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def __enter__(self) -> Half:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.file)
+
+        def write(self, content: Any) -> int:
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            strike()
+            self.file.write(content[len(content) // 2 :])
+            return len(content)
+
+    def wrapped(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        file = opened(self, mode, *args, **kwargs)
+        return Half(file) if "w" in mode or "x" in mode else file
+
+    Path.open = wrapped  # type: ignore[assignment,method-assign]
+
+
+MOMENTS: dict[str, Callable[[Strike], None]] = {
+    "before a flush": before_flush,
+    "before a rename": lambda strike: around_rename(strike, before=True),
+    "after a rename": lambda strike: around_rename(strike, before=False),
+    "half-way through a file": half_way_through_a_file,
+}
+RANDOM = "any time"
+
+
+def forked(
+    work: Callable[[], object], prepare: Callable[[], None], kill_after: float | None = None
+) -> tuple[int, float]:
+    """Work in a child process, killed after a time if it has not ended; (its wait status, seconds)."""
+    started = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its progress bars
+            torch.set_num_threads(1)
+            prepare()
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)  # nothing if it has ended: it is still to be waited for
+    _, status = os.waitpid(child, 0)
+    return status, time.monotonic() - started
+
+
+def counted(kind: str, work: Callable[[], object], tally: Path) -> int:
+    """How often a moment of a kind comes."""
+
+    def strike() -> None:
+        descriptor = os.open(tally, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, b".")
+        os.close(descriptor)
+
+    forked(work, lambda: MOMENTS[kind](strike))
+    count = tally.stat().st_size if tally.exists() else 0
+    tally.unlink(missing_ok=True)
+    return count
+
+
+def killing(kind: str, at: int) -> Callable[[], None]:
+    """Kills a writer at moment number `at` of a kind."""
+    left = at
+
+    def strike() -> None:
+        nonlocal left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+
+    return lambda: MOMENTS[kind](strike)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder and below, but hidden ones."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def wrong(root: Path, subject: Subject, old: dict[str, bytes], new: dict[str, bytes], known: set[str]) -> list[str]:
+    """What a killed writer must not leave."""
+    out, faults = root / OUT, []
+    faults += [
+        f"{path.name} is left" for path in root.iterdir() if path != out and not path.name.startswith(f".{OUT}.")
+    ]
+    if not out.exists():
+        return faults + (["the old checkpoint is gone"] if old else [])
+    found = content(out)
+    if not old:
+        return faults if found == new else [*faults, f"{OUT} is not whole"]
+    faults += [f"{name} is half written" for name, data in found.items() if data not in (old.get(name), new.get(name))]
+    assert subject.load is not None
+    try:
+        if subject.load(out) not in known:
+            faults.append("a mixture of two checkpoints is loaded")
+    except CheckpointError:
+        pass
+    return faults
+
+
+class Killer:
+    """One subject, killed as often as `kill` is called.
+
+    Args:
+        name: of the subject.
+        subject: what is killed.
+        root: an empty folder.
+        draw: of the moments.
+    """
+
+    def __init__(self, name: str, subject: Subject, root: Path, draw: random.Random) -> None:
+        self.name, self.subject, self.root, self.draw = name, subject, root, draw
+        self.faults: list[str] = []
+        self.kills: Counter[str] = Counter()
+        self.since = 0
+        self._begin()
+        self.old = content(root / OUT) if subject.prepare is not None else {}
+        self.known = {subject.load(root / OUT)} if self.old and subject.load else set()
+        status, self.seconds = forked(self._work, lambda: None)
+        if status != 0:
+            raise SystemExit(f"{name}: the undisturbed writer failed")
+        self.new = content(root / OUT)
+        self.known |= {subject.load(root / OUT)} if subject.load else set()
+        self.chances = {}
+        for kind in MOMENTS:
+            self._begin()
+            if times := counted(kind, self._work, root.with_suffix(".tally")):
+                self.chances[kind] = times
+        self._begin()
+
+    def _work(self) -> object:
+        return self.subject.write(self.root / OUT)
+
+    def _begin(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir()
+        if self.subject.prepare is not None:
+            self.subject.prepare(self.root / OUT)
+
+    def kill(self) -> None:
+        """Kill once, look at what is left, and now and then leave a writer alone."""
+        kind = min([*self.chances, RANDOM], key=lambda k: (self.kills[k], self.draw.random()))
+        if kind == RANDOM:
+            status, _ = forked(self._work, lambda: None, kill_after=self.draw.uniform(0, self.seconds))
+        else:
+            status, _ = forked(self._work, killing(kind, self.draw.randrange(self.chances[kind])))
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            self.kills[kind] += 1
+        elif status != 0:
+            self.faults.append(f"{self.name}: a writer failed by itself, to be killed {kind}")
+        left = wrong(self.root, self.subject, self.old, self.new, self.known)
+        self.faults += [f"{self.name}, killed {kind}: {fault}" for fault in left]
+        self.since += 1
+        finished = not self.old and (self.root / OUT).exists()
+        if self.since < KILLS_A_FOLDER and not finished:
+            return
+        if not finished:
+            status, _ = forked(self._work, lambda: None)
+            if status != 0 or content(self.root / OUT) != self.new:
+                self.faults.append(f"{self.name}: the same command again ended with status {status}, or other bytes")
+        self.since = 0
+        self._begin()
+
+
+def run(kills: int, seed: int, names: list[str] | None = None) -> dict[str, Any]:
+    """Kill that often, all subjects in turn; the result says how it ended."""
+    draw = random.Random(seed)
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    labeled = labeled.with_recipe(labeled.recipe.unfiltered())  # its acceptance rate need not be measured
+    with tempfile.TemporaryDirectory(prefix="dsgan-kill-") as scratch:
+        chosen = {name: s for name, s in subjects(labeled).items() if names is None or name.startswith(tuple(names))}
+        killers = [
+            Killer(name, subject, Path(scratch) / str(number), draw)
+            for number, (name, subject) in enumerate(chosen.items())
+        ]
+        for number in range(100 * kills):  # some writers are faster
+            done = sum(sum(killer.kills.values()) for killer in killers)
+            if done >= kills or sum(len(killer.faults) for killer in killers) > 20:
+                break
+            killers[number % len(killers)].kill()
+            progress(f"{done} of {kills} kills")
+    return {
+        "benchmark": "kill_exports",
+        "fingerprint": labeled.fingerprint,
+        "samples": SAMPLES,
+        "device": cpu_name(),
+        "torch": torch.__version__,
+        "seed": seed,
+        "kills": {killer.name: dict(killer.kills) for killer in killers},
+        "kills_in_all": sum(sum(killer.kills.values()) for killer in killers),
+        "faults": [fault for killer in killers for fault in killer.faults],
+    }
+
+
+def main() -> int:
+    """Kill, report, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=400, help="(default: 400)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--subject", action="append", help="first words of the subjects to kill (default: all)")
+    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    args = parser.parse_args()
+    result = run(args.kills, args.seed, args.subject)
+    for name, kinds in result["kills"].items():
+        print(f"{sum(kinds.values()):6}  {name}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+    print(f"{result['kills_in_all']:6}  in all")
+    for fault in result["faults"]:
+        print(f"FAULT  {fault}")
+    if result["faults"]:
+        return 1
+    print("nothing half written under a final name; every command ended as one that was never killed")
+    if args.out is not None:
+        write_report(args.out, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
