@@ -620,3 +620,12 @@ def test_ids_whose_hashes_are_all_the_same_take_no_longer_than_others(folder: Pa
     begin = time.process_time()
     assert equal(load_annotations(folder), masks)
     assert time.process_time() - begin < 20
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"{}", b"PK"])
+def test_where_the_one_file_of_all_images_cannot_be_read_no_image_is_said_to_lack_an_annotation(
+    folder: Path, content: bytes
+) -> None:
+    (folder / "coco.json").write_bytes(content)
+    (told,) = mistakes(folder, format="coco")
+    assert "coco.json" in told and "again" in told

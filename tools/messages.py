@@ -51,6 +51,16 @@ def printable(text: str) -> str:
     return re.sub(rf"(\S{{{_LONGEST_WORD}}})\S+", r"\1…", shown)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "sample"), counted(2000, "sample")
+        ('1 sample', '2000 samples')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _options(text: str, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Names of parameters in a message, and the options of this command that set them."""
     parser: argparse.ArgumentParser | None = getattr(args, "parser", None)

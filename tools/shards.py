@@ -8,6 +8,7 @@ import sys
 from dsgan_datasets.shards import Encoding, Folder, load_generator_of, repair_shards, verify_shards, write_shards
 from dsgan_datasets.shards.manifest import MANIFEST
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.messages import counted
 
 _WRITE = """dsgan shards write demo-faces faces --num-samples 5000 --samples-per-shard 1000
   dsgan shards write my-faces s3://bucket/faces --num-samples 1000000 --image-format jpg --engine ray
@@ -101,7 +102,8 @@ def run_write(args: argparse.Namespace) -> None:
     folder = Folder(args.out)
     megabytes = sum(folder.size(path.rsplit("/", 1)[1]) or 0 for path in paths) / 1e6
     first, end = (n * args.samples_per_shard for n in args.shard_range or (0, args.num_samples))
-    print(f"{min(end, args.num_samples) - first} samples in {len(paths)} shards ({megabytes:.1f} MB): {folder}")
+    samples, shards = counted(min(end, args.num_samples) - first, "sample"), counted(len(paths), "shard")
+    print(f"{samples} in {shards} ({megabytes:.1f} MB): {folder}")
     if MANIFEST not in folder.names():
         print("shards of other ranges are still missing; the writer of the last one finishes the set")
 
