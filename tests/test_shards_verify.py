@@ -498,6 +498,25 @@ def test_what_the_command_says_of_repairs(
     assert "--repair" not in capsys.readouterr().err
 
 
+def test_a_repair_with_other_bytes_says_so(
+    folder: Path,
+    filtered: LabeledGenerator,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = tmp_path_factory.mktemp("checkpoint") / "c"
+    filtered.save_pretrained(checkpoint)
+    words = ["shards", "verify", str(folder), "--repair", "--checkpoint", str(checkpoint), "--device", "cpu"]
+    lose(folder)
+    assert main(words) == 0 and "warning" not in capsys.readouterr().out
+    forge(folder, shard__sha256="0" * 64)  # as if another machine had written it
+    assert main([*words, "--strict"]) == 1
+    capsys.readouterr()
+    assert main(words) == 0
+    assert f"warning: {SECOND}: other bytes" in capsys.readouterr().out
+    assert main(words[:3]) == 0
+
+
 def test_places_that_are_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
     assert main(["shards", "verify", str(tmp_path / "file")]) == 1
