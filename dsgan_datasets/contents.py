@@ -110,7 +110,7 @@ def parse_json(content: bytes) -> Any:
         {}
     """
     if not content.strip():
-        raise ContentError("is empty")
+        raise ContentError("is empty: save or export it again")
     if kind := kind_of(content):
         raise ContentError(f"holds {kind}, not JSON")
     memory = sum(each * content.count(mark) for mark, each in _BYTES_EACH.items())
@@ -124,14 +124,16 @@ def parse_json(content: bytes) -> Any:
     except ContentError:
         raise
     except RecursionError:
-        raise ContentError("is not valid JSON that can be read: it is nested too deeply") from None
+        raise ContentError("is not valid JSON that can be read: it is nested too deeply: export it again") from None
     except UnicodeDecodeError as error:
         raise ContentError(f"is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except json.JSONDecodeError as error:
         other = "; it holds a table (CSV)" if _TABLE.match(content) else ""
-        raise ContentError(f"is not valid JSON ({error}{other})") from None
+        raise ContentError(f"is not valid JSON ({error}{other}): save or export it again") from None
     except ValueError:
-        raise ContentError("is not valid JSON that can be read: a number in it has thousands of digits") from None
+        raise ContentError(
+            "is not valid JSON that can be read: a number in it has thousands of digits: export it again"
+        ) from None
 
 
 #: Two lines with the same separator in both, and no bracket at the start.
@@ -141,8 +143,8 @@ _TABLE = re.compile(rb"[^\[{\n]{1,999}([,;\t])[^\n]*\n[^\n]*\1")
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ContentError(f"is not JSON that can be trusted: an object has the key {shown(twice)} twice, keep one")
     return found
 

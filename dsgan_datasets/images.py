@@ -132,6 +132,8 @@ def open_picture(
         raise PictureError(what, f"is a damaged PNG file ({damage}): copy or save it again")
     try:
         picture = Image.open(io.BytesIO(source), formats=[found])
+    except Image.DecompressionBombError as error:
+        raise PictureError(what, f"has more than the {most_pixels} pixels that are read: make it smaller") from error
     except Exception as error:  # a damaged file may raise anything at all
         raise _damaged(what, found, error) from error
     width, height = picture.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -375,6 +376,7 @@ HOSTILE_JSON = {
     "nested in an object": b'{"shapes": ' * 50_000 + b"1" + b"}" * 50_000,
     "digits": b'{"shapes": [{"label": "hat", "points": [[' + b"9" * 5000 + b", 1]]}]}",
     "twice": b'{"shapes": [], "shapes": [{"label": "hat"}], "images": [], "classes": []}',
+    "twice among many": b'{"shapes": [], ' + b",".join(b'"%d": 0' % i for i in range(300_000)) + b', "299999": 0}',
     "many objects": b"[" + b"{}," * 3_000_000 + b"{}]",
     "many lists": b"[" + b"[]," * 8_000_000 + b"[]]",
 }
@@ -572,3 +574,58 @@ def test_whole_coordinates_alone_are_a_warning(folder: Path) -> None:
     assert found.masks[0, 2:9, 2:9].eq(3).all() and found.masks.eq(3).sum() == 49
     coco_of(folder, [[[2, 2, 9.5, 2, 9, 9, 2, 9]]])
     assert not any("whole" in warning for warning in load_annotations(folder, allow_missing=True).warnings)
+
+
+def test_outlines_that_are_not_traced_are_filled_as_polygons_however_many_traced_ones_come_before(folder: Path) -> None:
+    """The first 20,000 outlines tell what a file holds; a later one must still be read as what it is."""
+    masks = write_coco(folder)
+    masks[:] = 0
+    traced, other = [[1, 0, 2, 1, 1, 2, 0, 1]] * 6667, [[4.4, 4.4, 16, 4.4, 16, 16, 4.4, 16]]
+    masks[:, :3, :3] = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
+    masks[2, 4:, 4:] = 2
+
+    def edit(content: dict[str, Any]) -> None:
+        ids = [image["id"] for image in content["images"]]
+        content["annotations"] = [{"image_id": i, "category_id": 2, "segmentation": traced} for i in ids]
+        content["annotations"].append({"image_id": ids[2], "category_id": 3, "segmentation": other})
+
+    change(folder / "coco.json", edit)
+    assert equal(load_annotations(folder), masks)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 1e300], ids=["long", "negative", "float"])
+@pytest.mark.parametrize("where", ["id", "width", "image_id", "category_id", "size"])
+def test_numbers_of_any_length_are_a_mistake_of_their_place(folder: Path, number: float, where: str) -> None:
+    write_coco(folder)
+
+    def edit(content: dict[str, Any]) -> None:
+        first = content["annotations"][0]
+        if where in ("id", "width"):
+            content["images"][0][where] = number
+        elif where == "size":
+            first["segmentation"] = {"size": [number, 16], "counts": [256]}
+        else:
+            first[where] = number
+
+    change(folder / "coco.json", edit)
+    told = mistakes(folder)
+    assert told and not any("Error" in mistake or len(mistake) > 400 for mistake in told), told
+
+
+def test_ids_whose_hashes_are_all_the_same_take_no_longer_than_others(folder: Path) -> None:
+    masks = write_coco(folder)
+    modulus = 2**61 - 1  # of Python's hashes of integers
+    more = [{"id": (i + 1) * modulus, "file_name": f"other{i}.png"} for i in range(100_000)]
+    change(folder / "coco.json", lambda c: c["images"].extend(more))
+    begin = time.process_time()
+    assert equal(load_annotations(folder), masks)
+    assert time.process_time() - begin < 20
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"{}", b"PK"])
+def test_where_the_one_file_of_all_images_cannot_be_read_no_image_is_said_to_lack_an_annotation(
+    folder: Path, content: bytes
+) -> None:
+    (folder / "coco.json").write_bytes(content)
+    (told,) = mistakes(folder, format="coco")
+    assert "coco.json" in told and "again" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -288,6 +289,36 @@ def test_damage_is_named(saved: Path, damage: Callable[[Path], None], message: s
     with pytest.raises(ValueError, match=message) as caught:
         LabeledGenerator.from_pretrained(saved, device="cpu")
     assert isinstance(caught.value, CheckpointError) or "schema names" in str(caught.value)
+
+
+def test_weights_are_only_read_if_header_and_length_agree(saved: Path) -> None:
+    """A sparse file is as long as it likes: it must be refused before it is in memory."""
+    with (saved / "generator.safetensors").open("r+b") as file:
+        file.truncate(2**29)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"generator\.safetensors \(536870912 bytes\) is damaged: \S"):
+        LabeledGenerator.from_pretrained(saved, device="cpu")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "config.json is empty"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"9" * 5000, "thousands of digits"),
+        (b'{"a": 1, "a": 2}', "the key 'a' twice"),
+        (b'{"a": "\xe9"}', "is not UTF-8 text"),
+        (b"PK\3\4", "holds a zip archive, not JSON"),
+    ],
+)
+def test_a_config_that_is_something_else_says_so_in_plain_words(saved: Path, content: bytes, message: str) -> None:
+    (saved / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        LabeledGenerator.from_pretrained(saved, device="cpu")
+    assert "copy the checkpoint again" in str(caught.value)
 
 
 def test_what_a_newer_version_adds_is_kept(saved: Path, tmp_path: Path) -> None:

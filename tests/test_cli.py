@@ -40,6 +40,15 @@ def test_preview_writes_a_sheet(tmp_path: Path) -> None:
     assert len(places) == 1
 
 
+def test_counts_and_warnings_are_said_as_a_person_would(tmp_path: Path) -> None:
+    (tmp_path / "demo-faces").mkdir()  # which two steps of the command warn of
+    done = dsgan("preview", "demo-faces", "--num-samples", 1, "--device", "cpu", cwd=tmp_path)
+    assert "preview of 1 sample:" in done.stdout and done.stderr.count("is the built-in checkpoint") == 1
+    words = ("annotate", "export", "demo-faces", "one", "--num", 1, "--candidates", 1, "--device", "cpu")
+    done = dsgan(*words, cwd=tmp_path)
+    assert "1 image, 64×64" in done.stdout and "Triggered internally" not in done.stderr
+
+
 def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "demo-faces"]) == 0
     printed = capsys.readouterr().out

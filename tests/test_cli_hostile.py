@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dsgan_datasets.checkpoints.directory import PRETRAINED
 from dsgan_datasets.export import FORMATS, ExportInput, export
 from dsgan_datasets.tools import cli
 from dsgan_datasets.tools.cli import main
+from dsgan_datasets.tools.messages import printable
 
 GENERATOR = str(GOLDEN / "sg2ada_fullsnapshot16.pkl")
 DEEP = "[" * 100_000
@@ -256,3 +258,12 @@ def test_text_that_is_not_unicode_loses_no_work(tmp_path: Path) -> None:
     for name in ("a\udce4", "a\nb", "a\x1b[2J"):
         with pytest.raises(ValueError, match="must be text that can be written and shown"):
             LabelSchema(("background", name))
+
+
+@pytest.mark.parametrize("part", ["x", "a:", "a:/", "a:/b?", "://a:b", "a:b@", "é"])
+def test_a_message_that_quotes_a_very_long_word_takes_no_time_and_shows_no_secret(part: str) -> None:
+    begin = time.process_time()
+    for text in (f"no {part * 100_000} there", f"no https://me:{part * 100_000}@host there"):
+        shown = printable(text)
+        assert shown.startswith("no ") and shown.endswith(" there") and len(shown) < 400
+    assert "me:" not in shown and time.process_time() - begin < 5

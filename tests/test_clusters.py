@@ -197,6 +197,9 @@ def test_clusters_may_share_a_name(generator: FeatureGenerator, clusters: Cluste
     ("content", "message"),
     [
         ("{", "is not valid JSON"),
+        ("", "is empty"),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"0": "a", "0": "b", "1": "c"}', "the key '0' twice"),
         ("[1]", "must be an object, cluster -> class name"),
         ('{"0": 1, "1": "a"}', "must be an object, cluster -> class name"),
         ('{"0": "a"}', "missing: 1"),

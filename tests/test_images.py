@@ -166,3 +166,12 @@ def test_pictures_are_opened_in_one_place_only(folder: str) -> None:
                 owner = node.value.id if isinstance(node.value, ast.Name) else ""
                 opens = (owner, node.attr) in OPENERS or node.attr in ("imread", "imdecode", "decode_jpeg")
                 assert not opens or (path.name == "images.py" and folder == "dsgan_datasets"), f"{path}:{node.lineno}"
+
+
+def test_a_picture_of_too_many_pixels_is_not_called_damaged() -> None:
+    """Pillow refuses this one itself, in its own words."""
+    content = bytearray(png(IDS))
+    content[16:24] = struct.pack(">II", 30_000, 30_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    with pytest.raises(PictureError, match="has more than the 33554432 pixels that are read: make it smaller"):
+        open_picture(bytes(content))

@@ -27,6 +27,7 @@ from dsgan_datasets.pictures import photo, sheet
 from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.messages import counted
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -193,8 +194,9 @@ def run_export(args: argparse.Namespace) -> None:
         name=args.generator,
     )
     psi = exported.recipe.truncation_psi
+    images = counted(len(exported.images), "image")
     print(
-        f"{len(exported.images)} images, {exported.size[1]}×{exported.size[0]}, psi {psi:g}: {args.out.resolve()}\n"
+        f"{images}, {exported.size[1]}×{exported.size[0]}, psi {psi:g}: {args.out.resolve()}\n"
         f"classes: {', '.join(exported.schema.classes)}\n"
         f"what to do next: {args.out.resolve() / 'README.txt'}"
     )

@@ -11,6 +11,7 @@ from dsgan_datasets.export.writing import INSTANCES
 from dsgan_datasets.shards.manifest import MANIFEST
 from dsgan_datasets.shards.progress import UNFINISHED
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.messages import counted
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         min_instance_area=args.min_instance_area,
     )
     parts = ", ".join(f"{count} {name}".rstrip() for name, count in counts.items())
-    print(f"{input.num_samples} samples as {args.format} ({parts}): {args.out.resolve()}")
+    print(f"{counted(input.num_samples, 'sample')} as {args.format} ({parts}): {args.out.resolve()}")
 
 
 def _input(args: argparse.Namespace) -> ExportInput:

@@ -11,6 +11,8 @@ from dsgan_datasets.recipe import RecipeOverrides
 
 #: A message quotes arguments and files; more of one word than this helps nobody.
 _LONGEST_WORD = 300
+#: In a longer word no address is looked for: hardly anything of it is shown.
+_MOST_SEARCHED = 2000
 
 
 def explain(error: Exception, args: argparse.Namespace) -> str:
@@ -43,12 +45,24 @@ def printable(text: str) -> str:
         >>> printable("no file a\\x1b[2J, no s3://key:secret@bucket/a?signature=1")
         'no file a\\\\x1b[2J, no s3://…@bucket/a?…'
     """
+    # So long a word would take the patterns below minutes. Behind a colon there may be a password.
+    text = re.sub(rf"\S{{{_MOST_SEARCHED}}}\S*", lambda word: f"{word[0][:_LONGEST_WORD].partition(':')[0]}…", text)
     # One slash is what a `Path` leaves of two.
     text = re.sub(r"(\w:/{1,2})[^/\s@]+@", r"\1…@", text)
     text = re.sub(r"[^\s/:@'\"]+:[^\s/@'\"]+@", "…@", text)  # as network packages quote them
     text = re.sub(r"(\w:/{1,2}[^\s?]+\?)[^\s'\"]+", r"\1…", text)
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     return re.sub(rf"(\S{{{_LONGEST_WORD}}})\S+", r"\1…", shown)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "sample"), counted(2000, "sample")
+        ('1 sample', '2000 samples')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _options(text: str, args: argparse.Namespace) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from dsgan_datasets.pictures import contact_sheet, photo, sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.messages import counted
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.out) as file:
         picture.save(file, format="PNG" if args.out.suffix.lower() == ".png" else "JPEG")
-    print(f"preview of {args.num_samples} {'samples' if has_labels else 'images'}: {args.out.resolve()}")
+    what = counted(args.num_samples, "sample" if has_labels else "image")
+    print(f"preview of {what}: {args.out.resolve()}")
     if not has_labels:
         name = args.checkpoint
         print(

@@ -114,7 +114,15 @@ def standard_streams() -> Iterator[Output]:
             cast(Any, stream).reconfigure(errors="replace")  # a terminal without × still gets the rest of the line
     out, err = Output(sys.stdout), Output(sys.stderr)
     with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)), warnings.catch_warnings():
-        warnings.showwarning = lambda message, *where: print(f"dsgan: warning: {message}", file=sys.stderr)
+        printed = set()
+
+        def once(message: Warning | str, *where: Any, **more: Any) -> None:
+            """Two places in the code may give the same warning; the user reads it once."""
+            if (line := f"dsgan: warning: {message}") not in printed:
+                printed.add(line)
+                print(line, file=sys.stderr)
+
+        warnings.showwarning = once
         # Python hides these from users of a program; here the old names are theirs.
         warnings.filterwarnings("default", ".* is deprecated and will be removed in version", DeprecationWarning)
         try:

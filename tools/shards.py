@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from dsgan_datasets.shards import Encoding, Folder, load_generator_of, repair_shards, verify_shards, write_shards
-from dsgan_datasets.shards.manifest import MANIFEST
+from dsgan_datasets.shards.manifest import MANIFEST, Manifest
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.messages import counted
 
 _WRITE = """dsgan shards write demo-faces faces --num-samples 5000 --samples-per-shard 1000
   dsgan shards write my-faces s3://bucket/faces --num-samples 1000000 --image-format jpg --engine ray
@@ -101,9 +102,17 @@ def run_write(args: argparse.Namespace) -> None:
     folder = Folder(args.out)
     megabytes = sum(folder.size(path.rsplit("/", 1)[1]) or 0 for path in paths) / 1e6
     first, end = (n * args.samples_per_shard for n in args.shard_range or (0, args.num_samples))
-    print(f"{min(end, args.num_samples) - first} samples in {len(paths)} shards ({megabytes:.1f} MB): {folder}")
+    samples, shards = counted(min(end, args.num_samples) - first, "sample"), counted(len(paths), "shard")
+    print(f"{samples} in {shards} ({megabytes:.1f} MB): {folder}")
     if MANIFEST not in folder.names():
         print("shards of other ranges are still missing; the writer of the last one finishes the set")
+
+
+def _hashes(outdir: str) -> dict[str, str]:
+    """SHA-256 of each shard, as the manifest records it; none of an unfinished set."""
+    folder = Folder(outdir)
+    shards = Manifest.read(folder).shards if MANIFEST in folder.names() else ()
+    return {shard.name: shard.sha256 for shard in shards}
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -117,15 +126,23 @@ def run_verify(args: argparse.Namespace) -> int:
     strangers = [problem for problem in problems if problem.kind == "foreign"]
     if len(strangers) < len(problems) and args.repair:
         labeled = load_generator_of(args.out, args.checkpoint, device=args.device)
+        before = _hashes(args.out)
         strangers = repair_shards(args.out, labeled, strict=args.strict)
+        after = _hashes(args.out)
         for problem in problems:
             if problem.kind != "foreign":
                 print(f"{problem.name}: {'removed' if problem.kind == 'duplicate' else 'regenerated'}")
+        if others := [name for name in before if before[name] != after[name]]:
+            print(
+                f"warning: {', '.join(others[:5])}{', …' * (len(others) > 5)}: other bytes than those written first: "
+                "this machine or version computes other last digits. The labels agree, and the manifest records the "
+                "new bytes; --strict refuses them"
+            )
         problems = strangers
     elif len(strangers) < len(problems):
         print("--repair regenerates damaged and missing shards, and removes copies", file=sys.stderr)
     if strangers:
-        print(f"{len(strangers)} tars are not of this set: move them elsewhere", file=sys.stderr)
+        print("tars that are not of this set: move them elsewhere", file=sys.stderr)
     if not problems:
         print(f"all shards are as the manifest says: {Folder(args.out)}")
     return 1 if problems else 0

@@ -11,6 +11,7 @@ from dsgan_datasets.files import atomic_write
 from dsgan_datasets.pictures import save_png, stacked
 from dsgan_datasets.statistics import LabelStatistics, Statistics, measure
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.messages import counted
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_tables(found: Statistics) -> None:
-    print(f"{found.num_samples} samples")
+    print(counted(found.num_samples, "sample"))
     for field, label in found.labels.items():
         _print_table(field, label)
     if found.score_quantiles is not None:

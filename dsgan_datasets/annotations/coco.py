@@ -122,7 +122,9 @@ def coco_readers(
     for image_id, orphans in by_image.items():
         given = shown(orphans[0].get("image_id"))
         reason = "is not a number or text" if image_id is None else "is not in the file"
-        found.error(where, f"{len(orphans)} annotations are of image id {given}, which {reason}")
+        found.error(
+            where, f"{len(orphans)} of its annotations have the image id {given}, which {reason}: export it again"
+        )
     return readers
 
 
@@ -206,6 +208,7 @@ def _region(annotation: Mapping[str, Any], canvas: Canvas, traced: bool) -> Arra
         polygons = list(map(_polygon, _nested(segmentation)))
         if all(polygon is not None for polygon in polygons):
             kept = [polygon for polygon in polygons if polygon is not None]
+            traced = traced and all(_points_are_pixels(polygon, canvas.mask.shape) for polygon in kept)
             return canvas.contours(kept) if traced else canvas.polygons(kept)
     raise ContentError("a polygon is a flat list x, y, x, y, … of three points or more: draw it again")
 
@@ -237,10 +240,9 @@ def _style(segmentations: Sequence[Any], size: tuple[int, int], where: str, foun
     """
     lists = (s for s in segmentations if isinstance(s, list) and s)
     polygons = (p for s in lists for p in map(_polygon, _nested(s)) if p is not None)
-    height, width = size
     diagonals, straight, polygon = 0, True, None
     for polygon in islice(polygons, _MOST_LOOKED_AT):
-        if (polygon % 1).any() or polygon.min() < 0 or (polygon > (width - 1, height - 1)).any():
+        if not _points_are_pixels(polygon, size):
             return False
         step = np.abs(np.roll(polygon, -1, axis=0) - polygon)
         diagonal = (step[:, 0] == step[:, 1]) & (step[:, 0] > 0)
@@ -260,6 +262,12 @@ def _style(segmentations: Sequence[Any], size: tuple[int, int], where: str, foun
             "each region lost its right and lower border: export run lengths (RLE) or mask pictures instead",
         )
     return traced
+
+
+def _points_are_pixels(polygon: Array, size: tuple[int, ...]) -> bool:
+    """Whether all points are whole numbers of a column and a row that the picture has."""
+    height, width = size
+    return not (polygon % 1).any() and polygon.min() >= 0 and bool((polygon <= (width - 1, height - 1)).all())
 
 
 def decode_rle(encoded: Mapping[str, Any], size: tuple[int, int]) -> Array:

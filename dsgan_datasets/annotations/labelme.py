@@ -210,6 +210,10 @@ def _points(value: Any) -> Array | None:
 def _decoded(encoded: str, **expected: Any) -> Image.Image:
     """A PNG in base64, see `open_picture`; a ContentError if it cannot be read."""
     try:
-        return open_picture(base64.b64decode(encoded, validate=True), what="the picture in it", **expected)
+        content = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        raise ContentError("the picture in it is not base64 text: draw it again, or remove it") from None
+    try:
+        return open_picture(content, what="the picture in it", **expected)
     except ValueError as error:
         raise ContentError(f"{error}: draw it again, or remove it") from None

@@ -129,7 +129,8 @@ def _stacked(images: Sequence[Array | None]) -> Tensor | None:
 def _check_names(material: Material, missing: Sequence[str], found: Findings, *, allow_missing: bool) -> None:
     """Every image needs an annotation, and every annotation should be of an image: it may be the missing one."""
     images, readers = material.images, material.readers
-    if not allow_missing or len(missing) == len(images):
+    unread = bool(found.count) and len(missing) == len(images)  # the file of all of them: that is the mistake
+    if not unread and (not allow_missing or len(missing) == len(images)):
         for name in missing:
             found.error(
                 name, "has no annotation: annotate it too, or leave it out with allow_missing (--allow-missing)"

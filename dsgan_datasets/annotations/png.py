@@ -56,8 +56,8 @@ def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
 def wrong_size(got: tuple[int, int], expected: tuple[int, int]) -> str:
     """Message about a wrong size; both are (H, W) and shown as width × height."""
     return (
-        f"is {got[1]}×{got[0]} pixels, its image is {expected[1]}×{expected[0]}: annotate the exported image, "
-        "and do not scale or crop the mask"
+        f"is {shown(got[1])}×{shown(got[0])} pixels, its image is {expected[1]}×{expected[0]}: annotate the exported "
+        "image, and do not scale or crop the mask"
     )
 
 

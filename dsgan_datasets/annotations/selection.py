@@ -35,6 +35,8 @@ def diverse(points: Tensor, count: int, weights: Tensor | None = None) -> list[i
     """
     if not 1 <= count <= len(points):
         raise ValueError(f"cannot choose {count} of {len(points)} candidates")
+    if len(points) == 1:
+        return [0]  # which has no deviation to standardize by
     points = (points - points.mean(0)) / points.std(0).clamp_min(1e-6)
     if weights is None:
         first, weights = int(points.square().sum(1).argmin()), torch.ones(len(points), device=points.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +11,7 @@ from urllib.parse import unquote
 _LONGEST_NAME = 4096
 #: Digits of a number in text; more would be no id and no size.
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(?:\.0*)?")
+_LONG = 10**15
 
 
 class ImageNames:
@@ -59,13 +59,16 @@ def identity(value: Any) -> int | str | None:
         [1, 1, 1, 1, 'a', None, None]
     """
     number = whole(value)
-    return number if number is not None else value.strip() if isinstance(value, str) else None
+    if number is not None:
+        # Longer ones stay text, also because a stranger can choose integers whose hashes are all the same.
+        return number if abs(number) < _LONG else str(number)
+    return value.strip() if isinstance(value, str) else None
 
 
 def whole(value: Any) -> int | None:
     """A whole number, whether it was written as 128, 128.0, "128" or "128.0"; else None."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return int(float(value))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return int(value) if math.isfinite(value) and value == int(value) else None
+    if isinstance(value, int):
+        return None if isinstance(value, bool) else value
+    return int(value) if isinstance(value, float) and value.is_integer() else None

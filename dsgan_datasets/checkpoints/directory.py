@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.migrations import FORMAT_VERSION, changed, migrate
 from dsgan_datasets.checkpoints.pickles import check_content
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
+from dsgan_datasets.contents import ContentError, parse_json
 from dsgan_datasets.files import atomic_write, written_whole
 
 _LARGEST_CONFIG = 4 * 2**20  # bytes
@@ -89,9 +91,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > _LARGEST_CONFIG:
         raise CheckpointError(f"{path} has {size} bytes; a config has at most {_LARGEST_CONFIG}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+        config = parse_json(path.read_bytes())
+    except ContentError as error:
+        raise CheckpointError(f"{path} {error}: copy the checkpoint again") from error
     try:
         check_content(config, size)
     except CheckpointError as error:
@@ -130,8 +132,12 @@ def read_tensors(path: Path, sha256: object, *, recorded: bool = True) -> dict[s
     if not path.is_file():
         raise CheckpointError(f"{path} is missing")
     try:
+        with safetensors.safe_open(path, "pt"):  # its header must fit its length, before all of it is read
+            pass
         content = path.read_bytes()
         tensors = safetensors.torch.load(content)  # not load_file: its tensors are the pages of the file
+    except MemoryError as error:
+        raise CheckpointError(f"{path} ({path.stat().st_size} bytes) needs more memory than there is") from error
     except Exception as error:  # SafetensorError, and whatever else a type that torch does not know may raise
         raise CheckpointError(f"{path} ({path.stat().st_size} bytes) is damaged: {error}") from error
     if recorded and (found := digest_tensors(tensors)) != sha256:

@@ -5,10 +5,8 @@ The paper names clusters with CLIP; here names come from a file, or from masks o
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets.checks import integer
+from dsgan_datasets.contents import LONGEST_JSON, ContentError, parse_json, read_bounded
 from dsgan_datasets.fitting.annotated import AnnotatedImages, check_annotated
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
@@ -166,9 +165,9 @@ def names_from_json(path: str | os.PathLike[str], clusters: int) -> dict[int, st
         ValueError: not such an object, or clusters that are missing or do not exist.
     """
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        stored = parse_json(read_bounded(path, LONGEST_JSON))
+    except ContentError as error:
+        raise ValueError(f"{path} {error}") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) and name.strip() for name in stored.values()):
         raise ValueError(f'{path} must be an object, cluster -> class name: {{"0": "background", "1": "hair", …}}')
     expected = {str(i) for i in range(clusters)}

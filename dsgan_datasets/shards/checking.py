@@ -12,7 +12,7 @@ from dsgan_datasets.checkpoints.directory import built_in
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.environment import environment
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.shards.errors import NO_FILE, ShardError
+from dsgan_datasets.shards.errors import ShardError, no_file
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.jobs import ProgressBar, byte_bar, write_numbers
 from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest, write_manifest
@@ -122,8 +122,8 @@ def _problem(
     """What happened to a shard whose bytes are not those recorded; None if they are."""
     try:
         size, digest = measure(folder, shard.name, largest, bar)
-    except FileNotFoundError:
-        return Problem(shard.name, "missing", NO_FILE)
+    except FileNotFoundError as error:
+        return Problem(shard.name, "missing", no_file(error))
     if digest == shard.sha256:
         return None
     if digest in hashes:

@@ -19,6 +19,15 @@ NO_FILE = "there is no such file"
 _LONGEST = 500
 
 
+class NotAFile(FileNotFoundError):
+    """There is a folder, a pipe or a device where a file should be: opening it might wait without end."""
+
+
+def no_file(error: FileNotFoundError) -> str:
+    """What is wrong with a shard that is not there, in words."""
+    return error.args[1] if isinstance(error, NotAFile) else NO_FILE
+
+
 class ShardError(ValueError):
     """Shards that are damaged, incomplete, or not those that were asked for.
 

@@ -9,8 +9,10 @@ HTTP, see `http.py`. Names are never given to a call that takes patterns: they m
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ from upath import UPath
 from dsgan_datasets.credentials import secrets_of, without_credentials
 from dsgan_datasets.files import atomic_write, create, remove_leftovers
 from dsgan_datasets.shards import http
+from dsgan_datasets.shards.errors import NotAFile
 from dsgan_datasets.shards.stored import StoredFile, storage_error
 
 #: Seconds of silence after which a server counts as stalled.
@@ -191,6 +194,7 @@ class Folder:
         with self._errors(name):
             if self._is_http:
                 return http.read(self.files, self._at(name), start, end)
+            self._check_ordinary(name)
             return bytes(self.files.cat_file(self._at(name), start=start, end=end))
 
     def open(self, name: str) -> BinaryIO | StoredFile:
@@ -201,6 +205,7 @@ class Folder:
             OSError: it cannot be read.
         """
         if (local := self.local) is not None:
+            self._check_ordinary(name)
             return (local / name).open("rb")
         return StoredFile(lambda: self._open(name), lambda: self._errors(name))
 
@@ -216,12 +221,23 @@ class Folder:
         file: IO[bytes] = self.files.open(self._at(name), "rb")
         return file
 
+    def _check_ordinary(self, name: str) -> None:
+        """NotAFile if something else than a file has the name, on this machine: a pipe would be waited for."""
+        if (local := self.local) is not None and not stat.S_ISREG(mode := (local / name).stat().st_mode):
+            kind = "folder" if stat.S_ISDIR(mode) else "device or a pipe"
+            reason = f"there is a {kind} in its place: move that elsewhere"
+            raise NotAFile(errno.ENOENT, reason, os.fspath(local / name))
+
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         """A file to write to; it appears under its name when the block ends without error."""
         local = self.local
         if local is not None:
             (local / name).parent.mkdir(parents=True, exist_ok=True)
+            if (local / name).is_dir():
+                raise IsADirectoryError(
+                    errno.EISDIR, "there is a folder in its place: move that elsewhere", self.at(name)
+                )
             with atomic_write(local / name) as file:
                 yield file
             return

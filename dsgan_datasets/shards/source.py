@@ -16,7 +16,7 @@ from dsgan_datasets.checks import names
 from dsgan_datasets.credentials import without_credentials
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.codec import decode
-from dsgan_datasets.shards.errors import NO_FILE, REPAIR_HINT, ShardError, damage_as_shard_error, damaged
+from dsgan_datasets.shards.errors import REPAIR_HINT, ShardError, damage_as_shard_error, damaged, no_file
 from dsgan_datasets.shards.folder import location_text
 from dsgan_datasets.shards.http import WholeFilesOnly
 from dsgan_datasets.shards.jobs import byte_bar
@@ -245,7 +245,7 @@ class _OpenShard:
             self._place, self._file = place, _copied(place)
             return self._part(place, offsets[begin], offsets[end])
         except FileNotFoundError as error:
-            raise damaged(place.where, NO_FILE, REPAIR_HINT) from error
+            raise damaged(place.where, no_file(error), REPAIR_HINT) from error
 
     def _part(self, place: Place, start: int, end: int) -> bytes:
         if self._file is None or self._place is not place:

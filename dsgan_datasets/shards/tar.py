@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tarfile import BLOCKSIZE, TarInfo
 from typing import Any, BinaryIO, Protocol
 
-from dsgan_datasets.shards.errors import NO_FILE, REPAIR_HINT, damage_as_shard_error, damaged
+from dsgan_datasets.shards.errors import REPAIR_HINT, damage_as_shard_error, damaged, no_file
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.plan import CHECKSUM_DIGITS, Shard
 
@@ -136,7 +136,7 @@ def read_records(folder: Folder, shard: Shard, first: int, end: int) -> Iterator
     try:
         content = memoryview(folder.read(shard.name, start, shard.offsets[end]))
     except FileNotFoundError as error:
-        raise damaged(where, NO_FILE, REPAIR_HINT) from error
+        raise damaged(where, no_file(error), REPAIR_HINT) from error
     for number in range(first, end):
         with damage_as_shard_error(where, REPAIR_HINT):
             part = bytes(content[shard.offsets[number] - start : shard.offsets[number + 1] - start])
