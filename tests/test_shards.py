@@ -364,7 +364,7 @@ def test_the_command_writes_resumes_and_refuses(tmp_path: Path, capsys: pytest.C
     command = ["shards", "write", "demo-faces", str(tmp_path), "--num-samples", "4", "--samples-per-shard", "2"]
     assert main([*command, "--shard-range", "0:1", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert "2 samples in 1 shards" in printed and "still missing" in printed
+    assert "2 samples in 1 shard " in printed and "still missing" in printed
     assert main([*command, "--device", "cpu"]) == 0
     assert "4 samples in 2 shards" in capsys.readouterr().out
     assert main([*command, "--device", "cpu", "--seed", "1"]) == 1

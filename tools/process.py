@@ -116,13 +116,13 @@ def standard_streams() -> Iterator[Output]:
     with redirect_stdout(cast(TextIO, out)), redirect_stderr(cast(TextIO, err)), warnings.catch_warnings():
         printed = set()
 
-        def once(message: Warning | str, *where: Any, **more: Any) -> None:
+        def once(message: Warning | str) -> None:
             """Two places in the code may give the same warning; the user reads it once."""
             if (line := f"dsgan: warning: {message}") not in printed:
                 printed.add(line)
                 print(line, file=sys.stderr)
 
-        warnings.showwarning = once
+        warnings.showwarning = lambda message, *where: once(message)
         # Python hides these from users of a program; here the old names are theirs.
         warnings.filterwarnings("default", ".* is deprecated and will be removed in version", DeprecationWarning)
         try:

@@ -122,9 +122,7 @@ def coco_readers(
     for image_id, orphans in by_image.items():
         given = shown(orphans[0].get("image_id"))
         reason = "is not a number or text" if image_id is None else "is not in the file"
-        found.error(
-            where, f"{len(orphans)} of its annotations have the image id {given}, which {reason}: export it again"
-        )
+        found.error(where, f"annotations of image id {given}, which {reason} ({len(orphans)} in all): export it again")
     return readers
 
 
