@@ -50,11 +50,11 @@ def without_credentials(text: str, known: Iterable[str] = ()) -> str:
 
 
 def secrets_of(location: str) -> frozenset[str]:
-    """The credentials in a URL, as they stand there and decoded: packages quote them without the URL around them.
+    """The credentials in a URL, as written, decoded and encoded: packages quote them without the URL around them.
 
     Example:
         >>> sorted(secrets_of("https://me:pass%21word@host/set?sig=abcdef"))
-        ['abcdef', 'me:pass%21word', 'me:pass!word', 'pass!word', 'pass%21word']
+        ['abcdef', 'me%3Apass%21word', 'me:pass!word', 'me:pass%21word', 'pass!word', 'pass%21word']
     """
     found = set()
     if user := _USER.search(location):

@@ -179,7 +179,7 @@ def test_weights_of_another_checkpoint_are_noticed(tmp_path: Path) -> None:
         next(generator.parameters()).add_(1)
     save_generator(generator, tmp_path / "b")
     (tmp_path / "a" / "generator.safetensors").write_bytes((tmp_path / "b" / "generator.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match="damaged or belongs to another checkpoint"):
+    with pytest.raises(CheckpointError, match="belongs to another checkpoint"):
         load_generator(tmp_path / "a", device="cpu")
 
 
@@ -409,6 +409,7 @@ def test_layouts_of_another_architecture(name: str, features: FeatureLayout, all
 def test_shapes_that_no_stylegan3_has(tmp_path: Path, change: dict[str, Any]) -> None:
     save_generator(load_generator(PROBES / "sg3_t_32.pkl", device="cpu"), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["parts_sha256"]  # else the change itself is noticed
     config["parts"]["generator"]["config"].update(change)
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="config is not usable"):
@@ -422,6 +423,7 @@ def test_shapes_that_no_stylegan3_has(tmp_path: Path, change: dict[str, Any]) ->
 def test_layers_that_no_stylegan3_has(tmp_path: Path, field: str, value: Any) -> None:
     save_generator(load_generator(PROBES / "sg3_t_32.pkl", device="cpu"), tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["parts_sha256"]  # else the change itself is noticed
     config["parts"]["generator"]["config"]["layers"][3][field] = value
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="config is not usable"):
