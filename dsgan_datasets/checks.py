@@ -26,7 +26,7 @@ def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> i
     return number
 
 
-def boolean(name: str, value: Any) -> bool:
+def boolean(name: str, value: Any, allowed: str = "True or False") -> bool:
     """The value as a bool (numpy's and torch's too); ValueError unless it is one.
 
     Example:
@@ -35,7 +35,7 @@ def boolean(name: str, value: Any) -> bool:
         ValueError: same_epoch must be True or False, not 'no'
     """
     if not is_boolean(value):
-        raise ValueError(f"{name} must be True or False, not {value!r:.80}")
+        raise ValueError(f"{name} must be {allowed}, not {value!r:.80}")
     return bool(value)
 
 

@@ -130,7 +130,7 @@ class ResumableStream(IterableDataset[Item_co]):
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
         if split_by_rank is not None:
-            split_by_rank = boolean("split_by_rank", split_by_rank)
+            split_by_rank = boolean("split_by_rank", split_by_rank, "True, False or None")
         if world_size is not None:
             world_size = integer("world_size", world_size, 1)
             rank = integer("rank", rank, 0, world_size - 1)
