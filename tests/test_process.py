@@ -33,17 +33,12 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+pytestmark = pytest.mark.usefixtures("interruptible")
+
+
 def stopped(command: list[str], folder: Path, begun: Callable[[], bool], number: int) -> tuple[int, str]:
     """Exit status and standard error of a command that gets a signal once it has begun."""
-    child = subprocess.Popen(
-        [*CLI, *command],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=QUIET_CPU,
-        # A shell lets its jobs in the background ignore SIGINT, and they their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    child = subprocess.Popen([*CLI, *command], cwd=folder, stderr=subprocess.PIPE, text=True, env=QUIET_CPU)
     for _ in range(600):
         if begun() or child.poll() is not None:
             break

@@ -150,14 +150,6 @@ def test_uploads_of_killed_writers_are_given_up(bucket: str, filtered: LabeledGe
     assert uploads(bucket) == [f"set/{FIRST}.mine"]  # which is somebody's
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also in a job in the background, which a shell lets ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_upload_is_given_up(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of a large file."""
