@@ -90,7 +90,7 @@ def test_every_long_command_stops_in_order(tmp_path: Path, verb: str) -> None:
         export_to(tmp_path / "annotations")
         write_masks(tmp_path / "annotations")
     command = {
-        "fit": ["fit", GENERATOR, "../annotations", "out", "--folds", "0", "--steps", "1000000"],
+        "fit": ["fit", GENERATOR, "../annotations", "out", "--folds", "0", "--steps", "30000"],
         "cluster": ["cluster", "demo-faces", "out", "--num-samples", "100000"],
         "calibrate": ["calibrate", "demo-faces", "out", "--num-samples", "100000"],
         "annotate": ["annotate", "export", "demo-faces", "out", "--candidates", "100000"],
