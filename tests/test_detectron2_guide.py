@@ -61,7 +61,7 @@ def test_what_a_user_writes_is_short() -> None:
     assert len(yaml[yaml.index("DSGAN:") : yaml.index("MODEL:")].split("\n")) < 10
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_lazy_example_runs(clean: None, tmp_path: Path) -> None:
     adapter.register("few", "demo-faces", task="instances", seed=1, length=3)
     options = ["dataloader.test.dataset.names=few", "dataloader.evaluator.name=few", "train.max_iter=1"]

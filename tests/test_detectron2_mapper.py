@@ -44,6 +44,7 @@ register = detectron2_support.register
 real = detectron2_support.real
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("trainer", [StockTrainer, FastTrainer])
 @pytest.mark.parametrize("task", ARCHITECTURES)
 def test_training_learns(clean: None, tmp_path: Path, trainer: type[DefaultTrainer], task: str) -> None:

@@ -77,6 +77,7 @@ def _two_ranks(checkpoint: str, out: str) -> None:
     Path(out, f"rank{defaults.comm.get_rank()}.json").write_text(json.dumps([*seen, epoch]))
 
 
+@pytest.mark.extended
 def test_two_ranks_see_disjoint_samples(checkpoint: str, tmp_path: Path) -> None:
     """Through Detectron2's launch and DDP; its workers are spawned and know of no process group."""
     launch(_two_ranks, 2, dist_url="auto", args=(checkpoint, str(tmp_path)))
@@ -87,6 +88,7 @@ def test_two_ranks_see_disjoint_samples(checkpoint: str, tmp_path: Path) -> None
     assert (first[2], second[2]) == ([0, 2, 4], [1, 3, 5])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("trainer", [StockTrainer, FastTrainer])
 def test_mixing_in_training_from_yaml(

@@ -110,7 +110,7 @@ def _accelerate(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_accelerate_shares_out_each_sample_once(tmp_path: Path) -> None:
     """A launcher that shares out batches itself got every n-th of every n-th sample: 5 of 10 were never seen."""
     pytest.importorskip("accelerate")

@@ -175,7 +175,7 @@ def test_reused_samples_come_from_the_ring(segmentation: Any) -> None:
 # ----------------------------------------------------------------------------------------------------------- rows
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_every_row_trains(segmentation: Any, sources: Any) -> None:
     """Right shapes, right number of unlabeled images, and a loss that falls."""
     students, k = segmentation.students, sources.schema.num_classes

@@ -20,7 +20,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_plain_pytorch_training_learns_from_the_stream() -> None:
     losses = load(ROOT / "examples" / "pytorch" / "train.py").train(steps=25)
     assert len(losses) == 25

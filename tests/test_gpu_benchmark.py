@@ -111,7 +111,7 @@ def test_advice(gpu_first: ModuleType, tmp_path: Path) -> None:
     assert "2.00 x its parts" in stream and "depthwise" in filter_first
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_a_dry_run_of_the_first_minutes(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--first", "--dry-run", "--out", str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)

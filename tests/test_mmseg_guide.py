@@ -35,6 +35,7 @@ ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.extended
 def test_the_example_trains_and_is_short(tmp_path: Path) -> None:
     config = EXAMPLE / "demo_faces.py"
     assert len([line for line in config.read_text().splitlines() if line]) < 10

@@ -44,6 +44,7 @@ scope = mmseg_support.scope
 real = mmseg_support.real
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("pipeline", [None, STOCK_PIPELINE, [*LOADING, *STOCK_PIPELINE]])
 def test_a_model_learns(tmp_path: Path, pipeline: Any) -> None:
     data = dataset("demo-faces", length=10**4, pipeline=pipeline)
@@ -136,6 +137,7 @@ def _train_on_a_rank(rank: int, port: int, folder: str, data: dict[str, Any], wo
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("build", "workers"), [(dataset, 0), (stream, 2)])
 def test_two_ranks_see_disjoint_samples(tmp_path: Path, checkpoint: str, build: Any, workers: int) -> None:
     with socket.socket() as s:

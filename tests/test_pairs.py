@@ -41,7 +41,7 @@ def ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_above_one_this_checkout_is_faster(ours: Path) -> None:
     assert pairs.compare([], checkout(ours / "slower", 3.0, 7), pairs=2) == {"case": [1.5, 1.5]}
 

@@ -435,7 +435,7 @@ def test_a_repaired_set_reads_as_before(tmp_path: Path, filtered: LabeledGenerat
 # The benchmarks, with less of everything
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("words", "printed"),
     [
