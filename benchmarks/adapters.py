@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from measuring import BenchmarkError, cpu_name, median_interval, progress, write_report
-from pairs import Measurement, add_options, digest, run_pairs
+from pairs import Measurement, add_options, moments, run_pairs
 from torch import Tensor
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
@@ -185,7 +185,7 @@ def measure(names: Sequence[str], checkpoint: str, device: str, batch: int, samp
         start = PATHS[name][0](checkpoint, device, batch)
         results += [tensor for pair in itertools.islice(start(), 2 * batch) for tensor in pair]
         seconds[name] = _seconds(start, samples, device)
-    return Measurement(seconds, digest(results))
+    return Measurement(seconds, moments(results))
 
 
 # Report

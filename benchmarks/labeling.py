@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from measuring import BenchmarkError, PeakMemory, cpu_name, progress, write_report
-from pairs import Measurement, add_options, digest, run_pairs
+from pairs import Measurement, add_options, moments, run_pairs
 from torch import Tensor, nn
 
 from dsgan_datasets import PixelEnsemble
@@ -370,7 +370,7 @@ def measure(shapes: Sequence[str], runs: int, batch: int) -> Measurement:
         size = (shape.size, shape.size)
         results += native(ensemble, features, size)
         seconds[name] = statistics.median(_seconds(lambda: native(ensemble, features, size)) for _ in range(runs))  # noqa: B023
-    return Measurement(seconds, digest(results))
+    return Measurement(seconds, moments(results))
 
 
 # Report

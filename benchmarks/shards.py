@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from measuring import CONFIDENCE, BenchmarkError, PeakMemory, cpu_name, median_interval, progress, write_report
-from pairs import Measurement, add_options, digest, run_pairs
+from pairs import Measurement, add_options, moments, run_pairs
 
 from dsgan_datasets import (
     LabeledGenerator,
@@ -155,7 +155,7 @@ def measure(sides: Sequence[int], runs: int, device: str) -> Measurement:
                 times["reading"].append(timed(lambda folder=folder: list(ShardDataset(folder)), "cpu"))  # type: ignore[misc]
             results += [tensor for sample in ShardDataset(folder) for tensor in (sample.image, sample.mask)]
         seconds |= {f"{name} {side}²": statistics.median(values[1:]) for name, values in times.items()}
-    return Measurement(seconds, digest(results))
+    return Measurement(seconds, moments(results))
 
 
 def peak_of_writing(samples: int) -> int:

@@ -21,7 +21,7 @@ import pairs, torch
 import dsgan_datasets as library
 parser = argparse.ArgumentParser()
 pairs.add_options(parser)
-measurement = pairs.Measurement({{"case": library.SECONDS}}, pairs.digest([torch.tensor(library.RESULT)]))
+measurement = pairs.Measurement({{"case": library.SECONDS}}, pairs.moments([torch.tensor(library.RESULT)]))
 sys.exit(pairs.run_pairs(parser.parse_args(), sys.argv[1:], lambda: measurement))
 """
 
