@@ -13,7 +13,7 @@ from PIL import Image
 from test_annotations_published import published, stylegan1
 
 from dsgan_datasets import LabeledGenerator, load_generator, save_generator
-from dsgan_datasets.annotations import export_annotations, load_annotations
+from dsgan_datasets.annotations import AnnotationError, export_annotations, load_annotations
 from dsgan_datasets.tools.cli import main
 
 
@@ -110,3 +110,9 @@ def test_published_annotations_from_the_command_line(tmp_path: Path, capsys: pyt
     assert main(command) == 1 and "--classes" in capsys.readouterr().err
     assert main([*command, "--classes", "background,part"]) == 0
     assert "part" in capsys.readouterr().out and (tmp_path / "p" / "check.png").is_file()
+
+
+def test_mistakes_are_printable_whoever_names_them() -> None:
+    error = AnnotationError("a\x1bb", "given.zip/annotations\x0fcoco.json: cannot be read", "c\nd")
+    assert str(error).splitlines()[0] == r"2 mistakes in a\x1bb:" and all(map(str.isprintable, error.mistakes))
+    assert len(str(error).splitlines()) == 3

@@ -436,6 +436,8 @@ def forge(folder: Path, **changes: object) -> None:
         {"recipe": {"sampling": {"truncation_psi": "x"}}},
         {"encoding": {"image_format": "gif"}},
         {"encoding": {"later_option": True}},
+        {"encoding": {"uncertainty": 10**12}},
+        {"encoding": {"latent": "no"}},
     ],
 )
 def test_a_forged_manifest_is_refused(

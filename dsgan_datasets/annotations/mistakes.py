@@ -25,12 +25,12 @@ class AnnotationError(ValueError):
     """
 
     def __init__(self, folder: Path | str, *mistakes: str) -> None:
-        self.mistakes = mistakes
+        self.mistakes = tuple(map(_printable, mistakes))
         lines = [f"  {mistake}" for mistake in self.mistakes[:_LONGEST_LIST]]
         if (more := len(self.mistakes) - _LONGEST_LIST) > 0:
             lines.append(f"  … and {more} more")
         count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
-        super().__init__("\n".join([f"{count} in {folder}:", *lines]))
+        super().__init__("\n".join([f"{count} in {_printable(str(folder))}:", *lines]))
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Findings:
         """Note a mistake; `where` names file and shape."""
         self.count += 1
         if len(self.mistakes) < _MOST_KEPT:
-            self.mistakes.append(_printable(f"{where}: {what}"))
+            self.mistakes.append(f"{where}: {what}")
 
     def warning(self, where: object, what: str) -> None:
         """Note a warning; the same one again counts once."""

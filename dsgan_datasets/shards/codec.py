@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgan_datasets.checks import integer
+from dsgan_datasets.checks import boolean, integer
 from dsgan_datasets.images import jpg, open_picture, png, read_pixels
 from dsgan_datasets.polygons import encode_rle
 from dsgan_datasets.samples import Sample
@@ -43,7 +43,7 @@ class Encoding:
         version: of the layout of a record. Records of version 1 are read, but no longer written.
 
     Raises:
-        ValueError: an unknown format or version, or a quality out of range.
+        ValueError: an unknown format or version, a quality out of range, or a switch that is not True or False.
         ImportError: parts are asked for, and pycocotools is not installed.
     """
 
@@ -59,6 +59,8 @@ class Encoding:
             raise ValueError(f'image_format must be "png" or "jpg", not {self.image_format!r}')
         object.__setattr__(self, "quality", integer("quality", self.quality, 1, 100))
         object.__setattr__(self, "version", integer("version", self.version, 1, RECORD_VERSION))
+        for name in ("uncertainty", "latent", "parts"):
+            object.__setattr__(self, name, boolean(name, getattr(self, name)))
         if self.parts:
             encode_rle(np.zeros((1, 1), dtype=bool))  # fails at once if pycocotools is missing
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
 
 from dsgan_datasets.credentials import without_credentials
 from dsgan_datasets.shards.errors import ShardError
@@ -18,14 +19,15 @@ from dsgan_datasets.targets.base import Target
 Locations = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Place:
     """A tar, the folder it lies in, and the plan of its set."""
 
     folder: Folder
     shard: Shard
     plan: Plan
 
-    @property
+    @cached_property
     def where(self) -> str:
         """Path or URL of the tar, to show."""
         return self.folder.at(self.shard.name)
