@@ -87,3 +87,19 @@ def position(index: Any, length: int) -> int:
     if not -length <= number < length:
         raise IndexError(f"index {number} is out of range for a dataset of {length} samples")
     return number % length
+
+
+def one_line(text: str, longest: int = 1500) -> str:
+    """A message as one line of printable characters, shortened in the middle if need be.
+
+    It may quote a stranger's file, which may hold megabytes, line breaks or the control sequences of a terminal.
+
+    Example:
+        >>> one_line("a\nb" + "c" * 2000, longest=100)[:10]
+        'a\\nbcccccc'
+    """
+    for _ in range(2):  # first so that little is escaped, then because escapes are longer
+        if len(text) > longest:
+            text = f"{text[: longest * 2 // 3]} […] {text[-longest // 4 :]}"
+        text = text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text

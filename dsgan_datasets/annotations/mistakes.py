@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from dsgan_datasets.checks import one_line
 from dsgan_datasets.contents import ContentError, shown
 
 #: Mistakes that a message lists; more would help nobody.
@@ -25,12 +26,12 @@ class AnnotationError(ValueError):
     """
 
     def __init__(self, folder: Path | str, *mistakes: str) -> None:
-        self.mistakes = tuple(map(_printable, mistakes))
+        self.mistakes = tuple(map(one_line, mistakes))
         lines = [f"  {mistake}" for mistake in self.mistakes[:_LONGEST_LIST]]
         if (more := len(self.mistakes) - _LONGEST_LIST) > 0:
             lines.append(f"  … and {more} more")
         count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
-        super().__init__("\n".join([f"{count} in {_printable(str(folder))}:", *lines]))
+        super().__init__("\n".join([f"{count} in {one_line(str(folder))}:", *lines]))
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Findings:
     def warning(self, where: object, what: str) -> None:
         """Note a warning; the same one again counts once."""
         if len(self.warnings) < _MOST_KEPT:
-            warning = _printable(f"{where}: {what}")
+            warning = one_line(f"{where}: {what}")
             if warning not in self.warnings[-1:]:
                 self.warnings.append(warning)
 
@@ -78,11 +79,6 @@ class Findings:
         except Exception as error:
             self.error(where, f"cannot be read ({shown(error)}): save or export it again")
         return None
-
-
-def _printable(text: str) -> str:
-    """One line: it may quote a file, which may hold line breaks or the control sequences of a terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def listed(names: Sequence[object], most: int = 8) -> str:

@@ -1,6 +1,8 @@
 """The one error of everything that reads a file."""
 
-_LONGEST = 1500
+from __future__ import annotations
+
+from dsgan_datasets.checks import one_line
 
 
 class CheckpointError(ValueError):
@@ -11,11 +13,4 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in _shortened(message))
-        super().__init__(_shortened(escaped))
-
-
-def _shortened(message: str) -> str:
-    if len(message) <= _LONGEST:
-        return message
-    return f"{message[: _LONGEST * 2 // 3]} […] {message[-_LONGEST // 4 :]}"
+        super().__init__(one_line(message))
