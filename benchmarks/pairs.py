@@ -84,8 +84,8 @@ def run_pairs(args: argparse.Namespace, arguments: Sequence[str], measure: Calla
         print(f"  {case:<24}{statistics.median(values):.3f}   ({', '.join(f'{value:.3f}' for value in values)})")
     if args.out is not None:
         medians = {case: round(statistics.median(values), 3) for case, values in ratios.items()}
-        report = {"arguments": list(arguments), "cpu": cpu_name(), "pairs": args.pairs, "medians": medians}
-        write_report(args.out, report | {"ratios": ratios})
+        report = {"cpu": cpu_name(), "pairs": args.pairs, "medians": medians, "ratios": ratios}
+        write_report(args.out, report)
     missed = [case for case, values in ratios.items() if not statistics.median(values) >= TARGET]
     for case in missed:
         progress(f"target missed: {case} is below {TARGET}")
