@@ -239,9 +239,9 @@ class _OpenShard:
         offsets = place.shard.offsets
         try:
             return self._part(place, offsets[begin], offsets[end])
-        except WholeFilesOnly:
+        except WholeFilesOnly as error:
             if not self._whole_files:
-                raise
+                raise OSError(*error.args) from None
             self._place, self._file = place, _copied(place)
             return self._part(place, offsets[begin], offsets[end])
         except FileNotFoundError as error:
