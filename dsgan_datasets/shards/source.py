@@ -241,7 +241,7 @@ class _OpenShard:
             return self._part(place, offsets[begin], offsets[end])
         except WholeFilesOnly as error:
             if not self._whole_files:
-                raise OSError(*error.args) from None
+                raise ShardError(str(error)) from None
             self._place, self._file = place, _copied(place)
             return self._part(place, offsets[begin], offsets[end])
         except FileNotFoundError as error:
