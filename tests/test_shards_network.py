@@ -73,7 +73,7 @@ def test_a_server_without_ranges_streams_and_says_what_it_cannot_do(folder: Path
         assert same(list(ShardDataset(url)), original)
         assert same(list(ShardDataset(url, shuffle=4)), list(ShardDataset(folder / "faces", shuffle=4)))
         assert verify_shards(url) == []
-        with pytest.raises(OSError, match=r"shard-000000\.tar: this server gives whole files only.*ShardDataset"):
+        with pytest.raises(ShardError, match=r"shard-000000\.tar: this server gives whole files only.*ShardDataset"):
             ShardMapDataset(url)[1]
 
 
