@@ -90,13 +90,13 @@ def position(index: Any, length: int) -> int:
 
 
 def one_line(text: str, longest: int = 1500) -> str:
-    """A message as one line of printable characters, shortened in the middle if need be.
+    r"""A message as one line of printable characters, shortened in the middle if need be.
 
     It may quote a stranger's file, which may hold megabytes, line breaks or the control sequences of a terminal.
 
     Example:
-        >>> one_line("a\nb" + "c" * 2000, longest=100)[:10]
-        'a\\nbcccccc'
+        >>> one_line("Label\tof a tool")
+        'Label\\tof a tool'
     """
     for _ in range(2):  # first so that little is escaped, then because escapes are longer
         if len(text) > longest:
