@@ -538,3 +538,11 @@ def test_places_that_are_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_counts_beyond_all_bounds(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shards", "write", "demo-faces", str(tmp_path / "out"), "--device", "cpu", *words]) in (1, 2)
     assert re.search(r"^dsgan.*: error: ", capsys.readouterr().err, re.MULTILINE) and not (tmp_path / "out").exists()
+
+
+def test_repairing_a_sound_set_removes_what_a_killed_repair_left(filtered: LabeledGenerator, tmp_path: Path) -> None:
+    write_shards(filtered, tmp_path, range(4), samples_per_shard=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / f".manifest.json.{'0' * 32}.tmp").write_bytes(b"{")
+    assert repair_shards(tmp_path, filtered) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == names

@@ -216,6 +216,8 @@ def repair_shards(
     origin = None if here == plan.made_with else here
     if strict and origin is not None and any(plan.name(n) not in recorded for n in range(plan.num_shards)):
         raise ShardError(f"some shards were never written, and strict accepts only what {plan.made_with} would write")
+    for name in (WIDS_INDEX, MANIFEST):  # of a repair that was killed while it recorded its last shard
+        folder.remove_leftovers(name)
     problems = verify_shards(outdir)
     known = dict(recorded)
     numbers = {plan.name(number): number for number in range(plan.num_shards)}
