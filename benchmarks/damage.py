@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 
 import torch
-from measuring import cpu_name, write_report
+from measuring import cpu_name
 from tqdm import tqdm
 
 from dsgan_datasets import LabeledGenerator, Sample, ShardDataset, ShardError, ShardMapDataset, verify_shards
@@ -249,13 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, row in result["by_what_was_damaged"].items():
         print(f"{row.get('refused', 0):6} refused {row.get('equal', 0):6} equal   {name}")
     print(f"{result['refused']:6} refused {result['equal']:6} equal   in all")
-    for violation in result["violations"]:
-        print(f"VIOLATION  {violation}")
-    if result["violations"]:
-        return 1
-    if args.out is not None:
-        write_report(args.out, result)
-    return 0
+    return conclude(result, "violations", args.out)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import cpu_name, progress, write_report
+from measuring import conclude, cpu_name, progress
 
 from dsgan_datasets import LabeledGenerator, load_generator, save_generator, write_shards
 from dsgan_datasets.annotations import export_annotations
@@ -230,13 +230,7 @@ def entry() -> int:
     args = parser.parse_args()
     result = run(args.cases, args.seed)
     print(f"{args.cases} command lines; statuses: {result['statuses']}")
-    for fault in result["faults"]:
-        print(f"FAULT  {fault}")
-    if result["faults"]:
-        return 1
-    if args.out is not None:
-        write_report(args.out, result)
-    return 0
+    return conclude(result, "faults", args.out)
 
 
 if __name__ == "__main__":

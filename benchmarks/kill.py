@@ -13,7 +13,6 @@ import argparse
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,14 +20,14 @@ import tarfile
 import tempfile
 import time
 import urllib.request
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from measuring import cpu_name, write_report
+from killing import Kills, Moments, Strike, around_rename, before_flush, failed, half_way_through_a_file
+from measuring import conclude, cpu_name
 from tqdm import tqdm
 
 from dsgan_datasets import LabeledGenerator, verify_shards, write_shards
@@ -40,8 +39,6 @@ SAMPLES, SAMPLES_PER_SHARD, SEED = 10, 4, 3
 KILLS_IN_A_ROW = 4
 #: Bytes of a part of an upload here: each shard has several.
 PART = 8192
-
-Strike = Callable[[], None]
 
 
 # Moments: each wraps a call that a worker makes, and tells a counter about it
@@ -57,59 +54,13 @@ def between_tar_entries(strike: Strike) -> None:
     tarfile.TarFile.addfile = wrapped  # type: ignore[method-assign]
 
 
-def before_flush(strike: Strike) -> None:
-    fsync = os.fsync
-
-    def wrapped(descriptor: int) -> None:
-        strike()
-        fsync(descriptor)
-
-    os.fsync = wrapped  # type: ignore[assignment]
+def is_description(name: str) -> bool:
+    """Plan, entry, index or manifest, under its final or its temporary name."""
+    return name.endswith(".json") or ".json." in name
 
 
-def around_rename(strike: Strike, *, before: bool, manifest: bool) -> None:
-    replace = os.replace
-
-    def wrapped(source: Any, target: Any) -> None:
-        counts = (Path(target).suffix == ".json") == manifest
-        if counts and before:
-            strike()
-        replace(source, target)
-        if counts and not before:
-            strike()
-
-    os.replace = wrapped  # type: ignore[assignment]
-
-
-def in_a_description(strike: Strike) -> None:
-    """While plan, entry, index or manifest are half written under their temporary name."""
-    written = Path.open
-
-    def wrapped(self: Path, *args: Any, **kwargs: Any) -> Any:
-        file = written(self, *args, **kwargs)
-        if ".json." in self.name and args[:1] == ("xb",):
-            write = file.write
-
-            class Half:
-                def __getattr__(self, name: str) -> Any:
-                    return getattr(file, name)
-
-                def __enter__(self) -> Half:
-                    return self
-
-                def __exit__(self, *error: object) -> None:
-                    file.close()
-
-                def write(self, content: bytes) -> int:
-                    write(content[: len(content) // 2])
-                    file.flush()
-                    strike()
-                    return int(write(content[len(content) // 2 :]))
-
-            return Half()
-        return file
-
-    Path.open = wrapped  # type: ignore[assignment,method-assign]
+def is_shard(name: str) -> bool:
+    return not is_description(name)
 
 
 def around_upload(strike: Strike, *, before: bool) -> None:
@@ -141,15 +92,14 @@ def between_parts(strike: Strike) -> None:
     S3FileSystem._call_s3 = wrapped
 
 
-Moments = Mapping[str, Callable[[Strike], None]]
 LOCAL: Moments = {
     "between tar entries": between_tar_entries,
     "before fsync": before_flush,
-    "before renaming a shard": lambda strike: around_rename(strike, before=True, manifest=False),
-    "after renaming a shard": lambda strike: around_rename(strike, before=False, manifest=False),
-    "half-way through a description": in_a_description,
-    "before renaming a description": lambda strike: around_rename(strike, before=True, manifest=True),
-    "after renaming a description": lambda strike: around_rename(strike, before=False, manifest=True),
+    "before renaming a shard": lambda strike: around_rename(strike, before=True, of=is_shard),
+    "after renaming a shard": lambda strike: around_rename(strike, before=False, of=is_shard),
+    "half-way through a description": lambda strike: half_way_through_a_file(strike, of=is_description),
+    "before renaming a description": lambda strike: around_rename(strike, before=True, of=is_description),
+    "after renaming a description": lambda strike: around_rename(strike, before=False, of=is_description),
 }
 REMOTE: Moments = {
     "between tar entries": between_tar_entries,
@@ -157,8 +107,6 @@ REMOTE: Moments = {
     "between parts of an upload": between_parts,
     "after an upload": lambda strike: around_upload(strike, before=False),
 }
-RANDOM = "any time"
-
 
 # Works
 
@@ -299,55 +247,6 @@ def object_store() -> Iterator[str]:
         server.wait()
 
 
-# Killing
-
-
-def forked(
-    labeled: LabeledGenerator, work: Work, prepare: Callable[[], None], kill_after: float | None = None
-) -> tuple[int, float]:
-    """A worker in a child process, killed after a time if it has not ended; (its wait status, seconds)."""
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its progress bars
-            torch.set_num_threads(1)
-            prepare()
-            work.run(labeled)
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)  # nothing if it has ended: it is still to be waited for
-    _, status = os.waitpid(child, 0)
-    return status, time.monotonic() - started
-
-
-def counting(moment: Callable[[Strike], None], tally: Path) -> Callable[[], None]:
-    """Lets a worker live and notes how often a moment comes."""
-
-    def strike() -> None:
-        with tally.open("ab") as file:
-            file.write(b".")
-
-    return lambda: moment(strike)
-
-
-def killing(moment: Callable[[Strike], None], at: int) -> Callable[[], None]:
-    """Kills a worker when a moment comes for the time number `at`, from 0."""
-    left = at
-
-    def strike() -> None:
-        nonlocal left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-
-    return lambda: moment(strike)
-
-
 class Killer:
     """Kills workers of one kind of work.
 
@@ -358,41 +257,36 @@ class Killer:
         scratch: folder for notes.
 
     Attributes:
-        done: kills at each kind of moment.
+        kills: of the work.
         states: different sets of files that were left.
         faults: what went wrong.
+
+    Raises:
+        SystemExit: the work does not come to one of its moments.
     """
 
     def __init__(self, labeled: LabeledGenerator, work: Work, draw: random.Random, scratch: Path) -> None:
-        self.labeled, self.work, self.draw = labeled, work, draw
-        self.done: Counter[str] = Counter()
+        self.work = work
         self.states: set[tuple[str, ...]] = set()
         self.faults: list[str] = []
+        self.kills = Kills(work.name, lambda: work.run(labeled), work.moments, work.begin, scratch, draw)
+        if missing := set(work.moments) - set(self.kills.moments):
+            raise SystemExit(f"{work.name} does not come to the moments {sorted(missing)}: the benchmark does not fit")
         work.begin()
         self.before = work.content()
-        status, self.seconds = forked(labeled, work, lambda: None)
-        if status != 0:
-            raise SystemExit(f"the undisturbed {work.name} failed")
+        self.kills.undisturbed()
         self.goal = work.content()
-        self.chances = {}
-        for kind, moment in work.moments.items():
-            tally = scratch / "tally"
-            work.begin()
-            forked(labeled, work, counting(moment, tally))
-            if not tally.exists():
-                raise SystemExit(f"{work.name} does not come to the moment {kind!r}: the benchmark does not fit")
-            self.chances[kind] = tally.stat().st_size
-            tally.unlink()
 
     def run(self, kills: int, bar: Any) -> None:
         """Kill that often."""
-        while sum(self.done.values()) < kills and len(self.faults) <= 20:
+        done = self.kills.done
+        while done.total() < kills and len(self.faults) <= 20:
             self.work.begin()
-            for _ in range(min(KILLS_IN_A_ROW, kills - sum(self.done.values()))):
+            for _ in range(min(KILLS_IN_A_ROW, kills - done.total())):
                 if not self.kill():
                     break  # the worker was faster
                 bar.update(1)
-            status, _ = forked(self.labeled, self.work, lambda: None)
+            status, _ = self.kills.undisturbed()
             found = self.work.content()
             if status != 0 or found != self.goal:
                 self.faults.append(f"{self.work.name} ended with status {status} and {sorted(found)}")
@@ -400,18 +294,10 @@ class Killer:
 
     def kill(self) -> bool:
         """Kill one worker and look at what is left; False if it ended before."""
-        kinds = [*self.work.moments, RANDOM]
-        kind = min(kinds, key=lambda k: (self.done[k], self.draw.random()))
-        if kind == RANDOM:
-            status, _ = forked(self.labeled, self.work, lambda: None, self.draw.uniform(0, self.seconds))
-        else:
-            at = self.draw.randrange(self.chances[kind])
-            status, _ = forked(self.labeled, self.work, killing(self.work.moments[kind], at))
+        kind, status = self.kills.kill()
         if status == 0:
             return False
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            self.done[kind] += 1
-        else:
+        if failed(status):
             self.faults.append(f"{self.work.name} failed by itself, to be killed {kind}")
         found = self.work.content()
         self.states.add(tuple(sorted(found)))
@@ -446,8 +332,8 @@ def run(works: Sequence[str], kills: int, seed: int) -> dict[str, Any]:
         "device": cpu_name(),
         "torch": torch.__version__,
         "seed": seed,
-        "kills": {killer.work.name: dict(killer.done) for killer in killers},
-        "kills_in_all": sum(sum(killer.done.values()) for killer in killers),
+        "kills": {killer.work.name: dict(killer.kills.done) for killer in killers},
+        "kills_in_all": sum(killer.kills.done.total() for killer in killers),
         "different_sets_of_files_left": sum(len(killer.states) for killer in killers),
         "faults": [fault for killer in killers for fault in killer.faults],
     }
@@ -468,14 +354,9 @@ def main() -> int:
         for kind, count in kinds.items():
             print(f"{count:6}  {work}, {kind}")
     print(f"{result['kills_in_all']:6}  in all, which left {result['different_sets_of_files_left']} sets of files")
-    for fault in result["faults"]:
-        print(f"FAULT  {fault}")
-    if result["faults"]:
-        return 1
-    print("no file half written under its name; every set ended as one that was never killed")
-    if args.out is not None:
-        write_report(args.out, result)
-    return 0
+    return conclude(
+        result, "faults", args.out, "no file half written under its name; every set ended as one that was never killed"
+    )
 
 
 if __name__ == "__main__":

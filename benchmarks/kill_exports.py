@@ -13,21 +13,18 @@ or after a rename, half-way through a file, or at any time. Then:
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import cpu_name, progress, write_report
+from killing import Kills, Moments, around_rename, before_flush, failed, half_way_through_a_file
+from measuring import conclude, cpu_name, progress
 
 from dsgan_datasets import LabeledGenerator
 from dsgan_datasets.annotations import export_annotations
@@ -38,8 +35,6 @@ EXAMPLE = "example: python benchmarks/kill_exports.py --kills 400 --out benchmar
 SAMPLES, OUT = 5, "out"
 #: Kills before a writer is left alone; each comes upon what the others left.
 KILLS_A_FOLDER = 4
-
-Strike = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -84,122 +79,12 @@ def subjects(labeled: LabeledGenerator) -> dict[str, Subject]:
     }
 
 
-# Moments: each wraps a call that writers make
-
-
-def before_flush(strike: Strike) -> None:
-    fsync = os.fsync
-
-    def wrapped(descriptor: int) -> None:
-        strike()
-        fsync(descriptor)
-
-    os.fsync = wrapped  # type: ignore[assignment]
-
-
-def around_rename(strike: Strike, *, before: bool) -> None:
-    replace = os.replace
-
-    def wrapped(source: Any, target: Any) -> None:
-        if before:
-            strike()
-        replace(source, target)
-        if not before:
-            strike()
-
-    os.replace = wrapped  # type: ignore[assignment]
-
-
-def half_way_through_a_file(strike: Strike) -> None:
-    opened = Path.open
-
-    class Half:
-        def __init__(self, file: Any) -> None:
-            self.file = file
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-        def __enter__(self) -> Half:
-            return self
-
-        def __exit__(self, *error: object) -> None:
-            self.file.close()
-
-        def __iter__(self) -> Iterator[Any]:
-            return iter(self.file)
-
-        def write(self, content: Any) -> int:
-            self.file.write(content[: len(content) // 2])
-            self.file.flush()
-            strike()
-            self.file.write(content[len(content) // 2 :])
-            return len(content)
-
-    def wrapped(self: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        file = opened(self, mode, *args, **kwargs)
-        return Half(file) if "w" in mode or "x" in mode else file
-
-    Path.open = wrapped  # type: ignore[assignment,method-assign]
-
-
-MOMENTS: dict[str, Callable[[Strike], None]] = {
+MOMENTS: Moments = {
     "before a flush": before_flush,
     "before a rename": lambda strike: around_rename(strike, before=True),
     "after a rename": lambda strike: around_rename(strike, before=False),
     "half-way through a file": half_way_through_a_file,
 }
-RANDOM = "any time"
-
-
-def forked(
-    work: Callable[[], object], prepare: Callable[[], None], kill_after: float | None = None
-) -> tuple[int, float]:
-    """Work in a child process, killed after a time if it has not ended; (its wait status, seconds)."""
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # its progress bars
-            torch.set_num_threads(1)
-            prepare()
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)  # nothing if it has ended: it is still to be waited for
-    _, status = os.waitpid(child, 0)
-    return status, time.monotonic() - started
-
-
-def counted(kind: str, work: Callable[[], object], tally: Path) -> int:
-    """How often a moment of a kind comes."""
-
-    def strike() -> None:
-        descriptor = os.open(tally, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, b".")
-        os.close(descriptor)
-
-    forked(work, lambda: MOMENTS[kind](strike))
-    count = tally.stat().st_size if tally.exists() else 0
-    tally.unlink(missing_ok=True)
-    return count
-
-
-def killing(kind: str, at: int) -> Callable[[], None]:
-    """Kills a writer at moment number `at` of a kind."""
-    left = at
-
-    def strike() -> None:
-        nonlocal left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-
-    return lambda: MOMENTS[kind](strike)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -243,23 +128,16 @@ class Killer:
     """
 
     def __init__(self, name: str, subject: Subject, root: Path, draw: random.Random) -> None:
-        self.name, self.subject, self.root, self.draw = name, subject, root, draw
+        self.name, self.subject, self.root = name, subject, root
         self.faults: list[str] = []
-        self.kills: Counter[str] = Counter()
         self.since = 0
+        self.kills = Kills(name, self._work, MOMENTS, self._begin, root.parent, draw)
         self._begin()
         self.old = content(root / OUT) if subject.prepare is not None else {}
         self.known = {subject.load(root / OUT)} if self.old and subject.load else set()
-        status, self.seconds = forked(self._work, lambda: None)
-        if status != 0:
-            raise SystemExit(f"{name}: the undisturbed writer failed")
+        self.kills.undisturbed()
         self.new = content(root / OUT)
         self.known |= {subject.load(root / OUT)} if subject.load else set()
-        self.chances = {}
-        for kind in MOMENTS:
-            self._begin()
-            if times := counted(kind, self._work, root.with_suffix(".tally")):
-                self.chances[kind] = times
         self._begin()
 
     def _work(self) -> object:
@@ -273,14 +151,8 @@ class Killer:
 
     def kill(self) -> None:
         """Kill once, look at what is left, and now and then leave a writer alone."""
-        kind = min([*self.chances, RANDOM], key=lambda k: (self.kills[k], self.draw.random()))
-        if kind == RANDOM:
-            status, _ = forked(self._work, lambda: None, kill_after=self.draw.uniform(0, self.seconds))
-        else:
-            status, _ = forked(self._work, killing(kind, self.draw.randrange(self.chances[kind])))
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
-            self.kills[kind] += 1
-        elif status != 0:
+        kind, status = self.kills.kill()
+        if failed(status):
             self.faults.append(f"{self.name}: a writer failed by itself, to be killed {kind}")
         left = wrong(self.root, self.subject, self.old, self.new, self.known)
         self.faults += [f"{self.name}, killed {kind}: {fault}" for fault in left]
@@ -289,7 +161,7 @@ class Killer:
         if self.since < KILLS_A_FOLDER and not finished:
             return
         if not finished:
-            status, _ = forked(self._work, lambda: None)
+            status, _ = self.kills.undisturbed()
             if status != 0 or content(self.root / OUT) != self.new:
                 self.faults.append(f"{self.name}: the same command again ended with status {status}, or other bytes")
         self.since = 0
@@ -308,7 +180,7 @@ def run(kills: int, seed: int, names: list[str] | None = None) -> dict[str, Any]
             for number, (name, subject) in enumerate(chosen.items())
         ]
         for number in range(100 * kills):  # some writers are faster
-            done = sum(sum(killer.kills.values()) for killer in killers)
+            done = sum(killer.kills.done.total() for killer in killers)
             if done >= kills or sum(len(killer.faults) for killer in killers) > 20:
                 break
             killers[number % len(killers)].kill()
@@ -320,8 +192,8 @@ def run(kills: int, seed: int, names: list[str] | None = None) -> dict[str, Any]
         "device": cpu_name(),
         "torch": torch.__version__,
         "seed": seed,
-        "kills": {killer.name: dict(killer.kills) for killer in killers},
-        "kills_in_all": sum(sum(killer.kills.values()) for killer in killers),
+        "kills": {killer.name: dict(killer.kills.done) for killer in killers},
+        "kills_in_all": sum(killer.kills.done.total() for killer in killers),
         "faults": [fault for killer in killers for fault in killer.faults],
     }
 
@@ -340,14 +212,12 @@ def main() -> int:
     for name, kinds in result["kills"].items():
         print(f"{sum(kinds.values()):6}  {name}: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     print(f"{result['kills_in_all']:6}  in all")
-    for fault in result["faults"]:
-        print(f"FAULT  {fault}")
-    if result["faults"]:
-        return 1
-    print("nothing half written under a final name; every command ended as one that was never killed")
-    if args.out is not None:
-        write_report(args.out, result)
-    return 0
+    return conclude(
+        result,
+        "faults",
+        args.out,
+        "nothing half written under a final name; every command ended as one that was never killed",
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,26 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     write_json(path, report)
 
 
+def conclude(result: dict[str, Any], wrong: str, out: Path | None, success: str = "") -> int:
+    """Print what went wrong, else write the result; the exit status.
+
+    Args:
+        result: of a benchmark that counts.
+        wrong: the entry that lists what must not happen, such as "faults".
+        out: where to write a result without any; None for nowhere.
+        success: printed if there are none.
+    """
+    for line in result[wrong]:
+        print(f"{wrong.removesuffix('s').upper()}  {line}")
+    if result[wrong]:
+        return 1
+    if success:
+        print(success)
+    if out is not None:
+        write_report(out, result)
+    return 0
+
+
 def progress(message: str) -> None:
     """A line on stderr."""
     print(message, file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, as in the tests, whatever else is installed
 
 from fault_server import FAULTS, Fault, FaultServer  # noqa: E402
-from measuring import PeakMemory, cpu_name, write_report  # noqa: E402
+from measuring import PeakMemory, conclude, cpu_name  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from dsgan_datasets import (  # noqa: E402
@@ -154,13 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = run(args.faults, args.seed)
     for name, row in result["by_fault"].items():
         print(f"{row['faults']:5} faults {row.get('right', 0):5} right {row.get('refused', 0):5} refused   {name}")
-    for violation in result["violations"]:
-        print(f"VIOLATION  {violation}")
-    if result["violations"]:
-        return 1
-    if args.out is not None:
-        write_report(args.out, result)
-    return 0
+    return conclude(result, "violations", args.out)
 
 
 if __name__ == "__main__":

@@ -121,16 +121,7 @@ class ClusterInterpreter(nn.Module):
         Raises:
             ValueError: not one class per cluster, or one outside 0 … num_classes - 1.
         """
-        return ClusterInterpreter(
-            self.centers,
-            self.mean,
-            self.std,
-            torch.as_tensor(classes, device=self.device),
-            layout=self.layout,
-            channels=self.channels,
-            map=self.map,
-            num_classes=num_classes,
-        )
+        return self._changed(class_ids=classes, num_classes=num_classes)
 
     def with_layout(self, layout: str, channels: Sequence[int]) -> ClusterInterpreter:
         """The same clusters, for maps of this layout.
@@ -138,16 +129,15 @@ class ClusterInterpreter(nn.Module):
         Raises:
             ValueError: the map that is read would have other channels.
         """
-        return ClusterInterpreter(
-            self.centers,
-            self.mean,
-            self.std,
-            self.classes,
-            layout=layout,
-            channels=channels,
-            map=self.map,
-            num_classes=self.num_classes,
-        )
+        return self._changed(layout=layout, channels=channels)
+
+    def _changed(self, **changes: Any) -> ClusterInterpreter:
+        """The same clusters with other arguments."""
+        own = {"class_ids": self.classes, "num_classes": self.num_classes, "map": self.map}
+        own |= {"layout": self.layout, "channels": self.channels}
+        arguments = {**own, **changes}
+        class_ids = torch.as_tensor(arguments.pop("class_ids"), device=self.device)
+        return ClusterInterpreter(self.centers, self.mean, self.std, class_ids, **arguments)
 
     @property
     def num_clusters(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dsgan_datasets.checks import one_line
 from dsgan_datasets.credentials import without_credentials
 
 #: What helps when a manifest or a plan is damaged.
@@ -35,8 +36,7 @@ class ShardError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        shown = without_credentials(message)
-        super().__init__("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in shown))
+        super().__init__("\n".join(map(one_line, without_credentials(message).split("\n"))))
 
 
 def damaged(where: str, reason: str, hint: str = RESTORE_HINT) -> ShardError:
