@@ -23,7 +23,7 @@ from random import Random
 from typing import Any
 
 import torch
-from measuring import cpu_name
+from measuring import conclude, cpu_name
 from tqdm import tqdm
 
 from dsgan_datasets import LabeledGenerator, Sample, ShardDataset, ShardError, ShardMapDataset, verify_shards
