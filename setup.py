@@ -57,6 +57,7 @@ EXTRAS = {
     "coco": ["pycocotools>=2.0.7"],
     "pictures": ["matplotlib>=3.9"],
     "webdataset": ["webdataset>=0.2.96"],
+    "http": ["aiohttp>=3.9"],
     "s3": ["s3fs>=2024.6"],
     "ray": ["ray>=2.40"],
     "hub": ["huggingface_hub>=0.25"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -211,3 +212,14 @@ def test_locations_that_cannot_be_reached_show_none(location: str, monkeypatch: 
         ShardDataset(location)
     printed = "".join(traceback.format_exception(raised.value))
     assert not any(secret in printed for secret in ("hunter2", "AKIAKEY", "def+gh"))
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "extra"), [("https://host/set", "aiohttp", "http"), ("s3://b/x", "s3fs", "s3")]
+)
+def test_a_missing_package_is_named_with_its_extra(
+    url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ValueError, match=rf"{url}: .*{package}.*pip install 'dsgan_datasets\[{extra}\]'"):
+        verify_shards(url)

@@ -59,6 +59,10 @@ def location_text(location: str | os.PathLike[str]) -> str:
     return os.fspath(location)
 
 
+#: Protocol -> the extra that installs what it needs.
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3"}
+
+
 class Folder:
     """Files by name; a file appears whole or not at all.
 
@@ -115,6 +119,9 @@ class Folder:
         except Exception as error:
             kind = ValueError if isinstance(error, ValueError | ImportError) else OSError
             reason = self._shown(f"{error}" or type(error).__name__)
+            extra = _EXTRAS.get(self._base.partition("://")[0].lower())
+            if isinstance(error, ImportError) and extra is not None:
+                reason += f". pip install 'dsgan_datasets[{extra}]'"
             raise kind(f"cannot reach {self._shown(self._base)}: {reason}") from None
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
