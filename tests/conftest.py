@@ -181,7 +181,10 @@ def folder(pristine: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, and stops children; a shell lets its jobs in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals do what Python starts with, here and in children: a shell lets its jobs in the background ignore SIGINT,
+    and a framework that another test imported may have left handlers of its own."""
+    fresh = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in fresh.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -166,7 +166,8 @@ def test_any_recipe_field_can_be_set(tmp_path: Path, capsys: pytest.CaptureFixtu
         "vote=mean",
     ]
     assert main([*common, "--out", str(out), *fields]) == 0
-    width, height = Image.open(out).size
+    with Image.open(out) as sheet:
+        width, height = sheet.size
     assert width < 1500 and height > 500, "a view group is a row"
     for wrong, status, message in (
         ("mix=4", 2, "no such recipe field: mix"),

@@ -98,7 +98,12 @@ def test_info_and_preview(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert main(["info", str(source)]) == 0
         assert f"{height}×{width}" in capsys.readouterr().out
     assert main(["preview", str(tmp_path / "x"), "--num-samples", "2", "--out", str(tmp_path / "p.png")]) == 0
-    assert Image.open(tmp_path / "p.png").width > width
+    assert size_of(tmp_path / "p.png")[0] > width
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as opened:
+        return opened.size
 
 
 @pytest.mark.parametrize("layout", ["mmseg", "coco", "yolo-seg", "folder"])
@@ -108,7 +113,7 @@ def test_exports(name: str, tmp_path: Path, layout: str) -> None:
     assert main(["export", str(tmp_path / "x"), str(out), "--format", layout, "--num-samples", "3"]) == 0
     height, width = GENERATORS[name]
     images = [path for path in out.rglob("*") if path.suffix in (".png", ".jpg") and path.stem != "preview"]
-    assert len(images) >= 3 and {Image.open(path).size for path in images} == {(width, height)}
+    assert len(images) >= 3 and {size_of(path) for path in images} == {(width, height)}
     for path in out.rglob("*.json"):
         for entry in json.loads(path.read_text()).get("images", []) if layout == "coco" else []:
             assert (entry["height"], entry["width"]) == (height, width)
