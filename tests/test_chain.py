@@ -67,7 +67,8 @@ def test_from_a_checkpoint_to_exported_files(kind: str, tmp_path: Path, capsys: 
     order = [int(sample.index) for sample in ShardDataset(shards, shuffle=4, seed=1)]
     assert sorted(order) == list(range(N))
 
-    assert main(["stats", str(checkpoint), "--num-samples", str(N), "--device", "cpu", "--seed", "3"]) == 0
+    chart = ["--out", str(tmp_path / "stats.png")]
+    assert main(["stats", str(checkpoint), "--num-samples", str(N), "--device", "cpu", "--seed", "3", *chart]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in labeled.schema.classes) and "nan" not in printed.lower()
     of_shards, of_generator = measure(source, range(N)), measure(labeled, range(N), seed=3)

@@ -36,13 +36,14 @@ def paint(folder: Path) -> None:
     """What the person does between two commands: class 1 where an image is bright, class 2 in the middle."""
     (folder / "masks").mkdir()
     for path in (folder / "images").glob("*.png"):
-        gray = np.asarray(Image.open(path).convert("L"))
+        with Image.open(path) as image:
+            gray = np.asarray(image.convert("L"))
         mask = (gray > np.median(gray)).astype(np.uint8)
         mask[6:10, 6:10] = 2
         Image.fromarray(mask).save(folder / "masks" / path.name)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_readme(tmp_path: Path) -> None:
     (tmp_path / "network-snapshot.pkl").write_bytes((GOLDEN / "sg2ada_fullsnapshot16.pkl").read_bytes())
     for code, command in STEPS:

@@ -41,7 +41,8 @@ def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     assert main([*export, "--psi", "0.8"]) == 0
     (work / "masks").mkdir()
     for path in sorted((work / "images").glob("*.png")):
-        gray = np.asarray(Image.open(path).convert("L"))
+        with Image.open(path) as image:
+            gray = np.asarray(image.convert("L"))
         assert gray.shape == GENERATORS[request.param]
         mask = np.digitize(gray, np.quantile(gray, (0.25, 0.5, 0.75))).astype(np.uint8)
         Image.fromarray(mask).save(work / "masks" / path.name)
