@@ -113,7 +113,7 @@ class DepthInterpreter:
     def __init__(self, ensemble: PixelEnsemble, *, bare: bool) -> None:
         self.ensemble, self.bare = ensemble, bare
         self.layout, self.channels = ensemble.layout, ensemble.channels
-        self.num_classes = ensemble.num_classes
+        self.fields = ("depth",) if bare else ("mask", "depth")
         self.has_uncertainty = not bare
         self.config = {**ensemble.config, "architecture": self.architecture}
 

@@ -47,6 +47,7 @@ class PixelEnsemble(nn.Module):
     """
 
     architecture: ClassVar[str] = "pixel_ensemble"
+    fields: ClassVar[tuple[str, ...]] = ("mask",)
     has_uncertainty: ClassVar[bool] = True
     #: Options of the deprecated `label`.
     label_options = DEFAULT_OPTIONS
