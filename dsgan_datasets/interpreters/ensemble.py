@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.interpreters import batched, rowwise
-from dsgan_datasets.interpreters.base import Frame, LabelingOptions, check_channels
+from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, check_channels
 from dsgan_datasets.interpreters.reduce import Reduction
 from dsgan_datasets.interpreters.weights import EnsembleWeights
 from dsgan_datasets.operations import without_autocast
@@ -170,11 +170,26 @@ class Ensemble(nn.Module):
         return {**self.__dict__, "_prepared": {}, "_rowwise": None}  # kernels cannot be pickled
 
 
+class RegressionEnsemble(Ensemble):
+    """An `Ensemble` whose outputs are values rather than logits, so that its members do not vote."""
+
+    def check_options(self, options: LabelingOptions) -> None:
+        """ValueError for a vote, which only classes have, or a share of pixels outside (0, 1]."""
+        super().check_options(options)
+        if options.vote != DEFAULT_OPTIONS.vote:
+            raise ValueError(f"members that regress do not vote: leave vote at {DEFAULT_OPTIONS.vote!r}")
+
+
+def each_by_itself(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """A function of N images, on a CPU of each by itself: the last bits of a sum depend on what is summed beside it."""
+    if values.device.type != "cpu":
+        return function(values)
+    return torch.cat(parallel_map(lambda value: function(value[None]), values, values.device))
+
+
 def scores(uncertainty: Tensor, top_fraction: float) -> Tensor:
-    """`image_score`, on a CPU of each image by itself: the last bits of a sum depend on what is summed beside it."""
-    if uncertainty.device.type == "cpu":
-        return torch.cat(parallel_map(lambda u: image_score(u[None], top_fraction), uncertainty, uncertainty.device))
-    return image_score(uncertainty, top_fraction)
+    """`image_score` of [N, H, W]."""
+    return each_by_itself(lambda some: image_score(some, top_fraction), uncertainty)
 
 
 def _as_channels(channels: Sequence[int]) -> tuple[int, ...]:
