@@ -43,6 +43,7 @@ from dsgan_datasets.device import resolve_device
 from dsgan_datasets.generators.stylegan2 import StyleGAN2, StyleGAN2Config
 from dsgan_datasets.generators.synthesis import render, style_vectors
 from dsgan_datasets.interpreters import Frame, Prediction, batched
+from dsgan_datasets.interpreters.reduce import Votes
 from dsgan_datasets.latents import draw_latents
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score, js_divergence
@@ -158,7 +159,7 @@ def labels_by(labeled: LabeledGenerator, features: list[Tensor]) -> str:
     if labeled.device.type == "cpu":
         return "rowwise (CPU)"
     frame = Frame(labeled.generator.img_size)
-    prepared = batched.prepare(labeled.interpreter.weights, features, frame, labeled.recipe.vote)
+    prepared = batched.prepare(labeled.interpreter.weights, features, frame, Votes(labeled.recipe.vote))
     return "fused kernel" if prepared.fused else "plain PyTorch"
 
 
@@ -400,7 +401,7 @@ def kernels(
     from dsgan_datasets.interpreters.fused_tail import FusedTail
 
     shapes = [f.shape[1:] for f in features]
-    kernel = FusedTail(labeled.interpreter.weights, shapes, frame, features[0].dtype, labeled.recipe.vote)
+    kernel = FusedTail(labeled.interpreter.weights, shapes, frame, features[0].dtype, Votes(labeled.recipe.vote))
     coarse = kernel.project(features)
     times = {
         "projection": times_of(lambda: kernel.project(features), labeled.device, seconds=seconds),
@@ -443,7 +444,7 @@ def divisions(shape: Shape, dtype: str, batch: int, device: torch.device, second
         try:
             frame, shapes = Frame((shape.side, shape.side)), [f.shape[1:] for f in features]
             weights, vote = labeled.interpreter.weights, labeled.recipe.vote
-            kernel = FusedTail(weights, shapes, frame, features[0].dtype, vote, Layout(*division))
+            kernel = FusedTail(weights, shapes, frame, features[0].dtype, Votes(vote), Layout(*division))
             coarse = kernel.project(features)
             times = times_of(
                 lambda kernel=kernel, coarse=coarse: kernel.finish(coarse, features), device, seconds=seconds

@@ -23,6 +23,7 @@ from dsgan_datasets import LabeledGenerator
 from dsgan_datasets.device import has_fast_bfloat16, resolve_device
 from dsgan_datasets.generators.synthesis import render, style_vectors
 from dsgan_datasets.interpreters import Frame, LabelingOptions, batched
+from dsgan_datasets.interpreters.reduce import Votes
 from dsgan_datasets.latents import Purpose, draw_latents
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score
@@ -45,7 +46,9 @@ def labels(labeled: LabeledGenerator, ws: Tensor, dtype: str) -> tuple[Tensor, T
     if dtype in ("float32", ON_CPU):
         found = labeled.interpreter.predict(features, frame, LabelingOptions(recipe.vote, recipe.top_fraction))
         return found.labels["mask"].to(torch.uint8), found.uncertainty_score
-    mask, uncertainty = batched.prepare(labeled.interpreter.weights, features, frame, recipe.vote).label(features)
+    mask, uncertainty = batched.prepare(labeled.interpreter.weights, features, frame, Votes(recipe.vote)).reduce(
+        features
+    )
     return mask.to(torch.uint8), image_score(uncertainty, recipe.top_fraction)
 
 

@@ -21,6 +21,8 @@ from dsgan_datasets.recipe import AreaRule, Filter, Labeling, Recipe, RecipeOver
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
+from dsgan_datasets.targets.dense_map import DenseMap
+from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
@@ -37,10 +39,12 @@ __all__ = [
     "CheckpointError",
     "DSGANDataset",
     "DSGANIterableDataset",
+    "DenseMap",
     "FeatureGenerator",
     "Filter",
     "InterpretedLabeler",
     "JointLabeler",
+    "Keypoints",
     "LabelSchema",
     "LabeledGenerator",
     "Labeling",

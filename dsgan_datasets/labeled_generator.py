@@ -399,7 +399,7 @@ class LabeledGenerator:
             >>> labeled = LabeledGenerator.from_pretrained("demo-faces").capture_graph()  # doctest: +SKIP
         """
         ws = torch.zeros(self.recipe.compute_batch, self.generator.num_ws, self.generator.w_dim, device=self.device)
-        parts = self.generator, getattr(self.labeler, "interpreter", None)
+        parts = self.generator, *getattr(self.labeler, "interpreters", ())
         self._graph = capture_graph(self._label, ws, [part for part in parts if isinstance(part, nn.Module)])
         return self
 

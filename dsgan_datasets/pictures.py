@@ -14,6 +14,7 @@ from dsgan_datasets.files import atomic_write
 from dsgan_datasets.images import png
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.targets.base import Color, Target
+from dsgan_datasets.targets.colors import heat
 
 __getattr__ = moved(
     __name__, {"histogram": "dsgan_datasets.charts:histogram", "class_bars": "dsgan_datasets.charts:tally_bars"}
@@ -24,8 +25,6 @@ _CELL = 192
 _MARGIN = 12
 _TEXT = 14
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
-#: Dark to bright with even steps in lightness: readable without color too.
-_HEAT = np.array([(12, 8, 38), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
 def photo(image: Tensor) -> Image.Image:
@@ -41,10 +40,7 @@ def _zoom(width: int) -> int:
 
 def heat_map(values: np.ndarray, highest: float) -> Image.Image:
     """Values [H, W] from 0 to `highest` as colors, dark to bright."""
-    position = np.clip(values / max(highest, 1e-12), 0, 1) * (len(_HEAT) - 1)
-    lower = np.minimum(position.astype(int), len(_HEAT) - 2)
-    fraction = (position - lower)[..., None]
-    return Image.fromarray(((1 - fraction) * _HEAT[lower] + fraction * _HEAT[lower + 1]).round().astype(np.uint8))
+    return Image.fromarray(heat(values / max(highest, 1e-12)))
 
 
 def contact_sheet(
@@ -68,8 +64,8 @@ def contact_sheet(
     highest = float(batch["uncertainty"].max()) if uncertain else 0.0
     pictures, captions = [], []
     for sample in batch.rows():
-        image = photo(sample.image)
-        labels = [target.draw(image, sample[target.field]) for target in targets]
+        image, size = photo(sample.image), (sample.image.shape[1], sample.image.shape[2])
+        labels = [target.draw(image, sample[target.field], size) for target in targets]
         maps = [heat_map(sample["uncertainty"].cpu().numpy(), highest)] if uncertain else []
         pictures.append([image, *labels, *maps])
         caption = [f"index {int(sample.index)}"]

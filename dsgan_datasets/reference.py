@@ -66,7 +66,7 @@ def label(
     p = logits.softmax(dim=2)  # [M, N, K, H, W]
 
     # Section 3.1: the members vote; of equally many votes the lowest class wins.
-    votes = F.one_hot(logits.argmax(dim=2), weights.num_classes).sum(dim=0)  # [N, H, W, K]
+    votes = F.one_hot(logits.argmax(dim=2), weights.num_outputs).sum(dim=0)  # [N, H, W, K]
     mask = votes.argmax(dim=-1) if options.vote == "majority" else p.mean(dim=0).argmax(dim=1)
 
     # Section 3.2: Jensen-Shannon divergence of the members, JS = H(mean p) - mean H(p) with H(p) = -Σ p log p.

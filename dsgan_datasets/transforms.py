@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,21 +49,26 @@ class RandomHorizontalFlip(nn.Module):
         if torch.rand(()) >= self.p:
             return inputs[0] if len(inputs) == 1 else inputs
         if len(inputs) == 1:
-            labels = {target.field: target for target in self.targets}
-            return {name: _mirrored(name, value, labels.get(name)) for name, value in inputs[0].items()}
+            return self._mirrored(inputs[0])
         image, *values = inputs
-        mirrored = [_mirror(target, value) for target, value in zip(self.targets, values, strict=True)]
-        return (functional.horizontal_flip(image), *mirrored)
+        fields = [target.field for target in self.targets]
+        mirrored = self._mirrored({"image": image, **dict(zip(fields, values, strict=True))})
+        return tuple(mirrored[name] for name in ("image", *fields))
 
-
-def _mirrored(name: str, value: Any, target: Target | None) -> Any:
-    if target is not None:
-        return _mirror(target, value)
-    if name == "image" or isinstance(value, tv_tensors.TVTensor):
-        return functional.horizontal_flip(value)
-    return value
-
-
-def _mirror(target: Target, value: Tensor) -> Tensor:
-    mirrored = target.mirror(value.as_subclass(Tensor))
-    return tv_tensors.wrap(mirrored, like=value) if isinstance(value, tv_tensors.TVTensor) else mirrored
+    def _mirrored(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        labels: dict[str, Any] = {}
+        size = functional.get_size(given["image"])
+        for target in self.targets:
+            if isinstance(given.get(target.field), tv_tensors.TVTensor):
+                label = target.unwrap(given, (size[0], size[1])).as_subclass(Tensor)
+                labels |= target.wrap(target.mirror(label, (size[0], size[1])), (size[0], size[1]))
+            elif target.field in given:
+                labels[target.field] = target.mirror(given[target.field], (size[0], size[1]))
+        return {
+            name: labels[name]
+            if name in labels
+            else functional.horizontal_flip(value)
+            if name == "image" or isinstance(value, tv_tensors.TVTensor)
+            else value
+            for name, value in given.items()
+        }

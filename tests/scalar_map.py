@@ -42,6 +42,10 @@ class ScalarMap:
         row = np.asarray(heat_map(np.linspace(0, 1, self.bins)[None], 1))[0]
         return tuple((int(r), int(g), int(b)) for r, g, b in row)
 
+    tally_unit: ClassVar[str] = "pixels"
+    rounding: ClassVar[None] = None
+    summary: ClassVar[str] = "depth from 0 to 1"
+
     @property
     def ignored_as(self) -> None:
         return None
@@ -51,11 +55,14 @@ class ScalarMap:
         if value.dtype != torch.float32 or value.shape != size or not ((known >= 0) & (known <= 1)).all():
             raise ValueError(f"a depth map is float32 {list(size)} from 0 to 1, got {value.dtype} {list(value.shape)}")
 
-    def mirror(self, values: Tensor) -> Tensor:
+    def mirror(self, values: Tensor, size: tuple[int, int]) -> Tensor:
         return values.flip(-1)
 
     def ignore(self, values: Tensor, pixels: Tensor) -> Tensor:
         return values.masked_fill(pixels, torch.nan)
+
+    def rounded(self, values: Tensor) -> Tensor:
+        return values
 
     def encode(self, value: Tensor) -> bytes:
         levels = (value.double() * _LEVELS).round().nan_to_num(_LEVELS + 1)
@@ -76,12 +83,15 @@ class ScalarMap:
     def tally_total(self, size: tuple[int, int]) -> int:
         return size[0] * size[1]
 
-    def wrap(self, value: Tensor) -> Tensor:
+    def wrap(self, value: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         from torchvision import tv_tensors
 
-        return tv_tensors.Mask(value)  # resized without mixing neighbors
+        return {self.field: tv_tensors.Mask(value)}  # resized without mixing neighbors
 
-    def draw(self, image: Image.Image, value: Tensor) -> Image.Image:
+    def unwrap(self, entries: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        return entries[self.field]
+
+    def draw(self, image: Image.Image, value: Tensor, size: tuple[int, int]) -> Image.Image:
         return heat_map(value.nan_to_num().cpu().numpy(), 1).resize(image.size, Image.Resampling.NEAREST)
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +113,7 @@ class DepthInterpreter:
     def __init__(self, ensemble: PixelEnsemble, *, bare: bool) -> None:
         self.ensemble, self.bare = ensemble, bare
         self.layout, self.channels = ensemble.layout, ensemble.channels
-        self.num_classes = ensemble.num_classes
+        self.fields = ("depth",) if bare else ("mask", "depth")
         self.has_uncertainty = not bare
         self.config = {**ensemble.config, "architecture": self.architecture}
 

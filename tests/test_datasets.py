@@ -482,10 +482,13 @@ def test_any_label_goes_through_the_transforms() -> None:
     class Depth:
         kind, field = "depth", "depth"
 
-        def wrap(self, value: torch.Tensor) -> torch.Tensor:
-            return tv_tensors.Mask(value)
+        def wrap(self, value: torch.Tensor, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+            return {"depth": tv_tensors.Mask(value)}
 
-        def mirror(self, value: torch.Tensor) -> torch.Tensor:
+        def unwrap(self, entries: Any, size: tuple[int, int]) -> torch.Tensor:
+            return entries["depth"]
+
+        def mirror(self, value: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
             return -value.flip(-1)
 
     class Deep(NumberSource):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator, load_generator
 from dsgan_datasets.interpreters import batched, projection
 from dsgan_datasets.interpreters.base import Frame
+from dsgan_datasets.interpreters.reduce import Votes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -146,11 +147,11 @@ def test_the_fused_kernel_is_the_plain_form(name: str, dtype: torch.dtype) -> No
     weights = ensemble.weights
     if dtype == torch.float32 and weights.hidden[0] > 128:
         pytest.skip("does not fit into the registers; the plain form is used")
-    kernel = FusedTail(weights, [f.shape[1:] for f in maps], frame, dtype, "majority")
-    mask, uncertainty = kernel.label(maps)
-    again, uncertainty_again = kernel.label(maps)
+    kernel = FusedTail(weights, [f.shape[1:] for f in maps], frame, dtype, Votes("majority"))
+    mask, uncertainty = kernel.reduce(maps)
+    again, uncertainty_again = kernel.reduce(maps)
     assert torch.equal(mask, again) and torch.equal(uncertainty, uncertainty_again), "sums are made in one order"
-    expected, expected_uncertainty = projection.label(weights, maps, frame, "majority")
+    expected, expected_uncertainty = projection.reduce(weights, maps, frame, Votes("majority"))
     deviation = float((uncertainty - expected_uncertainty).abs().max())
     changed = float((mask != expected).double().mean())
     print(f"{name} {dtype}: uncertainty {deviation:.1e}, labels {changed:.1e}")  # shown by pytest -rP
@@ -161,10 +162,10 @@ def test_the_fused_kernel_is_the_plain_form(name: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_fused_kernel_is_chosen(dtype: torch.dtype, recwarn: pytest.WarningsRecorder) -> None:
     ensemble, maps, frame = labeled_maps("two classes, odd", dtype, 3)
-    prepared = batched.prepare(ensemble.weights, maps, frame, "majority")
+    prepared = batched.prepare(ensemble.weights, maps, frame, Votes("majority"))
     assert prepared.fused, "a GPU with Triton labels by the fused kernel"
     assert not [w for w in recwarn if "fused kernel" in str(w.message)]
-    found, (mask, uncertainty) = ensemble.predict(maps, frame), prepared.label(maps)
+    found, (mask, uncertainty) = ensemble.predict(maps, frame), prepared.reduce(maps)
     assert torch.equal(found.labels["mask"], mask) and torch.equal(found.uncertainty, uncertainty)
     assert mask.dtype == torch.int64 and uncertainty.dtype == torch.float32
 

@@ -19,6 +19,7 @@ from dsgan_datasets.interpreters import Labels, load_interpreter, rowwise
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions, Prediction, check_channels
 from dsgan_datasets.interpreters.loading import ARCHITECTURES, build_interpreter
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
+from dsgan_datasets.interpreters.reduce import Votes
 from dsgan_datasets.interpreters.rowwise import Chunks
 from dsgan_datasets.interpreters.weights import EnsembleWeights
 from dsgan_datasets.uncertainty import image_score, js_divergence
@@ -78,7 +79,7 @@ def oracle(ensemble, maps, size, rows=None) -> Tensor:
 
 def assert_matches_oracle(ensemble, maps, size, rows=None, chunks=rowwise.DEFAULT_CHUNKS):
     expected = oracle(ensemble, maps, size, rows)
-    got = rowwise.logits(ensemble.weights, maps, Frame(size, rows), chunks)
+    got = rowwise.outputs(ensemble.weights, maps, Frame(size, rows), chunks)
     assert got.shape == expected.shape
     assert got.dtype == torch.float32
     error = ((got - expected).abs().max() / expected.abs().max()).item()
@@ -152,8 +153,8 @@ def test_chunks_match_the_oracle(chunk_pixels, band_rows, rows):
     )
     assert_matches_oracle(ensemble, maps, (37, 53), rows, chunks)
     frame = Frame((37, 53), rows)
-    expected = rowwise.label(ensemble.weights, maps, frame, "majority")
-    got = rowwise.label(ensemble.weights, maps, frame, "majority", chunks)
+    expected = rowwise.reduce(ensemble.weights, maps, frame, Votes("majority"))
+    got = rowwise.reduce(ensemble.weights, maps, frame, Votes("majority"), chunks)
     assert (got[0] != expected[0]).double().mean() <= 0.001  # near ties
     torch.testing.assert_close(got[1], expected[1], rtol=0, atol=1e-6)
 
@@ -218,7 +219,10 @@ def test_threads_change_nothing(classes):
         torch.set_num_threads(threads)
         chunks = Chunks(band_rows=24)
         results.append(
-            (rowwise.logits(weights, maps, frame, chunks), *rowwise.label(weights, maps, frame, "majority", chunks))
+            (
+                rowwise.outputs(weights, maps, frame, chunks),
+                *rowwise.reduce(weights, maps, frame, Votes("majority"), chunks),
+            )
         )
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -22,6 +22,7 @@ from dsgan_datasets import (
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters import projection, rowwise
 from dsgan_datasets.interpreters.base import Frame
+from dsgan_datasets.interpreters.reduce import Votes
 from dsgan_datasets.reference import label
 from dsgan_datasets.tools.cli import main
 
@@ -63,7 +64,7 @@ def test_labels_are_those_of_the_plain_method(name: str, crop: tuple[int, int] |
     frame = Frame(GENERATORS[name], crop)
     expected = label(labeled.interpreter.weights, maps, frame)
     for form in (rowwise, projection):
-        mask, uncertainty = form.label(labeled.interpreter.weights, maps, frame, "majority")
+        mask, uncertainty = form.reduce(labeled.interpreter.weights, maps, frame, Votes("majority"))
         assert mask.shape == expected.labels["mask"].shape
         assert (uncertainty - expected.uncertainty).abs().max() < 1e-4
         assert (mask != expected.labels["mask"]).double().mean() < 0.002  # near ties

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,37 +12,55 @@ import torch
 from conftest import SCHEMA
 from PIL import Image
 from scalar_map import ScalarMap, depth_labeled
+from torch import Tensor
 
+from dsgan_datasets import DenseMap, Keypoints
 from dsgan_datasets.export import ExportInput, export
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.statistics import measure
-from dsgan_datasets.targets import Target, target_from_dict
-from dsgan_datasets.targets.segmentation import schema_of
+from dsgan_datasets.targets import Target, keypoints_of, schema_of, target_from_dict
 
-TARGETS: list[Target] = [SCHEMA, ScalarMap()]
+POINTS = Keypoints(("nose", "left", "right"), skeleton=((1, 2),), flip_pairs=((1, 2),), sigmas=(0.1, 0.2, 0.3))
+DEPTH = DenseMap("depth", -1.5, 4, "m")
+NORMALS = DenseMap("normals", -1, 1, channels=("x", "y", "z"), signed=(0,))
+TARGETS: list[Target] = [SCHEMA, POINTS, DEPTH, NORMALS, ScalarMap()]
 SIZE = (6, 10)
 
 
-def label(target: Target, seed: int = 0) -> torch.Tensor:
-    """A label with pixels that are ignored."""
+def label(target: Target, seed: int = 0) -> Tensor:
+    """A label with parts that are ignored."""
     random = torch.Generator().manual_seed(seed)
-    value = torch.randint(0, 4, SIZE, generator=random)
-    value = value if target.field == "mask" else (value.double() / 65534 * 20000).float()
+    values: dict[str, Callable[[], Tensor]] = {
+        "mask": lambda: torch.randint(0, 4, SIZE, generator=random),
+        "keypoints": lambda: torch.tensor([[seed + 0.25, 2.125, 2.0], [9.5, 5.75, 1.0], [0.0, 0.0, 0.0]]),
+        "depth": lambda: torch.rand(1, *SIZE, generator=random) * 5 - 1.25,
+        "normals": lambda: torch.rand(3, *SIZE, generator=random) * 2 - 1,
+    }
+    if isinstance(target, ScalarMap):
+        value = (torch.randint(0, 65535, SIZE, generator=random).double() / 65534).float()
+    else:
+        value = target.rounded(values[target.field]()[None])[0]
     return target.ignore(value[None], torch.rand(1, *SIZE, generator=random) < 0.2)[0]
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.kind)
+def same(found: Tensor, expected: Tensor) -> bool:
+    return found.dtype == expected.dtype and torch.equal(found.nan_to_num(9), expected.nan_to_num(9))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.kind} {target.field}")
 class TestContract:
     def test_is_a_target(self, target: Target) -> None:
         assert isinstance(target, Target)
         assert len(target.tally_names) == len(target.tally_colors)
         assert target_from_dict(json.loads(json.dumps(target.to_dict()))) == target
+        assert len({target: 1}) == 1 and len(target.summary.splitlines()) == 1
 
     def test_storage_is_exact(self, target: Target) -> None:
         value = label(target)
         target.check(value, SIZE)
-        assert torch.equal(target.decode(target.encode(value), SIZE).nan_to_num(9), value.nan_to_num(9))
-        assert target.decode(target.encode(value), SIZE).dtype == value.dtype
+        assert same(target.rounded(value[None])[0], value)
+        assert same(target.decode(target.encode(value), SIZE), value)
+        assert target.encode(target.decode(target.encode(value), SIZE)) == target.encode(value)
 
     @pytest.mark.parametrize("content", [b"", b"no picture", SCHEMA.encode(torch.zeros(3, 3))[:40]])
     def test_damaged_content_is_refused(self, target: Target, content: bytes) -> None:
@@ -49,21 +68,23 @@ class TestContract:
             target.decode(content, SIZE)
 
     def test_another_size_is_refused(self, target: Target) -> None:
-        with pytest.raises(ValueError, match="pixels, expected"):
-            target.decode(target.encode(label(target)), (SIZE[0] + 1, SIZE[1]))
+        with pytest.raises(ValueError, match=r"expected|outside|not float32"):
+            target.decode(target.encode(label(target)), (SIZE[0] - 1, SIZE[1] - 1))
 
     def test_mirroring_twice_changes_nothing(self, target: Target) -> None:
         values = torch.stack([label(target, seed) for seed in range(3)])
-        assert torch.equal(target.mirror(target.mirror(values)).nan_to_num(9), values.nan_to_num(9))
-        assert not torch.equal(target.mirror(values).nan_to_num(9), values.nan_to_num(9))
-        assert torch.equal(target.mirror(values)[1].nan_to_num(9), target.mirror(values[1]).nan_to_num(9))
+        mirrored = target.mirror(values, SIZE)
+        assert same(target.mirror(mirrored, SIZE), values)
+        assert not same(mirrored, values)
+        assert same(mirrored[1], target.mirror(values[1], SIZE))
+        target.check(mirrored[1], SIZE)
 
     def test_tallies_add_up_to_what_is_not_ignored(self, target: Target) -> None:
         values = torch.stack([label(target, seed) for seed in range(3)])
         tally = target.tally(values)
         assert tally.dtype == torch.int64 and tally.shape == (3, len(target.tally_names))
         assert torch.equal(tally[1], target.tally(values[1:2])[0])
-        nothing = target.ignore(values, torch.ones_like(values, dtype=torch.bool))
+        nothing = target.ignore(values, torch.ones(3, *SIZE, dtype=torch.bool))
         assert target.tally(nothing).sum() == 0
         assert 0 < tally.sum() < 3 * target.tally_total(SIZE)
 
@@ -74,14 +95,17 @@ class TestContract:
 
     def test_drawing_leaves_the_image_alone(self, target: Target) -> None:
         image = Image.new("RGB", (SIZE[1] * 4, SIZE[0] * 4), (90, 90, 90))
-        drawn = target.draw(image, label(target))
+        drawn = target.draw(image, label(target), SIZE)
         assert drawn.size == image.size and drawn.mode == "RGB"
         assert np.ptp(np.asarray(drawn).reshape(-1, 3), 0).max() > 0 == np.ptp(np.asarray(image))
 
-    def test_wrapped_labels_are_tv_tensors(self, target: Target) -> None:
+    def test_wrapped_labels_come_back(self, target: Target) -> None:
         from torchvision import tv_tensors
 
-        assert isinstance(target.wrap(label(target)), tv_tensors.TVTensor)
+        wrapped = target.wrap(label(target), SIZE)
+        assert isinstance(wrapped[target.field], tv_tensors.TVTensor)
+        assert all(name.startswith(target.field) for name in wrapped)
+        assert same(target.unwrap(wrapped, SIZE).as_subclass(Tensor), label(target))
 
 
 def test_unknown_and_damaged_kinds_are_refused() -> None:
@@ -94,7 +118,7 @@ def test_unknown_and_damaged_kinds_are_refused() -> None:
 
 
 def test_schema_of_names_the_labels_that_there_are() -> None:
-    assert schema_of(TARGETS) == SCHEMA
+    assert schema_of(TARGETS) == SCHEMA and keypoints_of(TARGETS) == POINTS
     with pytest.raises(ValueError, match="the labels are: depth"):
         schema_of([ScalarMap()])
 

@@ -91,5 +91,7 @@ def test_datasets_transform_every_label(labeled: LabeledGenerator) -> None:
         for found, plain in zip(islice(dataset, 4), labeled.stream(range(4), seed=2), strict=True):
             for target in labeled.targets:
                 value = plain[target.field]
-                assert torch.equal(torch.as_tensor(found[target.field]), target.mirror(value) if mirror else value)
+                assert torch.equal(
+                    torch.as_tensor(found[target.field]), target.mirror(value, labeled.image_size) if mirror else value
+                )
     assert seen[0] == {tv_tensors.Image, tv_tensors.Mask}

@@ -99,9 +99,12 @@ def test_hidden_sizes_follow_the_number_of_classes(unfiltered: LabeledGenerator)
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (torch.full((1, 16, 16), 3), r"hold class \[3\], but the schema has 3 classes \(0-2\)"),
+        (torch.full((1, 16, 16), 3), r"annotated image 0: a mask holds class id 3, the schema has the ids 0-2"),
         (torch.full((1, 16, 16), 255), "nothing to learn from"),
-        (torch.zeros(1, 8, 16, dtype=torch.int64), r"a mask is \(8, 16\) pixels, the images are \(16, 16\)"),
+        (
+            torch.zeros(1, 8, 16, dtype=torch.int64),
+            r"image 0: a mask is int64 \[16, 16\], got int64 \[8, 16\]",
+        ),
     ],
 )
 def test_masks_that_do_not_fit(unfiltered: LabeledGenerator, masks: torch.Tensor, message: str) -> None:

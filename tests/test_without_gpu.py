@@ -35,6 +35,7 @@ from dsgan_datasets.environment import environment
 from dsgan_datasets.generators.synthesis import compiled_if_asked
 from dsgan_datasets.interpreters import ClusterInterpreter, projection
 from dsgan_datasets.interpreters.base import Frame
+from dsgan_datasets.interpreters.reduce import Votes
 from dsgan_datasets.sources.read_ahead import read_ahead
 
 MAPS, FRAME = [(6, 4, 4), (5, 8, 8), (3, 16, 16), (2, 16, 16)], Frame((16, 16))
@@ -177,8 +178,10 @@ def test_kernels_are_launched_on_the_device_of_the_maps(cuda: FakeCuda, monkeypa
     monkeypatch.setattr(projection.Tiling, "of", lambda *_: tiling)
     with fake_tensors():
         ensemble, maps = fake_labels("cuda:1")
-        kernel = fused_tail.FusedTail(ensemble.weights, [f.shape[1:] for f in maps], FRAME, torch.float32, "majority")
-        assert kernel.label(maps)[0].device == torch.device("cuda:1")
+        kernel = fused_tail.FusedTail(
+            ensemble.weights, [f.shape[1:] for f in maps], FRAME, torch.float32, Votes("majority")
+        )
+        assert kernel.reduce(maps)[0].device == torch.device("cuda:1")
     assert cuda.launches and set(cuda.launches) == {1} and cuda.current == 0
 
 

@@ -25,7 +25,8 @@ from dsgan_datasets.device import Device
 from dsgan_datasets.fitting.annotated import AnnotatedImages
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import FeatureLayout, Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Annotations:
     """What `fit_interpreter` needs, read by `load_annotations`.
 
     Attributes:
-        annotated: latents float32 [A, z_dim] and masks int64 [A, H, W].
-        schema: the classes of the masks.
+        annotated: latents float32 [A, z_dim], and the labels of each target, [A, ...].
+        targets: what the labels mean.
         recipe: how the images were generated, and so how their features must be.
         names: what each image is called.
         images: uint8 RGB [A, 3, H, W]; None if the folder holds none.
@@ -44,7 +45,7 @@ class Annotations:
     """
 
     annotated: AnnotatedImages
-    schema: LabelSchema
+    targets: tuple[Target, ...]
     recipe: Recipe
     names: tuple[str, ...]
     images: Tensor | None = None
@@ -58,8 +59,13 @@ class Annotations:
         return self.annotated.latents
 
     @property
+    def schema(self) -> LabelSchema:
+        """The classes of the masks; ValueError if there are none."""
+        return schema_of(self.targets)
+
+    @property
     def masks(self) -> Tensor:
-        """int64 class ids [A, H, W]."""
+        """int64 class ids [A, H, W]; ValueError if there are none."""
         return self.annotated.masks
 
 
@@ -111,7 +117,7 @@ def load_folder(
     rows = [i for i, name in enumerate(material.images) if name in masks]
     return Annotations(
         AnnotatedImages(material.latents[rows], torch.from_numpy(np.stack(list(masks.values())))),
-        material.schema,
+        (material.schema,),
         material.recipe,
         tuple(masks),
         _stacked([material.images[name] for name in masks]),

@@ -163,7 +163,7 @@ def _joined(rounds: Sequence[_Round]) -> Annotations:
     images = [each.found.images for each in rounds]
     return Annotations(
         annotated=AnnotatedImages(latents, masks),
-        schema=first.schema,
+        targets=first.targets,
         recipe=first.recipe,
         names=tuple(
             f"{each.name}/{name}"

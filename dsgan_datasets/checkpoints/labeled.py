@@ -91,13 +91,15 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides a sample besides seed and index: equal prints, equal samples.
 
-        Of the targets that is what stands where the recipe ignores pixels, if it does. Names and colors decide nothing.
+        Of the targets that is how they round values, and what stands where the recipe ignores pixels, if it does.
+        Names and colors decide nothing.
         """
         parts = {name: [self.weights[name], config] for name, config in self.parts.items()}
         ignored = None
         if self.recipe.labeling.max_uncertainty is not None:
             ignored = [target.ignored_as for target in self.targets]
-        return fingerprint(2, self.labeler_kind, parts, ignored, self.recipe.decisions())
+        rounding = [target.rounding for target in self.targets if target.rounding is not None]
+        return fingerprint(2, self.labeler_kind, parts, ignored, self.recipe.decisions(), *rounding)
 
     def to_dict(self) -> dict[str, Any]:
         """Content of config.json."""

@@ -1,7 +1,8 @@
-"""Latents and masks that a person has drawn for them, and whether they fit a generator."""
+"""Latents and labels that a person has drawn for them, and whether they fit a generator."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,59 +10,92 @@ from torch import Tensor
 
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets.base import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, eq=False)
 class AnnotatedImages:
     """Images of a generator that a person has annotated.
 
     Args:
         latents: z of each image, float32 [A, z_dim].
-        masks: integer class ids [A, H, W], of the interpreter's classes; pixels of `ignore_index` are not learned from.
-            H and W are those of the images that the recipe makes, after a crop if it has one.
+        labels: field of the target ("mask", "keypoints", …) -> labels [A, ...] of its kind; or the masks alone. Masks
+            are integer class ids [A, H, W], of the interpreter's classes; pixels of `ignore_index` are not learned
+            from. H and W are those of the images that the recipe makes, after a crop if it has one.
+        masks: the masks, where there is nothing else.
+
+    Integers are kept as int64, numbers as float32.
 
     Raises:
-        ValueError: the two do not fit together.
+        ValueError: they do not fit together.
+
+    Example:
+        >>> masks, points = torch.zeros(2, 8, 8, dtype=torch.int64), torch.zeros(2, 5, 3)
+        >>> AnnotatedImages(torch.zeros(2, 16), {"mask": masks, "keypoints": points}).masks.shape
+        torch.Size([2, 8, 8])
     """
 
     latents: Tensor
-    masks: Tensor
+    labels: Mapping[str, Tensor]
 
-    def __post_init__(self) -> None:
-        masks = torch.as_tensor(self.masks)
-        if masks.is_floating_point() or masks.is_complex() or masks.dtype == torch.bool:
-            raise ValueError(f"masks must hold integer class ids, not {masks.dtype}")
-        object.__setattr__(self, "masks", masks.long())
-        object.__setattr__(self, "latents", torch.as_tensor(self.latents).float())
+    def __init__(
+        self, latents: Tensor, labels: Tensor | Mapping[str, Tensor] | None = None, *, masks: Tensor | None = None
+    ) -> None:
+        given = masks if labels is None else labels
+        if given is None or (labels is not None and masks is not None):
+            raise ValueError("give the labels of the images, or masks alone, and not both")
+        by_field = given if isinstance(given, Mapping) else {"mask": given}
+        object.__setattr__(self, "latents", torch.as_tensor(latents).float())
+        object.__setattr__(self, "labels", {field: _as_label(field, values) for field, values in by_field.items()})
         if not bool(self.latents.isfinite().all()):
             raise ValueError("latents contain NaN or infinity")
-        if self.latents.dim() != 2 or self.masks.dim() != 3 or len(self.latents) != len(self.masks):
-            raise ValueError(
-                f"latents must be [A, z_dim] and masks [A, H, W], "
-                f"got {list(self.latents.shape)} and {list(self.masks.shape)}"
-            )
+        for field, values in self.labels.items() or {"labels": torch.empty(0)}.items():
+            is_mask = field == "mask"
+            wrong = values.dim() != 3 if is_mask else values.dim() < 2
+            if self.latents.dim() != 2 or wrong or len(values) != len(self.latents):
+                raise ValueError(
+                    f"latents must be [A, z_dim] and {'masks [A, H, W]' if is_mask else f'{field} [A, ...]'}, "
+                    f"got {list(self.latents.shape)} and {list(values.shape)}"
+                )
+
+    def __len__(self) -> int:
+        """Number of images A."""
+        return len(self.latents)
+
+    def __getitem__(self, rows: Tensor | slice) -> AnnotatedImages:
+        """Some of the images: int64 [B] or bool [A], or a slice."""
+        return AnnotatedImages(self.latents[rows], {field: values[rows] for field, values in self.labels.items()})
+
+    @property
+    def masks(self) -> Tensor:
+        """int64 class ids [A, H, W]; ValueError if the images have no masks."""
+        return self.of("mask")
+
+    def of(self, field: str) -> Tensor:
+        """The labels of one field, [A, ...]; ValueError names those that there are."""
+        if field not in self.labels:
+            raise ValueError(f"the annotated images have no {field}; their labels are: {', '.join(self.labels)}")
+        return self.labels[field]
 
 
-def check_annotated(
-    generator: FeatureGenerator, annotated: AnnotatedImages, schema: LabelSchema, recipe: Recipe
-) -> None:
-    """ValueError if latents, sizes or classes do not fit the generator, the recipe or the schema."""
+def _as_label(field: str, values: Tensor) -> Tensor:
+    values = torch.as_tensor(values)
+    is_number = values.is_floating_point()
+    if values.is_complex() or values.dtype == torch.bool or (is_number and field == "mask"):
+        needed = "masks must hold integer class ids" if field == "mask" else f"{field} must hold numbers"
+        raise ValueError(f"{needed}, not {values.dtype}")
+    return values.float() if is_number else values.long()
+
+
+def check_annotated(generator: FeatureGenerator, annotated: AnnotatedImages, target: Target, recipe: Recipe) -> None:
+    """ValueError if latents or the labels of a target do not fit the generator, the recipe or the target."""
     if annotated.latents.shape[1] != generator.z_dim:
         raise ValueError(f"latents have {annotated.latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
-    _check_masks(annotated.masks, schema.num_classes, schema.ignore_index)
     size = recipe.image_size(generator.img_size)
-    if tuple(annotated.masks.shape[1:]) != size:
-        raise ValueError(f"a mask is {tuple(annotated.masks.shape[1:])} pixels, the images are {size}")
-
-
-def _check_masks(masks: Tensor, num_classes: int, ignore_index: int) -> None:
-    found = set(masks.unique().tolist()) - {ignore_index}
-    unknown = sorted(i for i in found if not 0 <= i < num_classes)
-    if unknown:
-        raise ValueError(
-            f"the masks hold class {unknown}, but the schema has {num_classes} classes (0-{num_classes - 1}): "
-            "add the class to the schema, or remap it"
-        )
-    if not found:
-        raise ValueError(f"every pixel of the masks is {ignore_index} (ignored): there is nothing to learn from")
+    for number, value in enumerate(annotated.of(target.field)):
+        try:
+            target.check(value, size)
+        except ValueError as error:
+            raise ValueError(f"annotated image {number}: {error}") from error
+    if not target.tally(annotated.of(target.field)).any():
+        raise ValueError(f"no image has anything in its {target.field} to learn from: every part of it is ignored")

@@ -83,7 +83,7 @@ def evaluate(
         ignore_index: id of pixels that do not count.
         description: of the progress bar.
     """
-    k = interpreter.num_classes
+    k = interpreter.config["classes"]
     frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
     options = LabelingOptions(recipe.vote, recipe.top_fraction)
     with tqdm(total=len(annotated.masks), desc=description, unit="image", delay=2, leave=False) as progress:

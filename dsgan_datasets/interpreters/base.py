@@ -83,14 +83,17 @@ class Interpreter(Protocol):
 
     Attributes:
         architecture: name in config.json, the key of its class in `loading.ARCHITECTURES`.
+        fields: of the labels that it predicts, such as ("mask",).
         layout: the feature layout that it was fitted on; None where that is not recorded (published classifiers).
         channels: channels of each map of that layout, in order. A single number is the total of all maps where the
             channels of each are not recorded; see `check_channels`.
-        num_classes: classes K of its mask, before any class map.
         has_uncertainty: whether predictions have an uncertainty and a score.
     """
 
     architecture: ClassVar[str]
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
 
     @property
     def layout(self) -> str | None: ...
@@ -99,14 +102,12 @@ class Interpreter(Protocol):
     def channels(self) -> tuple[int, ...]: ...
 
     @property
-    def num_classes(self) -> int: ...
-
-    @property
     def has_uncertainty(self) -> bool: ...
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json says about it, with "architecture", "layout" and "channels"; it decides samples."""
+        """What config.json says about it, which decides samples: with "architecture", "layout" and "channels", and with
+        "classes", the classes K of its masks before any class map, if it predicts masks."""
 
     @property
     def device(self) -> torch.device: ...

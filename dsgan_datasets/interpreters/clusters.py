@@ -50,6 +50,7 @@ class ClusterInterpreter(nn.Module):
     """
 
     architecture: ClassVar[str] = "clusters"
+    fields: ClassVar[tuple[str, ...]] = ("mask",)
     has_uncertainty: ClassVar[bool] = False
 
     centers: Tensor

@@ -2,8 +2,9 @@
 
 A program computes one tile of pixels of one image. It keeps the tile's interpolation weights, and for one member after
 the other interpolates the projected maps, adds the maps as large as the frame, runs the remaining layers, and adds the
-member's probabilities, entropy and vote to running sums. What it writes is the mask and the uncertainty. See
-`projection` for the tables, and for the same arithmetic in plain PyTorch.
+member's probabilities, entropy and vote to running sums, or its outputs and their squares (`reduce.Moments`). What it
+writes is the mask or the mean, and the uncertainty. See `projection` for the tables, and for the same arithmetic in
+plain PyTorch.
 
 The tile follows from the shapes and is never tuned by timing: it orders the sums, and a sample must not depend on which
 run was faster.
@@ -23,8 +24,8 @@ from torch import Tensor
 from dsgan_datasets.device import on_device
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.projection import SMALLEST_SIDE, Projection, Tiling, padded_side
+from dsgan_datasets.interpreters.reduce import Moments, Reduction, Votes
 from dsgan_datasets.interpreters.weights import EnsembleWeights
-from dsgan_datasets.recipe import Vote
 
 #: Most sources of a tile, and most outputs of a member's first layer, that fit into the registers.
 #: IEEE float32 products do not run on tensor cores; Triton unrolls them, so that they fit only while small.
@@ -69,8 +70,9 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     w2,  # [M, H1, H2]
     b2,
     w3,  # [M, H2, K]
-    b3,  # NEVER for the classes that only fill up K
-    mask,  # uint8 [images, height, width]
+    b3,  # NEVER for the classes that only fill up K, 0 for outputs that do
+    mask,  # uint8 [images, height, width]; not written if the outputs are averaged
+    average,  # float32 [images, OUTPUTS, height, width]; not written if the members vote
     uncertainty,  # float32 [images, height, width]
     height,
     width,
@@ -87,8 +89,10 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     MEAN_VOTE: tl.constexpr,
+    OUTPUTS: tl.constexpr,  # 0 if the members vote, else how many outputs are averaged
+    COUNTED: tl.constexpr,  # of these, those whose variance counts
 ):
-    """Mask and uncertainty of one tile of pixels of one image; `FusedTail` passes what it reads."""
+    """Mask or average, and uncertainty, of one tile of pixels of one image; `FusedTail` passes what it reads."""
     tile, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     tile_row, tile_column = tile // tile_columns, tile % tile_columns
     pixel = tl.arange(0, TILE_ROWS * TILE_COLUMNS)
@@ -154,23 +158,35 @@ def tail_kernel(  # type: ignore[no-untyped-def]
         third_layer = tl.load(w3 + (m * H2 + second)[:, None] * K + kind[None, :])
         logits = tl.dot(rectified_again, third_layer, input_precision="ieee") + tl.load(b3 + m * K + kind)[None, :]
 
-        # With l = logit - largest, e = exp(l) and Z = sum(e): p = e / Z, and the entropy is log Z - sum(e l) / Z.
-        shifted = logits - tl.max(logits, 1)[:, None]
-        exponential = tl.exp(shifted)
-        total = tl.sum(exponential, 1)
-        share = 1.0 / total
-        mean += exponential * share[:, None]
-        entropy += tl.log(total) - tl.sum(exponential * shifted, 1) * share
-        if not MEAN_VOTE:
-            choice = tl.min(tl.where(shifted == 0.0, kind[None, :], K), 1)  # the lowest of equals
-            votes += (kind[None, :] == choice[:, None]).to(tl.float16)
+        if OUTPUTS > 0:
+            mean += logits
+            entropy += tl.sum(tl.where(kind[None, :] < COUNTED, logits * logits, 0.0), 1)  # of squares, rather
+        else:
+            # With l = logit - largest, e = exp(l) and Z = sum(e): p = e / Z, and the entropy is log Z - sum(e l) / Z.
+            shifted = logits - tl.max(logits, 1)[:, None]
+            exponential = tl.exp(shifted)
+            total = tl.sum(exponential, 1)
+            share = 1.0 / total
+            mean += exponential * share[:, None]
+            entropy += tl.log(total) - tl.sum(exponential * shifted, 1) * share
+            if not MEAN_VOTE:
+                choice = tl.min(tl.where(shifted == 0.0, kind[None, :], K), 1)  # the lowest of equals
+                votes += (kind[None, :] == choice[:, None]).to(tl.float16)
 
     mean /= MEMBERS
-    # The smallest normal float32: 0 log 0 = 0.
-    of_mean = -tl.sum(mean * tl.log(tl.maximum(mean, 1.1754943508222875e-38, PROPAGATE_NAN)), 1)
-    tl.store(uncertainty + place, tl.maximum(of_mean - entropy / MEMBERS, 0.0, PROPAGATE_NAN), mask=inside)
-    winner = tl.argmax(mean, 1) if MEAN_VOTE else tl.argmax(votes.to(tl.float32), 1)
-    tl.store(mask + place, winner.to(tl.uint8), mask=inside)
+    if OUTPUTS > 0:
+        of_mean = tl.sum(tl.where(kind[None, :] < COUNTED, mean * mean, 0.0), 1)
+        variance = tl.maximum(entropy / MEMBERS - of_mean, 0.0, PROPAGATE_NAN)
+        tl.store(uncertainty + place, tl.sqrt(variance), mask=inside)
+        area = height.to(tl.int64) * width
+        target = (image * OUTPUTS + kind[None, :]) * area + (row * width + column)[:, None]
+        tl.store(average + target, mean, mask=inside[:, None] & (kind < OUTPUTS)[None, :])
+    else:
+        # The smallest normal float32: 0 log 0 = 0.
+        of_mean = -tl.sum(mean * tl.log(tl.maximum(mean, 1.1754943508222875e-38, PROPAGATE_NAN)), 1)
+        tl.store(uncertainty + place, tl.maximum(of_mean - entropy / MEMBERS, 0.0, PROPAGATE_NAN), mask=inside)
+        winner = tl.argmax(mean, 1) if MEAN_VOTE else tl.argmax(votes.to(tl.float32), 1)
+        tl.store(mask + place, winner.to(tl.uint8), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -286,24 +302,32 @@ def _channels_at_once(channels: int, dtype: torch.dtype) -> int:
     return 64 if channels > 64 else min(32, padded_side(channels))
 
 
+def _reducing(reduction: Votes | Moments, outputs: int) -> dict[str, Any]:
+    """The kernel's constants that say what is kept."""
+    if isinstance(reduction, Votes):
+        return {"MEAN_VOTE": reduction.vote == "mean", "OUTPUTS": 0, "COUNTED": 0}
+    return {"MEAN_VOTE": True, "OUTPUTS": outputs, "COUNTED": reduction.counted or outputs}
+
+
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 class FusedTail:
-    """Labels of feature maps of given shapes, by the fused kernel.
+    """What is kept of the outputs for feature maps of given shapes, by the fused kernel.
 
     Args:
-        weights: the classifiers, on the device.
+        weights: the members, on the device.
         shapes: [C_l, h_l, w_l] of every map.
         frame: size and kept rows.
         dtype: float16, bfloat16 or float32: precision of the maps and of the operands. Sums are float32.
-        vote: of the members.
+        reduction: of their outputs: `Votes` or `Moments`.
         division: how it is divided, in tiles of powers of two, at least 16 pixels; None takes what suits shapes and
             dtype.
 
     Raises:
-        ValueError: the shapes do not fit into a multiprocessor, or there are more classes than a byte counts.
+        ValueError: the shapes do not fit into a multiprocessor, there are more outputs than a byte counts, or another
+            reduction.
     """
 
     def __init__(
@@ -312,16 +336,18 @@ class FusedTail:
         shapes: Sequence[Sequence[int]],
         frame: Frame,
         dtype: torch.dtype,
-        vote: Vote,
+        reduction: Reduction,
         division: Layout | None = None,
     ) -> None:
-        if weights.num_classes > 256 or weights.num_members > 2048:
+        if weights.num_outputs > 256 or weights.num_members > 2048:
             raise ValueError(
-                f"the fused tail counts up to 256 classes and 2048 members, the ensemble has {weights.num_classes} and "
+                f"the fused tail counts up to 256 outputs and 2048 members, the ensemble has {weights.num_outputs} and "
                 f"{weights.num_members}"
             )
+        if not isinstance(reduction, Votes | Moments):
+            raise ValueError(f"the fused tail votes and averages, it does not know {reduction!r:.60}")
         self.projection = projection = Projection(weights, shapes, frame, dtype)
-        h1, h2, k = projection.hidden, padded_side(weights.hidden[1]), padded_side(weights.num_classes)
+        h1, h2, k = projection.hidden, padded_side(weights.hidden[1]), padded_side(weights.num_outputs)
         division = division or layout(h1, dtype, _capability(weights.device))
         self.tiling = tiling = Tiling.of(projection.levels, frame, division.tile)
         if tiling.num_sources > _MAX_SOURCES[dtype] or h1 > _MAX_HIDDEN[dtype]:
@@ -330,7 +356,7 @@ class FusedTail:
                 f"{_MAX_SOURCES[dtype]} pixels of the coarse maps per tile; here are {h1} and {tiling.num_sources}"
             )
         self.sources = padded_side(tiling.num_sources) if tiling.num_sources else 0
-        missing1, missing2, missing3 = h1 - weights.hidden[0], h2 - weights.hidden[1], k - weights.num_classes
+        missing1, missing2, missing3 = h1 - weights.hidden[0], h2 - weights.hidden[1], k - weights.num_outputs
         self.tensors = [
             *self._tables(weights.device),
             projection.fine_weight,
@@ -338,8 +364,9 @@ class FusedTail:
             F.pad(weights.w2, (0, missing2, 0, missing1)).to(dtype).contiguous(),
             F.pad(weights.b2, (0, missing2)),
             F.pad(weights.w3, (0, missing3, 0, missing2)).to(dtype).contiguous(),
-            F.pad(weights.b3, (0, missing3), value=NEVER),
+            F.pad(weights.b3, (0, missing3), value=NEVER if isinstance(reduction, Votes) else 0.0),
         ]
+        self.reduction, self.outputs = reduction, weights.num_outputs
         self._channels = [int(shape[0]) for shape in shapes]
         channels, more = _two([self._channels[i] for i in projection.fine_maps])
         self.constants: dict[str, Any] = {
@@ -353,7 +380,7 @@ class FusedTail:
             "K": k,
             "TILE_ROWS": tiling.tile[0],
             "TILE_COLUMNS": tiling.tile[1],
-            "MEAN_VOTE": vote == "mean",
+            **_reducing(reduction, weights.num_outputs),
             "num_warps": division.warps,
             "num_stages": division.stages,
         }
@@ -373,21 +400,21 @@ class FusedTail:
         return [table.to(device).contiguous() for table in tables]
 
     @torch.no_grad()
-    def label(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask uint8 and uncertainty float32 [N, H, W] of maps [N, C_l, h_l, w_l]."""
+    def reduce(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the reduction keeps, [N, ..., H, W] each, of maps [N, C_l, h_l, w_l]."""
         count = len(features[0])
         at_once = self.projection.images_at_once(count)
         parts = [[f[first : first + at_once] for f in features] for first in range(0, count, at_once)]
         made = [self.finish(self.project(maps), maps) for maps in parts]
-        if len(made) == 1:
-            return made[0]
-        return torch.cat([mask for mask, _ in made]), torch.cat([uncertainty for _, uncertainty in made])
+        return made[0] if len(made) == 1 else tuple(map(torch.cat, zip(*made, strict=True)))
 
-    def finish(self, coarse: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask and uncertainty [N, H, W] of maps whose coarse ones are projected: all but the first product."""
+    def finish(self, coarse: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What is kept of maps whose coarse ones are projected: all but the first product."""
         count, (top, bottom), width = len(features[0]), self.projection.rows, self.projection.size[1]
-        mask = coarse.new_empty(count, bottom - top, width, dtype=torch.uint8)
-        uncertainty = coarse.new_empty(count, bottom - top, width, dtype=torch.float32)
+        votes, shape = isinstance(self.reduction, Votes), (bottom - top, width)
+        uncertainty = coarse.new_empty(count, *shape, dtype=torch.float32)
+        mask = coarse.new_empty(count, *shape, dtype=torch.uint8) if votes else uncertainty
+        average = uncertainty if votes else coarse.new_empty(count, self.outputs, *shape, dtype=torch.float32)
         rows, columns = self.tiling.tile
         tile_rows, tile_columns = triton.cdiv(bottom - top, rows), triton.cdiv(width, columns)
         with on_device(coarse.device):  # Triton launches on the current one
@@ -396,6 +423,7 @@ class FusedTail:
                 *_pointers(self.projection.fine(features), 4, unused=uncertainty),
                 *self.tensors,
                 mask,
+                average,
                 uncertainty,
                 bottom - top,
                 width,
@@ -403,7 +431,7 @@ class FusedTail:
                 count,
                 **self.constants,
             )
-        return mask, uncertainty
+        return (mask.long() if votes else average), uncertainty
 
     def project(self, features: Sequence[Tensor]) -> Tensor:
         """The coarse maps' share of the first layer, as `Projected.coarse` has it."""

@@ -1,30 +1,23 @@
 """The DatasetGAN interpreter (arXiv 2104.06490, section 3.1): an ensemble of small classifiers of pixels.
 
-What it computes stands on one screen in `reference`. This class holds the weights and chooses how: `rowwise` on a CPU,
-`batched` elsewhere.
+What it computes stands on one screen in `reference`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dsgan_datasets._deprecation import warn_renamed
-from dsgan_datasets.device import has_fast_bfloat16
-from dsgan_datasets.interpreters import batched, rowwise
-from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, Prediction, check_channels
+from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, Prediction
+from dsgan_datasets.interpreters.ensemble import Ensemble, scores
 from dsgan_datasets.interpreters.labels import Labels
-from dsgan_datasets.interpreters.weights import EnsembleWeights
-from dsgan_datasets.operations import without_autocast
-from dsgan_datasets.parallel import parallel_map
-from dsgan_datasets.recipe import Vote
-from dsgan_datasets.uncertainty import image_score
+from dsgan_datasets.interpreters.reduce import Votes
 
 
-class PixelEnsemble(nn.Module):
+class PixelEnsemble(Ensemble):
     """M pixel classifiers that vote, and whose disagreement is the uncertainty; an `Interpreter`.
 
     On a CPU images are labeled one by one, on a GPU in batches. Operands of the matrix products have the precision of
@@ -47,33 +40,10 @@ class PixelEnsemble(nn.Module):
     """
 
     architecture: ClassVar[str] = "pixel_ensemble"
-    has_uncertainty: ClassVar[bool] = True
+    fields: ClassVar[tuple[str, ...]] = ("mask",)
+    uncertainty_unit: ClassVar[str] = "nats"
     #: Options of the deprecated `label`.
     label_options = DEFAULT_OPTIONS
-
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-    w3: Tensor
-    b3: Tensor
-
-    def __init__(
-        self, weights: Mapping[str, Tensor], *, layout: str | None = None, channels: Sequence[int] | None = None
-    ) -> None:
-        super().__init__()
-        for name, matrix in EnsembleWeights.of(weights).named().items():
-            self.register_buffer(name, matrix.detach().float().contiguous())
-        if layout is not None and not isinstance(layout, str):
-            raise ValueError(f"layout must be the name of a feature layout or None, not {layout!r:.60}")
-        self.layout = layout
-        self.channels = (self.in_channels,) if channels is None else _as_channels(channels)
-        if sum(self.channels) != self.in_channels:
-            raise ValueError(
-                f"channels {list(self.channels)} add up to {sum(self.channels)}, w1 takes {self.in_channels} features"
-            )
-        self._prepared: dict[batched.Task, batched.Prepared] = {}
-        self._rowwise: tuple[tuple[Any, ...], rowwise.Rowwise] | None = None
 
     @classmethod
     def from_parts(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -87,56 +57,20 @@ class PixelEnsemble(nn.Module):
         Raises:
             ValueError: the channels do not add up.
         """
-        known = type(self)(self.weights.named(), layout=layout, channels=channels)
+        known = super().with_layout(layout, channels)
         known.label_options = self.label_options
         return known
 
     @property
-    def weights(self) -> EnsembleWeights:
-        """The matrices, on the device."""
-        return EnsembleWeights(self.w1, self.b1, self.w2, self.b2, self.w3, self.b3)
-
-    @property
-    def num_members(self) -> int:
-        """Number of classifiers M."""
-        return self.weights.num_members
-
-    @property
     def num_classes(self) -> int:
         """Number of classes K."""
-        return self.weights.num_classes
-
-    @property
-    def in_channels(self) -> int:
-        """Number of features C of a pixel, those of all maps together."""
-        return self.weights.in_channels
-
-    @property
-    def device(self) -> torch.device:
-        """Where labels are computed."""
-        return self.w1.device
+        return self.weights.num_outputs
 
     @property
     def config(self) -> dict[str, Any]:
         """What config.json says about the ensemble."""
-        return {
-            "architecture": self.architecture,
-            "layout": self.layout,
-            "channels": list(self.channels),
-            "members": self.num_members,
-            "hidden": list(self.weights.hidden),
-            "classes": self.num_classes,
-        }
+        return {**super().config, "classes": self.num_classes}
 
-    def check_options(self, options: LabelingOptions) -> None:
-        """ValueError for a vote that there is not, or a share of pixels outside (0, 1]."""
-        if options.vote not in get_args(Vote):
-            raise ValueError(f"vote must be {' or '.join(map(repr, get_args(Vote)))}, not {options.vote!r}")
-        if not 0 < options.top_fraction <= 1:
-            raise ValueError(f"top_fraction must lie in (0, 1], not {options.top_fraction}")
-
-    @without_autocast
-    @torch.no_grad()
     def predict(
         self, features: Sequence[Tensor], frame: Frame, options: LabelingOptions = DEFAULT_OPTIONS
     ) -> Prediction:
@@ -156,41 +90,20 @@ class PixelEnsemble(nn.Module):
             torch.Size([8, 192, 256])
         """
         self.check_options(options)
-        self._check(features, frame)
-        if self.device.type == "cpu":
-            mask, uncertainty = self._on_cpu(features, frame).label(features, options.vote)
-            scores = parallel_map(lambda u: image_score(u[None], options.top_fraction), uncertainty, self.device)
-            return Prediction({"mask": mask}, uncertainty, torch.cat(scores))
-        prepared = batched.prepare(self.weights, features, frame, options.vote, self._prepared)
-        mask, uncertainty = prepared.label(features)
-        return Prediction({"mask": mask}, uncertainty, image_score(uncertainty, options.top_fraction))
+        mask, uncertainty = self._reduce(features, frame, Votes(options.vote))
+        return Prediction({"mask": mask}, uncertainty, scores(uncertainty, options.top_fraction))
 
-    @without_autocast
     def logits(
         self, features: Sequence[Tensor], size: tuple[int, int], *, rows: tuple[int, int] | None = None
     ) -> Tensor:
-        """Logits of every member at every pixel, computed in float32.
-
-        Args:
-            features: maps [N, C_l, h_l, w_l] with `channels`.
-            size: (H, W) of the full frame, to which every map is resized (bilinear, align_corners=False).
-            rows: (top, bottom) rows of the frame to compute; None computes all.
-
-        Returns:
-            float32 [M, N, K, H, W], H counting the computed rows.
-
-        Raises:
-            ValueError: maps of other channels, or rows outside the frame.
-        """
-        frame = Frame(size, rows)
-        self._check(features, frame)
-        return rowwise.logits(self.weights, features, frame)
+        """Logits of every member at every pixel, float32 [M, N, K, H, W]; arguments and errors as for `outputs`."""
+        return self.outputs(features, size, rows=rows)
 
     def probabilities(
         self, features: Sequence[Tensor], size: tuple[int, int], *, rows: tuple[int, int] | None = None
     ) -> Tensor:
-        """Class probabilities of every member at every pixel, [M, N, K, H, W]; arguments as for `logits`."""
-        return self.logits(features, size, rows=rows).softmax(2)
+        """Class probabilities of every member at every pixel, [M, N, K, H, W]; arguments as for `outputs`."""
+        return self.outputs(features, size, rows=rows).softmax(2)
 
     def label(
         self, features: Sequence[Tensor], size: tuple[int, int], *, rows: tuple[int, int] | None = None
@@ -200,31 +113,3 @@ class PixelEnsemble(nn.Module):
         found = self.predict(features, Frame(size, rows), self.label_options)
         assert found.uncertainty is not None and found.uncertainty_score is not None
         return Labels(found.labels["mask"], found.uncertainty, found.uncertainty_score)
-
-    def _on_cpu(self, features: Sequence[Tensor], frame: Frame) -> rowwise.Rowwise:
-        """What labels such maps, prepared once: in bfloat16 where maps and processor are, else in float32."""
-        shapes = tuple(tuple(f.shape[1:]) for f in features)
-        is_bfloat16 = features[0].dtype == torch.bfloat16 and has_fast_bfloat16(self.device)
-        dtype = torch.bfloat16 if is_bfloat16 else torch.float32
-        weights, held = self.weights, self._rowwise
-        task = (shapes, frame, dtype, weights.version())
-        if held is None or held[0] != task:
-            held = self._rowwise = (task, rowwise.Rowwise(weights, shapes, frame, dtype))
-        return held[1]
-
-    def _check(self, features: Sequence[Tensor], frame: Frame) -> None:
-        check_channels(self.channels, [f.shape[1] for f in features])
-        frame.check()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._prepared, self._rowwise = {}, None  # they hold the tensors that are about to be replaced
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_prepared": {}, "_rowwise": None}  # kernels cannot be pickled
-
-
-def _as_channels(channels: Sequence[int]) -> tuple[int, ...]:
-    if not isinstance(channels, list | tuple) or not channels or not all(type(c) is int and c > 0 for c in channels):
-        raise ValueError(f"channels must be the channels of each map, such as [512, 256], not {channels!r:.60}")
-    return tuple(channels)

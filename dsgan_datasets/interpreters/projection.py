@@ -21,11 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsgan_datasets.interpreters.base import Frame
-from dsgan_datasets.interpreters.reduce import reduce_members
+from dsgan_datasets.interpreters.reduce import Reduction
 from dsgan_datasets.interpreters.resizing import bilinear_matrix
 from dsgan_datasets.interpreters.weights import EnsembleWeights
 from dsgan_datasets.operations import product, product_of_columns
-from dsgan_datasets.recipe import Vote
 
 #: Smallest side of an operand of a tensor core.
 SMALLEST_SIDE = 16
@@ -228,33 +227,34 @@ def _resized(f: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def label(
+def reduce(
     weights: EnsembleWeights,
     features: Sequence[Tensor],
     frame: Frame,
-    vote: Vote,
+    reduction: Reduction,
     *,
     max_bytes: int = MAX_PROJECTED_BYTES,
     max_hidden: int = MAX_HIDDEN_NUMBERS,
-) -> tuple[Tensor, Tensor]:
-    """`PlainForm.label` of maps [N, C_l, h_l, w_l] of one dtype; the arguments are those of `PlainForm`."""
+) -> tuple[Tensor, ...]:
+    """`PlainForm.reduce` of maps [N, C_l, h_l, w_l] of one dtype; the arguments are those of `PlainForm`."""
     shapes, dtype = [f.shape[1:] for f in features], features[0].dtype
-    return PlainForm(weights, shapes, frame, dtype, vote, max_bytes=max_bytes, max_hidden=max_hidden).label(features)
+    form = PlainForm(weights, shapes, frame, dtype, reduction, max_bytes=max_bytes, max_hidden=max_hidden)
+    return form.reduce(features)
 
 
 class PlainForm:
-    """Labels of whole batches in plain PyTorch.
+    """What is kept of the outputs for whole batches, in plain PyTorch.
 
     Operands are rounded to the precision of the features where `fused_tail` rounds them, and multiplied in float32: the
     numbers differ from the kernel's by the order of summation only. Used where there is no Triton, and as the measure
     of what half precision does to labels. Whatever it needs from the host it has copied to the device before.
 
     Args:
-        weights: the classifiers.
+        weights: the members.
         shapes: [C_l, h_l, w_l] of every map.
         frame: size and kept rows.
         dtype: of the maps.
-        vote: of the members.
+        reduction: of the members' outputs.
         max_bytes: bytes of projected maps that are held at a time.
         max_hidden: activations of a layer that are held at a time.
     """
@@ -265,12 +265,13 @@ class PlainForm:
         shapes: Sequence[Sequence[int]],
         frame: Frame,
         dtype: torch.dtype,
-        vote: Vote,
+        reduction: Reduction,
         *,
         max_bytes: int = MAX_PROJECTED_BYTES,
         max_hidden: int = MAX_HIDDEN_NUMBERS,
     ) -> None:
-        self.weights, self.frame, self.dtype, self.vote, self.max_hidden = weights, frame, dtype, vote, max_hidden
+        self.weights, self.frame, self.dtype = weights, frame, dtype
+        self.reduction, self.max_hidden = reduction, max_hidden
         self.projection = Projection(weights, shapes, frame, dtype, max_bytes)
         (height, width), device = frame.size, weights.device
         levels = self.projection.levels
@@ -278,25 +279,26 @@ class PlainForm:
         self._column_weights = [bilinear_matrix(w, width).to(device) for _, w in levels]
 
     @torch.no_grad()
-    def label(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mask int64 and uncertainty float32 [N, H, W] of maps [N, C_l, h_l, w_l]."""
-        count, (kept, width), projection = len(features[0]), self.frame.shape, self.projection
-        mask = self.weights.w1.new_empty(count, kept, width, dtype=torch.int64)
-        uncertainty = self.weights.w1.new_empty(count, kept, width)
+    def reduce(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What `reduction` keeps, [N, ..., H, W] each, of maps [N, C_l, h_l, w_l]."""
+        count, (height, width), projection = len(features[0]), self.frame.shape, self.projection
+        outputs = self.weights.num_outputs
+        kept = self.reduction.empty(outputs, count, (height, width), self.weights.device)
         at_once = projection.images_at_once(count)
-        widest = max(projection.hidden, projection.members * self.weights.num_classes)
+        widest = max(projection.hidden, projection.members * outputs)
         step = max(1, self.max_hidden // (at_once * width * widest))
         for first in range(0, count, at_once):
             images = slice(first, first + at_once)
             projected = projection([f[images] for f in features])
-            for top in range(0, kept, step):
-                chunk = slice(top, min(top + step, kept))
-                logits = torch.stack([self._logits(projected, m, chunk) for m in range(projection.members)])
-                mask[images, chunk], uncertainty[images, chunk] = reduce_members(logits, 4, self.vote)
-        return mask, uncertainty
+            for top in range(0, height, step):
+                chunk = slice(top, min(top + step, height))
+                made = torch.stack([self._outputs(projected, m, chunk) for m in range(projection.members)])
+                for whole, part in zip(kept, self.reduction(made), strict=True):
+                    whole[images][..., chunk, :] = part
+        return kept
 
-    def _logits(self, projected: Projected, member: int, chunk: slice) -> Tensor:
-        """Logits of one member for some kept rows, [N, rows, W, K]."""
+    def _outputs(self, projected: Projected, member: int, chunk: slice) -> Tensor:
+        """Outputs of one member for some kept rows, [N, rows, W, K]."""
         weights = self.weights
         hidden = self._hidden(projected, member, chunk).relu_()
         second = product(self._rounded(hidden), self._rounded(weights.w2[member])) + weights.b2[member]

@@ -1,8 +1,14 @@
-"""Logits of the members -> one class and one uncertainty per pixel (DatasetGAN, sections 3.1 and 3.2)."""
+"""Outputs of the members at every pixel -> what is kept of them: votes on a class, or a mean; and their disagreement.
+
+A reduction is a frozen value: what computes the outputs (`rowwise`, `batched`) is prepared for one and knows nothing
+more about it. DatasetGAN, sections 3.1 and 3.2.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +17,88 @@ from dsgan_datasets.recipe import Vote
 from dsgan_datasets.uncertainty import entropy, jensen_shannon
 
 _LN2 = math.log(2)
+
+
+class Tally(Protocol):
+    """A `Reduction` for a CPU: a group of members and a chunk of rows at a time, while they are in the cache."""
+
+    def add(self, members: slice, rows: slice, outputs: Tensor) -> None:
+        """Count some members, by their outputs [members, K, rows, W] at these rows, which may be overwritten."""
+
+    def result(self) -> tuple[Tensor, ...]:
+        """What is kept, [..., rows, W] each."""
+
+
+class Reduction(Protocol):
+    """What is kept of the outputs of the members. Equal ones are interchangeable."""
+
+    def empty(self, outputs: int, count: int, size: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
+        """Where what is kept of N images goes, [N, ..., H, W] each.
+
+        Args:
+            outputs: K of a member.
+            count: N.
+            size: (H, W).
+            device: of all.
+        """
+
+    def __call__(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """What is kept, [N, ..., rows, W] each, of outputs [M, N, rows, W, K]."""
+
+    def tally(self, shape: tuple[int, int, int], device: torch.device) -> Tally:
+        """The same, bit by bit, for one image and (K, rows, W) outputs."""
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Class ids int64 [N, H, W] and Jensen-Shannon divergence float32 [N, H, W], in nats, of members that classify.
+
+    Args:
+        vote: "majority" of the members' classes, or argmax of the "mean" probability; ties go to the lowest class.
+    """
+
+    vote: Vote
+
+    def empty(self, outputs: int, count: int, size: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
+        """See `Reduction`."""
+        mask = torch.empty(count, *size, dtype=torch.int64, device=device)
+        return mask, torch.empty(count, *size, device=device)
+
+    def __call__(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """See `Reduction`."""
+        return reduce_members(outputs, 4, self.vote)
+
+    def tally(self, shape: tuple[int, int, int], device: torch.device) -> Tally:
+        """See `Reduction`."""
+        return _VoteTally(shape, self.vote, device)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean float32 [N, K, H, W] of members that regress, and how far they lie apart, float32 [N, H, W].
+
+    The latter is the root mean square distance of the members' outputs from their mean: √(Σ over outputs of their
+    variance over members).
+
+    Args:
+        counted: outputs, from the first on, whose variance counts; None for all.
+    """
+
+    counted: int | None = None
+
+    def empty(self, outputs: int, count: int, size: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
+        """See `Reduction`."""
+        return torch.empty(count, outputs, *size, device=device), torch.empty(count, *size, device=device)
+
+    def __call__(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """See `Reduction`."""
+        mean = outputs.mean(0)
+        variance = (outputs - mean)[..., : self.counted].square_().sum(4).mean(0)
+        return mean.movedim(3, 1), variance.sqrt_()
+
+    def tally(self, shape: tuple[int, int, int], device: torch.device) -> Tally:
+        """See `Reduction`."""
+        return _MomentTally(shape, self.counted, device)
 
 
 def reduce_members(logits: Tensor, dim: int, vote: Vote) -> tuple[Tensor, Tensor]:
@@ -34,8 +122,8 @@ def reduce_members(logits: Tensor, dim: int, vote: Vote) -> tuple[Tensor, Tensor
     return votes.argmax(-1), divergence
 
 
-class Tally:
-    """`reduce_members` for a CPU: a group of members and a chunk of rows at a time, while they are in the cache.
+class _VoteTally:
+    """`reduce_members` of some rows, as a `Tally`.
 
     The entropy of a member follows from its logits l: log Σ e - Σ e · l' / Σ e with l' = l - max l and e = exp(l'),
     here to the base of 2, whose powers cost a quarter.
@@ -52,8 +140,9 @@ class Tally:
         self.entropy = torch.zeros(shape[1:], device=device)  # likewise, in bits
         self.votes = self.probability if vote == "mean" else torch.zeros(shape, device=device)
 
-    def add(self, members: slice, rows: slice, logits: Tensor) -> None:
-        """Count some members, by their logits [members, K, rows, W] at these rows."""
+    def add(self, members: slice, rows: slice, outputs: Tensor) -> None:
+        """Count some members, by their logits."""
+        logits = outputs
         if rows.start == 0:
             self.members += members.stop - members.start
         largest = logits.amax(1, keepdim=True)
@@ -75,6 +164,34 @@ class Tally:
         digits = torch.arange(classes - 1, -1, -1, device=self.votes.device)[:, None, None]
         winner = (classes * self.votes + digits).amax(0).long() % classes
         return classes - 1 - winner, divergence.clamp_min_(0)
+
+
+class _MomentTally:
+    """`Moments` of some rows, as a `Tally`. Outputs should be of the order of one: variances are differences.
+
+    Args:
+        shape: (K, rows, W).
+        counted: outputs whose variance counts.
+        device: of the outputs.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], counted: int | None, device: torch.device) -> None:
+        self.counted, self.members = counted, 0
+        self.total = torch.zeros(shape, device=device)
+        self.squares = torch.zeros(shape[1:], device=device)
+
+    def add(self, members: slice, rows: slice, outputs: Tensor) -> None:
+        """Count some members."""
+        if rows.start == 0:
+            self.members += members.stop - members.start
+        self.total[:, rows] += outputs.sum(0)
+        self.squares[rows] += outputs[:, : self.counted].square().sum((0, 1))
+
+    def result(self) -> tuple[Tensor, ...]:
+        """Mean [K, rows, W] and spread [rows, W]."""
+        mean = self.total / self.members
+        variance = self.squares / self.members - mean[: self.counted].square().sum(0)
+        return mean, variance.clamp_min_(0).sqrt_()
 
 
 def _lowest_of(marked: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Labels image by image, in chunks of rows that stay in a core's cache: what a CPU runs.
+"""Outputs of the members image by image, in chunks of rows that stay in a core's cache: what a CPU runs.
 
 DatasetGAN (arXiv 2104.06490, section 3.1) upsamples every feature map to the output size, concatenates thousands of
 channels, and runs M three-layer classifiers on every pixel (`reference` does just that). The first layer is linear and
@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.interpreters.base import Frame
-from dsgan_datasets.interpreters.reduce import Tally
+from dsgan_datasets.interpreters.reduce import Reduction
 from dsgan_datasets.interpreters.resizing import shrink
 from dsgan_datasets.interpreters.weights import EnsembleWeights
 from dsgan_datasets.interpreters.windows import CoarseMaps
 from dsgan_datasets.parallel import Workspace, parallel_map
-from dsgan_datasets.recipe import Vote
 
 
 @dataclass(frozen=True)
@@ -58,41 +57,41 @@ class Band(NamedTuple):
 
 
 @torch.no_grad()
-def logits(
+def outputs(
     weights: EnsembleWeights, features: Sequence[Tensor], frame: Frame, chunks: Chunks = DEFAULT_CHUNKS
 ) -> Tensor:
-    """Logits of every member at every pixel, float32 [M, N, K, H, W].
+    """Outputs of every member at every pixel, float32 [M, N, K, H, W]: logits of classifiers.
 
     Args:
-        weights: the classifiers.
-        features: maps [N, C_l, h_l, w_l]; their channels, in this order, are the classifiers' input.
+        weights: the members.
+        features: maps [N, C_l, h_l, w_l]; their channels, in this order, are the members' input.
         frame: its labeled rows are the H of the result.
         chunks: how the work is divided.
     """
-    classifier = Rowwise(weights, [f.shape[1:] for f in features], frame, torch.float32, chunks)
-    maps = classifier.maps(features)
-    shape = (weights.num_members, len(features[0]), weights.num_classes, *frame.shape)
+    members = Rowwise(weights, [f.shape[1:] for f in features], frame, torch.float32, chunks)
+    maps = members.maps(features)
+    shape = (weights.num_members, len(features[0]), weights.num_outputs, *frame.shape)
     result = weights.w1.new_empty(shape)
 
     def work(band: Band) -> None:
-        for members, rows, values in classifier.chunks(maps, band):
-            result[members, band.n, :, classifier.kept_rows(band)][:, :, rows] = values
+        for group, rows, values in members.chunks(maps, band):
+            result[group, band.n, :, members.kept_rows(band)][:, :, rows] = values
 
-    parallel_map(work, classifier.bands(len(features[0])), weights.device)
+    parallel_map(work, members.bands(len(features[0])), weights.device)
     return result
 
 
 @torch.no_grad()
-def label(
+def reduce(
     weights: EnsembleWeights,
     features: Sequence[Tensor],
     frame: Frame,
-    vote: Vote,
+    reduction: Reduction,
     chunks: Chunks = DEFAULT_CHUNKS,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """Mask int64 and uncertainty float32 [N, H, W]; arguments as for `logits`, vote, precision of operands."""
-    return Rowwise(weights, [f.shape[1:] for f in features], frame, dtype, chunks).label(features, vote)
+) -> tuple[Tensor, ...]:
+    """What `reduction` keeps, [N, ..., H, W] each; arguments as for `outputs`, precision of operands."""
+    return Rowwise(weights, [f.shape[1:] for f in features], frame, dtype, chunks).reduce(features, reduction)
 
 
 class Rowwise:
@@ -122,7 +121,7 @@ class Rowwise:
             Group(weights, slice(m, min(m + step, weights.num_members)), dtype)
             for m in range(0, weights.num_members, step)
         ]
-        self.classes, self.band_rows = weights.num_classes, chunks.band_rows
+        self.outputs, self.band_rows = weights.num_outputs, chunks.band_rows
         self.channels = [int(shape[0]) for shape in shapes]
         sizes = [(min(int(h), size[0]), min(int(w), size[1])) if h >= size[0] and w >= size[1] else (int(h), int(w))
                  for _, h, w in shapes]  # fmt: skip
@@ -139,22 +138,21 @@ class Rowwise:
         for group in self.groups:
             group.split(self.channels, self.fine, self.maps_of)
 
-    def label(self, features: Sequence[Tensor], vote: Vote) -> tuple[Tensor, Tensor]:
-        """Mask int64 and uncertainty float32 [N, H, W] of maps [N, C_l, h_l, w_l]."""
-        maps, device = self.maps(features), features[0].device
-        shape = (len(features[0]), *self.frame.shape)
-        mask = torch.empty(shape, dtype=torch.int64, device=device)
-        uncertainty = torch.empty(shape, device=device)
+    def reduce(self, features: Sequence[Tensor], reduction: Reduction) -> tuple[Tensor, ...]:
+        """What `reduction` keeps, [N, ..., H, W] each, of maps [N, C_l, h_l, w_l]."""
+        maps, device, count = self.maps(features), features[0].device, len(features[0])
+        kept = reduction.empty(self.outputs, count, self.frame.shape, device)
 
         def work(band: Band) -> None:
-            tally = Tally((self.classes, band.bottom - band.top, self.frame.size[1]), vote, device)
+            tally = reduction.tally((self.outputs, band.bottom - band.top, self.frame.size[1]), device)
             for members, rows, values in self.chunks(maps, band):
                 tally.add(members, rows, values)
             rows = self.kept_rows(band)
-            mask[band.n, rows], uncertainty[band.n, rows] = tally.result()
+            for whole, part in zip(kept, tally.result(), strict=True):
+                whole[band.n][..., rows, :] = part
 
-        parallel_map(work, self.bands(len(features[0])), device)
-        return mask, uncertainty
+        parallel_map(work, self.bands(count), device)
+        return kept
 
     def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The maps in the precision of the operands; those larger than the frame are resized first."""
@@ -172,7 +170,7 @@ class Rowwise:
         return slice(band.top - top, band.bottom - top)
 
     def chunks(self, maps: Sequence[Tensor], band: Band) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Members, rows of the band, and logits float32 [members, K, rows, W], which the next chunk overwrites."""
+        """Members, rows of the band, and outputs float32 [members, K, rows, W], which the next chunk overwrites."""
         image = [f[band.n].permute(1, 2, 0) for f in maps]  # [h, w, C]
         fine = self._fine_pixels(image, band)
         sources = [] if self.coarse is None else self.coarse.sources(image, self.maps_of, band.top, band.bottom)
@@ -229,9 +227,9 @@ class Group:
         del self._first
 
     def further_layers(self, hidden: Tensor) -> Tensor:
-        """Second and third layer: [P, O] -> logits float32 [members, K, P]."""
+        """Second and third layer: [P, O] -> outputs float32 [members, K, P]."""
         (count, width, h2), pixels = self.w2.shape, len(hidden)
-        result = Workspace.take("logits", (count, self.w3.shape[1], pixels), torch.float32, hidden.device)
+        result = Workspace.take("outputs", (count, self.w3.shape[1], pixels), torch.float32, hidden.device)
         second = Workspace.take("second", (pixels, h2), hidden.dtype, hidden.device)
         for m in range(count):
             torch.addmm(self.b2[m], hidden[:, m * width : (m + 1) * width], self.w2[m], out=second).relu_()

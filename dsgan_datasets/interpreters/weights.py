@@ -1,4 +1,4 @@
-"""The matrices of an ensemble of pixel classifiers: all that its arithmetic depends on."""
+"""The matrices of an ensemble of small networks that look at each pixel: all that its arithmetic depends on."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class EnsembleWeights:
-    """M pixel classifiers with two hidden layers, stacked.
+    """M networks with two hidden layers, stacked.
 
-    Member m maps the C features f of a pixel to K logits: relu(relu(f · w1[:, m] + b1[m]) · w2[m] + b2[m]) · w3[m] +
-    b3[m]. The batch normalizations of the published classifiers follow a ReLU, so in evaluation they fold into the next
-    matrix (`loading.stack_members`).
+    Member m maps the C features f of a pixel to K outputs, logits of a classifier:
+    relu(relu(f · w1[:, m] + b1[m]) · w2[m] + b2[m]) · w3[m] + b3[m]. The batch normalizations of the published
+    classifiers follow a ReLU, so in evaluation they fold into the next matrix (`loading.stack_members`).
 
     Attributes:
         w1: [C, M, h1], so that the block of a feature map is contiguous.
@@ -30,7 +30,7 @@ class EnsembleWeights:
 
     Example:
         >>> z = torch.zeros
-        >>> EnsembleWeights(z(9, 2, 8), z(2, 8), z(2, 8, 4), z(2, 4), z(2, 4, 3), z(2, 3)).num_classes
+        >>> EnsembleWeights(z(9, 2, 8), z(2, 8), z(2, 8, 4), z(2, 4), z(2, 4, 3), z(2, 3)).num_outputs
         3
     """
 
@@ -68,12 +68,12 @@ class EnsembleWeights:
 
     @property
     def num_members(self) -> int:
-        """Number of classifiers M."""
+        """Number of networks M."""
         return len(self.w2)
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes K."""
+    def num_outputs(self) -> int:
+        """Number of outputs K of a member: classes of a classifier."""
         return self.w3.shape[2]
 
     @property

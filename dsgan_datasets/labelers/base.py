@@ -63,7 +63,8 @@ class Labeler(Protocol):
 
 
 class LabelEdits:
-    """What a recipe does to the labels of any labeler: merge the classes of masks, ignore uncertain pixels.
+    """What becomes of the labels of any labeler: they are rounded as their files hold them, the classes of masks are
+    merged and uncertain pixels ignored, as the recipe says.
 
     Args:
         targets: of the labeler.
@@ -82,6 +83,7 @@ class LabelEdits:
     def __call__(self, labels: Mapping[str, Tensor], uncertainty: Tensor | None, recipe: Recipe) -> dict[str, Tensor]:
         """Labels [N, ...] by field, edited; `uncertainty` [N, H, W] or None."""
         edited, labeling = dict(labels), recipe.labeling
+        edited |= {t.field: t.rounded(edited[t.field]) for t in self._targets if t.field in edited}
         if labeling.class_map is not None and "mask" in edited:
             edited["mask"] = self._table(labeling.class_map, edited["mask"].device)[edited["mask"]]
         if labeling.max_uncertainty is not None and uncertainty is not None:

@@ -20,14 +20,23 @@ from dsgan_datasets.labelers.base import LabelEdits, Part
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.base import Target
 
+#: File stem of the first interpreter; that of another one has its label behind.
+_STEM = "interpreter"
+
 
 class InterpretedLabeler:
     """Labels what a generator makes by reading its features; a `Labeler`.
 
+    Several interpreters read the same feature maps, made once: masks and keypoints of one sample.
+
     Args:
-        generator: frozen, with the feature layout that the interpreter was fitted on.
-        interpreter: fitted on that generator's features.
-        targets: what the labels mean, one for each that the interpreter predicts.
+        generator: frozen, with the feature layout that the interpreters were fitted on.
+        interpreter: fitted on that generator's features; or several, which predict different labels.
+        targets: what the labels mean, one for each that is predicted.
+
+    The uncertainty of the first interpreter is that of the sample ("uncertainty", "uncertainty_score"), by which the
+    recipe filters and ignores pixels; that of any other has the name of its label in front ("keypoints_uncertainty",
+    "keypoints_uncertainty_score").
 
     Raises:
         ValueError: parts that do not fit together.
@@ -40,32 +49,47 @@ class InterpretedLabeler:
 
     kind: ClassVar[str] = "interpreted"
 
-    def __init__(self, generator: FeatureGenerator, interpreter: Interpreter, targets: Sequence[Target]) -> None:
-        for name, part, member in (("generator", generator, "features"), ("interpreter", interpreter, "layout")):
-            if not hasattr(part, member):
-                raise ValueError(f"{name} must be what load_{name} gives, not {part!r:.80}")
-        if interpreter.layout is None:  # published classifiers do not say what they were fitted on
-            interpreter = interpreter.with_layout(generator.features, generator.feature_channels)
-        self.generator = generator
-        self.interpreter = interpreter
+    def __init__(
+        self,
+        generator: FeatureGenerator,
+        interpreter: Interpreter | Sequence[Interpreter],
+        targets: Sequence[Target],
+    ) -> None:
+        if not hasattr(generator, "features"):
+            raise ValueError(f"generator must be what load_generator gives, not {generator!r:.80}")
+        several = tuple(interpreter) if isinstance(interpreter, list | tuple) else (interpreter,)
+        if not several or any(not hasattr(each, "layout") for each in several):
+            raise ValueError(
+                f"interpreter must be what load_interpreter gives, or several of it, not {interpreter!r:.80}"
+            )
         if not isinstance(targets, Sequence):
             raise ValueError(f"targets must be a list of labels, such as [schema], not {targets!r:.80}")
+        self.generator = generator
+        # Published classifiers do not say what they were fitted on.
+        self.interpreters: tuple[Interpreter, ...] = tuple(
+            each.with_layout(generator.features, generator.feature_channels) if each.layout is None else each
+            for each in several
+        )
         self.targets = tuple(targets)
         self._edits = LabelEdits(self.targets)
-        if generator.features != interpreter.layout:
+        for each in self.interpreters:
+            _check_fits(generator, each)
+        predicted = [field for each in self.interpreters for field in each.fields]
+        if sorted(predicted) != sorted(target.field for target in self.targets):
             raise ValueError(
-                f"the interpreter was fitted on features in layout {interpreter.layout!r}, the generator gives "
-                f"{generator.features!r}: load it with features={interpreter.layout!r}"
-            )
-        check_channels(interpreter.channels, generator.feature_channels)
-        if generator.device != interpreter.device:
-            raise ValueError(
-                f"generator on {generator.device}, interpreter on {interpreter.device}: put both on one device"
+                f"the interpreters predict {', '.join(predicted)}; the targets are "
+                f"{', '.join(target.field for target in self.targets)}: give one target for each label, and each label "
+                "from one interpreter"
             )
 
     @property
+    def interpreter(self) -> Interpreter:
+        """The first interpreter."""
+        return self.interpreters[0]
+
+    @property
     def has_uncertainty(self) -> bool:
-        """Whether the interpreter can tell how certain it is."""
+        """Whether the first interpreter can tell how certain it is."""
         return self.interpreter.has_uncertainty
 
     @property
@@ -74,39 +98,45 @@ class InterpretedLabeler:
         return self.generator.device
 
     def check(self, recipe: Recipe) -> None:
-        """ValueError if the recipe asks for what generator or interpreter cannot give."""
+        """ValueError if the recipe asks for what generator or interpreters cannot give."""
         check_recipe(recipe, self.generator, self.targets)
         check_uncertainty(recipe, self.has_uncertainty)
-        self.interpreter.check_options(_options(recipe))
-        for target in self.targets:
-            if target.field == "mask":
-                check_class_map(recipe, self.interpreter.num_classes, len(target.tally_names))
+        _check_options(self.interpreters, _options(recipe))
+        for interpreter in self.interpreters:
+            if "mask" in interpreter.fields:
+                named = next(len(target.tally_names) for target in self.targets if target.field == "mask")
+                check_class_map(recipe, interpreter.config["classes"], named)
 
     def label(self, ws: Tensor, recipe: Recipe) -> dict[str, Tensor]:
         """Image, labels and uncertainty of style vectors; on a GPU nothing in here waits for it."""
         image, features = compiled_if_asked(render, recipe)(self.generator, recipe, ws)
         frame = Frame(recipe.frame_size(self.generator.img_size), recipe.rendering.crop)
-        predicted = self.interpreter.predict(features, frame, _options(recipe))
-        fields = {"image": image, **self._edits(predicted.labels, predicted.uncertainty, recipe)}
-        if predicted.uncertainty is not None and predicted.uncertainty_score is not None:
-            fields |= {"uncertainty": predicted.uncertainty, "uncertainty_score": predicted.uncertainty_score}
-        return fields
+        fields, certainties = {"image": image}, {}
+        for number, interpreter in enumerate(self.interpreters):
+            predicted = interpreter.predict(features, frame, _options(recipe))
+            fields |= self._edits(predicted.labels, None if number else predicted.uncertainty, recipe)
+            prefix = f"{interpreter.fields[0]}_" if number else ""
+            if predicted.uncertainty is not None and predicted.uncertainty_score is not None:
+                certainties[f"{prefix}uncertainty"] = predicted.uncertainty
+                certainties[f"{prefix}uncertainty_score"] = predicted.uncertainty_score
+        return {**fields, **certainties}
 
     def parts(self) -> Mapping[str, Part]:
-        """Generator and interpreter, by file stem."""
-        return {
-            "generator": Part(self.generator.config, generator_tensors(self.generator)),
-            "interpreter": Part(self.interpreter.config, dict(self.interpreter.state_dict())),
-        }
+        """Generator and interpreters, by file stem: "interpreter" is the first, "interpreter_keypoints" another."""
+        parts = {"generator": Part(self.generator.config, generator_tensors(self.generator))}
+        for number, interpreter in enumerate(self.interpreters):
+            stem = f"{_STEM}_{interpreter.fields[0]}" if number else _STEM
+            parts[stem] = Part(interpreter.config, dict(interpreter.state_dict()))
+        return parts
 
     def with_targets(self, targets: Sequence[Target]) -> InterpretedLabeler:
         """The same networks whose labels mean something else."""
-        return InterpretedLabeler(self.generator, self.interpreter, targets)
+        return InterpretedLabeler(self.generator, self.interpreters, targets)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move both to a device; returns the labeler itself."""
+        """Move all parts to a device; returns the labeler itself."""
         self.generator.to(device)
-        self.interpreter = self.interpreter.to(device)
+        self.interpreters = tuple(interpreter.to(device) for interpreter in self.interpreters)
         return self
 
     @classmethod
@@ -114,21 +144,46 @@ class InterpretedLabeler:
         cls, parts: Mapping[str, Part], targets: Sequence[Target], *, device: Device, provenance: Any, path: Path
     ) -> InterpretedLabeler:
         """The labeler of a checkpoint; `path` names it in errors."""
-        interpreter = build_interpreter(
-            parts["interpreter"].config,
-            parts["interpreter"].tensors,
-            device=device,
-            source=path / "interpreter.safetensors",
-        )
+        first = parts[_STEM]  # a KeyError names it
+        others = {stem: part for stem, part in parts.items() if stem.startswith(f"{_STEM}_")}
+        interpreters = [
+            build_interpreter(part.config, part.tensors, device=device, source=path / f"{stem}.safetensors")
+            for stem, part in {_STEM: first, **others}.items()
+        ]
         generator = build_generator(
             parse_config(parts["generator"].config, path),
             parts["generator"].tensors,
-            features=interpreter.layout,  # type: ignore[arg-type]  # checked by the generator
+            features=interpreters[0].layout,  # type: ignore[arg-type]  # checked by the generator
             device=device,
             provenance=provenance,
             path=path / "generator.safetensors",
         )
-        return cls(generator, interpreter, targets)
+        return cls(generator, interpreters, targets)
+
+
+def _check_fits(generator: FeatureGenerator, interpreter: Interpreter) -> None:
+    if generator.features != interpreter.layout:
+        raise ValueError(
+            f"the interpreter was fitted on features in layout {interpreter.layout!r}, the generator gives "
+            f"{generator.features!r}: load it with features={interpreter.layout!r}"
+        )
+    check_channels(interpreter.channels, generator.feature_channels)
+    if generator.device != interpreter.device:
+        raise ValueError(
+            f"generator on {generator.device}, interpreter on {interpreter.device}: put both on one device"
+        )
+
+
+def _check_options(interpreters: Sequence[Interpreter], options: LabelingOptions) -> None:
+    """ValueError for options that no interpreter has: one of masks votes, one of depth beside it has nothing to."""
+    refused = []
+    for interpreter in interpreters:
+        try:
+            interpreter.check_options(options)
+        except ValueError as error:
+            refused.append(error)
+    if len(refused) == len(interpreters):
+        raise refused[0]
 
 
 def _options(recipe: Recipe) -> LabelingOptions:

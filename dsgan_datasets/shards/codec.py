@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsgan_datasets.arrays import npy, read_npy
 from dsgan_datasets.checks import boolean, integer
 from dsgan_datasets.images import jpg, open_picture, png, read_pixels
 from dsgan_datasets.polygons import encode_rle
@@ -104,7 +104,7 @@ def record(sample: Sample, encoding: Encoding, targets: Sequence[Target], facts:
     if encoding.uncertainty:
         contents.append(_uncertainty_png(sample["uncertainty"]))
     if encoding.latent:
-        contents.append(_npy(sample["latent"]))
+        contents.append(npy(sample["latent"].cpu().numpy()))
     names = (f"{int(sample.index):09d}.{extension}" for extension in extensions(encoding, targets))
     return dict(zip(names, contents, strict=True))
 
@@ -174,7 +174,7 @@ def _fields(
     if "uncertainty.png" in files:
         fields["uncertainty"] = torch.from_numpy(_nats(files["uncertainty.png"], size))
     if "latent.npy" in files:
-        fields["latent"] = torch.from_numpy(_vector(files["latent.npy"]))
+        fields["latent"] = torch.from_numpy(read_npy(files["latent.npy"], (None,), "the latent"))
     return fields
 
 
@@ -212,24 +212,6 @@ def _nats(content: bytes, size: tuple[int, int]) -> np.ndarray:
     levels = pixels if pixels.ndim == 2 else pixels[..., 0] * 256 + pixels[..., 2]
     nats: np.ndarray = levels / np.float32(LEVELS_PER_NAT)
     return nats
-
-
-def _npy(vector: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, vector.cpu().numpy(), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _vector(content: bytes) -> np.ndarray:
-    """Inverse of `_npy`; numpy itself would make room for whatever size the header claims."""
-    file = io.BytesIO(content)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("the latent is an .npy file of another version")
-    shape, _, kind = np.lib.format.read_array_header_1_0(file)
-    values = content[file.tell() :]
-    if kind != np.dtype("<f4") or len(shape) != 1 or len(values) != 4 * shape[0]:
-        raise ValueError(f"the latent is {kind} {shape} in {len(values)} bytes, not a vector of float32")
-    return np.frombuffer(values, "<f4").copy()
 
 
 def _shortest(score: Tensor) -> float:

@@ -27,8 +27,9 @@ from dsgan_datasets.targets.segmentation import schema_of
 CHECKSUM_DIGITS = 32
 #: Bounds of what a manifest may claim: draws of an index, shards of a set (their names have six digits).
 _MOST_ATTEMPTS, _MOST_SHARDS = 2**32, 10**6
-#: And bytes of a record: for each pixel (raw image, labels and uncertainty are less than half of that), and beside.
-_BYTES_A_PIXEL, _BYTES_BESIDE = 16, 1 << 24
+#: And bytes of a record: for each pixel (raw image, mask and uncertainty are less than half of that), for each value
+#: that a label counts, and beside.
+_BYTES_A_PIXEL, _BYTES_A_VALUE, _BYTES_BESIDE = 16, 4, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ class Plan:
         if len(offsets) != len(indices) + 1 or offsets[0] != 0 or not rising:
             raise ValueError(f"{shard.name}: its {len(offsets)} offsets do not rise from 0 to the end of the file")
         largest = max(end - start for start, end in pairwise(offsets))
-        if largest > (most := self.image_size[0] * self.image_size[1] * _BYTES_A_PIXEL + _BYTES_BESIDE):
+        if largest > (most := self._most_bytes):
             raise ValueError(f"{shard.name}: a record of {largest} bytes; images of this size need {most} at most")
         if shard.checksums is not None and len(shard.checksums) != CHECKSUM_DIGITS * len(indices):
             raise ValueError(f"{shard.name}: its checksums are not {CHECKSUM_DIGITS} digits for each record")
@@ -172,6 +173,12 @@ class Plan:
             raise ValueError(f"{shard.name}: its tallies have the lengths {tallies}, the targets need {needed}")
         if not all(i in indices and 0 <= attempt < _MOST_ATTEMPTS for i, attempt in shard.attempts.items()):
             raise ValueError(f"{shard.name}: attempts of samples that are not in it, or too many of them")
+
+    @property
+    def _most_bytes(self) -> int:
+        """No record is longer."""
+        values = sum(target.tally_total(self.image_size) for target in self.targets)
+        return self.image_size[0] * self.image_size[1] * _BYTES_A_PIXEL + values * _BYTES_A_VALUE + _BYTES_BESIDE
 
     @property
     def schema(self) -> Any:

@@ -35,8 +35,8 @@ def check_transforms(transforms: Transforms | None) -> Transforms | None:
 def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target]) -> Sample:
     """A sample whose image and labels went through the transforms.
 
-    They get {"image": tv_tensors.Image, field of each target: `target.wrap` of the label}, and "uncertainty" as a
-    tv_tensors.Mask [H, W] if the sample has it, and return a dict with the same keys.
+    They get {"image": tv_tensors.Image}, the entries of each target's `wrap`, and "uncertainty" as a tv_tensors.Mask
+    [H, W] if the sample has it, and return a dict with the same keys. The sample holds each label as `unwrap` gives it.
 
     Raises:
         ValueError: the transforms returned something else.
@@ -45,7 +45,9 @@ def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target
     from torchvision import tv_tensors
 
     given: dict[str, Tensor] = {"image": tv_tensors.Image(sample.image)}
-    given |= {target.field: target.wrap(sample[target.field]) for target in targets}
+    wrapped = {target: target.wrap(sample[target.field], _size(sample.image)) for target in targets}
+    for entries in wrapped.values():
+        given |= entries
     if "uncertainty" in sample:
         given["uncertainty"] = tv_tensors.Mask(sample["uncertainty"])
     if _takes_two(transforms):
@@ -56,7 +58,16 @@ def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target
             f"transforms must take a dict and return one with the same keys ({', '.join(given)}) and tensors; got "
             f"{type(result).__name__}: {result!r:.80}"
         )
-    return Sample({**sample, **result})
+    labels = {target.field: target.unwrap(result, _size(result["image"])) for target in wrapped}
+    beside = {name for entries in wrapped.values() for name in entries}
+    more = {name: value for name, value in result.items() if name not in beside}
+    return Sample({**sample, **more, **labels})
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    """(H, W) of an image [..., H, W]."""
+    height, width = image.shape[-2:]
+    return height, width
 
 
 def _called(transforms: Transforms, *given: Any) -> Any:

@@ -30,7 +30,10 @@ class Target(Protocol):
         extension: of the file that holds it in a shard or an export, without a leading dot, such as "seg.png".
         tally_names: what the numbers of `tally` count, such as class names.
         tally_colors: a color for each of them, used in legends and charts.
+        tally_unit: what is counted, such as "pixels".
+        summary: what the label holds, in one line for people.
         ignored_as: what `ignore` puts in place of a label, as JSON, such as a class id; it is a part of fingerprints.
+        rounding: what decides `rounded`, as JSON, a part of fingerprints; None if it changes nothing.
     """
 
     kind: ClassVar[str]
@@ -51,19 +54,31 @@ class Target(Protocol):
     def tally_colors(self) -> tuple[Color, ...]: ...
 
     @property
+    def tally_unit(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
     def ignored_as(self) -> Any: ...
+
+    @property
+    def rounding(self) -> Any: ...
 
     def check(self, value: Tensor, size: tuple[int, int]) -> None:
         """Raise a ValueError unless this is the label of an image of that (H, W); waits for a GPU."""
 
-    def mirror(self, values: Tensor) -> Tensor:
-        """The label of the horizontally mirrored image, left and right parts exchanged; also of N labels [N, ...]."""
+    def mirror(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """The label of the horizontally mirrored (H, W) image, left and right parts exchanged; also of N labels."""
 
     def ignore(self, values: Tensor, pixels: Tensor) -> Tensor:
         """Labels [N, ...] without what they say about some pixels, bool [N, H, W]."""
 
+    def rounded(self, values: Tensor) -> Tensor:
+        """Labels [N, ...] as they come back from their files: samples hold these, so that streams equal shards."""
+
     def encode(self, value: Tensor) -> bytes:
-        """Content of the label's file; `decode` gives the same tensor back, as exactly as the kind documents."""
+        """Content of the label's file; `decode` gives `rounded` labels back exactly."""
 
     def decode(self, content: bytes, size: tuple[int, int]) -> Tensor:
         """Inverse of `encode` for an (H, W) image, on the CPU.
@@ -78,11 +93,15 @@ class Target(Protocol):
     def tally_total(self, size: tuple[int, int]) -> int:
         """What the counts of one label of an (H, W) image add up to if nothing is ignored."""
 
-    def wrap(self, value: Tensor) -> Tensor:
-        """The label as the tv_tensor that torchvision's v2 transforms understand."""
+    def wrap(self, value: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """The label of an (H, W) image as entries of the dict that torchvision's v2 transforms take: `field` is a
+        tv_tensor, and further entries, whose names begin with the field's, hold what that one cannot."""
 
-    def draw(self, image: Image.Image, value: Tensor) -> Image.Image:
-        """The label drawn on a copy of the RGB image, which may be an enlarged one."""
+    def unwrap(self, entries: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """The label that the entries of `wrap` hold after transforms; the image has (H, W) now."""
+
+    def draw(self, image: Image.Image, value: Tensor, size: tuple[int, int]) -> Image.Image:
+        """The label of an (H, W) image drawn on a copy of it, which is RGB and may be enlarged."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with "kind" and "field"; `target_from_dict` reads it."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
-import operator
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,9 +14,8 @@ from torch import Tensor
 from dsgan_datasets.checks import names
 from dsgan_datasets.images import png, read_pixels
 from dsgan_datasets.targets.base import Color, Target, register
-
-#: Control characters, and halves of characters, which no file in UTF-8 can hold.
-_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+from dsgan_datasets.targets.colors import distinct_colors
+from dsgan_datasets.targets.parts import flip_pairs, index_of, part_names
 
 #: What ignored pixels and ids without a class look like in colored masks.
 IGNORED_COLOR: Color = (255, 255, 255)
@@ -45,7 +41,7 @@ class LabelSchema:
         >>> schema = LabelSchema(("background", "left_eye", "right_eye"), flip_pairs=((1, 2),))
         >>> schema.num_classes
         3
-        >>> schema.mirror(torch.tensor([[1, 0, 0]]))
+        >>> schema.mirror(torch.tensor([[1, 0, 0]]), (1, 3))
         tensor([[0, 0, 2]])
     """
 
@@ -53,6 +49,8 @@ class LabelSchema:
     field: ClassVar[str] = "mask"
     folder: ClassVar[str] = "masks"
     extension: ClassVar[str] = "seg.png"
+    tally_unit: ClassVar[str] = "pixels"
+    rounding: ClassVar[None] = None
 
     classes: tuple[str, ...]
     palette: tuple[Color, ...] = ()
@@ -61,38 +59,16 @@ class LabelSchema:
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
-        try:
-            fill(self, "classes", names("classes", self.classes))
-        except ValueError:
-            raise ValueError(f"class names must be words, in a list, got {self.classes!r:.80}") from None
-        fill(self, "palette", tuple(map(_color, self.palette)) or _colors(len(self.classes)))
-        try:
-            fill(self, "flip_pairs", tuple((operator.index(a), operator.index(b)) for a, b in self.flip_pairs))
-        except (TypeError, ValueError):
-            raise ValueError(f"flip_pairs must be pairs of class ids, not {self.flip_pairs!r:.80}") from None
-        self._check_fields()
-
-    def _check_fields(self) -> None:
+        fill(self, "classes", part_names("class", self.classes))
         n = self.num_classes
         if n > 255:
             raise ValueError(f"masks are stored in 8 bits, so a schema has at most 255 classes, not {n}")
-        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
-        if not all(self.classes):
-            raise ValueError(f"class names must be words, got {self.classes}")
-        if broken := [name for name in self.classes if _UNWRITABLE.search(name)]:
-            raise ValueError(
-                f"class names must be text that can be written and shown, got {', '.join(map(ascii, broken))}: rename "
-                "them, and save the file as UTF-8"
-            )
-        if n == 0 or repeated:
-            raise ValueError(f"a schema needs at least one class and no name twice; repeated: {repeated}")
+        fill(self, "palette", tuple(map(_color, self.palette)) or ((0, 0, 0), *distinct_colors(n - 1)))
+        fill(self, "flip_pairs", flip_pairs("class", self.flip_pairs, n))
         if 0 <= self.ignore_index < n or not 0 <= self.ignore_index <= 255:
             raise ValueError(f"ignore_index {self.ignore_index} must lie outside the class ids 0-{n - 1}, up to 255")
         if len(self.palette) != n or any(not 0 <= v <= 255 for color in self.palette for v in color):
             raise ValueError(f"palette needs {n} RGB colors with values 0-255, one for each class; got {self.palette}")
-        swapped = [i for pair in self.flip_pairs for i in pair]
-        if len(set(swapped)) != len(swapped) or any(not 0 <= i < n for i in swapped):
-            raise ValueError(f"flip_pairs {self.flip_pairs}: each class id 0-{n - 1} may be in at most one pair")
 
     @property
     def num_classes(self) -> int:
@@ -101,9 +77,12 @@ class LabelSchema:
 
     def index(self, name: str) -> int:
         """Class id of a name; ValueError lists the names when there is no such class."""
-        if name not in self.classes:
-            raise ValueError(f"no class {name!r}; the classes are: {', '.join(self.classes)}")
-        return self.classes.index(name)
+        return index_of("class", self.classes, name, "classes")
+
+    @property
+    def summary(self) -> str:
+        """The class names."""
+        return f"{self.num_classes} classes: {', '.join(self.classes)}"
 
     @property
     def tally_names(self) -> tuple[str, ...]:
@@ -215,13 +194,17 @@ class LabelSchema:
                 f"{self.ignore_index} for ignored pixels"
             )
 
-    def mirror(self, values: Tensor) -> Tensor:
+    def mirror(self, values: Tensor, size: tuple[int, int]) -> Tensor:
         """The mask of the mirrored image: pixels mirrored, then sides swapped; [H, W] or [N, H, W]."""
         return self.swap_sides(values.flip(-1))
 
     def ignore(self, values: Tensor, pixels: Tensor) -> Tensor:
         """Masks [N, H, W] with `ignore_index` where `pixels` (bool [N, H, W]) is set."""
         return values.masked_fill(pixels, self.ignore_index)
+
+    def rounded(self, values: Tensor) -> Tensor:
+        """The masks themselves."""
+        return values
 
     def encode(self, value: Tensor) -> bytes:
         """An 8-bit grayscale PNG whose pixels are the ids."""
@@ -248,12 +231,15 @@ class LabelSchema:
         """Pixels of the image."""
         return size[0] * size[1]
 
-    def wrap(self, value: Tensor) -> Tensor:
+    def wrap(self, value: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         """The mask as a ``tv_tensors.Mask``."""
         from torchvision import tv_tensors
 
-        mask: Tensor = tv_tensors.Mask(value)
-        return mask
+        return {self.field: tv_tensors.Mask(value)}
+
+    def unwrap(self, entries: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+        """The mask as transforms left it."""
+        return entries[self.field]
 
     def colored(self, mask: Tensor) -> Image.Image:
         """A mask [H, W] as a palette picture: pixels are the ids, shown in the colors of the classes, the rest white.
@@ -267,7 +253,9 @@ class LabelSchema:
         picture.putpalette([value for color in colors for value in color])
         return picture
 
-    def draw(self, image: Image.Image, value: Tensor, opacity: float = 0.55) -> Image.Image:
+    def draw(
+        self, image: Image.Image, value: Tensor, size: tuple[int, int] | None = None, opacity: float = 0.55
+    ) -> Image.Image:
         """The classes' colors painted over the image; pixels of class 0 and ignored ones stay as they are."""
         ids = Image.fromarray(value.cpu().byte().numpy()).resize(image.size, Image.Resampling.NEAREST)
         colors = self.colored(torch.from_numpy(np.array(ids))).convert("RGB")
@@ -348,9 +336,3 @@ def schema_of(targets: Iterable[Target]) -> LabelSchema:
 def _color(values: Sequence[int]) -> Color:
     red, green, blue = (int(value) for value in values)
     return red, green, blue
-
-
-def _colors(n: int) -> tuple[Color, ...]:
-    """Black for class 0, then hues a golden angle apart, so that neighbors in the list differ most."""
-    hues = (colorsys.hsv_to_rgb(i * 0.381966 % 1.0, 0.75 if i % 2 else 0.5, 0.95) for i in range(1, n))
-    return ((0, 0, 0), *((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in hues))[:n]
