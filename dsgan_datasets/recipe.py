@@ -244,6 +244,8 @@ class Rule(Protocol):
 
     #: Name in config.json.
     rule: ClassVar[str]
+    #: Field of the one label that it looks at.
+    field: ClassVar[str]
 
     def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
         """ValueError if no label of these targets could ever pass."""
@@ -268,6 +270,7 @@ class AreaRule(_Section):
     """
 
     rule: ClassVar[str] = "area"
+    field: ClassVar[str] = "mask"
     section: ClassVar[str] = "filter"
 
     class_id: int = _checked(0, "a class id from 0", _integer(0))
@@ -275,7 +278,7 @@ class AreaRule(_Section):
 
     def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
         """ValueError for a class that the schema lacks, or an area larger than the image."""
-        names = _target(targets, "mask", "a rule on areas needs masks").tally_names
+        names = _target(targets, self.field, "a rule on areas needs masks").tally_names
         if self.class_id >= len(names):
             raise ValueError(f"require names class {self.class_id}, the schema has 0 … {len(names) - 1}")
         if self.min_area > image_size[0] * image_size[1]:
@@ -283,11 +286,11 @@ class AreaRule(_Section):
 
     def describe(self, targets: Sequence[Target]) -> str:
         """Such as "ear >= 20 px"."""
-        return f"{_target(targets, 'mask').tally_names[self.class_id]} >= {self.min_area} px"
+        return f"{_target(targets, self.field).tally_names[self.class_id]} >= {self.min_area} px"
 
     def passes(self, fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Tensor:
         """Which draws hold enough of the class."""
-        return _target(targets, "mask").tally(fields["mask"])[:, self.class_id] >= self.min_area
+        return _target(targets, self.field).tally(fields[self.field])[:, self.class_id] >= self.min_area
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -303,23 +306,24 @@ class KeypointRule(_Section):
     """
 
     rule: ClassVar[str] = "visible"
+    field: ClassVar[str] = "keypoints"
     section: ClassVar[str] = "filter"
 
     point_id: int = _checked(0, "a point id from 0", _integer(0))
 
     def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
         """ValueError for a point that the keypoints lack."""
-        names = _target(targets, "keypoints", "a rule on visible points needs keypoints").tally_names
+        names = _target(targets, self.field, "a rule on visible points needs keypoints").tally_names
         if self.point_id >= len(names):
             raise ValueError(f"visible names point {self.point_id}, the keypoints have 0 … {len(names) - 1}")
 
     def describe(self, targets: Sequence[Target]) -> str:
         """Such as "left_eye visible"."""
-        return f"{_target(targets, 'keypoints').tally_names[self.point_id]} visible"
+        return f"{_target(targets, self.field).tally_names[self.point_id]} visible"
 
     def passes(self, fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Tensor:
         """Which draws show the point."""
-        return fields["keypoints"][:, self.point_id, 2] == 2
+        return fields[self.field][:, self.point_id, 2] == 2
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
