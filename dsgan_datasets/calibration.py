@@ -180,7 +180,7 @@ class _Seen:
 def _observe(
     labeled: LabeledGenerator, num_samples: int, seed: int, *, keep_uncertainty: bool, rules: Sequence[Rule]
 ) -> _Seen:
-    """Look at n unfiltered draws; of each, some random pixels' uncertainty and its labels are kept if needed."""
+    """Look at n unfiltered draws; some random pixels' uncertainty and what the rules look at are kept if needed."""
     seen = _Seen(torch.empty(0, device="cpu"), [], [], torch.empty(0, device="cpu"))
     scores, holds = [], []
     random = torch.Generator().manual_seed(seed & (2**63 - 1))
@@ -193,7 +193,7 @@ def _observe(
             flat = fields["uncertainty"].flatten(1).cpu()
             seen.uncertainty.append(flat[:, torch.randperm(flat.shape[1], generator=random)[:_PIXELS_A_DRAW]])
         if rules and not keep_uncertainty:
-            labels = {t.field: fields[t.field].cpu() for t in labeled.targets}
+            labels = {field: fields[field].cpu() for field in {rule.field for rule in rules}}
             # A byte holds any class id: 1,000 masks of 1024² take 1 GB.
             seen.labels.append({k: v.to(torch.uint8) if k == "mask" else v for k, v in labels.items()})
     return dataclasses.replace(seen, scores=torch.cat(scores or [torch.empty(0, device="cpu")]), holds=torch.cat(holds))

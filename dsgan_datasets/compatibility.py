@@ -8,6 +8,7 @@ from typing import Any
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.parts import index_of
 
 
 def check_recipe(recipe: Recipe, generator: FeatureGenerator, targets: Sequence[Target]) -> None:
@@ -56,7 +57,7 @@ def check_uncertainty(recipe: Recipe, has_uncertainty: bool) -> None:
     if not has_uncertainty and (filtered or recipe.labeling.max_uncertainty is not None):
         raise ValueError(
             "this source of labels does not know how certain it is: use reject_fraction=0, threshold=None and "
-            "max_uncertainty=None; rules on the content (require) work"
+            "max_uncertainty=None; rules on the content (require, visible) work"
         )
 
 
@@ -74,24 +75,22 @@ def check_class_map(recipe: Recipe, predicted: int, named: int) -> None:
         )
 
 
+#: Flat name of a rule -> field of the label whose parts it may name, and what a part is called.
+_NAMED = {"require": ("mask", "class", "classes"), "visible": ("keypoints", "point", "points")}
+
+
 def class_ids(overrides: Mapping[str, Any], targets: Sequence[Target]) -> dict[str, Any]:
-    """The overrides of a recipe with the names in `require` replaced by class ids.
+    """The overrides of a recipe with the names in `require` and `visible` replaced by ids of classes and points.
 
     Raises:
         ValueError: a name that no target has.
     """
-    required = overrides.get("require")
-    if isinstance(required, str):
-        required = [required]
-    if required is None or not isinstance(required, Sequence | set | frozenset):
-        return dict(overrides)
-    names = next((target.tally_names for target in targets if target.field == "mask"), ())
-
-    def class_id(name: Any) -> Any:
-        if not isinstance(name, str):
-            return name
-        if name not in names:
-            raise ValueError(f"no class {name!r}; the classes are: {', '.join(names)}")
-        return names.index(name)
-
-    return {**overrides, "require": tuple(map(class_id, required))}
+    known = {target.field: target.tally_names for target in targets}
+    replaced = dict(overrides)
+    for rule, (field, part, parts) in _NAMED.items():
+        given = [overrides[rule]] if isinstance(overrides.get(rule), str) else overrides.get(rule)
+        if isinstance(given, Sequence | set | frozenset):
+            replaced[rule] = tuple(
+                index_of(part, known.get(field, ()), each, parts) if isinstance(each, str) else each for each in given
+            )
+    return replaced

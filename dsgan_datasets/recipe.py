@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypedDict, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypedDict, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -244,6 +244,8 @@ class Rule(Protocol):
 
     #: Name in config.json.
     rule: ClassVar[str]
+    #: Field of the one label that it looks at.
+    field: ClassVar[str]
 
     def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
         """ValueError if no label of these targets could ever pass."""
@@ -268,21 +270,15 @@ class AreaRule(_Section):
     """
 
     rule: ClassVar[str] = "area"
+    field: ClassVar[str] = "mask"
     section: ClassVar[str] = "filter"
 
     class_id: int = _checked(0, "a class id from 0", _integer(0))
     min_area: int = _checked(1, "an integer number of pixels from 1", _integer(1))
 
-    @staticmethod
-    def _target(targets: Sequence[Target]) -> Target:
-        for target in targets:
-            if target.field == "mask":
-                return target
-        raise ValueError("a rule on areas needs masks, and this source has none")
-
     def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
         """ValueError for a class that the schema lacks, or an area larger than the image."""
-        names = self._target(targets).tally_names
+        names = _target(targets, self.field, "a rule on areas needs masks").tally_names
         if self.class_id >= len(names):
             raise ValueError(f"require names class {self.class_id}, the schema has 0 … {len(names) - 1}")
         if self.min_area > image_size[0] * image_size[1]:
@@ -290,20 +286,63 @@ class AreaRule(_Section):
 
     def describe(self, targets: Sequence[Target]) -> str:
         """Such as "ear >= 20 px"."""
-        return f"{self._target(targets).tally_names[self.class_id]} >= {self.min_area} px"
+        return f"{_target(targets, self.field).tally_names[self.class_id]} >= {self.min_area} px"
 
     def passes(self, fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Tensor:
         """Which draws hold enough of the class."""
-        target = self._target(targets)
-        return target.tally(fields[target.field])[:, self.class_id] >= self.min_area
+        return _target(targets, self.field).tally(fields[self.field])[:, self.class_id] >= self.min_area
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         return {"rule": self.rule, **super().to_dict()}
 
 
+@dataclass(frozen=True)
+class KeypointRule(_Section):
+    """A point must be in the image and not hidden: its v is 2.
+
+    Args:
+        point_id: id of the point, its position among the names.
+    """
+
+    rule: ClassVar[str] = "visible"
+    field: ClassVar[str] = "keypoints"
+    section: ClassVar[str] = "filter"
+
+    point_id: int = _checked(0, "a point id from 0", _integer(0))
+
+    def check(self, targets: Sequence[Target], image_size: tuple[int, int]) -> None:
+        """ValueError for a point that the keypoints lack."""
+        names = _target(targets, self.field, "a rule on visible points needs keypoints").tally_names
+        if self.point_id >= len(names):
+            raise ValueError(f"visible names point {self.point_id}, the keypoints have 0 … {len(names) - 1}")
+
+    def describe(self, targets: Sequence[Target]) -> str:
+        """Such as "left_eye visible"."""
+        return f"{_target(targets, self.field).tally_names[self.point_id]} visible"
+
+    def passes(self, fields: Mapping[str, Tensor], targets: Sequence[Target]) -> Tensor:
+        """Which draws show the point."""
+        return fields[self.field][:, self.point_id, 2] == 2
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"rule": self.rule, **super().to_dict()}
+
+
+def _target(targets: Sequence[Target], field: str, needs: str = "this rule needs labels") -> Target:
+    """The target of a field; ValueError says what needs it."""
+    for target in targets:
+        if target.field == field:
+            return target
+    raise ValueError(f"{needs}, and this source has none; its labels are: {', '.join(t.field for t in targets)}")
+
+
 #: Kind of rule -> its class.
-RULES: dict[str, Any] = {AreaRule.rule: AreaRule}
+RULES: dict[str, Any] = {rule.rule: rule for rule in (AreaRule, KeypointRule)}
+
+
+_SomeRule = TypeVar("_SomeRule", bound=Rule)
 
 
 def _rule(value: Any) -> Any:
@@ -356,8 +395,8 @@ _OWNERS: dict[str, str] = {
     for cls in _ALL_SECTIONS
     for f in dataclasses.fields(cls)  # type: ignore[arg-type]
 }
-#: Names of area rules: which classes, and how much of them.
-_RULE_NAMES = ("require", "min_area")
+#: Flat names of rules: which classes, and how much of them; which points.
+RULE_NAMES = ("require", "min_area", "visible")
 
 #: Changing one of these, or a field of the filter, leaves the score of every draw as it is and keeps the threshold.
 _KEEPS_SCORES = frozenset({"compute_batch", "compile", "max_uncertainty", "class_map"})
@@ -412,6 +451,7 @@ class RecipeOverrides(TypedDict, total=False):
     rules: Sequence[Rule]
     require: Sequence[int | str]
     min_area: int
+    visible: Sequence[int | str]
 
 
 @dataclass(frozen=True, init=False)
@@ -421,8 +461,9 @@ class Recipe:
     Args:
         sampling, rendering, labeling, filter: the sections; None is the default one, and a filter that accepts every
             draw.
-        fields: fields of the sections by their own names, such as ``truncation_psi=0.7``; and two names for area rules:
-            `require`, class ids that must be in every sample, and `min_area`, their pixels (1).
+        fields: fields of the sections by their own names, such as ``truncation_psi=0.7``; and names for rules:
+            `require`, class ids that must be in every sample, `min_area`, their pixels (1), and `visible`, ids of
+            keypoints that must be in every image and not hidden.
 
     The fields can be read by their own names too: ``recipe.truncation_psi``. Numbers may be those of NumPy, lists
     arrays or tensors.
@@ -454,15 +495,15 @@ class Recipe:
         fields = renamed_arguments(fields, RENAMED)
         if fields.pop("features", None) is not None:
             warn_renamed("Recipe(features=…)", "the layout that the interpreter was fitted on, which decides alone")
-        if unknown := sorted(set(fields) - {*_OWNERS, *_RULE_NAMES}):
-            known = ", ".join(sorted({*_OWNERS, *_RULE_NAMES}))
+        if unknown := sorted(set(fields) - {*_OWNERS, *RULE_NAMES}):
+            known = ", ".join(sorted({*_OWNERS, *RULE_NAMES}))
             raise ValueError(f"no such recipe field: {', '.join(unknown)}; the fields are: {known}")
         given = (sampling, rendering, labeling, filter)
         sections = {cls.section: _section(cls, value) for cls, value in zip(_ALL_SECTIONS, given, strict=True)}
         for name, section in sections.items():
             changes = {f: value for f, value in fields.items() if _OWNERS.get(f) == name}
             sections[name] = dataclasses.replace(section, **changes) if changes else section
-        sections["filter"] = _with_areas(sections["filter"], **{n: fields[n] for n in _RULE_NAMES if n in fields})
+        sections["filter"] = _with_rules(sections["filter"], **{n: fields[n] for n in RULE_NAMES if n in fields})
         if sections["filter"] == Filter():
             sections["filter"] = None
         for name, section in sections.items():
@@ -484,12 +525,17 @@ class Recipe:
     @property
     def require(self) -> tuple[int, ...]:
         """Class ids of the area rules."""
-        return tuple(rule.class_id for rule in _areas(self.filter or Filter()))
+        return tuple(rule.class_id for rule in _rules_of(AreaRule, self.filter))
 
     @property
     def min_area(self) -> int:
         """Smallest area of the area rules, pixels; 1 without any."""
-        return min((rule.min_area for rule in _areas(self.filter or Filter())), default=1)
+        return min((rule.min_area for rule in _rules_of(AreaRule, self.filter)), default=1)
+
+    @property
+    def visible(self) -> tuple[int, ...]:
+        """Ids of the keypoints that must be visible."""
+        return tuple(rule.point_id for rule in _rules_of(KeypointRule, self.filter))
 
     @property
     def psi_range(self) -> tuple[float, float]:
@@ -609,23 +655,34 @@ def _section(kind: type[_Section], value: Any) -> Any:
     return value
 
 
-def _areas(filter: Filter) -> list[AreaRule]:
-    return [rule for rule in filter.rules if isinstance(rule, AreaRule)]
+def _rules_of(kind: type[_SomeRule], filter: Filter | None) -> list[_SomeRule]:
+    return [rule for rule in (filter or Filter()).rules if isinstance(rule, kind)]
 
 
-def _with_areas(filter: Filter, **names: Any) -> Filter:
-    """The filter with other area rules, as `require` and `min_area` say."""
+def _with_rules(filter: Filter, **names: Any) -> Filter:
+    """The filter with the rules that `require`, `min_area` and `visible` ask for in place of those of the same kind.
+
+    Rules of one kind stay together, in an order that does not depend on which name was given first.
+    """
     if not names:
         return filter
-    areas = _areas(filter)
-    ids = names.get("require", [rule.class_id for rule in areas])
-    least = names.get("min_area", min((rule.min_area for rule in areas), default=1))
+    areas, points = _rules_of(AreaRule, filter), _rules_of(KeypointRule, filter)
+    if "require" in names or "min_area" in names:
+        least = names.get("min_area", min((rule.min_area for rule in areas), default=1))
+        AreaRule(0, least)  # refuses a wrong min_area even where no class is required
+        ids = names.get("require", [rule.class_id for rule in areas])
+        areas = _each_of("require", "class", ids, lambda class_id: AreaRule(class_id, least))
+    if "visible" in names:
+        points = _each_of("visible", "point", names["visible"], KeypointRule)
+    others = [rule for rule in filter.rules if not isinstance(rule, AreaRule | KeypointRule)]
+    return dataclasses.replace(filter, rules=(*others, *areas, *points))
+
+
+def _each_of(name: str, part: str, ids: Any, rule: Callable[[Any], _SomeRule]) -> list[_SomeRule]:
+    """A rule for each id; ValueError if they are not a list of ids."""
     if isinstance(ids := _plain(ids), str | Mapping) or not isinstance(ids, Iterable):
-        raise ValueError(f"require must be a list of class ids, not {ids!r:.60}")
-    rules: list[Rule] = [rule for rule in filter.rules if not isinstance(rule, AreaRule)]
+        raise ValueError(f"{name} must be a list of {part} ids, not {ids!r:.60}")
     try:
-        rules += [AreaRule(class_id, least) for class_id in ids]
+        return [rule(each) for each in ids]
     except ValueError as error:
-        raise ValueError(f"require must be a list of class ids, not {ids!r:.60}: {error}") from None
-    AreaRule(0, least)  # refuses a wrong min_area even where no class is required
-    return dataclasses.replace(filter, rules=tuple(rules))
+        raise ValueError(f"{name} must be a list of {part} ids, not {ids!r:.60}: {error}") from None

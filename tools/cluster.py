@@ -23,7 +23,7 @@ from dsgan_datasets.fitting.clusters import (
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.interpreters.clusters import ClusterInterpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.recipe import RULE_NAMES, Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import options
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     masks = None if args.masks is None else load_annotations(args.masks, generator, device=args.device)
     changes = args.recipe
     if interpreter is None:
-        free = {name: value for name, value in changes.items() if name not in ("require", "min_area")}
+        free = {name: value for name, value in changes.items() if name not in RULE_NAMES}
         fitting = {name: getattr(args, name) for name in _FITTING if getattr(args, name) is not None}
         interpreter = fit_clusters(generator, recipe=recipe.override(**free), **{**_FITTING, **fitting})
     interpreter, schema = _named(generator, interpreter, names, masks)

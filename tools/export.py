@@ -19,7 +19,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         verbs,
         "export",
-        "write samples as a folder of images and masks, or as a dataset of COCO, MMSegmentation or YOLO",
+        "write samples as a folder of images and labels, or as a dataset of COCO, MMSegmentation or YOLO",
         "dsgan export demo-faces faces --format folder --num-samples 1000 --palette\n"
         "  dsgan export s3://bucket/faces-shards faces-mmseg --format mmseg\n"
         "  dsgan export demo-faces faces-coco --format coco --num-samples 1000 --split val=0.1\n"
@@ -31,8 +31,16 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "--format",
         required=True,
         choices=tuple(FORMATS),
-        help="folder: images and masks of class ids; coco: instances as run lengths; mmseg: folders and config of "
-        "MMSegmentation; yolo-seg: polygons of YOLO's instance segmentation",
+        help="folder: images and labels of every kind; coco: instances as run lengths, keypoints; mmseg: folders and "
+        "configs of MMSegmentation, for masks and depth; yolo-seg: polygons of YOLO's instance segmentation; "
+        "yolo-pose: its keypoints",
+    )
+    parser.add_argument(
+        "--label",
+        dest="labels",
+        metavar="FIELD",
+        action="append",
+        help="write this label only, such as mask; may be repeated (default: all that the samples have)",
     )
     parser.add_argument("--num-samples", type=options.count, help="samples in all (default: all that the shards hold)")
     parser.add_argument(
@@ -45,7 +53,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         type=split,
         action="append",
         help="keep the last samples for another split: --split val=0.1 --split test=0.1; the rest is train. "
-        '"none" for no splits (default: val=0.1 for mmseg and yolo-seg, else none)',
+        '"none" for no splits (default: val=0.1 for mmseg, yolo-seg and yolo-pose, else none)',
     )
     parser.add_argument(
         "--palette",
@@ -58,7 +66,8 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         dest="things",
         metavar="CLASS",
         action="append",
-        help="coco, yolo-seg: make instances of this class only; may be repeated (default: all but class 0)",
+        help="coco, yolo-seg: make instances of this class only; may be repeated (default: all but class 0). The box "
+        "of keypoints is around all of them",
     )
     parser.add_argument(
         "--instances",
@@ -73,6 +82,12 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         default=1,
         help="coco, yolo-seg: pixels; smaller instances are left out (default: 1)",
     )
+    parser.add_argument(
+        "--category",
+        default="object",
+        metavar="NAME",
+        help="coco, yolo-pose: what the object is called that the keypoints belong to (default: object)",
+    )
     parser.set_defaults(run=run, seed=None)
 
 
@@ -83,11 +98,13 @@ def run(args: argparse.Namespace) -> None:
         input,
         args.out,
         args.format,
+        labels=args.labels,
         splits=splits(args.split),
         palette=args.palette,
         things=args.things,
         instances=args.instances,
         min_instance_area=args.min_instance_area,
+        category=args.category,
     )
     parts = ", ".join(f"{count} {name}".rstrip() for name, count in counts.items())
     print(f"{counted(input.num_samples, 'sample')} as {args.format} ({parts}): {args.out.resolve()}")

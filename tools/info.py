@@ -63,12 +63,13 @@ def _checkpoint_rows(path: Path) -> dict[str, str]:
         labeled = LabeledGenerator.from_pretrained(path, device="cpu")
         rows.update(generator_rows(labeled.generator))
         parts = labeled.labeler.parts()
-        if "interpreter" in parts:
-            rows.update(_interpreter_rows(parts["interpreter"].config))
-        else:
+        interpreters = {stem: part.config for stem, part in parts.items() if stem.startswith("interpreter")}
+        for stem, facts in interpreters.items():
+            rows.update(_interpreter_rows(facts, stem.replace("_", " of ", 1)))
+        if not interpreters:
             rows["masks"] = f"made by the generator itself, from {labeled.generator.extra_channels} channel(s)"
         for target in labeled.targets:
-            rows[f"{target.field} classes"] = ", ".join(target.tally_names)
+            rows[target.field] = target.summary
         rows["recipe"] = _recipe(labeled.recipe)
         rows["filter"] = _filter(labeled)
         rows["fingerprint"] = labeled.fingerprint
@@ -125,7 +126,7 @@ def _recipe(recipe: Recipe) -> str:
 
 def _filter(labeled: LabeledGenerator) -> str:
     if not labeled.labeler.has_uncertainty:
-        return "by content only (require): there is no uncertainty"
+        return "by content only (require, visible): there is no uncertainty"
     if labeled.calibration is None or labeled.recipe.threshold is None:
         return "not calibrated"
     error = f"{labeled.recipe.threshold:.5g} ± {labeled.calibration.standard_error:.2g} nats"
@@ -137,10 +138,10 @@ _FACTS: dict[str, Callable[[Any], str]] = {
     "members": lambda count: f"{count} pixel classifiers",
     "channels": lambda channels: f"{sum(channels)} features",
     "hidden": lambda widths: f"{'/'.join(map(str, widths))} hidden units",
+    "classes": lambda count: f"{count} classes",
 }
 
 
-def _interpreter_rows(config: Mapping[str, Any]) -> dict[str, str]:
+def _interpreter_rows(config: Mapping[str, Any], name: str = "interpreter") -> dict[str, str]:
     facts = [text(config[name]) for name, text in _FACTS.items() if name in config]
-    rows = {"interpreter": f"{config['architecture']}: {', '.join(facts)}"}
-    return {**rows, "classes": str(config["classes"])} if "classes" in config else rows
+    return {name: f"{config['architecture']}: {', '.join(facts)}".removesuffix(": ")}

@@ -79,4 +79,4 @@ def _print_table(field: str, label: LabelStatistics) -> None:
     for name, often, share in zip(label.names, label.frequency, label.mean_share, strict=True):
         print(f"{name:>{width}}  {often:>7.1%}  {'none' if share != share else f'{share:.2%}'}")
     if label.ignored:
-        print(f"{'(ignored)':>{width}}  {label.ignored:.2%} of all pixels")
+        print(f"{'(ignored)':>{width}}  {label.ignored:.2%} of all {label.target.tally_unit}")

@@ -18,6 +18,8 @@ class FolderLayout:
     Masks are ``masks/*.png`` (8-bit grayscale, pixel = class id).
     """
 
+    holds: ClassVar[tuple[str, ...] | None] = None
+    needs: ClassVar[tuple[str, ...]] = ()
     default_splits: ClassVar[Mapping[str, float]] = {}
     images: ClassVar[str] = "images"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from dsgan_datasets.checks import integer
+from dsgan_datasets.checks import integer, names
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.shards import Folder, Manifest
@@ -26,6 +26,7 @@ class ExportInput:
         seed: of the dataset.
         start: index of the first sample, which differs from its number in shards that do not begin at index 0.
         fingerprint: of the checkpoint that made the samples.
+        labels: fields of the labels that are exported, such as ("mask",); None for all.
     """
 
     source: SampleSource
@@ -33,6 +34,7 @@ class ExportInput:
     seed: int
     start: int
     fingerprint: str
+    labels: tuple[str, ...] | None = None
 
     @classmethod
     def generated(cls, source: SampleSource, num_samples: int, *, start: int = 0, seed: int = 0) -> ExportInput:
@@ -92,10 +94,24 @@ class ExportInput:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The labels of each sample."""
-        return self.source.targets
+        """The labels of each sample that are exported."""
+        return tuple(t for t in self.source.targets if self.labels is None or t.field in self.labels)
+
+    def choose(self, labels: Sequence[str] | None) -> ExportInput:
+        """The same samples with some of their labels; None for all.
+
+        Raises:
+            ValueError: no labels, or one that the source does not have.
+        """
+        if labels is None:
+            return self
+        fields = names("labels", [labels] if isinstance(labels, str) else labels)
+        known = [target.field for target in self.source.targets]
+        if not fields or not set(fields) <= set(known):
+            raise ValueError(f"labels must be some of {', '.join(known)}, not {', '.join(fields) or 'none'}")
+        return replace(self, labels=fields)
 
     @property
     def schema(self) -> LabelSchema:
         """What the class ids of the masks mean; ValueError if the source has no masks."""
-        return schema_of(self.source.targets)
+        return schema_of(self.targets)

@@ -16,15 +16,23 @@ from dsgan_datasets.export.folder import FolderLayout
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.export.layouts import Layout, Options, Slot
 from dsgan_datasets.export.mmseg import MMSeg
-from dsgan_datasets.export.yolo import YoloSeg
+from dsgan_datasets.export.yolo import YoloPose, YoloSeg
 from dsgan_datasets.files import written_whole
 from dsgan_datasets.images import png
 from dsgan_datasets.parallel import ahead
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.samples import Sample, SampleBatch
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.parts import part_names
 
 #: What `export` can write.
-FORMATS: dict[str, type[Layout]] = {"folder": FolderLayout, "coco": Coco, "mmseg": MMSeg, "yolo-seg": YoloSeg}
+FORMATS: dict[str, type[Layout]] = {
+    "folder": FolderLayout,
+    "coco": Coco,
+    "mmseg": MMSeg,
+    "yolo-seg": YoloSeg,
+    "yolo-pose": YoloPose,
+}
 
 #: What distinguishes instances.
 INSTANCES = ("classes", "components")
@@ -41,11 +49,13 @@ def export(
     out: str | os.PathLike[str],
     format: str,
     *,
+    labels: Sequence[str] | None = None,
     splits: Mapping[str, float] | None = None,
     palette: bool = False,
     things: Sequence[str] | None = None,
     instances: str = "classes",
     min_instance_area: int = 1,
+    category: str = "object",
 ) -> dict[str, int]:
     """Write samples as the files of another format; what each holds is in docs/export.md.
 
@@ -55,20 +65,25 @@ def export(
     Args:
         input: the samples.
         out: folder to make; nothing may be there, or an empty folder.
-        format: "folder", "coco", "mmseg" or "yolo-seg".
+        format: "folder", "coco", "mmseg", "yolo-seg" or "yolo-pose".
+        labels: fields of the labels to write, such as ``["mask"]``; None for all that the samples have. A label that
+            the format cannot hold is an error, not left out in silence.
         splits: name -> share of the samples, such as ``{"val": 0.1}``: the last ones, in this order, and "train" is the
-            rest. ``{}`` for one dataset without splits. None: ``{"val": 0.1}`` for mmseg and yolo-seg, else ``{}``.
+            rest. ``{}`` for one dataset without splits. None: ``{"val": 0.1}`` for mmseg and yolo, else ``{}``.
         palette: write masks in the colors of their classes too, to look at.
-        things: for coco and yolo-seg, names of the classes that instances are made of; None for all but class 0.
+        things: for coco and yolo, names of the classes that instances are made of; None for all but class 0. All their
+            pixels together are the object of keypoints.
         instances: for coco, "classes" (one instance for each class) or "components" (one for each connected region of a
             class, which yolo-seg always has).
         min_instance_area: pixels; smaller instances are left out.
+        category: for coco and yolo-pose, what the object is called that keypoints belong to.
 
     Returns:
         split -> number of samples; the name is "" if there are no splits.
 
     Raises:
-        ValueError: an argument out of range, something is at `out`, or the format needs masks and the input has none.
+        ValueError: an argument out of range, something is at `out`, or the format cannot hold the labels: the message
+            names formats that can.
         OSError: the folder cannot be written; nothing is left.
 
     Example:
@@ -78,7 +93,9 @@ def export(
     """
     if format not in FORMATS:
         raise ValueError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
-    options = _options(input, things, instances, min_instance_area)
+    input = input.choose(labels)
+    _check_labels(format, input)
+    options = _options(input, things, instances, min_instance_area, category)
     layout_type = FORMATS[format]
     counts = _counts(input, layout_type.default_splits if splits is None else splits)
     with written_whole(Path(out)) as folder:
@@ -87,12 +104,35 @@ def export(
     return counts
 
 
-def _options(input: ExportInput, things: Sequence[str] | None, instances: str, min_area: int) -> Options:
+def _check_labels(format: str, input: ExportInput) -> None:
+    """ValueError if the format cannot hold some of the labels, or needs others."""
+    layout, fields = FORMATS[format], [target.field for target in input.targets]
+
+    def fits(layout: type[Layout], targets: Sequence[Target]) -> bool:
+        kinds = {target.kind for target in targets}
+        held = layout.holds is None or kinds <= set(layout.holds)
+        return held and (not layout.needs or not kinds.isdisjoint(layout.needs))
+
+    if fits(layout, input.targets):
+        return
+    able = ", ".join(name for name, other in FORMATS.items() if fits(other, input.targets))
+    way_out = f"the formats that hold {' and '.join(fields)} are: {able}"
+    foreign = [target.field for target in input.targets if target.kind not in (layout.holds or ())]
+    if foreign and fits(layout, kept := [target for target in input.targets if target.field not in foreign]):
+        names = [target.field for target in kept]
+        options = " ".join(f"--label {name}" for name in names)
+        way_out += f"; or leave out {' and '.join(foreign)} with labels={names} ({options})"
+    problem = f"cannot hold {' and '.join(foreign)}" if foreign else f"needs {' or '.join(layout.needs)}"
+    raise ValueError(f"format {format} {problem}; {way_out}")
+
+
+def _options(input: ExportInput, things: Sequence[str] | None, instances: str, min_area: int, category: str) -> Options:
     if instances not in INSTANCES:
         raise ValueError(f"instances must be one of {', '.join(INSTANCES)}, not {instances!r}")
     names = [things] if isinstance(things, str) else things
     ids = None if names is None else tuple(sorted({input.schema.index(name) for name in names}))
-    return Options(ids, instances == "components", integer("min_instance_area", min_area, 1))
+    (category,) = part_names("category", [category])
+    return Options(ids, instances == "components", integer("min_instance_area", min_area, 1), category)
 
 
 def _counts(input: ExportInput, splits: Mapping[str, float]) -> dict[str, int]:

@@ -25,7 +25,7 @@ STEPS = 65534
 #: Bars of the histogram of each channel.
 _BINS = 8
 _MOST_CHANNELS = 64
-#: Fields of samples, and endings of files, that have another meaning.
+#: Fields of samples, endings of files, and files and folders of exports that have another meaning.
 _FIELDS = (
     "attempt",
     "class_label",
@@ -38,6 +38,7 @@ _FIELDS = (
     "uncertainty_score",
 )
 _ENDINGS = ("jpg", "json", "png", "seg")
+_FOLDERS = ("annotations", "classes", "images", "labels", "masks", "masks_color", "targets")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class DenseMap:
                 f"field must be a short name of lowercase letters, digits and underscores, such as depth, not "
                 f"{self.field!r:.60}"
             )
-        if self.field in (*_FIELDS, *_ENDINGS):
+        if self.field in (*_FIELDS, *_ENDINGS, *_FOLDERS):
             raise ValueError(f"field {self.field!r} has another meaning in samples and files: choose another name")
         if not all(is_number(end) and abs(end) < 1e30 for end in (self.low, self.high)) or not self.low < self.high:
             raise ValueError(

@@ -268,6 +268,27 @@ def keypoints_of(targets: Iterable[Target]) -> Keypoints:
     raise ValueError(f"this needs keypoints, and there are none; the labels are: {', '.join(t.field for t in targets)}")
 
 
+def box_around(value: Tensor, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """A box for the object that points [K, 3] belong to, where nothing else says how large it is.
+
+    It is the tight box of the points in the image, larger by a tenth of its longer side (at least half a pixel) on each
+    side, and cut at the edges of the (H, W) image.
+
+    Returns:
+        (left, top, right, bottom) in pixels; None if no point is in the image.
+
+    Example:
+        >>> box_around(torch.tensor([[10.0, 5.0, 2.0], [20.0, 5.0, 1.0]]), (64, 64))
+        (9.0, 4.0, 21.0, 6.0)
+    """
+    points = value[value[:, 2] > 0, :2].cpu().double()
+    if not len(points):
+        return None
+    (left, top), (right, bottom) = points.amin(0).tolist(), points.amax(0).tolist()
+    margin = max(0.5, (right - left) / 10, (bottom - top) / 10)
+    return max(left - margin, 0.0), max(top - margin, 0.0), min(right + margin, size[1]), min(bottom + margin, size[0])
+
+
 def _shortest(number: np.float32) -> float:
     """The number of fewest digits that gives the same float32 when read."""
     return float(str(number))
