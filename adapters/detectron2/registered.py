@@ -13,16 +13,15 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from dsgan_datasets._deprecation import moved
-from dsgan_datasets.checks import integer, names
+from dsgan_datasets.checks import integer
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.polygons import mask_to_polygons
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.sources.addresses import Kind, SampleAddress, parse
 from dsgan_datasets.sources.base import NamedSource
-from dsgan_datasets.targets.instances import find_instances, tight_boxes
+from dsgan_datasets.targets.instances import InstanceMode, InstanceRule, tight_boxes
 
 Task = Literal["sem_seg", "instances", "panoptic"]
-InstanceMode = Literal["classes", "components", "object"]
 MaskFormat = Literal["bitmask", "polygon"]
 Record = dict[str, Any]
 
@@ -59,40 +58,35 @@ class RegisteredDataset:
         things: Sequence[str] | None = None,
         instances: InstanceMode = "classes",
         min_instance_area: int = 1,
-        mask_format: MaskFormat = "bitmask",
+        mask_format: MaskFormat = "polygon",
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a word, not {name!r}")
         _check_choice("task", task, Task)
-        _check_choice("instances", instances, InstanceMode)
         _check_choice("mask_format", mask_format, MaskFormat)
         self.name = name
         self.source = source
         self.seed = check_seed(seed)
         self.length = None if length is None else integer("length", length, 1, MAX_INDEX + 1)
         self.task: Task = task
-        self.mode: InstanceMode = instances
         self.mask_format: MaskFormat = mask_format
-        self.min_instance_area = integer("min_instance_area", min_instance_area, 1)
         self.schema = source.schema
         self.height, self.width = source.image_size
-        thing_names = self.schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
-        self.things = tuple(sorted({self.schema.index(thing) for thing in names("things", thing_names)}))
+        self.rule = InstanceRule(self.schema, things=things, mode=instances, min_area=min_instance_area)
         if task != "sem_seg" and not self.things:
             raise ValueError(f"task {task!r} needs at least one class in `things`")
         self.fingerprint = source.fingerprint
         self._block: dict[int, Sample] = {}
-        # By class id: category or -1, and semantic target. Kept on the device that asked last.
-        self._categories, self._targets = self._tables()
+        # Semantic target by class id. Kept on the device that asked last.
+        self._targets = torch.arange(256)
+        if task == "panoptic":
+            self._targets[list(self.things)] = 0
+            self._targets[self.stuff] = torch.arange(1, len(self.stuff) + 1)
 
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        categories, targets = torch.full((256,), -1), torch.arange(256)
-        for category, thing in enumerate(self.things):
-            categories[thing] = 0 if self.mode == "object" else category
-        if self.task == "panoptic":
-            targets[list(self.things)] = 0
-            targets[self.stuff] = torch.arange(1, len(self.stuff) + 1)
-        return categories, targets
+    @property
+    def things(self) -> tuple[int, ...]:
+        """Class ids that instances are made of."""
+        return self.rule.things
 
     @property
     def stuff(self) -> list[int]:
@@ -109,8 +103,8 @@ class RegisteredDataset:
             "length": self.length,
             "task": self.task,
             "things": tuple(self.schema.classes[thing] for thing in self.things),
-            "instances": self.mode,
-            "min_instance_area": self.min_instance_area,
+            "instances": self.rule.mode,
+            "min_instance_area": self.rule.min_area,
             "mask_format": self.mask_format,
         }
 
@@ -127,11 +121,10 @@ class RegisteredDataset:
             metadata["stuff_classes"], metadata["stuff_colors"] = map(list, zip(*stuff, strict=True))
             metadata["stuff_dataset_id_to_contiguous_id"] = {i: i for i in range(len(stuff))}
         if self.task != "sem_seg":
-            things = {i: classes[i] for i in self.things}
-            if self.mode == "object":
-                things = {1: ("object", classes[self.things[0]][1])}
-            metadata["thing_classes"], metadata["thing_colors"] = map(list, zip(*things.values(), strict=True))
-            metadata["thing_dataset_id_to_contiguous_id"] = {i: category for category, i in enumerate(things)}
+            ids = [1] if self.rule.mode == "object" else self.things
+            metadata["thing_classes"] = list(self.rule.names)
+            metadata["thing_colors"] = [classes[thing][1] for thing in self.things[: len(ids)]]
+            metadata["thing_dataset_id_to_contiguous_id"] = {i: category for category, i in enumerate(ids)}
         return metadata
 
     def path(self, index: int, kind: Kind) -> str:
@@ -177,9 +170,7 @@ class RegisteredDataset:
 
     def instances(self, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Instances of a mask [H, W]: bool masks [I, H, W] and int64 categories [I]."""
-        self._categories = self._categories.to(mask.device)
-        components = self.mode == "components"
-        return find_instances(mask, self._categories, components=components, min_area=self.min_instance_area)
+        return self.rule.find(mask)
 
     def annotations(self, index: int) -> list[dict[str, Any]]:
         """Instances of a sample in Detectron2's dataset format: tight boxes, and masks as RLE or exact polygons."""

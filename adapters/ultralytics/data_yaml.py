@@ -1,0 +1,155 @@
+"""The ``dsgan:`` line of a data YAML -> a YAML with everything that Ultralytics wants of one.
+
+    dsgan: {checkpoint: demo-faces}
+
+Ultralytics reads the YAML again at the end of a training and when one is resumed, so the complete one is a file: it is
+written to the folder of the run. Its ``dsgan`` has a mapping for each split.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import YAML
+
+from dsgan_datasets.adapters.ultralytics.generated import VALIDATION_LENGTH, GeneratedSet
+from dsgan_datasets.checkpoints import CheckpointError
+from dsgan_datasets.checkpoints.directory import is_built_in
+from dsgan_datasets.files import atomic_write
+from dsgan_datasets.latents import MAX_SEED
+from dsgan_datasets.recipe import RecipeOverrides
+from dsgan_datasets.shards import ShardError
+
+_SPLITS = ("train", "val")
+
+
+def completed(data: Any, folder: Path) -> str:
+    """The path of the complete YAML; `data` itself if that names no generated images, or is complete.
+
+    Args:
+        data: what the user gave as ``data=``.
+        folder: of the run; the complete YAML becomes ``data.yaml`` in it.
+
+    Raises:
+        ValueError: a ``dsgan`` that is wrong; the message names it and what is allowed.
+    """
+    path = Path(str(data))
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return str(data)
+    content = YAML.load(path)
+    node = content.get("dsgan") if isinstance(content, Mapping) else None
+    if node is None or _is_complete(node):
+        return str(data)
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{path}: dsgan must be a mapping such as {{checkpoint: demo-faces}}, not {node!r:.80}")
+    out = folder / "data.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as file:  # JSON is YAML
+        file.write(json.dumps(_complete(path, content, dict(node)), indent=1, ensure_ascii=False).encode() + b"\n")
+    return str(out)
+
+
+def generated_set(data: Mapping[str, Any], split: str) -> tuple[GeneratedSet | None, bool]:
+    """What a split of a complete YAML has: its generated samples (None: it has none), and whether it has files, too."""
+    node = data.get("dsgan")
+    if not isinstance(node, Mapping) or node.get(split) is None:
+        return None, True
+    return GeneratedSet(**node[split]), split in node["files"]
+
+
+def _is_complete(node: Any) -> bool:
+    return isinstance(node, Mapping) and "files" in node
+
+
+def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The complete YAML of one that a user wrote."""
+    files = [split for split in _SPLITS if content.get(split)]
+    own = node.pop("val", None)
+    if own is not None and not isinstance(own, Mapping):
+        raise ValueError(f"{path}: val in dsgan must be a mapping such as {{length: 500}}, not {own!r:.80}")
+    if own is not None and "val" in files:
+        raise ValueError(f"{path}: there are two validation sets, val and dsgan: val; leave one out")
+    splits: dict[str, dict[str, Any] | None] = {"train": node, "val": None}
+    if "val" not in files:
+        splits["val"] = _validation(path, node, dict(own or {}))
+    sets = {split: _set(path, split, entry) for split, entry in splits.items() if entry is not None}
+    _check_names(path, content, sets)
+    root = path.resolve().parent
+    if content.get("path"):
+        root = root / content["path"] if (root / content["path"]).exists() else Path(content["path"])
+    return {
+        **content,
+        "path": str(root),
+        **{split: content.get(split) or "." for split in _SPLITS},
+        "names": dict(enumerate(sets["train"].names)),
+        "nc": len(sets["train"].names),
+        "dsgan": {**{split: _absolute(entry) for split, entry in splits.items()}, "files": files},
+    }
+
+
+def _validation(path: Path, train: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the validation set: those for training, with a seed and a length of its own."""
+    if "shards" in own:
+        return {**{key: value for key, value in train.items() if key in _OF_ANY_SOURCE}, **own}
+    if "shards" in train:
+        raise ValueError(
+            f"{path}: samples for validation must not be those for training: name other shards "
+            "(dsgan: {shards: …, val: {shards: …}}) or a folder of images (val: images/val)"
+        )
+    seed = train.get("seed", 0)
+    other = {"seed": (seed + 1) % (MAX_SEED + 1)} if isinstance(seed, int) else {}
+    return {**train, **other, "length": VALIDATION_LENGTH, **own}
+
+
+_ARGUMENTS = [
+    *(name for name, p in inspect.signature(GeneratedSet).parameters.items() if p.kind is not p.VAR_KEYWORD),
+    *sorted(RecipeOverrides.__annotations__),
+]
+_OF_ANY_SOURCE = ("things", "instances", "min_instance_area", "classes", "merge")
+
+
+def _set(path: Path, split: str, arguments: Mapping[str, Any]) -> GeneratedSet:
+    if unknown := sorted(set(arguments) - set(_ARGUMENTS)):
+        raise ValueError(f"{path}: dsgan has unknown keys {', '.join(unknown)}; allowed: val, {', '.join(_ARGUMENTS)}")
+    try:
+        return GeneratedSet(**arguments)
+    except (ValueError, CheckpointError, ShardError, OSError) as error:
+        raise ValueError(f"{path}: dsgan ({split}): {error}") from error
+
+
+def _check_names(path: Path, content: Mapping[str, Any], sets: Mapping[str, GeneratedSet]) -> None:
+    """ValueError unless all that the YAML says of classes is what the samples have."""
+    ours = list(sets["train"].names)
+    given = content.get("names")
+    if given is not None:
+        theirs = list(given.values() if isinstance(given, Mapping) else given)
+        if theirs != ours:
+            raise ValueError(
+                f"{path}: names are {theirs}, but instances of the generated samples are {ours}: leave names out, or "
+                "choose and order the classes (dsgan: {classes: …, things: …, merge: …})"
+            )
+    if content.get("nc") not in (None, len(ours)):
+        raise ValueError(f"{path}: nc is {content['nc']}, but instances have {len(ours)} classes: {ours}")
+    if content.get("channels") not in (None, 3):
+        raise ValueError(f"{path}: channels is {content['channels']}, but generated images are in color (3)")
+    if "val" in sets and list(sets["val"].names) != ours:
+        raise ValueError(f"{path}: dsgan: classes for validation are {list(sets['val'].names)}, those trained {ours}")
+
+
+def _absolute(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The same with paths that hold in any folder: a training may be resumed from another one."""
+    if arguments is None:
+        return None
+
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [absolute(each) for each in value]
+        local = isinstance(value, str) and os.path.exists(value) and not is_built_in(value)
+        return os.path.abspath(value) if local else value
+
+    return {**arguments, **{key: absolute(arguments[key]) for key in ("checkpoint", "shards") if key in arguments}}
