@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from conftest import SCHEMA, small_labeled
-from PIL import Image
 
 pytestmark = [pytest.mark.frameworks, pytest.mark.usefixtures("one_thread", "as_before")]
 pytest.importorskip("ultralytics")
 
 import ultralytics_support  # noqa: E402
-import yaml  # noqa: E402
 from ultralytics import YOLO  # noqa: E402
-from ultralytics.utils import DEFAULT_CFG  # noqa: E402
 from ultralytics_support import OPTIONS, data_yaml, numbers, train  # noqa: E402
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, export  # noqa: E402, F401
 from dsgan_datasets.adapters import ultralytics as adapter  # noqa: E402
-from dsgan_datasets.adapters.ultralytics.generated import GeneratedSet  # noqa: E402
-from dsgan_datasets.adapters.ultralytics.loading import EpochSampler  # noqa: E402
 
 as_before = ultralytics_support.as_before
 

@@ -19,7 +19,6 @@ from dsgan_datasets.adapters.detectron2.registered import (
     REGISTERED,
     MaskFormat,
     RegisteredDataset,
-    Task,
     forget,
     intern,
     lookup,
@@ -32,6 +31,7 @@ from dsgan_datasets.adapters.detectron2.streams import (
     no_end,
     refuse_joining,
 )
+from dsgan_datasets.adapters.detectron2.tasks import TaskName
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
@@ -51,7 +51,7 @@ def register(
     *,
     seed: int = 0,
     length: int | None = None,
-    task: Task = "sem_seg",
+    task: TaskName = "sem_seg",
     things: Sequence[str] | None = None,
     instances: InstanceMode = "classes",
     min_instance_area: int = 1,
@@ -71,7 +71,8 @@ def register(
         seed: 0 … 2^64-1; another seed is another dataset.
         length: number of samples, for evaluation (a map-style dataset); None for a stream without end, for training.
         task: "sem_seg" gives masks of class ids; "instances" gives boxes and instance masks; "panoptic" gives both as
-            PanopticFPN wants them: in the mask all things are 0, and the other classes are counted from 1.
+            PanopticFPN wants them: in the mask all things are 0, and the other classes are counted from 1; "keypoints"
+            gives one object with its points, and with a mask of all things if there are masks.
         things: names of the classes that instances are made of; None for all but class 0, the background.
         instances: "classes" is one instance a class, "components" one a connected region of a class, "object" a single
             one of all things together.
@@ -115,7 +116,7 @@ def register_shards(
     shards: Locations,
     *,
     length: int | None = None,
-    task: Task = "sem_seg",
+    task: TaskName = "sem_seg",
     things: Sequence[str] | None = None,
     instances: InstanceMode = "classes",
     min_instance_area: int = 1,
@@ -168,7 +169,7 @@ def _register(name: str, source: NamedSource, **arguments: Any) -> RegisteredDat
         forget(name)
     dataset = RegisteredDataset(name, source, **arguments)
     if name not in DatasetCatalog:
-        _catalog(name, partial(_records, name), dataset.metadata)
+        _catalog(name, partial(_records, name), dataset.labels.metadata)
     elif not _is_generated(name):
         raise ValueError(f"the name {name!r} is taken by another dataset in DatasetCatalog: choose another one")
     return intern(dataset)
@@ -204,7 +205,7 @@ def register_mixture(name: str, generated: str, real: str, *, generated_fraction
         raise ValueError(f"generated_fraction must lie between 0 and 1, not be {generated_fraction!r}")
     make = partial(_mixture, name, generated, real, generated_fraction, check_seed(seed))
     if name not in DatasetCatalog:
-        _catalog(name, make, dataset.metadata)
+        _catalog(name, make, dataset.labels.metadata)
     elif getattr(DatasetCatalog[name], "args", None) != make.args:
         raise ValueError(f"the name {name!r} is already registered for something else: choose another one")
 
@@ -325,7 +326,7 @@ def register_from_config(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         if name in endless:
             raise ValueError(f"DATASETS.TEST: {no_end(name)}")
-    sided = [dataset.name for dataset in datasets if dataset.schema.flip_pairs]
+    sided = [dataset.name for dataset in datasets if dataset.labels.sided]
     if sided and cfg.INPUT.RANDOM_FLIP == "horizontal":
         warnings.warn(
             f"INPUT.RANDOM_FLIP is 'horizontal' and {', '.join(sided)} has left and right parts: the stock "

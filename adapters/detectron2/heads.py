@@ -30,12 +30,14 @@ def check_config(cfg: CfgNode, name: str) -> None:
     """
     architecture = cfg.MODEL.META_ARCHITECTURE
     task, counts = _ARCHITECTURES.get(architecture, ("", {}))
+    if counts and cfg.MODEL.KEYPOINT_ON:
+        task, counts = "keypoints", {**counts, "keypoint_names": "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"}
     metadata = MetadataCatalog.get(name)
     for kind, key in counts.items():
         if metadata.get(kind) is None:
             raise ValueError(
-                f"{architecture} (MODEL.META_ARCHITECTURE) needs {kind}, which dataset {name!r} does not have: "
-                f"register it with task: {task}"
+                f"the model (MODEL.META_ARCHITECTURE {architecture}) needs {kind}, which dataset {name!r} does not "
+                f"have: register it with task: {task}"
             )
         _check(name, kind, key, attrgetter(key)(cfg))
 

@@ -9,6 +9,8 @@ try:
     from dsgan_datasets.adapters.ultralytics.trainers import (
         DSGANDetectionTrainer,
         DSGANDetectionValidator,
+        DSGANPoseTrainer,
+        DSGANPoseValidator,
         DSGANSegmentationTrainer,
         DSGANSegmentationValidator,
     )
@@ -21,6 +23,8 @@ except ModuleNotFoundError as error:
 __all__ = [
     "DSGANDetectionTrainer",
     "DSGANDetectionValidator",
+    "DSGANPoseTrainer",
+    "DSGANPoseValidator",
     "DSGANSegmentationTrainer",
     "DSGANSegmentationValidator",
     "DSGANYOLODataset",

@@ -28,12 +28,13 @@ from dsgan_datasets.shards import ShardError
 _SPLITS = ("train", "val")
 
 
-def completed(data: Any, folder: Path) -> str:
+def completed(data: Any, folder: Path, task: str) -> str:
     """The path of the complete YAML; `data` itself if that names no generated images, or is complete.
 
     Args:
         data: what the user gave as ``data=``.
         folder: of the run; the complete YAML becomes ``data.yaml`` in it.
+        task: of Ultralytics, such as "segment".
 
     Raises:
         ValueError: a ``dsgan`` that is wrong; the message names it and what is allowed.
@@ -50,7 +51,9 @@ def completed(data: Any, folder: Path) -> str:
     out = folder / "data.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as file:  # JSON is YAML
-        file.write(json.dumps(_complete(path, content, dict(node)), indent=1, ensure_ascii=False).encode() + b"\n")
+        file.write(
+            json.dumps(_complete(path, content, dict(node), task), indent=1, ensure_ascii=False).encode() + b"\n"
+        )
     return str(out)
 
 
@@ -59,14 +62,14 @@ def generated_set(data: Mapping[str, Any], split: str) -> tuple[GeneratedSet | N
     node = data.get("dsgan")
     if not isinstance(node, Mapping) or node.get(split) is None:
         return None, True
-    return GeneratedSet(**node[split]), split in node["files"]
+    return GeneratedSet(**node[split], task=node["task"]), split in node["files"]
 
 
 def _is_complete(node: Any) -> bool:
     return isinstance(node, Mapping) and "files" in node
 
 
-def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any], task: str) -> dict[str, Any]:
     """The complete YAML of one that a user wrote."""
     files = [split for split in _SPLITS if content.get(split)]
     own = node.pop("val", None)
@@ -77,8 +80,14 @@ def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any]) -> d
     splits: dict[str, dict[str, Any] | None] = {"train": node, "val": None}
     if "val" not in files:
         splits["val"] = _validation(path, node, dict(own or {}))
-    sets = {split: _set(path, split, entry) for split, entry in splits.items() if entry is not None}
-    _check_names(path, content, sets)
+    sets = {split: _set(path, split, entry, task) for split, entry in splits.items() if entry is not None}
+    facts = {"names": list(sets["train"].labels.names), **sets["train"].labels.facts}
+    _check_facts(path, content, facts)
+    if "val" in sets and sets["val"].labels.names != sets["train"].labels.names:
+        raise ValueError(
+            f"{path}: dsgan: classes for validation are {list(sets['val'].labels.names)}, those trained "
+            f"{facts['names']}"
+        )
     root = path.resolve().parent
     if content.get("path"):
         root = root / content["path"] if (root / content["path"]).exists() else Path(content["path"])
@@ -86,9 +95,9 @@ def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any]) -> d
         **content,
         "path": str(root),
         **{split: content.get(split) or "." for split in _SPLITS},
-        "names": dict(enumerate(sets["train"].names)),
-        "nc": len(sets["train"].names),
-        "dsgan": {**{split: _absolute(entry) for split, entry in splits.items()}, "files": files},
+        **facts,
+        "nc": len(facts["names"]),
+        "dsgan": {**{split: _absolute(entry) for split, entry in splits.items()}, "files": files, "task": task},
     }
 
 
@@ -107,38 +116,32 @@ def _validation(path: Path, train: Mapping[str, Any], own: dict[str, Any]) -> di
 
 
 _ARGUMENTS = [
-    *(name for name, p in inspect.signature(GeneratedSet).parameters.items() if p.kind is not p.VAR_KEYWORD),
+    *(name for name in inspect.signature(GeneratedSet).parameters if name not in ("recipe", "task")),
     *sorted(RecipeOverrides.__annotations__),
 ]
-_OF_ANY_SOURCE = ("things", "instances", "min_instance_area", "classes", "merge")
+_OF_ANY_SOURCE = ("things", "instances", "min_instance_area", "category", "classes", "merge")
 
 
-def _set(path: Path, split: str, arguments: Mapping[str, Any]) -> GeneratedSet:
+def _set(path: Path, split: str, arguments: Mapping[str, Any], task: str) -> GeneratedSet:
     if unknown := sorted(set(arguments) - set(_ARGUMENTS)):
         raise ValueError(f"{path}: dsgan has unknown keys {', '.join(unknown)}; allowed: val, {', '.join(_ARGUMENTS)}")
     try:
-        return GeneratedSet(**arguments)
+        return GeneratedSet(**arguments, task=task)
     except (ValueError, CheckpointError, ShardError, OSError) as error:
         raise ValueError(f"{path}: dsgan ({split}): {error}") from error
 
 
-def _check_names(path: Path, content: Mapping[str, Any], sets: Mapping[str, GeneratedSet]) -> None:
-    """ValueError unless all that the YAML says of classes is what the samples have."""
-    ours = list(sets["train"].names)
-    given = content.get("names")
-    if given is not None:
-        theirs = list(given.values() if isinstance(given, Mapping) else given)
-        if theirs != ours:
+def _check_facts(path: Path, content: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """ValueError unless all that the YAML says of the labels is what the samples have."""
+    for key, value in {**ours, "nc": len(ours["names"]), "channels": 3}.items():
+        given = content.get(key)
+        if key == "names" and isinstance(given, Mapping):
+            given = list(given.values())
+        if given is not None and given != value:
             raise ValueError(
-                f"{path}: names are {theirs}, but instances of the generated samples are {ours}: leave names out, or "
+                f"{path}: {key} is {given!r:.200}, but that of the generated samples is {value}: leave {key} out, or "
                 "choose and order the classes (dsgan: {classes: …, things: …, merge: …})"
             )
-    if content.get("nc") not in (None, len(ours)):
-        raise ValueError(f"{path}: nc is {content['nc']}, but instances have {len(ours)} classes: {ours}")
-    if content.get("channels") not in (None, 3):
-        raise ValueError(f"{path}: channels is {content['channels']}, but generated images are in color (3)")
-    if "val" in sets and list(sets["val"].names) != ours:
-        raise ValueError(f"{path}: dsgan: classes for validation are {list(sets['val'].names)}, those trained {ours}")
 
 
 def _absolute(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:

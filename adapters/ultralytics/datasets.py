@@ -73,7 +73,7 @@ class DSGANYOLODataset(YOLODataset):  # type: ignore[misc]
         self.num_files = len(labels)
         numbers = range(min(self.generated.length, _LOOKED_AT))
         self.im_files = [*self.im_files, *map(self.generated.path, range(self.generated.length))]
-        return labels + [label for _, label in self.generated.labels(numbers)]
+        return labels + [label for _, label in self.generated.make(numbers)]
 
     def __len__(self) -> int:
         """Images of an epoch."""
@@ -101,7 +101,7 @@ class DSGANYOLODataset(YOLODataset):  # type: ignore[misc]
 
     def build_transforms(self, hyp: Any) -> Any:
         """Those of Ultralytics, with a horizontal flip that knows left from right."""
-        partners = self.generated.partners if self.augment and (hyp.fliplr or hyp.copy_paste) else None
+        partners = self.generated.labels.partners if self.augment and (hyp.fliplr or hyp.copy_paste) else None
         if partners is not None:
             hyp.copy_paste = 0.0  # it mirrors instances, too
         transforms = super().build_transforms(hyp)
@@ -117,12 +117,13 @@ class DSGANYOLODataset(YOLODataset):  # type: ignore[misc]
         if not indices:
             return
         for index, (image, label) in zip(
-            indices, self.generated.labels([index - self.num_files for index in indices]), strict=True
+            indices, self.generated.make([index - self.num_files for index in indices]), strict=True
         ):
             if self._classes is not None:
                 kept = (label["cls"] == self._classes).any(1)
-                label["segments"] = [part for part, keep in zip(label["segments"], kept, strict=True) if keep]
-                label["cls"], label["bboxes"] = label["cls"][kept], label["bboxes"][kept]
+                label["segments"] = [part for part, keep in zip(label["segments"], kept, strict=False) if keep]
+                for key in ("cls", "bboxes", "keypoints"):
+                    label[key] = None if label[key] is None else label[key][kept]
             if self.single_cls:
                 label["cls"][:] = 0
             side = max(self.imgsz) if isinstance(self.imgsz, tuple | list) else self.imgsz

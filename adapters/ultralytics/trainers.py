@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.pose import PoseTrainer, PoseValidator
 from ultralytics.models.yolo.segment import SegmentationTrainer, SegmentationValidator
 from ultralytics.utils import colorstr
 
@@ -53,7 +54,7 @@ class _TrainsOnGenerated(_ReadsGenerated):
     def get_dataset(self) -> dict[str, Any]:
         """The content of the data YAML, complete."""
         given = self.args.data
-        self.args.data = completed(given, self.save_dir)  # type: ignore[attr-defined]
+        self.args.data = completed(given, self.save_dir, self.args.task)  # type: ignore[attr-defined]
         data: dict[str, Any] = super().get_dataset()  # type: ignore[misc]
         if self.ddp:  # type: ignore[attr-defined]
             # The processes of a multi-GPU training start with an empty folder, and write the complete YAML there.
@@ -92,7 +93,7 @@ class _ValidatesOnGenerated(_ReadsGenerated):
     def __call__(self, trainer: Any = None, model: Any = None, **options: Any) -> Any:
         """Validate; see Ultralytics."""
         if trainer is None:
-            self.args.data = completed(self.args.data, self.save_dir)  # type: ignore[attr-defined]
+            self.args.data = completed(self.args.data, self.save_dir, self.args.task)  # type: ignore[attr-defined]
         return super().__call__(trainer, model, **options)  # type: ignore[misc]
 
     def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
@@ -123,7 +124,14 @@ class DSGANSegmentationTrainer(_TrainsOnGenerated, SegmentationTrainer):  # type
     ``val`` they are what is validated on.
 
     Raises:
-        RuntimeError: Ultralytics' form of the ValueError for a ``dsgan`` that is wrong; the message says what is.
+        ValueError: a ``dsgan`` that is wrong, or a YAML that says something else of the classes.
+    """
+
+
+class DSGANPoseTrainer(_TrainsOnGenerated, PoseTrainer):  # type: ignore[misc]
+    """Trains pose estimation on generated images, of a checkpoint with keypoints: one object in each image.
+
+    See `DSGANSegmentationTrainer`; ``kpt_shape``, ``flip_idx`` and names of points come from the checkpoint.
     """
 
 
@@ -133,3 +141,7 @@ class DSGANDetectionValidator(_ValidatesOnGenerated, DetectionValidator):  # typ
 
 class DSGANSegmentationValidator(_ValidatesOnGenerated, SegmentationValidator):  # type: ignore[misc]
     """Validates segmentation on generated images: ``model.val(validator=DSGANSegmentationValidator, data=…)``."""
+
+
+class DSGANPoseValidator(_ValidatesOnGenerated, PoseValidator):  # type: ignore[misc]
+    """Validates pose estimation on generated images: ``model.val(validator=DSGANPoseValidator, data="faces.yaml")``."""
