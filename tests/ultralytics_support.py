@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -73,10 +74,8 @@ def train(
         yolo.add_callback("on_model_save", lambda trainer: _stop(trainer, until))
     if data is not None:
         options["data"] = data
-    try:
+    with contextlib.suppress(Interrupted):
         yolo.train(trainer=WatchedTrainer, **{**OPTIONS, "project": str(folder), "exist_ok": True, **options})
-    except Interrupted:
-        pass
     return list(epochs.values()), yolo.trainer
 
 

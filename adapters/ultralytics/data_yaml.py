@@ -50,10 +50,9 @@ def completed(data: Any, folder: Path, task: str) -> str:
         raise ValueError(f"{path}: dsgan must be a mapping such as {{checkpoint: demo-faces}}, not {node!r:.80}")
     out = folder / "data.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file:  # JSON is YAML
-        file.write(
-            json.dumps(_complete(path, content, dict(node), task), indent=1, ensure_ascii=False).encode() + b"\n"
-        )
+    text = json.dumps(_complete(path, content, dict(node), task), indent=1, ensure_ascii=False)  # JSON is YAML
+    with atomic_write(out) as file:
+        file.write(text.encode() + b"\n")
     return str(out)
 
 

@@ -161,7 +161,8 @@ class GeneratedSet:
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
         shards: in place of it, a folder or URL of shards that `dsgan shards write` made, or several.
         task: of Ultralytics: "detect", "segment" or "pose".
-        length: samples of an epoch; every epoch of a checkpoint has new ones. None: 1000 of a checkpoint, all of shards.
+        length: samples of an epoch; every epoch of a checkpoint has new ones. None: 1000 of a checkpoint, all of
+            shards.
         seed: 0 … 2^64-1; another seed is another dataset.
         things: names of the classes that instances are made of; None for all but class 0, the background.
         instances: "components" is one instance a connected region of a class, "classes" one a class, "object" a single

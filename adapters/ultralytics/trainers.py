@@ -120,8 +120,8 @@ class DSGANSegmentationTrainer(_TrainsOnGenerated, SegmentationTrainer):  # type
 
     Keys of ``dsgan`` are the arguments of `GeneratedSet`, and ``val`` with those that differ for validation. Every
     epoch has `length` new samples; a resumed training continues with those of its next epoch. Names of classes come
-    from the checkpoint. Images in files may be there, too: under ``train`` they are mixed with the generated ones, under
-    ``val`` they are what is validated on.
+    from the checkpoint. Images in files may be there, too: under ``train`` they are mixed with the generated ones,
+    under ``val`` they are what is validated on.
 
     Raises:
         ValueError: a ``dsgan`` that is wrong, or a YAML that says something else of the classes.
