@@ -18,7 +18,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --retrie
 # Sources are built with the pinned setuptools of .venv, not with whatever is newest today.
 # The warning is setuptools' general advice about editable installations; the tests show that ours work.
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --no-build-isolation -c constraints.txt
-FRAMEWORKS := .ci/install_frameworks.sh .ci/frameworks.txt .ci/detectron2.txt
+FRAMEWORKS := .ci/install_frameworks.sh .ci/frameworks.txt .ci/detectron2.txt .ci/ultralytics.txt
 
 .PHONY: help demo lint test test-fast test-extended test-golden clean
 
@@ -40,7 +40,7 @@ lint: $(VENV)/.stamp-dev  ## ruff (rules and format), mypy, and import-linter (l
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
 
-test: $(VENV)/.stamp-test  ## the tests, under 12 minutes on two cores; installs both frameworks (PYTEST_ARGS="-k name")
+test: $(VENV)/.stamp-test  ## the tests, under 12 minutes on two cores; installs the frameworks (PYTEST_ARGS="-k name")
 	.venv/bin/python -m pytest -m "not extended" $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.stamp-test  ## what is quick, under 3 minutes: for use while editing
@@ -82,6 +82,6 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
-	$(INSTALL) -e ".[test,annotate,clusters,coco,detectron2,http,hub,mmseg,pictures,ray,s3,webdataset]"
+	$(INSTALL) -e ".[test,annotate,clusters,coco,detectron2,http,hub,mmseg,pictures,ray,s3,ultralytics,webdataset]"
 	.ci/install_frameworks.sh $(VENV)/bin/python
 	@touch $@

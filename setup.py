@@ -17,8 +17,9 @@ PACKAGES = sorted(find_packages(str(ROOT), include=["dsgan_datasets", "dsgan_dat
 
 LINT = ["import-linter>=2.17", "mypy>=1.14", "ruff>=0.9", "types-tqdm"]
 
-# The two frameworks themselves cannot be expressed as dependencies (see .ci/install_frameworks.sh and the README):
-# their extras list what they import. Both still import pkg_resources, which setuptools 81 removed.
+# The frameworks themselves cannot be expressed as dependencies (see .ci/install_frameworks.sh and the README), and
+# Ultralytics must not be one (AGPL): their extras list what they import. The first two still import pkg_resources,
+# which setuptools 81 removed.
 EXTRAS = {
     "detectron2": [
         "cloudpickle",
@@ -51,6 +52,14 @@ EXTRAS = {
         "setuptools<81",
         "termcolor",
         "yapf",
+    ],
+    "ultralytics": [
+        "matplotlib",
+        "opencv-python>=4.10",
+        "polars",
+        "psutil>=5.9",
+        "pyyaml",
+        "requests",
     ],
     "annotate": ["shapely>=2"],
     "clusters": ["scikit-learn>=1.5"],

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs Detectron2 and MMSegmentation into the environment of one interpreter, pinned by hash:
+# Installs Detectron2, MMSegmentation and Ultralytics into the environment of one interpreter, pinned by hash:
 #
 #     .ci/install_frameworks.sh .venv/bin/python
 #
-# Their ordinary dependencies come first, from the extras: pip install -c constraints.txt -e ".[detectron2,mmseg]".
-# Neither framework can be an extra itself: mmcv-lite asks for mmengine under its other name, and the Detectron2 wheel
-# is tagged for Python 3.10 and asks for numpy<2; all of them work as installed here (--no-deps).
+# Their ordinary dependencies come first, from the extras:
+# pip install -c constraints.txt -e ".[detectron2,mmseg,ultralytics]".
+# No framework can be an extra itself: mmcv-lite asks for mmengine under its other name, the Detectron2 wheel is tagged
+# for Python 3.10 and asks for numpy<2, and Ultralytics is licensed under the AGPL-3.0. All of them work as installed
+# here (--no-deps).
 # Says so and does nothing when everything is in place.
 set -euo pipefail
 
@@ -14,9 +16,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$1
 pip() { "$python" -m pip --disable-pip-version-check --no-input --retries 10 "$@"; }
 
-# Prints what of the two requirement files is not installed in exactly that version.
+# Prints what of the requirement files is not installed in exactly that version.
 missing() {
-    "$python" - "$here/frameworks.txt" "$here/detectron2.txt" <<'PY'
+    "$python" - "$here/frameworks.txt" "$here/detectron2.txt" "$here/ultralytics.txt" <<'PY'
 import re
 import sys
 from importlib import metadata
@@ -34,18 +36,19 @@ PY
 }
 
 "$python" -W ignore -c 'import pkg_resources, torch' 2>/dev/null || {
-    echo "$python needs torch and setuptools<81 first: pip install -c constraints.txt -e \".[detectron2,mmseg]\"" >&2
+    echo "$python needs torch and setuptools<81 first: pip install -c constraints.txt -e \".[detectron2,mmseg,ultralytics]\"" >&2
     exit 1
 }
 
 todo=$(missing)
 if [ -z "$todo" ]; then
-    echo "Detectron2 and MMSegmentation are in place"
+    echo "Detectron2, MMSegmentation and Ultralytics are in place"
     exit 0
 fi
 
 if grep -qv '^sal-detectron2==' <<<"$todo"; then
-    pip install --quiet --no-deps --no-build-isolation --require-hashes -r "$here/frameworks.txt"
+    pip install --quiet --no-deps --no-build-isolation --require-hashes \
+        -r "$here/frameworks.txt" -r "$here/ultralytics.txt"
 fi
 
 if grep -q '^sal-detectron2==' <<<"$todo"; then
@@ -61,4 +64,4 @@ fi
 
 todo=$(missing)
 [ -z "$todo" ] || { echo "still missing after the installation: $todo" >&2; exit 1; }
-echo "Detectron2 and MMSegmentation are installed"
+echo "Detectron2, MMSegmentation and Ultralytics are installed"

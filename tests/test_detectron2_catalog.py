@@ -121,7 +121,7 @@ DATASETS: {{TRAIN: [train], TEST: [test]}}
     with pytest.warns(UserWarning, match="train, test has left and right parts: the stock DatasetMapper"):
         adapter.register_from_config(cfg)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
-    assert len(DatasetCatalog.get("test")) == 4 and registry.lookup("train").mode == "components"
+    assert len(DatasetCatalog.get("test")) == 4 and registry.lookup("train").rule.mode == "components"
     assert registry.lookup("test").source.description.recipe.truncation_psi == 0.5
     cfg = cfg.clone()
     cfg.defrost()

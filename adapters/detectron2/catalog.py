@@ -10,20 +10,28 @@ from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.config import defaults as detectron2_defaults
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
 from torch.utils.data import IterableDataset
 
+from dsgan_datasets.adapters.detectron2.heads import check_config
 from dsgan_datasets.adapters.detectron2.registered import (
     REGISTERED,
-    InstanceMode,
     MaskFormat,
     RegisteredDataset,
-    Task,
     forget,
     intern,
     lookup,
 )
-from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordList, RecordStream, no_end, refuse_joining
+from dsgan_datasets.adapters.detectron2.streams import (
+    MixedStream,
+    RecordList,
+    RecordStream,
+    caller_in,
+    no_end,
+    refuse_joining,
+)
+from dsgan_datasets.adapters.detectron2.tasks import TaskName
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
@@ -34,6 +42,7 @@ from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.sources.local import CheckpointSource
 from dsgan_datasets.sources.relabeled import choose_classes
+from dsgan_datasets.targets.instances import InstanceMode
 
 
 def register(
@@ -42,11 +51,11 @@ def register(
     *,
     seed: int = 0,
     length: int | None = None,
-    task: Task = "sem_seg",
+    task: TaskName = "sem_seg",
     things: Sequence[str] | None = None,
     instances: InstanceMode = "classes",
     min_instance_area: int = 1,
-    mask_format: MaskFormat = "bitmask",
+    mask_format: MaskFormat = "polygon",
     classes: Sequence[str] | None = None,
     merge: Mapping[str, Sequence[str]] | None = None,
     device: Device = None,
@@ -62,13 +71,15 @@ def register(
         seed: 0 … 2^64-1; another seed is another dataset.
         length: number of samples, for evaluation (a map-style dataset); None for a stream without end, for training.
         task: "sem_seg" gives masks of class ids; "instances" gives boxes and instance masks; "panoptic" gives both as
-            PanopticFPN wants them: in the mask all things are 0, and the other classes are counted from 1.
+            PanopticFPN wants them: in the mask all things are 0, and the other classes are counted from 1; "keypoints"
+            gives one object with its points, and with a mask of all things if there are masks.
         things: names of the classes that instances are made of; None for all but class 0, the background.
         instances: "classes" is one instance a class, "components" one a connected region of a class, "object" a single
             one of all things together.
         min_instance_area: pixels; smaller instances are left out.
-        mask_format: of instances in records, as INPUT.MASK_FORMAT of the stock mapper: "bitmask" (RLE, fast) or
-            "polygon", which encloses exactly the same pixels. `DSGANDatasetMapper` needs neither.
+        mask_format: of instances in records: "polygon", which the stock mapper takes with every INPUT.MASK_FORMAT, or
+            "bitmask" (RLE), which is faster and needs INPUT.MASK_FORMAT to be "bitmask". Both mean the same pixels.
+            `DSGANDatasetMapper` needs neither.
         classes: names of the classes to keep, in the order of their new ids; pixels of others are ignored.
         merge: new class name -> names of the classes it replaces, before `classes` are chosen.
         device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
@@ -105,11 +116,11 @@ def register_shards(
     shards: Locations,
     *,
     length: int | None = None,
-    task: Task = "sem_seg",
+    task: TaskName = "sem_seg",
     things: Sequence[str] | None = None,
     instances: InstanceMode = "classes",
     min_instance_area: int = 1,
-    mask_format: MaskFormat = "bitmask",
+    mask_format: MaskFormat = "polygon",
     classes: Sequence[str] | None = None,
     merge: Mapping[str, Sequence[str]] | None = None,
 ) -> RegisteredDataset:
@@ -158,8 +169,7 @@ def _register(name: str, source: NamedSource, **arguments: Any) -> RegisteredDat
         forget(name)
     dataset = RegisteredDataset(name, source, **arguments)
     if name not in DatasetCatalog:
-        make = partial(_stream, name) if dataset.length is None else partial(RecordList, name)
-        _catalog(name, make, dataset.metadata)
+        _catalog(name, partial(_records, name), dataset.labels.metadata)
     elif not _is_generated(name):
         raise ValueError(f"the name {name!r} is taken by another dataset in DatasetCatalog: choose another one")
     return intern(dataset)
@@ -195,18 +205,36 @@ def register_mixture(name: str, generated: str, real: str, *, generated_fraction
         raise ValueError(f"generated_fraction must lie between 0 and 1, not be {generated_fraction!r}")
     make = partial(_mixture, name, generated, real, generated_fraction, check_seed(seed))
     if name not in DatasetCatalog:
-        _catalog(name, make, dataset.metadata)
+        _catalog(name, make, dataset.labels.metadata)
     elif getattr(DatasetCatalog[name], "args", None) != make.args:
         raise ValueError(f"the name {name!r} is already registered for something else: choose another one")
 
 
-def _stream(name: str) -> RecordStream:
-    refuse_joining(name)
-    return RecordStream(name)
+def _records(name: str) -> RecordStream | RecordList:
+    _check_loader(name, endless=lookup(name).length is None)
+    return RecordStream(name) if lookup(name).length is None else RecordList(name)
+
+
+def _check_loader(name: str, *, endless: bool) -> None:
+    """ValueError if what asks for the records is a loader of Detectron2 that they do not suit.
+
+    Its config is read off the stack of calls: the catalog is asked by name only.
+    """
+    if endless:
+        refuse_joining(name)
+    train, test = (caller_in("detectron2.data.build", function=f"_{kind}_loader_from_config") for kind in _LOADERS)
+    if endless and test is not None:
+        raise ValueError(f"DATASETS.TEST: {no_end(name)}")
+    for frame in (train, test):
+        if frame is not None:
+            check_config(frame.f_locals["cfg"], name)
+
+
+_LOADERS = ("train", "test")
 
 
 def _mixture(name: str, generated: str, real: str, fraction: float, seed: int) -> MixedStream:
-    refuse_joining(name)
+    _check_loader(name, endless=True)
     records = get_detection_dataset_dicts([real])
     if isinstance(records, IterableDataset):
         raise ValueError(f"{real!r} is a stream: real data to mix in must have a length")
@@ -229,11 +257,19 @@ def _catalog(name: str, make: Callable[[], Any], metadata: dict[str, Any]) -> No
 
 def _is_generated(name: str) -> bool:
     make = DatasetCatalog[name]
-    return isinstance(make, partial) and make.func in (_stream, RecordList)
+    return isinstance(make, partial) and make.func is _records
+
+
+def _node() -> CfgNode:
+    return CfgNode({"DATASETS": [], "MIXTURES": []})
+
+
+# The config.yaml of a training is then read by any program that imports this, with `get_cfg` alone.
+detectron2_defaults._C.DSGAN = _node()
 
 
 def add_dsgan_config(cfg: CfgNode) -> None:
-    """Add the DSGAN node with its defaults to a config, and set INPUT.MASK_FORMAT to "bitmask".
+    """Give a config the DSGAN node with its defaults, and set INPUT.MASK_FORMAT to "bitmask".
 
     DSGAN.DATASETS is a list of arguments of `register`, or of `register_shards` where an entry has ``shards`` in place
     of ``checkpoint``; DSGAN.MIXTURES is one of arguments of `register_mixture`. Bit masks are made faster than the
@@ -246,7 +282,7 @@ def add_dsgan_config(cfg: CfgNode) -> None:
         >>> cfg.DSGAN.DATASETS
         []
     """
-    cfg.DSGAN = CfgNode({"DATASETS": [], "MIXTURES": []})
+    cfg.DSGAN = _node()
     cfg.INPUT.MASK_FORMAT = "bitmask"
 
 
@@ -290,7 +326,7 @@ def register_from_config(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         if name in endless:
             raise ValueError(f"DATASETS.TEST: {no_end(name)}")
-    sided = [dataset.name for dataset in datasets if dataset.schema.flip_pairs]
+    sided = [dataset.name for dataset in datasets if dataset.labels.sided]
     if sided and cfg.INPUT.RANDOM_FLIP == "horizontal":
         warnings.warn(
             f"INPUT.RANDOM_FLIP is 'horizontal' and {', '.join(sided)} has left and right parts: the stock "

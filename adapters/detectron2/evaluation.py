@@ -32,9 +32,9 @@ def load_sem_seg(file_name: str, dtype: Any = None) -> np.ndarray:
 def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> DatasetEvaluator:
     """The evaluator that fits the metadata of a dataset; return it from `build_evaluator` of your trainer.
 
-    "sem_seg" is measured by SemSegEvaluator, "instances" by COCOEvaluator, "panoptic" by both of them (panoptic quality
-    needs files that a generated dataset does not have). COCO annotations are written anew, never taken from an
-    earlier run.
+    "sem_seg" is measured by SemSegEvaluator, "instances" and "keypoints" by COCOEvaluator, "panoptic" by both of them
+    (panoptic quality needs files that a generated dataset does not have). COCO annotations are written anew, never
+    taken from an earlier run.
 
     Args:
         name: a registered dataset, generated or real.
@@ -58,7 +58,12 @@ def build_evaluator(name: str, output_dir: str, *, distributed: bool = True) -> 
         evaluators.append(SemSegEvaluator(name, distributed, output_dir, sem_seg_loading_fn=load_sem_seg))
     if kind in ("coco", "coco_panoptic_seg"):
         # Its cache goes by the name of the dataset alone: another seed or checkpoint would get the old annotations.
-        evaluators.append(COCOEvaluator(name, distributed=distributed, output_dir=output_dir, allow_cached_coco=False))
+        sigmas = MetadataCatalog.get(name).get("keypoint_oks_sigmas", ())
+        evaluators.append(
+            COCOEvaluator(
+                name, distributed=distributed, output_dir=output_dir, allow_cached_coco=False, kpt_oks_sigmas=sigmas
+            )
+        )
     if not evaluators:
         raise ValueError(
             f"dataset {name!r} has evaluator_type {kind!r}; there are evaluators for sem_seg, coco, coco_panoptic_seg"

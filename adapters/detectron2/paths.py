@@ -51,10 +51,10 @@ def encode(dataset: RegisteredDataset, index: int, kind: str) -> bytes:
     Source: https://netpbm.sourceforge.net/doc/ppm.html
     """
     sample = dataset.sample(index)
-    height, width = sample.mask.shape
+    height, width = sample.image.shape[1:]
     if kind == "image":
         return b"P6 %d %d 255\n" % (width, height) + sample.image.permute(1, 2, 0).cpu().numpy().tobytes()
-    return b"P5 %d %d 255\n" % (width, height) + dataset.sem_seg(sample.mask).byte().cpu().numpy().tobytes()
+    return b"P5 %d %d 255\n" % (width, height) + dataset.labels.sem_seg(sample.mask).byte().cpu().numpy().tobytes()
 
 
 PathManager.register_handler(DSGANPathHandler(), allow_override=True)

@@ -7,27 +7,22 @@ from functools import cached_property
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
-import torch
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 from torch import Tensor
 
 from dsgan_datasets._deprecation import moved
-from dsgan_datasets.checks import integer, names
+from dsgan_datasets.adapters.detectron2.tasks import TASKS, TaskName
+from dsgan_datasets.checks import integer
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.polygons import mask_to_polygons
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.sources.addresses import Kind, SampleAddress, parse
 from dsgan_datasets.sources.base import NamedSource
-from dsgan_datasets.targets.instances import find_instances, tight_boxes
+from dsgan_datasets.targets.instances import InstanceMode
 
-Task = Literal["sem_seg", "instances", "panoptic"]
-InstanceMode = Literal["classes", "components", "object"]
 MaskFormat = Literal["bitmask", "polygon"]
 Record = dict[str, Any]
-
-#: What Detectron2's own training script calls the evaluators that fit.
-_EVALUATOR_TYPES = {"sem_seg": "sem_seg", "instances": "coco", "panoptic": "coco_panoptic_seg"}
 
 #: Extensions of what `paths.encode` makes of a sample.
 _EXTENSIONS: dict[Kind, str] = {"image": "ppm", "mask": "pgm"}
@@ -45,7 +40,7 @@ class RegisteredDataset:
     Attributes:
         source: the checkpoint, or the shards.
         length: number of samples; None: without end.
-        metadata: what MetadataCatalog gets.
+        labels: what the task makes of a sample's labels.
     """
 
     def __init__(
@@ -55,49 +50,26 @@ class RegisteredDataset:
         *,
         seed: int = 0,
         length: int | None = None,
-        task: Task = "sem_seg",
+        task: TaskName = "sem_seg",
         things: Sequence[str] | None = None,
         instances: InstanceMode = "classes",
         min_instance_area: int = 1,
-        mask_format: MaskFormat = "bitmask",
+        mask_format: MaskFormat = "polygon",
     ) -> None:
         if not isinstance(name, str) or not name:
             raise ValueError(f"name must be a word, not {name!r}")
-        _check_choice("task", task, Task)
-        _check_choice("instances", instances, InstanceMode)
+        _check_choice("task", task, TaskName)
         _check_choice("mask_format", mask_format, MaskFormat)
         self.name = name
         self.source = source
         self.seed = check_seed(seed)
         self.length = None if length is None else integer("length", length, 1, MAX_INDEX + 1)
-        self.task: Task = task
-        self.mode: InstanceMode = instances
+        self.task: TaskName = task
         self.mask_format: MaskFormat = mask_format
-        self.min_instance_area = integer("min_instance_area", min_instance_area, 1)
-        self.schema = source.schema
         self.height, self.width = source.image_size
-        thing_names = self.schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
-        self.things = tuple(sorted({self.schema.index(thing) for thing in names("things", thing_names)}))
-        if task != "sem_seg" and not self.things:
-            raise ValueError(f"task {task!r} needs at least one class in `things`")
+        self.labels = TASKS[task](source, things=things, mode=instances, min_area=min_instance_area)
         self.fingerprint = source.fingerprint
         self._block: dict[int, Sample] = {}
-        # By class id: category or -1, and semantic target. Kept on the device that asked last.
-        self._categories, self._targets = self._tables()
-
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        categories, targets = torch.full((256,), -1), torch.arange(256)
-        for category, thing in enumerate(self.things):
-            categories[thing] = 0 if self.mode == "object" else category
-        if self.task == "panoptic":
-            targets[list(self.things)] = 0
-            targets[self.stuff] = torch.arange(1, len(self.stuff) + 1)
-        return categories, targets
-
-    @property
-    def stuff(self) -> list[int]:
-        """Class ids that instances are not made of."""
-        return [i for i in range(self.schema.num_classes) if i not in self.things]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -108,31 +80,9 @@ class RegisteredDataset:
             "seed": self.seed,
             "length": self.length,
             "task": self.task,
-            "things": tuple(self.schema.classes[thing] for thing in self.things),
-            "instances": self.mode,
-            "min_instance_area": self.min_instance_area,
+            **self.labels.identity,
             "mask_format": self.mask_format,
         }
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Attributes for MetadataCatalog, named as in Detectron2's guide "Use Custom Datasets"."""
-        classes = list(zip(self.schema.classes, map(list, self.schema.palette), strict=True))
-        metadata: dict[str, Any] = {"ignore_label": self.schema.ignore_index}
-        metadata["evaluator_type"] = _EVALUATOR_TYPES[self.task]
-        if self.task != "instances":
-            stuff = classes
-            if self.task == "panoptic":
-                stuff = [("things", [255, 255, 255]), *(classes[i] for i in self.stuff)]
-            metadata["stuff_classes"], metadata["stuff_colors"] = map(list, zip(*stuff, strict=True))
-            metadata["stuff_dataset_id_to_contiguous_id"] = {i: i for i in range(len(stuff))}
-        if self.task != "sem_seg":
-            things = {i: classes[i] for i in self.things}
-            if self.mode == "object":
-                things = {1: ("object", classes[self.things[0]][1])}
-            metadata["thing_classes"], metadata["thing_colors"] = map(list, zip(*things.values(), strict=True))
-            metadata["thing_dataset_id_to_contiguous_id"] = {i: category for category, i in enumerate(things)}
-        return metadata
 
     def path(self, index: int, kind: Kind) -> str:
         """Address of a sample's "image" or "mask"."""
@@ -146,9 +96,9 @@ class RegisteredDataset:
             "width": self.width,
             "image_id": index,
         }
-        if self.task != "instances":
+        if self.labels.semantic:
             record["sem_seg_file_name"] = self.path(index, "mask")
-        if self.task != "sem_seg":
+        if self.labels.counted:
             record["annotations"] = LazyAnnotations(lambda: self.annotations(index))
         return record
 
@@ -168,32 +118,28 @@ class RegisteredDataset:
         self._block = block = dict(zip(numbers, batch.rows(), strict=True))
         return block
 
-    def sem_seg(self, mask: Tensor) -> Tensor:
-        """Semantic target [H, W] of a mask: its class ids; for a panoptic task, 0 for things and then the stuff."""
-        if self.task != "panoptic":
-            return mask
-        self._targets = self._targets.to(mask.device)
-        return self._targets[mask]
-
-    def instances(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Instances of a mask [H, W]: bool masks [I, H, W] and int64 categories [I]."""
-        self._categories = self._categories.to(mask.device)
-        components = self.mode == "components"
-        return find_instances(mask, self._categories, components=components, min_area=self.min_instance_area)
-
     def annotations(self, index: int) -> list[dict[str, Any]]:
-        """Instances of a sample in Detectron2's dataset format: tight boxes, and masks as RLE or exact polygons."""
-        masks, categories = self.instances(self.sample(index).mask)
-        encoded: list[Any]
+        """Instances of a sample in Detectron2's dataset format: boxes, masks as RLE or exact polygons, keypoints."""
+        found = self.labels.instances(self.sample(index))
+        annotations: list[dict[str, Any]] = [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "iscrowd": 0}
+            for box, category in zip(found.boxes.tolist(), found.categories.tolist(), strict=True)
+        ]
+        if found.masks is not None:
+            for annotation, mask in zip(annotations, self._encoded(found.masks), strict=True):
+                annotation["segmentation"] = mask
+        if found.keypoints is not None:
+            for annotation, points in zip(annotations, found.keypoints.flatten(1).tolist(), strict=True):
+                annotation["keypoints"] = points
+        return annotations
+
+    def _encoded(self, masks: Tensor) -> list[Any]:
+        """Bool masks [I, H, W] in the dataset's `mask_format`."""
         if self.mask_format == "polygon":
             outlines = map(mask_to_polygons, masks.cpu().numpy())
-            encoded = [[polygon.flatten().astype(float).tolist() for polygon in polygons] for polygons in outlines]
-        else:  # pycocotools takes [H, W, I] in column-major order
-            encoded = rle.encode(np.asfortranarray(masks.permute(1, 2, 0).byte().cpu().numpy()))
-        return [
-            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "segmentation": mask, "iscrowd": 0}
-            for box, category, mask in zip(tight_boxes(masks).tolist(), categories.tolist(), encoded, strict=True)
-        ]
+            return [[polygon.flatten().astype(float).tolist() for polygon in polygons] for polygons in outlines]
+        # pycocotools takes [H, W, I] in column-major order
+        return list(rle.encode(np.asfortranarray(masks.permute(1, 2, 0).byte().cpu().numpy())))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _received, ({**self.__dict__, "_block": {}},)

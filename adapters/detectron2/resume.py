@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from torch.utils.data import DataLoader
 
+from dsgan_datasets.adapters.detectron2.heads import check_model
 from dsgan_datasets.adapters.detectron2.streams import RecordStream
 
 
@@ -20,7 +21,8 @@ class ResumeHook(HookBase):
     as before, and, under aspect-ratio grouping, while all images fall into one group.
 
     Raises:
-        ValueError: before the training, a batch that does not divide; the message names sizes that do.
+        ValueError: before the training, a batch that does not divide (the message names sizes that do), or a model
+            with another number of classes than the samples (the message names them).
     """
 
     def before_train(self) -> None:
@@ -28,6 +30,7 @@ class ResumeHook(HookBase):
         iteration = self.trainer.start_iter
         stream, batch, item = find_stream(self.trainer.data_loader)
         if stream is not None:
+            check_model(self.trainer.model, stream.registered.name)
             if stream.global_batch is None:
                 stream.batch_by(batch * stream.share.world_size, item)
             if iteration:

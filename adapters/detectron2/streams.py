@@ -51,7 +51,7 @@ class RecordStream(SourceStream[Record]):
         Raises:
             ValueError: an evaluator of Detectron2 lists a stream without end.
         """
-        if self.length is None and _caller_in("detectron2.evaluation", "detectron2.data.datasets"):
+        if self.length is None and caller_in("detectron2.evaluation", "detectron2.data.datasets"):
             raise ValueError(no_end(self.registered.name))
         self._check_groups()
         with self._iteration() as iteration:
@@ -226,7 +226,7 @@ def refuse_joining(name: str) -> None:
     It would fail with an assertion of PyTorch, or make an endless list. The names are those that
     `get_detection_dataset_dicts` was called with, read off the stack.
     """
-    frame = _caller_in("detectron2.data.build", function="get_detection_dataset_dicts")
+    frame = caller_in("detectron2.data.build", function="get_detection_dataset_dicts")
     names = [] if frame is None else frame.f_locals.get("names", [])
     if not isinstance(names, str) and len(names) > 1:
         raise ValueError(
@@ -235,7 +235,7 @@ def refuse_joining(name: str) -> None:
         )
 
 
-def _caller_in(*modules: str, function: str | None = None) -> FrameType | None:
+def caller_in(*modules: str, function: str | None = None) -> FrameType | None:
     """The nearest call from one of these modules or packages, and of that function if one is named."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

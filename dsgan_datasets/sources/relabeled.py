@@ -38,6 +38,8 @@ def choose_classes(
         >>> chosen.schema.classes, sorted(set(chosen.batch([0]).mask.flatten().tolist()))
         (('hair', 'face'), [0, 1, 255])
     """
+    if classes is None and merge is None:
+        return source
     schema = chosen(source.schema, classes, merge)
     if schema == source.schema:
         return source

@@ -2,11 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from dsgan_datasets.checks import integer, names
+from dsgan_datasets.targets.segmentation import LabelSchema
+
+InstanceMode = Literal["classes", "components", "object"]
+
+
+class InstanceRule:
+    """Which parts of a mask are instances, and what their categories are called.
+
+    Args:
+        schema: what the class ids of the masks mean.
+        things: names of the classes that instances are made of; None for all but class 0, the background.
+        mode: "classes" is one instance a class, "components" one a connected region of a class, "object" a single one
+            of all things together.
+        min_area: pixels; smaller instances are left out.
+
+    Attributes:
+        things: ids of those classes, in order.
+        names: of the categories 0, 1, …
+
+    Raises:
+        ValueError: an argument out of range, or an unknown class.
+
+    Example:
+        >>> rule = InstanceRule(LabelSchema(("background", "left", "right", "hat")), things=["hat", "left"])
+        >>> rule.names
+        ('left', 'hat')
+        >>> masks, categories = rule.find(torch.tensor([[3, 2, 1]]))
+        >>> masks.int(), categories
+        (tensor([[[0, 0, 1]],
+        <BLANKLINE>
+                [[1, 0, 0]]], dtype=torch.int32), tensor([0, 1]))
+    """
+
+    def __init__(
+        self,
+        schema: LabelSchema,
+        *,
+        things: Sequence[str] | None = None,
+        mode: InstanceMode = "classes",
+        min_area: int = 1,
+    ) -> None:
+        if mode not in get_args(InstanceMode):
+            raise ValueError(f"instances must be one of {', '.join(get_args(InstanceMode))}, not {mode!r}")
+        thing_names = schema.classes[1:] if things is None else [things] if isinstance(things, str) else things
+        self.things = tuple(sorted({schema.index(thing) for thing in names("things", thing_names)}))
+        self.mode: InstanceMode = mode
+        self.min_area = integer("min_instance_area", min_area, 1)
+        self.names = ("object",) if mode == "object" else tuple(schema.classes[thing] for thing in self.things)
+        # By class id; -1 for what belongs to no instance. Kept on the device that asked last.
+        self._categories = torch.full((256,), -1)
+        for category, thing in enumerate(self.things):
+            self._categories[thing] = 0 if mode == "object" else category
+
+    def find(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Instances of a mask [H, W]: bool masks [I, H, W] and int64 categories [I], where the mask lies."""
+        self._categories = self._categories.to(mask.device)
+        components = self.mode == "components"
+        return find_instances(mask, self._categories, components=components, min_area=self.min_area)
 
 
 def find_instances(

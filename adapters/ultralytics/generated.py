@@ -1,0 +1,283 @@
+"""What a data YAML says of generated images -> sets of samples with labels as Ultralytics keeps them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import cv2
+import numpy as np
+
+from dsgan_datasets.checks import integer
+from dsgan_datasets.device import Device
+from dsgan_datasets.export.layouts import object_box
+from dsgan_datasets.latents import MAX_INDEX, check_seed
+from dsgan_datasets.polygons import INSET, mask_to_polygons
+from dsgan_datasets.samples import Sample
+from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.shards.source import ShardSource
+from dsgan_datasets.sources.addresses import SampleAddress
+from dsgan_datasets.sources.base import NamedSource
+from dsgan_datasets.sources.local import CheckpointSource
+from dsgan_datasets.sources.relabeled import choose_classes
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.instances import InstanceMode, InstanceRule, tight_boxes
+from dsgan_datasets.targets.keypoints import keypoints_of
+from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+#: Samples of an epoch, and of a validation set, unless it is said.
+EPOCH_LENGTH, VALIDATION_LENGTH = 1000, 200
+
+
+class Labels(Protocol):
+    """What a task of Ultralytics makes of a sample.
+
+    Attributes:
+        names: of the categories 0, 1, …
+        facts: what a data YAML says besides.
+        partners: for each category the one that takes its place in a mirror, int64; None if nothing has sides.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    @property
+    def partners(self) -> Array | None: ...
+
+    def of(self, sample: Sample) -> dict[str, Any]:
+        """Categories "cls" [I, 1], boxes "bboxes" [I, 4] (XYXY, pixels), and "segments" (I polygons) or "keypoints"
+        [I, K, 3]."""
+
+
+class Parts:
+    """Instances of parts, for detection and segmentation; see `Labels`.
+
+    Args:
+        targets: the labels of the samples.
+        options: see `InstanceRule`.
+    """
+
+    facts: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, targets: Sequence[Target], **options: Any) -> None:
+        self.schema = schema_of(targets)
+        self.rule = InstanceRule(self.schema, **options)
+        if not self.rule.things:
+            raise ValueError("instances need at least one class in `things`")
+        self.names = self.rule.names
+
+    @property
+    def partners(self) -> Array | None:
+        """Left and right parts.
+
+        Raises:
+            ValueError: only one class of a left and a right one is among the things.
+        """
+        if self.rule.mode == "object":
+            return None
+        partners = np.arange(len(self.names))
+        for pair in self.schema.flip_pairs:
+            left, right = (self.schema.classes[thing] for thing in pair)
+            if left in self.names and right in self.names:
+                i, j = self.names.index(left), self.names.index(right)
+                partners[i], partners[j] = j, i
+            elif left in self.names or right in self.names:
+                raise ValueError(
+                    f"a mirror makes {left!r} of {right!r}, but only one of them is among the things: name both, merge "
+                    "them, or train with fliplr=0"
+                )
+        return partners if (partners != np.arange(len(partners))).any() else None
+
+    def of(self, sample: Sample) -> dict[str, Any]:
+        """Boxes and polygons."""
+        masks, categories = self.rule.find(sample.mask)
+        return {
+            "cls": categories.cpu().numpy()[:, None],
+            "bboxes": tight_boxes(masks).cpu().numpy(),
+            "segments": [joined(mask_to_polygons(mask, INSET)) for mask in masks.cpu().numpy()],
+        }
+
+
+class Pose:
+    """One object with keypoints; its box is that of all things if there are masks, else one around its points.
+
+    Args:
+        targets: the labels of the samples.
+        size: (H, W) of the images.
+        things: names of the classes that belong to the object; None for all but class 0.
+        category: what the object is called.
+    """
+
+    partners: ClassVar[None] = None  # `flip_idx` says which points trade places
+
+    def __init__(
+        self, targets: Sequence[Target], size: tuple[int, int], *, things: Sequence[str] | None, category: str
+    ) -> None:
+        self.keypoints = keypoints_of(targets)
+        self.size = size
+        schema = next((target for target in targets if isinstance(target, LabelSchema)), None)
+        if things is not None and schema is None:
+            raise ValueError("`things` choose classes of a mask, and these samples have keypoints only: leave it out")
+        self.rule = schema and InstanceRule(schema, things=things, mode="object")
+        self.names = (category,)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The points."""
+        return {
+            "kpt_shape": [self.keypoints.num_points, 3],
+            "flip_idx": list(self.keypoints.mirror_order),
+            "kpt_names": {0: list(self.keypoints.names)},
+            "kpt_oks_sigmas": list(self.keypoints.sigmas),
+        }
+
+    def of(self, sample: Sample) -> dict[str, Any]:
+        """The object; nothing if it has neither a point nor a pixel in the image."""
+        points = sample[self.keypoints.field].cpu()
+        masks = [] if self.rule is None else self.rule.find(sample.mask)[0].cpu().numpy()
+        box = object_box(points, masks[0] if len(masks) else None, self.size)
+        boxes = np.array([] if box is None else [box]).reshape(-1, 4)
+        return {
+            "cls": np.zeros((len(boxes), 1)),
+            "bboxes": boxes,
+            "segments": [],
+            "keypoints": points.numpy()[None][: len(boxes)].copy(),
+        }
+
+
+class GeneratedSet:
+    """Samples of a checkpoint or of shards with labels as Ultralytics keeps them.
+
+    The arguments are keys of ``dsgan:`` in a data YAML, but for the task.
+
+    Args:
+        checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
+        shards: in place of it, a folder or URL of shards that `dsgan shards write` made, or several.
+        task: of Ultralytics: "detect", "segment" or "pose".
+        length: samples of an epoch; every epoch of a checkpoint has new ones. None: 1000 of a checkpoint, all of
+            shards.
+        seed: 0 … 2^64-1; another seed is another dataset.
+        things: names of the classes that instances are made of; None for all but class 0, the background.
+        instances: "components" is one instance a connected region of a class, "classes" one a class, "object" a single
+            one of all things together. A pose is always of a single object.
+        min_instance_area: pixels; smaller instances are left out.
+        category: what the object of a pose is called.
+        classes: names of the classes to keep, in the order of their new ids; pixels of others are ignored.
+        merge: new class name -> names of the classes it replaces, before `classes` are chosen.
+        device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
+        recipe: fields of `Recipe` to change, such as ``truncation_psi: 0.7``.
+
+    Attributes:
+        source: gives the samples.
+        labels: what the task makes of a sample.
+        fresh: whether there are new samples for every epoch.
+
+    Raises:
+        CheckpointError, ShardError: there is no such thing, or it is damaged.
+        OSError: shards cannot be read.
+        ValueError: an argument that is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str] | None = None,
+        *,
+        shards: Locations | None = None,
+        task: str = "segment",
+        length: int | None = None,
+        seed: int = 0,
+        things: Sequence[str] | None = None,
+        instances: InstanceMode = "components",
+        min_instance_area: int = 1,
+        category: str = "object",
+        classes: Sequence[str] | None = None,
+        merge: Mapping[str, Sequence[str]] | None = None,
+        device: Device = None,
+        **recipe: Any,
+    ) -> None:
+        if (checkpoint is None) == (shards is None):
+            raise ValueError("name either a checkpoint or shards")
+        source: NamedSource
+        if checkpoint is not None:
+            source = CheckpointSource(checkpoint, device=device, **recipe)
+        elif recipe or device is not None or seed:
+            found = ", ".join([*recipe, *(["device"] if device is not None else []), *(["seed"] if seed else [])])
+            raise ValueError(f"{found} cannot be changed for shards: that was decided when they were written")
+        else:
+            assert shards is not None
+            source = ShardSource(shards)
+        self.source = choose_classes(source, classes, merge)
+        end = self.source.num_samples
+        self.fresh = end is None
+        self.length = (end or EPOCH_LENGTH) if length is None else integer("length", length, 1, end or MAX_INDEX)
+        self.seed = check_seed(seed)
+        self.labels: Labels
+        if task == "pose":
+            self.labels = Pose(self.source.targets, self.source.image_size, things=things, category=category)
+        else:
+            self.labels = Parts(self.source.targets, things=things, mode=instances, min_area=min_instance_area)
+
+    def path(self, number: int) -> str:
+        """Under which name Ultralytics knows a sample."""
+        return str(SampleAddress(self.source.fingerprint[:8], "image", self.source.name, self.seed, number))
+
+    def make(self, numbers: Sequence[int]) -> list[tuple[Array, dict[str, Any]]]:
+        """Samples that are made together: images, uint8 BGR [H, W, 3], and labels as `YOLODataset` keeps them.
+
+        Coordinates are shares of width and height.
+
+        Raises:
+            RuntimeError: in a DataLoader worker, if the device is a GPU.
+        """
+        batch = self.source.batch(numbers, seed=self.seed)
+        images = batch.image.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        labels = [self._label(number, sample) for number, sample in zip(numbers, batch.rows(), strict=True)]
+        return list(zip(images, labels, strict=True))
+
+    def _label(self, number: int, sample: Sample) -> dict[str, Any]:
+        found = self.labels.of(sample)
+        height, width = self.source.image_size
+        size = np.array([width, height], dtype=np.float32)
+        corners = found["bboxes"].reshape(-1, 2, 2) / size
+        keypoints = found.get("keypoints")
+        if keypoints is not None:
+            keypoints[..., :2] /= size
+        return {
+            "im_file": self.path(number),
+            "shape": (height, width),
+            "cls": found["cls"].astype(np.float32),
+            "bboxes": np.concatenate([corners.mean(1), corners[:, 1] - corners[:, 0]], 1).astype(np.float32),
+            "segments": [(outline / size).astype(np.float32) for outline in found["segments"]],
+            "keypoints": keypoints,
+            "normalized": True,
+            "bbox_format": "xywh",
+        }
+
+
+def joined(polygons: Sequence[Array]) -> Array:
+    """One polygon for several, as Ultralytics has one for an instance: lines that are walked both ways join them.
+
+    Example:
+        >>> joined([np.array([(0, 0), (1, 0), (0, 1)]), np.array([(5, 5), (6, 5), (5, 6)])]).tolist()
+        [[0, 0], [1, 0], [0, 1], [0, 0], [5, 5], [6, 5], [5, 6], [5, 5]]
+    """
+    if len(polygons) == 1:
+        return polygons[0]
+    return np.concatenate([np.concatenate([polygon, polygon[:1]]) for polygon in polygons])
+
+
+def resized(image: Array, side: int) -> Array:
+    """The image [H, W, C] with its longer side brought to `side` pixels."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    if scale == 1:
+        return image
+    size = tuple(min(math.ceil(extent * scale), side) for extent in (width, height))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
