@@ -70,6 +70,9 @@ def _checkpoint_rows(path: Path) -> dict[str, str]:
             rows["masks"] = f"made by the generator itself, from {labeled.generator.extra_channels} channel(s)"
         for target in labeled.targets:
             rows[target.field] = target.summary
+        for field, figures in (labeled.fit.quality if labeled.fit else {}).items():
+            known = {name: value for name, value in figures.summary.items() if value is not None}
+            rows[f"{field} held out"] = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
         rows["recipe"] = _recipe(labeled.recipe)
         rows["filter"] = _filter(labeled)
         rows["fingerprint"] = labeled.fingerprint
