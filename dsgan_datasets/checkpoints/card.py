@@ -154,7 +154,7 @@ Fitted on {fit.num_images} annotated images of the generator `{fit.generator}`.
 
 def _summary(figures: Figures) -> str:
     known = {name: value for name, value in figures.summary.items() if value is not None}
-    return ", ".join(f"{name} {value:.3g}" for name, value in known.items())
+    return ", ".join(f"{name} {value:.3f}" for name, value in known.items())
 
 
 def _cell(value: object) -> str:
