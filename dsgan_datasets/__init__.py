@@ -17,7 +17,17 @@ from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.labelers.joint import JointLabeler, load_joint
 from dsgan_datasets.latents import sample_latents
-from dsgan_datasets.recipe import AreaRule, Filter, KeypointRule, Labeling, Recipe, RecipeOverrides, Rendering, Sampling
+from dsgan_datasets.recipe import (
+    AreaRule,
+    Filter,
+    KeypointRule,
+    Labeling,
+    Recipe,
+    RecipeOverrides,
+    Rendering,
+    Sampling,
+    ScoreFilter,
+)
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
@@ -57,6 +67,7 @@ __all__ = [
     "Sample",
     "SampleBatch",
     "Sampling",
+    "ScoreFilter",
     "ShardDataset",
     "ShardError",
     "ShardMapDataset",

@@ -254,7 +254,8 @@ class LabeledGenerator:
 
             def finish() -> tuple[dict[str, Tensor], Tensor]:
                 drawn = wait()
-                fields = {name: value for name, value in drawn.items() if name not in EXTRAS or name in wanted}
+                made = {*EXTRAS, *self._maps_of_others}
+                fields = {name: value for name, value in drawn.items() if name not in made or name in wanted}
                 return fields, accepts(filter, self.targets, drawn)
 
             return finish
@@ -274,11 +275,18 @@ class LabeledGenerator:
             if name in _RENAMED_EXTRAS:
                 warn_renamed(f"the extra {name!r}", repr(_RENAMED_EXTRAS[name]), stacklevel=3)
             wanted.add(_RENAMED_EXTRAS.get(name, name))
-        if unknown := wanted - set(EXTRAS):
-            raise ValueError(f"extras are {' and '.join(EXTRAS)}, not {', '.join(sorted(map(repr, unknown)))}")
+        known = (*EXTRAS, *self._maps_of_others)
+        if unknown := wanted - set(known):
+            raise ValueError(f"extras are {' and '.join(known)}, not {', '.join(sorted(map(repr, unknown)))}")
         if "uncertainty" in wanted and not self.labeler.has_uncertainty:
             raise ValueError("this source of labels does not know how certain it is: leave out the extra 'uncertainty'")
         return wanted
+
+    @property
+    def _maps_of_others(self) -> list[str]:
+        """Extras that only a labeler of several labels has: the uncertainty of each but the first."""
+        names = [score.removesuffix("_score") for score in self.labeler.scores.values()]
+        return [name for name in names if name != "uncertainty"]
 
     def _empty(self, extras: Collection[str]) -> SampleBatch:
         """A batch of no samples."""
@@ -302,16 +310,16 @@ class LabeledGenerator:
         if latents.class_label is not None:
             fields["class_label"] = latents.class_label
         copied: torch.cuda.Event | None = None
-        if self.device.type == "cuda" and "uncertainty_score" in fields:
+        scored = [name for name in self.labeler.scores.values() if name in fields]
+        if self.device.type == "cuda" and scored:
             # Copied right after the batch, in front of whatever is enqueued next.
-            fields["uncertainty_score"] = fields["uncertainty_score"].to("cpu", non_blocking=True)
+            fields |= {name: fields[name].to("cpu", non_blocking=True) for name in scored}
             copied = torch.cuda.current_stream(self.device).record_event()
 
         def wait() -> dict[str, Tensor]:
             if copied is not None:  # the one time that the host waits for a GPU
                 copied.synchronize()
-            scores = {name: value.cpu() for name, value in fields.items() if name == "uncertainty_score"}
-            return {**fields, **scores}
+            return {**fields, **{name: fields[name].cpu() for name in scored}}
 
         return wait
 
@@ -352,7 +360,7 @@ class LabeledGenerator:
     def _is_filtered(self) -> bool:
         if self.recipe.needs_calibration:
             raise ValueError(
-                f"the recipe rejects {self.recipe.reject_fraction:.0%} of the draws, but has no threshold: it was "
+                f"the recipe rejects {_rejected(self.recipe)} of the draws, but has no threshold: it was "
                 "changed, which drops the calibrated one. Run calibrate(...) (`dsgan calibrate`), or pass threshold=… "
                 "in nats, or reject_fraction=0 (`--no-filter`) to accept every draw"
             )
@@ -518,6 +526,12 @@ class LabeledGenerator:
             raise ValueError(f"pictures of a card are {' and '.join(PICTURES)}, not {sorted(unknown)}")
         tensors = {stem: part.tensors for stem, part in self.labeler.parts().items()}
         self._checkpoint.write(path, tensors, card, pictures or {})
+
+
+def _rejected(recipe: Recipe) -> str:
+    """Shares to be dropped, such as "10% (and 5% by keypoints)"."""
+    others = [f"{score.reject_fraction:.0%} by {score.field}" for score in recipe.scores]
+    return f"{recipe.reject_fraction:.0%}" + (f" (and {', '.join(others)})" if others else "")
 
 
 def _attempt(attempt: int) -> int:

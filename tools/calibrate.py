@@ -37,9 +37,10 @@ def add_filter_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--reject-fraction",
-        type=options.number,
+        type=options.shares,
         default=0.1,
-        help="share of the most uncertain draws to drop (default: 0.1)",
+        metavar="SHARE",
+        help="share of the most uncertain draws to drop (default: 0.1); of several labels, mask=0.1,keypoints=0.05",
     )
     parser.add_argument(
         "--ignore-fraction",
@@ -82,6 +83,9 @@ def report(recipe: Recipe, found: Calibration | None) -> list[str]:
         units = f"groups of {recipe.group_size} views" if recipe.group_size > 1 else "draws"
         error = "" if found.standard_error is None else f" ± {found.standard_error:.2g}"
         threshold = "no threshold" if recipe.threshold is None else f"threshold {recipe.threshold:.5g}{error} nats"
+        for score in recipe.scores:
+            more = (found.standard_errors or {}).get(score.field)
+            threshold += f", {score.field} {score.threshold:.5g}" + ("" if more is None else f" ± {more:.2g}")
         lines.append(f"{threshold}; {found.acceptance:.1%} of the {units} pass")
         if dropped := found.dropped_most(recipe.reject_fraction):
             shares = ", ".join(f"{name} {share:.0%}" for name, share in dropped.items())

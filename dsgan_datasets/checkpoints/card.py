@@ -79,13 +79,22 @@ def _filtering(config: Mapping[str, Any]) -> str:
     ignored = ""
     if (level := recipe.labeling.max_uncertainty) is not None:
         ignored = f" Pixels more uncertain than {level:.4g} nats are ignored."
-    if calibration is None or recipe.filter is None or recipe.filter.threshold is None:
+    dropped = []
+    if recipe.threshold is not None:
+        error = f" ± {calibration['standard_error']:.2g}" if calibration else ""
+        unit = " nats" if any("classes" in target for target in config["targets"][:1]) else ""
+        dropped.append(f"{recipe.reject_fraction:.0%}: score above {recipe.threshold:.5g}{error}{unit}")
+    dropped += [
+        f"{score.reject_fraction:.0%} by {score.field}: score above {score.threshold:.5g}"
+        for score in recipe.scores
+        if score.threshold is not None
+    ]
+    if calibration is None or not dropped:
         return "Not calibrated." + ignored
     share = f"{calibration['acceptance']:.1%} {'of the view groups ' if recipe.group_size > 1 else ''}pass all rules"
     return (
-        f"The most uncertain {recipe.filter.reject_fraction:.0%} are dropped: score above "
-        f"{recipe.filter.threshold:.5g} ± {calibration['standard_error']:.2g} nats "
-        f"({calibration['num_samples']} draws; {share}).{ignored}"
+        f"The most uncertain draws are dropped, {', '.join(dropped)} ({calibration['num_samples']} draws; {share})."
+        f"{ignored}"
     )
 
 

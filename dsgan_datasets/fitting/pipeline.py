@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dsgan_datasets.annotations.loading import Annotations
-from dsgan_datasets.calibration import CalibrationRun, check_shares, run_calibration
+from dsgan_datasets.calibration import CalibrationRun, Shares, check_shares, run_calibration
 from dsgan_datasets.charts import histogram
 from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checks import integer
@@ -64,7 +64,7 @@ def fit_checkpoint(
     recipe: Recipe | None = None,
     folds: int = 4,
     num_samples: int = 1000,
-    reject_fraction: float = 0.1,
+    reject_fraction: Shares = 0.1,
     ignore_fraction: float | None = None,
     title: str | None = None,
     description: str = "",
@@ -86,7 +86,7 @@ def fit_checkpoint(
         recipe: of the samples to come; None is `sample_recipe(annotations)`.
         folds: parts of the held-out check, at most one per image; 0 leaves it out, and so does a single image.
         num_samples: draws that the filter is calibrated on, at least 20 (20 view groups).
-        reject_fraction: share of the most uncertain draws to drop, in [0, 1).
+        reject_fraction: share of the most uncertain draws to drop, in [0, 1), or a table of shares; see `calibrate`.
         ignore_fraction: share of the pixels to mark as ignored; see `calibrate`.
         title: heading of the card; None is the name of `out`.
         description: first paragraph of the card.
@@ -166,7 +166,7 @@ def calibrate_checkpoint(
     out: str | os.PathLike[str],
     num_samples: int = 1000,
     *,
-    reject_fraction: float = 0.1,
+    reject_fraction: Shares = 0.1,
     ignore_fraction: float | None = None,
     seed: int = 0,
 ) -> CalibrationRun:

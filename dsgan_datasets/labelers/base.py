@@ -30,6 +30,9 @@ class Labeler(Protocol):
         generator: gives the style vectors (z_dim, c_dim, num_ws, mean_w) and the resolution.
         targets: its labels, in order.
         has_uncertainty: whether `label` gives "uncertainty" and "uncertainty_score".
+        scores: field of a label -> field of its score, of the labels that have one: "uncertainty_score" is that of the
+            first label, "keypoints_uncertainty_score" that of another one. Beside each score there is the uncertainty
+            of every pixel, "keypoints_uncertainty".
     """
 
     kind: ClassVar[str]
@@ -42,6 +45,9 @@ class Labeler(Protocol):
 
     @property
     def has_uncertainty(self) -> bool: ...
+
+    @property
+    def scores(self) -> Mapping[str, str]: ...
 
     @property
     def device(self) -> torch.device: ...

@@ -93,6 +93,15 @@ class InterpretedLabeler:
         return self.interpreter.has_uncertainty
 
     @property
+    def scores(self) -> dict[str, str]:
+        """Field of a label -> field of its uncertainty score, of the labels that have one."""
+        return {
+            interpreter.fields[0]: _prefix(number, interpreter) + "uncertainty_score"
+            for number, interpreter in enumerate(self.interpreters)
+            if interpreter.has_uncertainty
+        }
+
+    @property
     def device(self) -> torch.device:
         """Where labels are computed."""
         return self.generator.device
@@ -100,7 +109,7 @@ class InterpretedLabeler:
     def check(self, recipe: Recipe) -> None:
         """ValueError if the recipe asks for what generator or interpreters cannot give."""
         check_recipe(recipe, self.generator, self.targets)
-        check_uncertainty(recipe, self.has_uncertainty)
+        check_uncertainty(recipe, self.has_uncertainty, list(self.scores)[self.has_uncertainty :])
         _check_options(self.interpreters, _options(recipe))
         for interpreter in self.interpreters:
             if "mask" in interpreter.fields:
@@ -115,7 +124,7 @@ class InterpretedLabeler:
         for number, interpreter in enumerate(self.interpreters):
             predicted = interpreter.predict(features, frame, _options(recipe))
             fields |= self._edits(predicted.labels, None if number else predicted.uncertainty, recipe)
-            prefix = f"{interpreter.fields[0]}_" if number else ""
+            prefix = _prefix(number, interpreter)
             if predicted.uncertainty is not None and predicted.uncertainty_score is not None:
                 certainties[f"{prefix}uncertainty"] = predicted.uncertainty
                 certainties[f"{prefix}uncertainty_score"] = predicted.uncertainty_score
@@ -159,6 +168,11 @@ class InterpretedLabeler:
             path=path / "generator.safetensors",
         )
         return cls(generator, interpreters, targets)
+
+
+def _prefix(number: int, interpreter: Interpreter) -> str:
+    """What stands before "uncertainty" in the fields of an interpreter's samples."""
+    return f"{interpreter.fields[0]}_" if number else ""
 
 
 def _check_fits(generator: FeatureGenerator, interpreter: Interpreter) -> None:

@@ -67,6 +67,11 @@ class JointLabeler:
         return False
 
     @property
+    def scores(self) -> dict[str, str]:
+        """Always empty."""
+        return {}
+
+    @property
     def num_classes(self) -> int:
         """Classes of the mask, before any class map."""
         return num_classes(self.generator)
