@@ -188,8 +188,8 @@ def check_shares(reject_fraction: Shares, ignore_fraction: float | None, num_mem
 class _Seen:
     """What n unfiltered draws showed; lists have an entry for each compute batch.
 
-    `scores` are those of the first label, `others` of each further one. `uncertainty` and `labels` are empty unless they
-    were asked for; `holds` says which classes a draw holds, [n, T].
+    `scores` are those of the first label, `others` of each further one. `uncertainty` and `labels` are empty unless
+    they were asked for; `holds` says which classes a draw holds, [n, T].
     """
 
     scores: Tensor
