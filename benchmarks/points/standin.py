@@ -32,11 +32,15 @@ class StandIn(UNet):
     Args:
         num_points: K.
         resolution: H = W of the images, pixels.
+
+    Attributes:
+        report: how it was trained and how good it was found to be.
     """
 
     def __init__(self, num_points: int, resolution: int) -> None:
         super().__init__(2 * num_points + 2, WIDTHS[resolution])
         self.num_points, self.resolution = num_points, resolution
+        self.report: dict[str, object] = {}
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log probability of places [N, K, H, W], logits of visibility [N, K], depth and logit of the figure [N, H, W],
@@ -151,5 +155,6 @@ def load_standin(path: Path) -> StandIn:
     with safe_open(str(path), framework="pt") as file:
         report = json.loads(file.metadata()["report"])
     network = StandIn(report["num_points"], report["resolution"])
+    network.report = report
     network.load_state_dict(load_file(path))
     return network.eval().requires_grad_(False)

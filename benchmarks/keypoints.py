@@ -1,0 +1,253 @@
+"""What sixteen annotated samples give: keypoints and depth of `demo-faces`, compared with what annotates them.
+
+A network annotates in place of a person: a U-Net trained on renders of the demo's domain with their exact keypoints and
+depth, hardened for images of a GAN. Five times sixteen random samples are annotated; on each sixteen interpreters are
+fitted, and compared with the stand-in on 200 further samples. A distance of a keypoint is divided by the square root of
+the area of the box around the skin, as the checkpoint's own masks have it.
+
+    python benchmarks/keypoints.py train --domain DOMAIN --out points.safetensors       # half an hour on one core
+    python benchmarks/keypoints.py measure --domain DOMAIN --standin points.safetensors --out keypoints.json
+    python benchmarks/keypoints.py settings --domain DOMAIN --standin points.safetensors    # what chose the defaults
+
+Settings were chosen on other samples ("settings"): three times sixteen, and 100 held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import cpu_name, progress, write_report
+from points.data import BACKGROUND, DEPTH, VALIDATION, keypoints_of_domain, read
+from points.standin import StandIn, load_standin, save_standin, train
+from torch import Tensor
+
+from dsgan_datasets import AnnotatedImages, Keypoints, LabeledGenerator, fit_interpreter, sample_latents
+from dsgan_datasets.fitting import FitSettings
+from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.interpreters.base import Frame, LabelingOptions, Prediction
+from dsgan_datasets.latents import Purpose
+from dsgan_datasets.targets.instances import tight_boxes
+
+IMAGES = 16
+#: Draws of "measure" and of "settings": choices of sixteen, first index, held-out samples, their first index.
+MEASURED, CHOOSING = (5, 0, 200, 10_000), (3, 20_000, 100, 30_000)
+PCK_AT = (0.05, 0.10)
+#: Predicted values below it are background: halfway to what is farthest away in a head.
+FIGURE_FROM = (BACKGROUND - 0.75) / 2
+#: What was tried for keypoints: arguments of `fit_interpreter`; "ours" are its defaults.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "sigma 1.5 %": {"sigma": 0.015},
+    "sigma 3 %": {"sigma": 0.03},
+    "sigma 4 %": {"sigma": 0.04},
+    "pixels as they come": {"class_balance": 0.0},
+    "fully balanced": {"class_balance": 1.0},
+    "hidden 128/32": {"hidden": (128, 32)},
+    "hidden 256/128": {"hidden": (256, 128)},
+    "annealed": {"anneal": True},
+    "annealed, 3000 steps": {"anneal": True, "steps": 3000},
+}
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Annotated samples and what a distance among them is divided by.
+
+    Attributes:
+        annotated: with "keypoints" and "depth".
+        sizes: square root of the area of the box around the skin, pixels [N].
+    """
+
+    annotated: AnnotatedImages
+    sizes: Tensor
+
+    @classmethod
+    def of(cls, labeled: LabeledGenerator, standin: StandIn, indices: range) -> Samples:
+        """The stand-in's annotations of the samples of some indices."""
+        latents = sample_latents(indices, labeled.generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
+        frame, skin = Frame(labeled.image_size), labeled.schema.index("skin")
+        points, depths, sizes = [], [], []
+        for z in latents.split(20):
+            images, features = synthesize(labeled.generator, labeled.recipe, z)
+            found = standin.annotate(images)
+            points.append(found[0])
+            depths.append(found[1])
+            boxes = tight_boxes(labeled.interpreter.predict(features, frame, LabelingOptions()).labels["mask"] == skin)
+            sizes.append(((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt())
+        labels = {"keypoints": torch.cat(points), "depth": torch.cat(depths)}
+        return cls(AnnotatedImages(latents, labels), torch.cat(sizes))
+
+
+def predictions(labeled: LabeledGenerator, interpreter: Any, samples: Samples) -> Prediction:
+    """What an interpreter says of all samples."""
+    found = []
+    for z in samples.annotated.latents.split(20):
+        _, features = synthesize(labeled.generator, labeled.recipe, z)
+        found.append(interpreter.predict(features, Frame(labeled.image_size)))
+    (field,) = interpreter.fields
+    scores = torch.cat([part.uncertainty_score for part in found])
+    return Prediction({field: torch.cat([part.labels[field] for part in found])}, None, scores)
+
+
+def of_points(found: Prediction, samples: Samples, names: Sequence[str]) -> Result:
+    """Errors of keypoints, as shares of the size of a face."""
+    truth, points = samples.annotated.of("keypoints"), found.labels["keypoints"]
+    errors = (truth[..., :2] - points[..., :2]).norm(dim=2) / samples.sizes[:, None]
+    errors = errors.masked_fill(points[..., 2] == 0, torch.inf)
+    finite = errors.masked_fill(errors.isinf(), torch.nan)
+    result: Result = {"mean_error": _number(finite.nanmean())}
+    result |= {f"pck_{share:.2f}": _number((errors <= share).double().mean()) for share in PCK_AT}
+    result["missing"] = _number((points[..., 2] == 0).double().mean())
+    result["visibility"] = _number((truth[..., 2] == points[..., 2]).double().mean())
+    assert found.uncertainty_score is not None
+    result["score_rank_correlation"] = _number(_rank_correlation(found.uncertainty_score, finite.nanmean(1)))
+    kept = found.uncertainty_score.argsort()[: round(0.9 * len(errors))]
+    result["mean_error_of_certain_90"] = _number(finite[kept].nanmean())
+    result["of_points"] = {
+        name: {"mean_error": _number(finite[:, i].nanmean())}
+        | {f"pck_{share:.2f}": _number((errors[:, i] <= share).double().mean()) for share in PCK_AT}
+        for i, name in enumerate(names)
+    }
+    return result
+
+
+def of_depth(found: Prediction, samples: Samples) -> Result:
+    """Errors in head heights over the foreground, and IoU of the background."""
+    truth, depth = samples.annotated.of("depth"), found.labels["depth"]
+    behind, predicted = truth <= BACKGROUND, depth < FIGURE_FROM
+    error = (depth - truth)[~behind]
+    iou = (behind & predicted).sum() / (behind | predicted).sum()
+    assert found.uncertainty_score is not None
+    of_images = torch.where(behind, 0, (depth - truth).abs()).flatten(1).sum(1) / (~behind).flatten(1).sum(1)
+    return {
+        "mae": _number(error.abs().mean()),
+        "rmse": _number(error.square().mean().sqrt()),
+        "background_iou": _number(iou),
+        "score_rank_correlation": _number(_rank_correlation(found.uncertainty_score, of_images)),
+    }
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's."""
+    return torch.corrcoef(torch.stack([v.argsort().argsort().double() for v in (a, b)]))[0, 1]
+
+
+def _number(value: Tensor) -> float:
+    return round(value.item(), 4)
+
+
+def run(
+    labeled: LabeledGenerator,
+    standin: StandIn,
+    target: Keypoints,
+    draws: tuple[int, int, int, int],
+    variants: dict[str, dict[str, Any]],
+) -> Result:
+    """Every variant on every choice of sixteen: keypoints, and depth by the defaults."""
+    choices, first, held_out, start = draws
+    rest = Samples.of(labeled, standin, range(start, start + held_out))
+    result: Result = {"keypoints": {name: [] for name in variants}, "depth": []}
+    for k in range(choices):
+        chosen = Samples.of(labeled, standin, range(first + IMAGES * k, first + IMAGES * (k + 1)))
+        for name, changes in variants.items():
+            began = time.perf_counter()
+            fitted = fit_interpreter(
+                labeled.generator, chosen.annotated, target, recipe=labeled.recipe, seed=k, **changes
+            )
+            seconds = time.perf_counter() - began
+            found = of_points(predictions(labeled, fitted, rest), rest, target.names)
+            result["keypoints"][name].append({**found, "fit_seconds": round(seconds, 1)})
+            progress(
+                f"{name}, choice {k}: error {found['mean_error']:.4f}, PCK 5 % {found['pck_0.05']:.3f}, 10 % "
+                f"{found['pck_0.10']:.3f}, visibility {found['visibility']:.3f}, rank correlation "
+                f"{found['score_rank_correlation']:.2f}, {seconds:.0f} s"
+            )
+        fitted = fit_interpreter(labeled.generator, chosen.annotated, DEPTH, recipe=labeled.recipe, seed=k)
+        result["depth"].append(of_depth(predictions(labeled, fitted, rest), rest))
+        progress(f"depth, choice {k}: {result['depth'][-1]}")
+    return result
+
+
+def summary(runs: Sequence[Result]) -> Result:
+    """Mean and standard deviation over the choices, of every number."""
+    found: Result = {}
+    for name, value in runs[0].items():
+        values = [run[name] for run in runs]
+        if isinstance(value, dict):
+            found[name] = {part: summary([v[part] for v in values]) for part in value}
+        else:
+            found[name] = {"mean": round(statistics.mean(values), 4), "std": round(statistics.stdev(values), 4)}
+    return found
+
+
+def _train(args: argparse.Namespace) -> None:
+    renders = read(args.domain, "train", 64)
+    kept, held_out = renders.part(slice(None, -VALIDATION)), renders.part(slice(-VALIDATION, None))
+    network = train(kept, epochs=args.epochs, batch_size=32, lr=4e-3, seed=0)
+    points, _ = network.annotate(held_out.images)
+    error = (points[..., :2] - held_out.points[..., :2]).norm(dim=2).mean().item()
+    accuracy = (points[..., 2] == held_out.points[..., 2]).double().mean().item()
+    report = {"epochs": args.epochs, "val_error_px": round(error, 3), "val_visibility": round(accuracy, 3)}
+    save_standin(network, args.out, report)
+    print(f"{VALIDATION} validation renders: error {error:.3f} px of 64, visibility {accuracy:.3f}")
+
+
+def _measure(args: argparse.Namespace) -> None:
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    target, standin = keypoints_of_domain(args.domain), load_standin(args.standin)
+    if args.what == "settings":
+        run(labeled, standin, target, CHOOSING, VARIANTS)
+        return
+    found = run(labeled, standin, target, MEASURED, {"ours": {}})
+    report = {
+        "hardware": cpu_name(),
+        "torch": torch.__version__,
+        "checkpoint": "demo-faces",
+        "fingerprint": labeled.fingerprint,
+        "standin": standin.report,
+        "annotated_images": IMAGES,
+        "choices": MEASURED[0],
+        "held_out": MEASURED[2],
+        "settings": vars(FitSettings()),
+        "distances_divided_by": "square root of the area of the box around the skin of the checkpoint's own mask",
+        "keypoints": summary(found["keypoints"]["ours"]),
+        "depth": summary(found["depth"]),
+        "keypoints_of_each_choice": [
+            {name: value for name, value in one.items() if name != "of_points"} for one in found["keypoints"]["ours"]
+        ],
+        "depth_of_each_choice": found["depth"],
+    }
+    print({name: report[name] for name in ("depth", "keypoints_of_each_choice")})
+    if args.out is not None:
+        write_report(args.out, report)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "measure", "settings"))
+    parser.add_argument("--domain", type=Path, required=True, help="folder of renders, with keypoints.json")
+    parser.add_argument("--standin", type=Path, help="weights that `train` wrote")
+    parser.add_argument("--out", type=Path, help="what to write: weights, or a report")
+    parser.add_argument("--epochs", type=int, default=4, help="of the stand-in (default: 4)")
+    args = parser.parse_args(argv)
+    if args.what == "train" and args.out is None:
+        parser.error("train needs --out")
+    if args.what != "train" and args.standin is None:
+        parser.error(f"{args.what} needs --standin, the weights that train wrote")
+    (_train if args.what == "train" else _measure)(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
