@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
@@ -76,6 +76,14 @@ class LabelingOptions:
 
 
 DEFAULT_OPTIONS = LabelingOptions()
+
+
+def check_voting(options: LabelingOptions) -> None:
+    """ValueError for a vote that there is not, or a share of pixels outside (0, 1]."""
+    if options.vote not in get_args(Vote):
+        raise ValueError(f"vote must be {' or '.join(map(repr, get_args(Vote)))}, not {options.vote!r}")
+    if not 0 < options.top_fraction <= 1:
+        raise ValueError(f"top_fraction must lie in (0, 1], not {options.top_fraction}")
 
 
 class Interpreter(Protocol):
