@@ -153,7 +153,7 @@ class ConvolutionalInterpreter(nn.Module):
         check_channels(self.channels, [f.shape[1] for f in features])
         frame.check()
         dtype = _product_dtype(self.device, features[0].dtype)
-        weights = _in_precision(self.weights, dtype)
+        weights = self.weights.in_precision(dtype)
         if self.device.type == "cpu":
             images = [[f[n : n + 1] for f in features] for n in range(len(features[0]))]
             parts = parallel_map(lambda maps: self._alone(weights, maps, frame, options, dtype), images, self.device)
@@ -208,11 +208,6 @@ def _product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     if device.type == "cpu":
         return dtype if dtype == torch.bfloat16 and has_fast_bfloat16(device) else torch.float32
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
-
-
-def _in_precision(weights: FusionWeights, dtype: torch.dtype) -> FusionWeights:
-    """All layers but the last, whose result decides the labels."""
-    return FusionWeights.of({k: v if k.startswith("head") else v.to(dtype) for k, v in weights.named().items()})
 
 
 def _images_at_once(weights: FusionWeights, features: Sequence[Tensor], frame: Frame, dtype: torch.dtype) -> int:

@@ -121,6 +121,10 @@ class FusionWeights:
         """The networks with a function applied to each tensor."""
         return FusionWeights.of({name: function(tensor) for name, tensor in self.named().items()})
 
+    def in_precision(self, dtype: torch.dtype) -> FusionWeights:
+        """All layers in this precision but the last, whose result decides the labels."""
+        return FusionWeights.of({k: v if k.startswith("head") else v.to(dtype) for k, v in self.named().items()})
+
     def member(self, number: int) -> FusionWeights:
         """One of the networks (views, no copies)."""
         one = slice(number, number + 1)
