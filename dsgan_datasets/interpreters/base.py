@@ -53,26 +53,30 @@ class Prediction:
         labels: field of the target ("mask") -> label, [N, ...], on the interpreter's device.
         uncertainty: float32 [N, H, W], in nats.
         uncertainty_score: float32 [N], in nats; the higher, the less certain the image.
+        probabilities: of the classes of the mask, mean over the members, float16 [N, K, H, W]; only if asked for.
     """
 
     labels: Mapping[str, Tensor]
     uncertainty: Tensor | None = None
     uncertainty_score: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LabelingOptions:
-    """Fields of a recipe that change how labels are made from the same weights.
+    """How labels are made from the same weights, as a recipe says, and what is made beside them.
 
     An interpreter that has no use for an option accepts its default only, see `Interpreter.check_options`.
 
     Attributes:
         vote: "majority" of the members' classes (ties go to the lowest class) or argmax of the "mean" probability.
         top_fraction: share of the pixels that decides the score of an image, in (0, 1].
+        probabilities: also the probabilities of the classes; they change nothing else.
     """
 
     vote: Vote = "majority"
     top_fraction: float = 0.1
+    probabilities: bool = False
 
 
 DEFAULT_OPTIONS = LabelingOptions()
@@ -96,6 +100,7 @@ class Interpreter(Protocol):
         channels: channels of each map of that layout, in order. A single number is the total of all maps where the
             channels of each are not recorded; see `check_channels`.
         has_uncertainty: whether predictions have an uncertainty and a score.
+        has_probabilities: whether predictions have the probabilities of the classes, if asked for.
     """
 
     architecture: ClassVar[str]
@@ -111,6 +116,9 @@ class Interpreter(Protocol):
 
     @property
     def has_uncertainty(self) -> bool: ...
+
+    @property
+    def has_probabilities(self) -> bool: ...
 
     @property
     def config(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, Self
 
 import torch
@@ -56,6 +57,7 @@ class ConvolutionalInterpreter(nn.Module):
     architecture: ClassVar[str] = "convolutional"
     fields: ClassVar[tuple[str, ...]] = ("mask",)
     has_uncertainty: ClassVar[bool] = True
+    has_probabilities: ClassVar[bool] = True
 
     def __init__(
         self, weights: Mapping[str, Tensor], *, layout: str | None, channels: Sequence[int], levels: Sequence[int]
@@ -69,7 +71,7 @@ class ConvolutionalInterpreter(nn.Module):
         self.levels = _counts("levels", levels)
         if sum(self.levels) != len(self.channels):
             raise ValueError(f"levels {list(self.levels)} count {sum(self.levels)} maps, there are {len(channels)}")
-        ends = torch.tensor(self.levels, device="cpu").cumsum(0).tolist()
+        ends = accumulate(self.levels)
         read = tuple(sum(self.channels[end - n : end]) for end, n in zip(ends, self.levels, strict=True))
         if read != found.in_channels:
             raise ValueError(
@@ -161,8 +163,8 @@ class ConvolutionalInterpreter(nn.Module):
             step = _images_at_once(weights, features, frame, dtype)
             batches = [[f[n : n + step] for f in features] for n in range(0, len(features[0]), step)]
             parts = [self._together(weights, maps, frame, options, dtype) for maps in batches]
-        mask, uncertainty, score = (torch.cat([part[i] for part in parts]) for i in range(3))
-        return Prediction({"mask": mask}, uncertainty, score)
+        mask, uncertainty, score, *more = (torch.cat(of_all) for of_all in zip(*parts, strict=True))
+        return Prediction({"mask": mask}, uncertainty, score, *more)
 
     @without_autocast
     @torch.no_grad()
@@ -175,8 +177,9 @@ class ConvolutionalInterpreter(nn.Module):
 
     def _alone(
         self, weights: FusionWeights, maps: Sequence[Tensor], frame: Frame, options: LabelingOptions, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One image on a CPU, member by member: how it is divided does not depend on the number of threads."""
+    ) -> tuple[Tensor, ...]:
+        """Mask, uncertainty, score and, if asked for, probabilities of one image on a CPU, member by member: how it is
+        divided does not depend on the number of threads."""
         levels = fusion.grouped(maps, self.levels, dtype)
 
         def of_member(number: int) -> Tensor:
@@ -187,15 +190,18 @@ class ConvolutionalInterpreter(nn.Module):
         for number, logits in enumerate(found):
             tally.add(slice(number, number + 1), slice(0, frame.shape[0]), logits)
         mask, uncertainty = tally.result()
-        return mask[None], uncertainty[None], image_score(uncertainty[None], options.top_fraction)
+        made = mask[None], uncertainty[None], image_score(uncertainty[None], options.top_fraction)
+        return (*made, (tally.probability / tally.members)[None].half()) if options.probabilities else made
 
     def _together(
         self, weights: FusionWeights, maps: Sequence[Tensor], frame: Frame, options: LabelingOptions, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """A batch on a GPU; nothing in here waits for it."""
-        logits = fusion.logits(weights, fusion.grouped(maps, self.levels, dtype), frame.size)
-        mask, uncertainty = reduce_members(_kept(logits, frame).movedim(1, 0), 2, options.vote)
-        return mask, uncertainty, image_score(uncertainty, options.top_fraction)
+    ) -> tuple[Tensor, ...]:
+        """The same of a batch on a GPU; nothing in here waits for it."""
+        found = fusion.logits(weights, fusion.grouped(maps, self.levels, dtype), frame.size)
+        logits = _kept(found, frame).movedim(1, 0)
+        mask, uncertainty = reduce_members(logits, 2, options.vote)
+        made = mask, uncertainty, image_score(uncertainty, options.top_fraction)
+        return (*made, logits.softmax(2).mean(0).half()) if options.probabilities else made
 
 
 def _kept(logits: Tensor, frame: Frame) -> Tensor:
