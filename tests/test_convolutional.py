@@ -39,7 +39,9 @@ LEVELS = (1, 2, 1)
 FRAME = Frame((20, 13), (2, 18))
 SCHEMA = LabelSchema(("dark", "middle", "bright"))
 RECIPE = Recipe(truncation_psi=0.9)
-QUICK = ConvolutionalSettings(members=2, width=8, max_steps=60, tries=2, dtype="float32")
+QUICK = ConvolutionalSettings(
+    members=2, width=8, max_steps=24, tries=2, learning_rate=1e-2, channel_dropout=0.0, noise=0.0, dtype="float32"
+)
 
 
 @pytest.fixture
@@ -290,13 +292,15 @@ def annotated(generator: FeatureGenerator, indices: range) -> AnnotatedImages:
 
 @pytest.fixture(scope="module")
 def fitted(generator: FeatureGenerator) -> ConvolutionalInterpreter:
-    return fit_convolutional(generator, annotated(generator, range(8)), SCHEMA, recipe=RECIPE, settings=QUICK, steps=60)
+    return fit_convolutional(
+        generator, annotated(generator, range(8)), SCHEMA, recipe=RECIPE, settings=QUICK, steps=120
+    )
 
 
 def test_it_learns_a_rule_of_neighbors(generator: FeatureGenerator, fitted: ConvolutionalInterpreter) -> None:
     assert fitted.layout == generator.features and list(fitted.channels) == generator.feature_channels
     found = evaluate(generator, fitted, annotated(generator, range(100, 108)), recipe=RECIPE)
-    assert found.mean_iou > 0.6
+    assert found.mean_iou > 0.5  # 0.25 for a guess
 
 
 def test_the_same_seed_gives_the_same_weights(generator: FeatureGenerator) -> None:
@@ -313,7 +317,7 @@ def test_the_same_seed_gives_the_same_weights(generator: FeatureGenerator) -> No
 def test_held_out_images_choose_the_number_of_steps(generator: FeatureGenerator) -> None:
     some = annotated(generator, range(6))
     held_out = cross_validate_convolutional(generator, some, SCHEMA, recipe=RECIPE, folds=3, settings=QUICK)
-    assert held_out.steps in QUICK.looked_at == [30, 60]
+    assert QUICK.looked_at == [12, 24] and held_out.steps in QUICK.looked_at
     assert held_out.quality.confusion.sum() == some.masks.numel(), "each image is labeled once"
     chosen = fit_convolutional(generator, some, SCHEMA, recipe=RECIPE, settings=QUICK, folds=3)
     same = fit_convolutional(generator, some, SCHEMA, recipe=RECIPE, settings=QUICK, steps=held_out.steps)
@@ -321,14 +325,11 @@ def test_held_out_images_choose_the_number_of_steps(generator: FeatureGenerator)
 
 
 def test_held_out_images_are_held_out(generator: FeatureGenerator) -> None:
-    """One image has its masks of another class: networks that never saw it cannot know."""
-    some = annotated(generator, range(4))
-    masks = some.masks.clone()
-    masks[0] = 2 - masks[0]
-    found = cross_validate_convolutional(
-        generator, AnnotatedImages(some.latents, masks), SCHEMA, recipe=RECIPE, folds=4, settings=QUICK
-    )
-    assert found.quality.pixel_accuracy < 0.9
+    """Each image is of a class of its own, which networks that did not see it cannot know."""
+    latents = sample_latents(range(3), 32, seed=0, purpose=Purpose.ANNOTATION)
+    images = AnnotatedImages(latents, torch.arange(3)[:, None, None].expand(3, 16, 16))
+    found = cross_validate_convolutional(generator, images, SCHEMA, recipe=RECIPE, folds=3, settings=QUICK)
+    assert found.quality.pixel_accuracy < 0.05
 
 
 def test_ignored_pixels_are_not_learned_from(generator: FeatureGenerator) -> None:
