@@ -23,9 +23,10 @@ from dsgan_datasets.fitting.convolutional import (
     fit_convolutional,
 )
 from dsgan_datasets.fitting.evaluation import evaluate
+from dsgan_datasets.fitting.regions import Region, Span
 from dsgan_datasets.generators import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
-from dsgan_datasets.interpreters import ConvolutionalInterpreter, load_interpreter
+from dsgan_datasets.interpreters import ConvolutionalInterpreter, fusion, load_interpreter
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 from dsgan_datasets.interpreters.loading import build_interpreter
 from dsgan_datasets.latents import Purpose, sample_latents
@@ -173,6 +174,23 @@ def test_what_does_not_fit_is_refused(changed: dict[int, Any], frame: Frame, mes
     features = [torch.zeros(1, *changed.get(i, shape)) for i, shape in enumerate(MAPS)]
     with pytest.raises(ValueError, match=message):
         interpreter().predict(features, frame)
+
+
+@pytest.mark.parametrize("region", [((2, 9), (3, 11)), ((0, 20), (0, 13)), ((19, 20), (12, 13))], ids=str)
+def test_a_region_of_the_frame_is_computed_from_parts_of_the_maps(region: tuple[Span, Span]) -> None:
+    network, features = interpreter(), maps()
+    levels = fusion.grouped(features, LEVELS, torch.float32)
+    sizes = [(level.shape[2], level.shape[3]) for level in levels]
+    part = Region.of(*region, FRAME.size, sizes, network.weights.convolutions)
+    found = fusion.logits(network.weights, [part.cut(level, i) for i, level in enumerate(levels)], part.resize)
+    whole = fusion.logits(network.weights, levels, fusion.bilinear(levels, FRAME.size))
+    torch.testing.assert_close(found, whole[..., slice(*region[0]), slice(*region[1])], atol=1e-5, rtol=1e-5)
+
+
+def test_a_small_region_reads_little_of_large_maps() -> None:
+    region = Region.of((100, 120), (7, 9), (256, 256), [(4, 4), (32, 32), (256, 256)], [1, 2, 1])
+    assert region.spans[2] == ((99, 121), (6, 10)), "one convolution reads one neighbor"
+    assert region.spans[1] == ((9, 18), (0, 4)) and region.spans[0] == ((0, 4), (0, 3))
 
 
 @pytest.mark.parametrize("options", [LabelingOptions(vote="some"), LabelingOptions(top_fraction=0.0)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.fitting.annotated import AnnotatedImages, check_annotated
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
+from dsgan_datasets.fitting.regions import Region
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters import fusion
@@ -50,7 +51,8 @@ class ConvolutionalSettings:
         steps: optimizer steps (AdamW); None takes what held-out images prefer, up to `max_steps`.
         max_steps: most steps that are tried.
         tries: how often held-out images are looked at until then, evenly spaced.
-        batch_images: whole images a step, for each member.
+        batch_images: images a step, for each member.
+        region: pixels along each side of the part of the images that a step sees; smaller images are seen as a whole.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         channel_dropout: share of the feature channels that a step leaves out, in [0, 1).
@@ -75,6 +77,7 @@ class ConvolutionalSettings:
     max_steps: int = 400
     tries: int = 8
     batch_images: int = 4
+    region: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     channel_dropout: float = 0.2
@@ -84,7 +87,7 @@ class ConvolutionalSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("members", "max_steps", "tries", "batch_images"):
+        for name in ("members", "max_steps", "tries", "batch_images", "region"):
             integer(name, getattr(self, name), 1)
         integer("width", self.width, 2, 4096)
         integer("convolutions", self.convolutions, 0, 64)
@@ -221,15 +224,19 @@ class AnnotatedMaps:
         channels = tuple(generator.feature_channels)
         counts = tuple(len(list(same)) for _, same in groupby(generator.feature_sizes))
         exact = recipe.override(dtype="float32")
-        with tqdm(total=len(annotated.masks), desc="reading features", unit="image", delay=2, leave=False) as progress:
+        number, ends = len(annotated), list(accumulate(counts, initial=0))
+        shapes = [(number, sum(channels[a:b]), *generator.feature_sizes[a]) for a, b in pairwise(ends)]
+        # Filled image by image: gathered images and their concatenation would take the memory twice.
+        levels = [torch.empty(shape, dtype=torch.bfloat16, device=generator.device) for shape in shapes]
+        with tqdm(total=number, desc="reading features", unit="image", delay=2, leave=False) as progress:
 
-            def read(z: Tensor) -> list[Tensor]:
-                maps = synthesize(generator, exact, z[None])[1]
+            def read(image: int) -> None:
+                maps = synthesize(generator, exact, annotated.latents[image : image + 1])[1]
+                for level, values in zip(levels, fusion.grouped(maps, counts, torch.bfloat16), strict=True):
+                    level[image] = values[0]
                 progress.update()
-                return fusion.grouped(maps, counts, torch.bfloat16)
 
-            images = parallel_map(read, annotated.latents, generator.device)
-        levels = [torch.cat([image[i] for image in images]) for i in range(len(counts))]
+            parallel_map(read, range(number), generator.device)
         frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
         masks = annotated.masks.to(generator.device)
         return cls(levels, masks, frame, schema, generator.features, channels, counts)
@@ -282,7 +289,7 @@ def _train(
     masks = maps.masks[rows.to(maps.masks.device)]
     if not bool((masks != maps.schema.ignore_index).any()):
         raise ValueError("every pixel of these images is ignored: there is nothing to learn from")
-    scaled = [_moments(level[rows.to(level.device)]) for level in maps.levels]
+    scaled = [_moments(level, rows) for level in maps.levels]
     members = [_Member.of(maps, rows, scaled, settings, random) for _ in range(settings.members)]
     with tqdm(total=at[-1] * len(members), desc=description, unit="step", delay=2, leave=False) as progress:
 
@@ -305,10 +312,16 @@ def _train(
     return interpreters
 
 
-def _moments(level: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [C] of each channel of [A, C, h, w]; as `pixels.moments`, none is nearly 0."""
-    values = level.float()
-    std, mean = torch.std_mean(values, (0, 2, 3), correction=0)
+@torch.no_grad()
+def _moments(level: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of each channel over some images of [A, C, h, w], image by image.
+
+    As in `pixels.moments` no deviation is nearly 0.
+    """
+    images = rows.tolist()
+    mean = torch.stack([level[i].float().mean((1, 2)) for i in images]).mean(0)
+    squares = [(level[i].float() - mean[:, None, None]).square_().mean((1, 2)) for i in images]
+    std = torch.stack(squares).mean(0).sqrt()
     return mean, std.clamp_min(max(0.01 * float(std.median()), 1e-6))
 
 
@@ -413,12 +426,26 @@ class _Member:
     def _loss(self, weights: FusionWeights, drawn: Tensor) -> Tensor:
         """Cross-entropy and Dice of a batch of images."""
         maps, schema, dtype = self.maps, self.maps.schema, _product_dtype(self.maps.masks.device, self.settings)
+        region = self._region(weights.convolutions)
         levels = [
-            self._disturbed((level[drawn].float() - mean[:, None, None]) / std[:, None, None]).to(dtype)
-            for level, (mean, std) in zip(maps.levels, self.scaled, strict=True)
+            self._disturbed((region.cut(level, i)[drawn].float() - mean[:, None, None]) / std[:, None, None]).to(dtype)
+            for i, (level, (mean, std)) in enumerate(zip(maps.levels, self.scaled, strict=True))
         ]
-        logits = fusion.logits(weights.in_precision(dtype), levels, maps.frame.size)[:, 0, :, slice(*maps.frame.kept)]
-        return _segmentation_loss(logits, maps.masks[drawn], schema.ignore_index, self.settings.dice)
+        logits = fusion.logits(weights.in_precision(dtype), levels, region.resize)[:, 0]
+        top = maps.frame.kept[0]
+        rows, columns = slice(region.rows[0] - top, region.rows[1] - top), slice(*region.columns)
+        return _segmentation_loss(logits, maps.masks[drawn][:, rows, columns], schema.ignore_index, self.settings.dice)
+
+    def _region(self, convolutions: Sequence[int]) -> Region:
+        """A random part of the frame, up to `region` pixels long and wide; a small frame as a whole."""
+        frame, most = self.maps.frame, self.settings.region
+        spans: list[tuple[int, int]] = []
+        for first, last in (frame.kept, (0, frame.size[1])):
+            length = min(most, last - first)
+            offset = torch.randint(last - first - length + 1, (), generator=self.random, device=self.random.device)
+            spans.append((first + int(offset), first + int(offset) + length))
+        sizes = [(level.shape[2], level.shape[3]) for level in self.maps.levels]
+        return Region.of(spans[0], spans[1], frame.size, sizes, convolutions)
 
     def _disturbed(self, level: Tensor) -> Tensor:
         """Features [B, C, h, w] with noise, and without some channels."""

@@ -173,7 +173,7 @@ class ConvolutionalInterpreter(nn.Module):
         check_channels(self.channels, [f.shape[1] for f in features])
         frame.check()
         levels = fusion.grouped(features, self.levels, torch.float32)
-        return _kept(fusion.logits(self.weights, levels, frame.size), frame).movedim(1, 0)
+        return _kept(fusion.logits(self.weights, levels, fusion.bilinear(levels, frame.size)), frame).movedim(1, 0)
 
     def _alone(
         self, weights: FusionWeights, maps: Sequence[Tensor], frame: Frame, options: LabelingOptions, dtype: torch.dtype
@@ -181,9 +181,10 @@ class ConvolutionalInterpreter(nn.Module):
         """Mask, uncertainty, score and, if asked for, probabilities of one image on a CPU, member by member: how it is
         divided does not depend on the number of threads."""
         levels = fusion.grouped(maps, self.levels, dtype)
+        resize = fusion.bilinear(levels, frame.size)
 
         def of_member(number: int) -> Tensor:
-            return _kept(fusion.logits(weights.member(number), levels, frame.size), frame)[0]
+            return _kept(fusion.logits(weights.member(number), levels, resize), frame)[0]
 
         tally = Tally((weights.num_classes, *frame.shape), options.vote, self.device)
         found = parallel_map(of_member, range(weights.num_members), self.device)
@@ -197,7 +198,8 @@ class ConvolutionalInterpreter(nn.Module):
         self, weights: FusionWeights, maps: Sequence[Tensor], frame: Frame, options: LabelingOptions, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
         """The same of a batch on a GPU; nothing in here waits for it."""
-        found = fusion.logits(weights, fusion.grouped(maps, self.levels, dtype), frame.size)
+        levels = fusion.grouped(maps, self.levels, dtype)
+        found = fusion.logits(weights, levels, fusion.bilinear(levels, frame.size))
         logits = _kept(found, frame).movedim(1, 0)
         mask, uncertainty = reduce_members(logits, 2, options.vote)
         made = mask, uncertainty, image_score(uncertainty, options.top_fraction)

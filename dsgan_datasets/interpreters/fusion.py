@@ -20,6 +20,9 @@ from torch import Tensor
 
 from dsgan_datasets.operations import conv2d, product_of_columns
 
+#: Brings [N, C, h, w] of one level to the size of level i, and after the last level to that of the frame.
+Resize = Callable[[Tensor, int], Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class Level:
@@ -180,7 +183,19 @@ def grouped(maps: Sequence[Tensor], levels: Sequence[int], dtype: torch.dtype) -
     return made
 
 
-def logits(weights: FusionWeights, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def bilinear(levels: Sequence[Tensor], size: tuple[int, int]) -> Resize:
+    """Resizing of whole maps: to the size of each level, and in the end to that of the frame."""
+    sizes = [tuple(level.shape[2:]) for level in levels] + [tuple(size)]
+
+    def resize(x: Tensor, number: int) -> Tensor:
+        if tuple(x.shape[2:]) == sizes[number]:
+            return x
+        return F.interpolate(x, size=sizes[number], mode="bilinear", align_corners=False)
+
+    return resize
+
+
+def logits(weights: FusionWeights, levels: Sequence[Tensor], resize: Resize) -> Tensor:
     """Logits of every member, float32 [N, M, K, H, W].
 
     Operands have the precision of the levels; the last product, which decides the labels, is float32.
@@ -188,26 +203,20 @@ def logits(weights: FusionWeights, levels: Sequence[Tensor], size: tuple[int, in
     Args:
         weights: in the precision of the levels, all but `head` and `head_bias`.
         levels: [N, C, h, w], as `grouped` gives them.
-        size: (H, W) to which the logits are resized if the finest level has another.
+        resize: between the levels, and to the frame; such as `bilinear`.
     """
     members = weights.num_members
     x: Tensor | None = None
-    for level, maps in zip(weights.levels, levels, strict=True):
+    for number, (level, maps) in enumerate(zip(weights.levels, levels, strict=True)):
         reduced = product_of_columns(level.project.flatten(0, 1), maps.flatten(2)) + level.bias.flatten()[:, None]
         fused = reduced.unflatten(2, maps.shape[2:])
         if x is not None and level.carry is not None:
             kernel = level.carry.flatten(0, 1)[:, :, None, None]
-            fused = fused + _resized(conv2d(x, kernel, groups=members), maps.shape[2:])
+            fused = fused + resize(conv2d(x, kernel, groups=members), number)
         x = fused.relu()
         for mix, bias in zip(level.mix, level.mix_bias, strict=True):
             x = (x + conv2d(x, mix.flatten(0, 1), bias.flatten(), padding=1, groups=members)).relu()
     assert x is not None
     head = weights.head.flatten(0, 1)[:, :, None, None]
     found = conv2d(x.float(), head, weights.head_bias.flatten(), groups=members)
-    return _resized(found, size).unflatten(1, (members, weights.num_classes))
-
-
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    return resize(found, len(levels)).unflatten(1, (members, weights.num_classes))
