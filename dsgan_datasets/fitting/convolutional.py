@@ -34,7 +34,7 @@ from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
-#: Levels up to so many pixels have the full width, larger ones half of it: they hold edges rather than parts.
+#: Levels up to so many pixels have the full width, larger ones half of it.
 _FULL_WIDTH = 64
 #: Weights that are used are a running mean over about so many steps.
 _AVERAGED = 50
@@ -102,6 +102,10 @@ class ConvolutionalSettings:
                 raise ValueError(f"{name} must not be below 0, not {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+
+    def width_of(self, side: int) -> int:
+        """Channels of a level of so many pixels: large ones hold edges rather than parts."""
+        return self.width if side <= _FULL_WIDTH else max(1, self.width // 2)
 
     @property
     def looked_at(self) -> list[int]:
@@ -372,7 +376,7 @@ class _Member:
         below = 0
         for i, level in enumerate(maps.levels):
             channels, height, wide = level.shape[1:]
-            width = settings.width if max(height, wide) <= _FULL_WIDTH else max(1, settings.width // 2)
+            width = settings.width_of(max(height, wide))
             weights[f"project_{i}"] = normal(1, width, channels, fan_in=channels + below)
             weights[f"bias_{i}"] = torch.zeros(1, width)
             if i:

@@ -26,8 +26,8 @@ class Region:
     Attributes:
         rows, columns: of the frame.
         spans: (rows, columns) of each level that these read.
-        steps: of each level but the first, and then of the frame: how the level before is resized, (rows, columns); what
-            is kept of it where the size is the same.
+        steps: of each level but the first, and then of the frame: how the level before is resized, (rows, columns); or
+            what is kept of it where the size is the same.
     """
 
     rows: Span
