@@ -21,7 +21,7 @@ from dsgan_datasets.interpreters.base import (
     check_voting,
 )
 from dsgan_datasets.interpreters.fusion import FusionWeights
-from dsgan_datasets.interpreters.reduce import Tally, reduce_members
+from dsgan_datasets.interpreters.reduce import Probabilities, Reduction, Votes
 from dsgan_datasets.operations import without_autocast
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.uncertainty import image_score
@@ -58,6 +58,7 @@ class ConvolutionalInterpreter(nn.Module):
     fields: ClassVar[tuple[str, ...]] = ("mask",)
     has_uncertainty: ClassVar[bool] = True
     has_probabilities: ClassVar[bool] = True
+    uncertainty_unit: ClassVar[str] = "nats"
 
     def __init__(
         self, weights: Mapping[str, Tensor], *, layout: str | None, channels: Sequence[int], levels: Sequence[int]
@@ -163,8 +164,8 @@ class ConvolutionalInterpreter(nn.Module):
             step = _images_at_once(weights, features, frame, dtype)
             batches = [[f[n : n + step] for f in features] for n in range(0, len(features[0]), step)]
             parts = [self._together(weights, maps, frame, options, dtype) for maps in batches]
-        mask, uncertainty, score, *more = (torch.cat(of_all) for of_all in zip(*parts, strict=True))
-        return Prediction({"mask": mask}, uncertainty, score, *more)
+        mask, uncertainty, *soft, score = (torch.cat(of_all) for of_all in zip(*parts, strict=True))
+        return Prediction({"mask": mask}, uncertainty, score, *soft)
 
     @without_autocast
     @torch.no_grad()
@@ -178,7 +179,7 @@ class ConvolutionalInterpreter(nn.Module):
     def _alone(
         self, weights: FusionWeights, maps: Sequence[Tensor], frame: Frame, options: LabelingOptions, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        """Mask, uncertainty, score and, if asked for, probabilities of one image on a CPU, member by member: how it is
+        """Mask, uncertainty, if asked for probabilities, and score of one image on a CPU, member by member: how it is
         divided does not depend on the number of threads."""
         levels = fusion.grouped(maps, self.levels, dtype)
         resize = fusion.bilinear(levels, frame.size)
@@ -186,13 +187,14 @@ class ConvolutionalInterpreter(nn.Module):
         def of_member(number: int) -> Tensor:
             return _kept(fusion.logits(weights.member(number), levels, resize), frame)[0]
 
-        tally = Tally((weights.num_classes, *frame.shape), options.vote, self.device)
         found = parallel_map(of_member, range(weights.num_members), self.device)
-        for number, logits in enumerate(found):
-            tally.add(slice(number, number + 1), slice(0, frame.shape[0]), logits)
-        mask, uncertainty = tally.result()
-        made = mask[None], uncertainty[None], image_score(uncertainty[None], options.top_fraction)
-        return (*made, (tally.probability / tally.members)[None].half()) if options.probabilities else made
+        kept: list[Tensor] = []
+        for reduction in _reductions(options):
+            tally = reduction.tally((weights.num_classes, *frame.shape), self.device)
+            for number, logits in enumerate(found):
+                tally.add(slice(number, number + 1), slice(0, frame.shape[0]), logits)
+            kept += [part[None] for part in tally.result()]
+        return (*kept, image_score(kept[1], options.top_fraction))
 
     def _together(
         self, weights: FusionWeights, maps: Sequence[Tensor], frame: Frame, options: LabelingOptions, dtype: torch.dtype
@@ -200,10 +202,14 @@ class ConvolutionalInterpreter(nn.Module):
         """The same of a batch on a GPU; nothing in here waits for it."""
         levels = fusion.grouped(maps, self.levels, dtype)
         found = fusion.logits(weights, levels, fusion.bilinear(levels, frame.size))
-        logits = _kept(found, frame).movedim(1, 0)
-        mask, uncertainty = reduce_members(logits, 2, options.vote)
-        made = mask, uncertainty, image_score(uncertainty, options.top_fraction)
-        return (*made, logits.softmax(2).mean(0).half()) if options.probabilities else made
+        outputs = _kept(found, frame).permute(1, 0, 3, 4, 2)  # [M, N, rows, W, K]
+        kept = [part for reduction in _reductions(options) for part in reduction(outputs)]
+        return (*kept, image_score(kept[1], options.top_fraction))
+
+
+def _reductions(options: LabelingOptions) -> list[Reduction]:
+    votes = Votes(options.vote)
+    return [votes, Probabilities()] if options.probabilities else [votes]
 
 
 def _kept(logits: Tensor, frame: Frame) -> Tensor:

@@ -37,6 +37,7 @@ class Ensemble(nn.Module):
 
     architecture: ClassVar[str]
     has_uncertainty: ClassVar[bool] = True
+    has_probabilities: ClassVar[bool] = False
 
     w1: Tensor
     b1: Tensor
@@ -170,8 +171,10 @@ class RegressionEnsemble(Ensemble):
     """An `Ensemble` whose outputs are values rather than logits, so that its members do not vote."""
 
     def check_options(self, options: LabelingOptions) -> None:
-        """ValueError for a vote, which only classes have, or a share of pixels outside (0, 1]."""
+        """ValueError for a vote or probabilities, which only classes have, or a share of pixels outside (0, 1]."""
         super().check_options(options)
+        if options.probabilities:
+            raise ValueError("members that regress have no classes, and no probabilities of them")
         if options.vote != DEFAULT_OPTIONS.vote:
             raise ValueError(f"members that regress do not vote: leave vote at {DEFAULT_OPTIONS.vote!r}")
 
