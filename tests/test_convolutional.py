@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,21 @@ from fake_gpu import FakeCuda, Operations, fake_tensors, to_fake_gpu
 from test_without_gpu import switched
 from torch import Tensor
 
-from dsgan_datasets import AnnotatedImages, InterpretedLabeler, LabeledGenerator, LabelSchema, Recipe, load_generator
+from dsgan_datasets import (
+    AnnotatedImages,
+    InterpretedLabeler,
+    LabeledGenerator,
+    LabelSchema,
+    Recipe,
+    fit_interpreter,
+    load_generator,
+)
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.device import has_fast_bfloat16
-from dsgan_datasets.fitting.convolutional import (
-    ConvolutionalSettings,
-    cross_validate_convolutional,
-    fit_convolutional,
-)
-from dsgan_datasets.fitting.evaluation import evaluate
+from dsgan_datasets.fitting import ConvolutionalSettings, FitSettings, cross_validate, evaluate
+from dsgan_datasets.fitting.evaluation import hold_out
 from dsgan_datasets.fitting.regions import Region, Span
+from dsgan_datasets.fitting.trainers import trainer_for
 from dsgan_datasets.generators import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters import ConvolutionalInterpreter, fusion, load_interpreter
@@ -41,7 +47,7 @@ FRAME = Frame((20, 13), (2, 18))
 SCHEMA = LabelSchema(("dark", "middle", "bright"))
 RECIPE = Recipe(truncation_psi=0.9)
 QUICK = ConvolutionalSettings(
-    members=2, width=8, max_steps=24, tries=2, learning_rate=1e-2, channel_dropout=0.0, noise=0.0, dtype="float32"
+    members=2, width=8, max_steps=24, tries=2, learning_rate=1e-2, channel_dropout=0.0, noise=0.0
 )
 
 
@@ -308,11 +314,26 @@ def annotated(generator: FeatureGenerator, indices: range) -> AnnotatedImages:
     return AnnotatedImages(latents, (smooth > -0.1).long() + (smooth > 0.5).long())
 
 
+def fit(generator: FeatureGenerator, images: AnnotatedImages, seed: int = 0, **changes: Any) -> Any:
+    """A convolutional interpreter."""
+    settings = FitSettings(dtype="float32", seed=seed, convolutional=dataclasses.replace(QUICK, **changes))
+    return fit_interpreter(
+        generator, images, SCHEMA, recipe=RECIPE, settings=settings, architecture="convolutional", folds=3
+    )
+
+
+def checked(generator: FeatureGenerator, images: AnnotatedImages, folds: int = 3) -> tuple[Any, int]:
+    """Held-out quality, and the number of steps that gives it."""
+    settings = FitSettings(dtype="float32", convolutional=QUICK)
+    trainer = trainer_for(SCHEMA, "convolutional")(generator, images, SCHEMA, RECIPE, settings)
+    quality, trial = hold_out(trainer, generator, images, SCHEMA, RECIPE, folds)
+    return quality, QUICK.looked_at[trial]
+
+
 @pytest.fixture(scope="module")
 def fitted(generator: FeatureGenerator) -> ConvolutionalInterpreter:
-    return fit_convolutional(
-        generator, annotated(generator, range(8)), SCHEMA, recipe=RECIPE, settings=QUICK, steps=120
-    )
+    found: ConvolutionalInterpreter = fit(generator, annotated(generator, range(8)), steps=120)
+    return found
 
 
 def test_it_learns_a_rule_of_neighbors(generator: FeatureGenerator, fitted: ConvolutionalInterpreter) -> None:
@@ -323,10 +344,7 @@ def test_it_learns_a_rule_of_neighbors(generator: FeatureGenerator, fitted: Conv
 
 def test_the_same_seed_gives_the_same_weights(generator: FeatureGenerator) -> None:
     some = annotated(generator, range(4))
-    one, two, other = (
-        fit_convolutional(generator, some, SCHEMA, recipe=RECIPE, settings=QUICK, steps=3, seed=seed).state_dict()
-        for seed in (1, 1, 2)
-    )
+    one, two, other = (fit(generator, some, seed, steps=3).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["head"], other["head"])
     assert not torch.equal(one["project_0"][0], one["project_0"][1]), "members are alike"
@@ -334,11 +352,10 @@ def test_the_same_seed_gives_the_same_weights(generator: FeatureGenerator) -> No
 
 def test_held_out_images_choose_the_number_of_steps(generator: FeatureGenerator) -> None:
     some = annotated(generator, range(6))
-    held_out = cross_validate_convolutional(generator, some, SCHEMA, recipe=RECIPE, folds=3, settings=QUICK)
-    assert QUICK.looked_at == [12, 24] and held_out.steps in QUICK.looked_at
-    assert held_out.quality.confusion.sum() == some.masks.numel(), "each image is labeled once"
-    chosen = fit_convolutional(generator, some, SCHEMA, recipe=RECIPE, settings=QUICK, folds=3)
-    same = fit_convolutional(generator, some, SCHEMA, recipe=RECIPE, settings=QUICK, steps=held_out.steps)
+    quality, steps = checked(generator, some)
+    assert QUICK.looked_at == [12, 24] and steps in QUICK.looked_at
+    assert quality.confusion.sum() == some.masks.numel(), "each image is labeled once"
+    chosen, same = fit(generator, some), fit(generator, some, steps=steps)
     assert all(torch.equal(a, b) for a, b in zip(chosen.state_dict().values(), same.state_dict().values(), strict=True))
 
 
@@ -346,25 +363,47 @@ def test_held_out_images_are_held_out(generator: FeatureGenerator) -> None:
     """Each image is of a class of its own, which networks that did not see it cannot know."""
     latents = sample_latents(range(3), 32, seed=0, purpose=Purpose.ANNOTATION)
     images = AnnotatedImages(latents, torch.arange(3)[:, None, None].expand(3, 16, 16))
-    found = cross_validate_convolutional(generator, images, SCHEMA, recipe=RECIPE, folds=3, settings=QUICK)
-    assert found.quality.pixel_accuracy < 0.05
+    assert checked(generator, images)[0].pixel_accuracy < 0.05
 
 
 def test_ignored_pixels_are_not_learned_from(generator: FeatureGenerator) -> None:
     some = annotated(generator, range(4))
     masks = some.masks.clone()
     masks[:, :, 8:] = 255
-    kwargs: dict[str, Any] = {"recipe": RECIPE, "settings": QUICK, "steps": 3}
-    one = fit_convolutional(generator, AnnotatedImages(some.latents, masks), SCHEMA, **kwargs)
+    one = fit(generator, AnnotatedImages(some.latents, masks), steps=3)
     assert all(bool(tensor.isfinite().all()) for tensor in one.state_dict().values())
     with pytest.raises(ValueError, match="ignored"):
-        fit_convolutional(generator, AnnotatedImages(some.latents, torch.full_like(masks, 255)), SCHEMA, **kwargs)
+        fit(generator, AnnotatedImages(some.latents, torch.full_like(masks, 255)), steps=3)
 
 
 def test_a_training_that_diverges_says_what_to_do(generator: FeatureGenerator) -> None:
-    some = annotated(generator, range(4))
     with pytest.raises(ValueError, match="diverged.*choose a smaller learning_rate than 1e\\+30"):
-        fit_convolutional(generator, some, SCHEMA, recipe=RECIPE, settings=QUICK, steps=4, learning_rate=1e30)
+        fit(generator, annotated(generator, range(4)), steps=4, learning_rate=1e30)
+
+
+@pytest.mark.parametrize("rule", ["of a pixel", "of its neighbors"])
+def test_auto_takes_what_labels_held_out_images_better(generator: FeatureGenerator, rule: str) -> None:
+    """A rule of one pixel is easy for classifiers of pixels, and networks that train for one step know nothing."""
+    images = annotated(generator, range(6))
+    steps = {"of a pixel": (200, 1), "of its neighbors": (1, 60)}[rule]
+    settings = FitSettings(
+        members=2, steps=steps[0], dtype="float32", convolutional=dataclasses.replace(QUICK, steps=steps[1])
+    )
+    given: dict[str, Any] = {"recipe": RECIPE, "settings": settings, "folds": 2}
+    found = fit_interpreter(generator, images, SCHEMA, architecture="auto", **given)
+    scores = {
+        name: cross_validate(generator, images, SCHEMA, architecture=name, **given).score
+        for name in ("pixel_ensemble", "convolutional")
+    }
+    assert found.architecture == max(scores, key=lambda name: scores[name])
+    assert found.architecture == ("pixel_ensemble" if rule == "of a pixel" else "convolutional")
+
+
+def test_auto_needs_held_out_images(generator: FeatureGenerator) -> None:
+    images = annotated(generator, range(1))
+    with pytest.raises(ValueError, match="'auto' takes the interpreter of mask that labels .* best: it needs"):
+        fit_interpreter(generator, images, SCHEMA, recipe=RECIPE, architecture="auto")
+    assert fit(generator, images).num_classes == 3  # one image is enough otherwise
 
 
 @pytest.mark.parametrize(
@@ -377,15 +416,9 @@ def test_a_training_that_diverges_says_what_to_do(generator: FeatureGenerator) -
         ({"noise": -1.0}, "noise must not be below 0"),
         ({"noise": float("nan")}, "noise must not be below 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"dtype": "float16"}, "dtype must be float32, bfloat16 or None"),
+        ({"region": 0}, "region must be an integer of at least 1"),
     ],
 )
 def test_settings_out_of_range(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConvolutionalSettings(**change)
-
-
-@pytest.mark.parametrize("folds", [1, 5])
-def test_folds_out_of_range(generator: FeatureGenerator, folds: int) -> None:
-    with pytest.raises(ValueError, match="folds must be an integer in 2 … 4"):
-        cross_validate_convolutional(generator, annotated(generator, range(4)), SCHEMA, recipe=RECIPE, folds=folds)

@@ -8,192 +8,31 @@ number of steps: held-out images say how many are best, and as many are then mad
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dsgan_datasets.checks import integer
-from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.fitting.annotated import AnnotatedImages, check_annotated
-from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
 from dsgan_datasets.fitting.regions import Region
+from dsgan_datasets.fitting.settings import ConvolutionalSettings, FitSettings
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters import fusion
-from dsgan_datasets.interpreters.base import Frame, LabelingOptions
+from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.convolutional import ConvolutionalInterpreter
 from dsgan_datasets.interpreters.fusion import FusionWeights
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.segmentation import LabelSchema
 
-#: Levels up to so many pixels have the full width, larger ones half of it.
-_FULL_WIDTH = 64
 #: Weights that are used are a running mean over about so many steps.
 _AVERAGED = 50
-
-
-@dataclass(frozen=True)
-class ConvolutionalSettings:
-    """How a convolutional interpreter is trained.
-
-    Args:
-        members: number of networks M.
-        width: channels of a member at levels up to 64 px; larger levels have half.
-        convolutions: 3×3 convolutions of a level.
-        steps: optimizer steps (AdamW); None takes what held-out images prefer, up to `max_steps`.
-        max_steps: most steps that are tried.
-        tries: how often held-out images are looked at until then, evenly spaced.
-        batch_images: images a step, for each member.
-        region: pixels along each side of the part of the images that a step sees; smaller images are seen as a whole.
-        learning_rate: of AdamW.
-        weight_decay: of AdamW.
-        channel_dropout: share of the feature channels that a step leaves out, in [0, 1).
-        noise: standard deviation of noise on the features, which have 1.
-        dice: weight of the soft Dice loss beside cross-entropy; it keeps small parts without drawing them larger.
-        dtype: in which products are computed while training, "float32" or "bfloat16"; None takes bfloat16 where the
-            hardware has it.
-        seed: of initial weights and of all draws.
-
-    Raises:
-        ValueError: a value out of range.
-
-    Example:
-        >>> ConvolutionalSettings(members=3).members
-        3
-    """
-
-    members: int = 5
-    width: int = 32
-    convolutions: int = 1
-    steps: int | None = None
-    max_steps: int = 400
-    tries: int = 8
-    batch_images: int = 4
-    region: int = 128
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    channel_dropout: float = 0.2
-    noise: float = 0.2
-    dice: float = 1.0
-    dtype: Literal["float32", "bfloat16"] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("members", "max_steps", "tries", "batch_images", "region"):
-            integer(name, getattr(self, name), 1)
-        integer("width", self.width, 2, 4096)
-        integer("convolutions", self.convolutions, 0, 64)
-        if self.steps is not None:
-            integer("steps", self.steps, 1)
-        if self.dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or None, not {self.dtype!r}")
-        if not 0 <= self.channel_dropout < 1:
-            raise ValueError(f"channel_dropout must lie in [0, 1), not {self.channel_dropout}")
-        for name in ("weight_decay", "noise", "dice"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be below 0, not {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-
-    def width_of(self, side: int) -> int:
-        """Channels of a level of so many pixels: large ones hold edges rather than parts."""
-        return self.width if side <= _FULL_WIDTH else max(1, self.width // 2)
-
-    @property
-    def looked_at(self) -> list[int]:
-        """After which steps held-out images are labeled."""
-        return sorted({max(1, self.max_steps * i // self.tries) for i in range(1, self.tries + 1)})
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What cross-validation found.
-
-    Attributes:
-        quality: agreement with the annotated masks, each image labeled by networks that did not see it.
-        steps: of the training, by which that is best.
-    """
-
-    quality: ConfusionMatrix
-    steps: int
-
-
-def fit_convolutional(
-    generator: FeatureGenerator,
-    annotated: AnnotatedImages,
-    schema: LabelSchema,
-    *,
-    recipe: Recipe | None = None,
-    settings: ConvolutionalSettings | None = None,
-    folds: int = 4,
-    **changes: Any,
-) -> ConvolutionalInterpreter:
-    """Train a convolutional interpreter on whole annotated images.
-
-    Args:
-        generator: the frozen generator, on the device to train on.
-        annotated: its annotated images.
-        schema: the classes of the masks.
-        recipe: how the images were made (truncation, noise, size, crop); None is the default recipe.
-        settings: of the training; None for the defaults.
-        folds: parts of the check that chooses the number of steps, where the settings do not; at most one per image. A
-            single image is trained on for half of `max_steps`.
-        changes: fields of the settings, by name.
-
-    Returns:
-        the interpreter, on the generator's device. The same seed gives the same interpreter on the same machine.
-
-    Raises:
-        ValueError: masks that do not fit, a setting out of range, or a training that diverged.
-        TypeError: a setting that does not exist.
-
-    Example:
-        >>> fit_convolutional(generator, AnnotatedImages(z, masks), schema)  # doctest: +SKIP
-    """
-    settings = dataclasses.replace(settings or ConvolutionalSettings(), **changes)
-    maps = AnnotatedMaps.gather(generator, annotated, schema, recipe or Recipe())
-    steps = settings.steps
-    if steps is None:
-        folds = min(folds, len(maps.masks))
-        steps = _hold_out(maps, settings, folds).steps if folds > 1 else max(1, settings.max_steps // 2)
-    random = torch.Generator().manual_seed(settings.seed)
-    rows = torch.arange(len(maps.masks))
-    return _train(maps, rows, settings, random, [steps], "training the interpreter")[0]
-
-
-def cross_validate_convolutional(
-    generator: FeatureGenerator,
-    annotated: AnnotatedImages,
-    schema: LabelSchema,
-    *,
-    recipe: Recipe,
-    folds: int = 4,
-    settings: ConvolutionalSettings | None = None,
-) -> HeldOut:
-    """How well networks fitted on most of the images label the others, and after how many steps they do it best.
-
-    Args:
-        generator, annotated, schema, recipe: as for `fit_convolutional`.
-        folds: parts that the images are dealt into; each is labeled by networks fitted on the other parts.
-        settings: of the training; None for the defaults. Where these name the steps, no others are tried.
-
-    Raises:
-        ValueError: fewer than two folds or more than there are images, or masks that do not fit.
-
-    Example:
-        >>> cross_validate_convolutional(generator, annotated, schema, recipe=recipe).steps  # doctest: +SKIP
-    """
-    integer("folds", folds, 2, len(annotated.masks))
-    maps = AnnotatedMaps.gather(generator, annotated, schema, recipe)
-    return _hold_out(maps, settings or ConvolutionalSettings(), folds)
 
 
 @dataclass(frozen=True)
@@ -245,75 +84,98 @@ class AnnotatedMaps:
         masks = annotated.masks.to(generator.device)
         return cls(levels, masks, frame, schema, generator.features, channels, counts)
 
-    def of(self, image: int) -> list[Tensor]:
-        """The maps of one image as the generator gave them, [1, C_l, h_l, w_l]."""
-        maps: list[Tensor] = []
-        first = 0
-        for level, count in zip(self.levels, self.counts, strict=True):
-            maps += level[image : image + 1].float().split(self.channels[first : first + count], 1)
-            first += count
-        return maps
 
+@dataclass(frozen=True)
+class ConvolutionalTrainer:
+    """Trains networks on any of the annotated images, whose maps are made once; a `Trainer`.
 
-def _hold_out(maps: AnnotatedMaps, settings: ConvolutionalSettings, folds: int) -> HeldOut:
-    """Deal the images into folds, train without each, and pool what the networks say of it after so many steps."""
-    random = torch.Generator().manual_seed(settings.seed)
-    shuffled = torch.randperm(len(maps.masks), generator=random)
-    tried = settings.looked_at if settings.steps is None else [settings.steps]
-    confusions = torch.zeros(len(tried), maps.schema.num_classes, maps.schema.num_classes, dtype=torch.int64)
-    for fold in range(folds):
-        held_out = shuffled[fold::folds].sort().values
-        rows = shuffled[~torch.isin(shuffled, held_out)].sort().values
-        title = f"held-out check {fold + 1}/{folds}"
-        for i, interpreter in enumerate(_train(maps, rows, settings, random, tried, title)):
-            for image in held_out.tolist():
-                confusions[i] += _compare(interpreter, maps, image)
-    qualities = [ConfusionMatrix(confusion) for confusion in confusions]
-    best = max(range(len(tried)), key=lambda i: qualities[i].mean_iou)
-    return HeldOut(qualities[best], tried[best])
-
-
-def _compare(interpreter: ConvolutionalInterpreter, maps: AnnotatedMaps, image: int) -> Tensor:
-    found = interpreter.predict(maps.of(image), maps.frame, LabelingOptions()).labels["mask"][0]
-    return count_pairs(maps.masks[image], found, maps.schema.num_classes, maps.schema.ignore_index)
-
-
-def _train(
-    maps: AnnotatedMaps,
-    rows: Tensor,
-    settings: ConvolutionalSettings,
-    random: torch.Generator,
-    at: Sequence[int],
-    description: str,
-) -> list[ConvolutionalInterpreter]:
-    """Interpreters trained on some images, as they are after each of some numbers of steps, ascending.
-
-    Each member has its own initial weights and draws; on a CPU each is trained on a thread of its own.
+    Attributes:
+        maps: of all images.
+        settings: of the training.
+        random: of initial weights and draws.
     """
-    masks = maps.masks[rows.to(maps.masks.device)]
-    if not bool((masks != maps.schema.ignore_index).any()):
-        raise ValueError("every pixel of these images is ignored: there is nothing to learn from")
-    scaled = [_moments(level, rows) for level in maps.levels]
-    members = [_Member.of(maps, rows, scaled, settings, random) for _ in range(settings.members)]
-    with tqdm(total=at[-1] * len(members), desc=description, unit="step", delay=2, leave=False) as progress:
 
-        def work(member: _Member) -> list[dict[str, Tensor]]:
-            return member.train(at, progress)
+    maps: AnnotatedMaps
+    settings: FitSettings
+    random: torch.Generator
 
-        snapshots = parallel_map(work, members, maps.masks.device)
-    interpreters = []
-    for taken in zip(*snapshots, strict=True):
-        stacked = {name: torch.cat([s[name] for s in taken], 1 if name.startswith("mix") else 0) for name in taken[0]}
-        found = ConvolutionalInterpreter(
-            _unscaled(stacked, scaled), layout=maps.layout, channels=maps.channels, levels=maps.counts
-        )
-        if any(not bool(tensor.isfinite().all()) for tensor in found.state_dict().values()):
-            raise ValueError(
-                f"the training diverged (its weights contain NaN or infinity): choose a smaller learning_rate than "
-                f"{settings.learning_rate:g}; 0.002 is usual"
+    @classmethod
+    def of(
+        cls,
+        generator: FeatureGenerator,
+        annotated: AnnotatedImages,
+        target: LabelSchema,
+        recipe: Recipe,
+        settings: FitSettings,
+    ) -> Self:
+        """Check the masks and compute the maps; ValueError if masks or latents do not fit."""
+        maps = AnnotatedMaps.gather(generator, annotated, target, recipe)
+        return cls(maps, settings, torch.Generator().manual_seed(settings.seed))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of the trainings that held-out images choose from."""
+        settings = self.settings.convolutional
+        return settings.looked_at if settings.steps is None else [settings.steps]
+
+    @property
+    def ways(self) -> int:
+        """One for each number of steps."""
+        return len(self.lengths)
+
+    def trials(self, images: Tensor, description: str) -> list[ConvolutionalInterpreter]:
+        """Interpreters for some of the images, int64 numbers: one after each of `lengths` steps."""
+        return self._trained(images, self.random, self.lengths, description)
+
+    def train(self, trial: int | None = None) -> ConvolutionalInterpreter:
+        """An interpreter for all images after as many steps as trial number `trial`; None where nothing was held out:
+        after half of the most."""
+        lengths = self.lengths
+        steps = lengths[(len(lengths) - 1) // 2 if trial is None else trial]
+        # Of its own, so that the weights do not depend on what was held out before.
+        random = torch.Generator().manual_seed(self.settings.seed)
+        return self._trained(torch.arange(len(self.maps.masks)), random, [steps], "training the interpreter")[0]
+
+    def reported(self, interpreter: Any, trial: int | None = None) -> dict[str, str | float | None]:
+        """The settings of `train`, as a card shows them."""
+        settings = self.settings.convolutional
+        names = ("batch_images", "region", "learning_rate", "weight_decay", "channel_dropout", "noise", "dice")
+        lengths = self.lengths
+        steps = lengths[(len(lengths) - 1) // 2 if trial is None else trial]
+        return {"steps": steps, **{name: getattr(settings, name) for name in names}, "seed": self.settings.seed}
+
+    def _trained(
+        self, images: Tensor, random: torch.Generator, at: Sequence[int], description: str
+    ) -> list[ConvolutionalInterpreter]:
+        """Interpreters for some images, as they are after each of some numbers of steps, ascending.
+
+        Each member has its own initial weights and draws; on a CPU each is trained on a thread of its own.
+        """
+        maps, settings = self.maps, self.settings.convolutional
+        device = maps.masks.device
+        if not bool((maps.masks[images.to(device)] != maps.schema.ignore_index).any()):
+            raise ValueError("every pixel of these images is ignored: there is nothing to learn from")
+        scaled, dtype = [_moments(level, images) for level in maps.levels], self.settings.product_dtype(device)
+        members = [_Member.of(maps, images, scaled, settings, dtype, random) for _ in range(settings.members)]
+        with tqdm(total=at[-1] * len(members), desc=description, unit="step", delay=2, leave=False) as progress:
+
+            def work(member: _Member) -> list[dict[str, Tensor]]:
+                return member.train(at, progress)
+
+            snapshots = parallel_map(work, members, device)
+        interpreters = []
+        for taken in zip(*snapshots, strict=True):
+            stacked = {k: torch.cat([s[k] for s in taken], 1 if k.startswith("mix") else 0) for k in taken[0]}
+            weights = _unscaled(stacked, scaled)
+            if any(not bool(tensor.isfinite().all()) for tensor in weights.values()):
+                raise ValueError(
+                    "the training diverged (its weights contain NaN or infinity): choose a smaller learning_rate than "
+                    f"{settings.learning_rate:g}; {ConvolutionalSettings().learning_rate:g} is usual"
+                )
+            interpreters.append(
+                ConvolutionalInterpreter(weights, layout=maps.layout, channels=maps.channels, levels=maps.counts)
             )
-        interpreters.append(found)
-    return interpreters
+        return interpreters
 
 
 @torch.no_grad()
@@ -346,6 +208,7 @@ class _Member:
         draws: images of each step, int64 [steps, batch_images].
         scaled: mean and standard deviation of each level.
         settings: of the training.
+        dtype: of products.
         weights: its tensors, trained in place.
         random: of dropout and noise, on the device.
     """
@@ -354,6 +217,7 @@ class _Member:
     rows: Tensor
     scaled: Sequence[tuple[Tensor, Tensor]]
     settings: ConvolutionalSettings
+    dtype: torch.dtype
     weights: dict[str, Tensor]
     random: torch.Generator
 
@@ -364,6 +228,7 @@ class _Member:
         rows: Tensor,
         scaled: Sequence[tuple[Tensor, Tensor]],
         settings: ConvolutionalSettings,
+        dtype: torch.dtype,
         random: torch.Generator,
     ) -> _Member:
         """With initial weights: He's for what a ReLU follows, and classes as frequent as in the masks."""
@@ -394,7 +259,7 @@ class _Member:
         weights["head_bias"] = (frequency + 1e-4).log()[None]
         seed = int(torch.randint(2**62, (), generator=random))
         generator = torch.Generator(device).manual_seed(seed)
-        return cls(maps, rows, scaled, settings, {k: v.to(device) for k, v in weights.items()}, generator)
+        return cls(maps, rows, scaled, settings, dtype, {k: v.to(device) for k, v in weights.items()}, generator)
 
     def train(self, at: Sequence[int], progress: tqdm[Any]) -> list[dict[str, Tensor]]:
         """Train in place; the averaged weights after each of these numbers of steps."""
@@ -429,7 +294,7 @@ class _Member:
 
     def _loss(self, weights: FusionWeights, drawn: Tensor) -> Tensor:
         """Cross-entropy and Dice of a batch of images."""
-        maps, schema, dtype = self.maps, self.maps.schema, _product_dtype(self.maps.masks.device, self.settings)
+        maps, schema, dtype = self.maps, self.maps.schema, self.dtype
         region = self._region(weights.convolutions)
         levels = [
             self._disturbed((region.cut(level, i)[drawn].float() - mean[:, None, None]) / std[:, None, None]).to(dtype)
@@ -481,10 +346,3 @@ def _segmentation_loss(logits: Tensor, masks: Tensor, ignore_index: int, dice: f
     overlap = 2 * (p * truth).sum((0, 2, 3)) / (p.sum((0, 2, 3)) + area).clamp_min(1)
     present = area > 0
     return entropy + dice * (1 - overlap)[present].sum() / present.sum().clamp_min(1)
-
-
-def _product_dtype(device: torch.device, settings: ConvolutionalSettings) -> torch.dtype:
-    """The precision asked for, or bfloat16 where the hardware multiplies in it."""
-    if settings.dtype is not None:
-        return torch.float32 if settings.dtype == "float32" else torch.bfloat16
-    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
