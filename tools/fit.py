@@ -136,9 +136,9 @@ def run(args: argparse.Namespace) -> None:
     assert found.generator is not None  # as one was named
 
     def print_quality(target: Target, architecture: str, quality: Quality, folds: int) -> None:
+        name, count = _word(architecture), len(found.annotated)
         print(
-            f"{target.field} ({_word(architecture)}): {len(found.annotated)} images, each labeled by an ensemble fitted "
-            f"without it ({folds} folds):"
+            f"{target.field} ({name}): {count} images, each labeled by an ensemble fitted without it ({folds} folds):"
         )
         for line in figure_lines(quality.figures(target)):
             print(line)

@@ -82,15 +82,11 @@ class PixelTrainer:
 
     def reported(self, interpreter: Any, trial: int | None = None) -> dict[str, str | float | None]:
         """The settings, as a card shows them; the number of members is in the interpreter's config."""
-        left_out = {"hidden", "convolutional"} | {"sigma"} * (not isinstance(interpreter, KeypointEnsemble))
-        return {
-            **{
-                f.name: getattr(self.settings, f.name)
-                for f in dataclasses.fields(self.settings)
-                if f.name not in left_out
-            },
-            "hidden": "/".join(map(str, interpreter.config["hidden"])),
-        }
+        points = isinstance(interpreter, KeypointEnsemble)
+        left_out = ("hidden", "convolutional") if points else ("hidden", "convolutional", "sigma")
+        names = [field.name for field in dataclasses.fields(self.settings) if field.name not in left_out]
+        hidden = "/".join(map(str, interpreter.config["hidden"]))
+        return {**{name: getattr(self.settings, name) for name in names}, "hidden": hidden}
 
     def _trained(self, rows: Tensor, description: str) -> Ensemble:
         ensemble = train_ensemble(self.pixels, self.task, self.settings, self.random, rows, description)
