@@ -10,7 +10,7 @@ from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checkpoints.calibration_report import Calibration
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.fitting.annotated import AnnotatedImages
-from dsgan_datasets.fitting.pixel_ensemble import fit_interpreter
+from dsgan_datasets.fitting.choosing import fit_interpreter
 from dsgan_datasets.generators import FeatureGenerator, load_generator, save_generator
 from dsgan_datasets.interpreters import Labels, PixelEnsemble, load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator

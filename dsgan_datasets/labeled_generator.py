@@ -35,7 +35,7 @@ from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import as_groups, schema_of
 
 #: Fields of a sample that are only made when asked for.
-EXTRAS = ("uncertainty", "latent")
+EXTRAS = ("uncertainty", "latent", "probabilities")
 #: Extras by the names that they had before.
 _RENAMED_EXTRAS = {"js": "uncertainty"}
 
@@ -200,7 +200,8 @@ class LabeledGenerator:
             seed: 0 … 2^64-1; another seed is another dataset.
             attempts: replay exactly these draws, without the filter; one number for all, or one for each index. This is
                 how a recorded sample is reproduced elsewhere.
-            extras: further fields of the batch: "uncertainty" (per pixel, if the labeler has it), "latent" (z).
+            extras: further fields of the batch: "uncertainty" (per pixel, if the labeler has it), "latent" (z),
+                "probabilities" (of each class of the mask, if the labeler has them).
 
         Raises:
             ValueError: indices, seed or attempts out of range, the filter has no threshold yet, or it accepts less than
@@ -250,7 +251,7 @@ class LabeledGenerator:
         filter = self.recipe.filter if filtered else None
 
         def draw(indices: Tensor, attempts: Tensor) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
-            wait = self._start(indices, attempts, seed, Purpose.DATASET)
+            wait = self._start(indices, attempts, seed, Purpose.DATASET, wanted)
 
             def finish() -> tuple[dict[str, Tensor], Tensor]:
                 drawn = wait()
@@ -277,9 +278,13 @@ class LabeledGenerator:
             wanted.add(_RENAMED_EXTRAS.get(name, name))
         known = (*EXTRAS, *self._maps_of_others)
         if unknown := wanted - set(known):
-            raise ValueError(f"extras are {' and '.join(known)}, not {', '.join(sorted(map(repr, unknown)))}")
+            raise ValueError(f"extras are {', '.join(known)}, not {', '.join(sorted(map(repr, unknown)))}")
         if "uncertainty" in wanted and not self.labeler.has_uncertainty:
             raise ValueError("this source of labels does not know how certain it is: leave out the extra 'uncertainty'")
+        if "probabilities" in wanted and not self.labeler.has_probabilities:
+            raise ValueError(
+                "this source of labels has no probabilities of classes: leave out the extra 'probabilities'"
+            )
         return wanted
 
     @property
@@ -293,19 +298,22 @@ class LabeledGenerator:
         sample = next(self._stream([(0, 0)], 0, filtered=False, extras=extras))
         return SampleBatch({name: value.new_empty(0, *value.shape) for name, value in sample.items()})
 
-    def _start(self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose) -> Callable[[], dict[str, Tensor]]:
+    def _start(
+        self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose, extras: Collection[str] = ()
+    ) -> Callable[[], dict[str, Tensor]]:
         """Begin up to compute_batch draws; what is returned waits for their scores, and gives all fields, unfiltered.
 
         No draw depends on which others are asked for.
         """
         latents = draw_latents(self.recipe, self.generator.z_dim, indices, seed=seed, attempt=attempts, purpose=purpose)
         if self.device.type == "cpu":
-            rows = parallel_map(self._compute, [latents[i : i + 1] for i in range(len(latents))], self.device)
+            alone = [latents[i : i + 1] for i in range(len(latents))]
+            rows = parallel_map(lambda one: self._compute(one, extras), alone, self.device)
             fields = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         else:
             # The last bits of a convolution depend on its batch size: it is always the same, filled up if need be.
             padding = torch.arange(self.recipe.compute_batch, device="cpu").clamp(max=len(indices) - 1)
-            fields = {name: value[: len(indices)] for name, value in self._compute(latents[padding]).items()}
+            fields = {name: value[: len(indices)] for name, value in self._compute(latents[padding], extras).items()}
         fields |= {"index": indices, "attempt": attempts, "latent": latents.z}
         if latents.class_label is not None:
             fields["class_label"] = latents.class_label
@@ -323,13 +331,15 @@ class LabeledGenerator:
 
         return wait
 
-    def _compute(self, latents: Latents) -> dict[str, Tensor]:
-        """Image, labels and uncertainty of latents."""
+    def _compute(self, latents: Latents, extras: Collection[str]) -> dict[str, Tensor]:
+        """Image, labels, uncertainty and what else is asked for of latents."""
         if self.recipe.rendering.compile and self.device.type != "cuda":
             raise ValueError(f"compile=True needs a CUDA device, this is {self.device}: use compile=False")
-        compute = self._graph or self._label
+        ws = style_vectors(self.generator, self.recipe, latents)
         try:
-            return dict(compute(style_vectors(self.generator, self.recipe, latents)))
+            if "probabilities" in extras:  # which a captured graph does not make
+                return self.labeler.label(ws, self.recipe, extras)
+            return dict((self._graph or self._label)(ws))
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(self._out_of_memory(latents)) from error
 

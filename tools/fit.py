@@ -9,12 +9,22 @@ from pathlib import Path
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST
 from dsgan_datasets.checkpoints.fit_report import Figures
+from dsgan_datasets.fitting.choosing import AUTO
 from dsgan_datasets.fitting.evaluation import Quality
 from dsgan_datasets.fitting.pipeline import fit_checkpoint, sample_recipe
 from dsgan_datasets.fitting.settings import FitSettings
+from dsgan_datasets.interpreters import ConvolutionalInterpreter, PixelEnsemble
 from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.calibrate import add_filter_options, refuse_threshold, report
+
+#: Words of --interpreter -> architecture.
+INTERPRETERS = {
+    "pixels": PixelEnsemble.architecture,
+    "convolutional": ConvolutionalInterpreter.architecture,
+    AUTO: AUTO,
+}
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -54,6 +64,14 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 def _add_training(parser: argparse._ArgumentGroup) -> None:
     default = FitSettings()
+    parser.add_argument(
+        "--interpreter",
+        choices=list(INTERPRETERS),
+        default="pixels",
+        help="of masks: pixels (classifiers that see one pixel, as published), convolutional (small networks that see "
+        "its neighbors; most options of the training below are of pixels), or auto, which takes what labels held-out "
+        "images better (default: pixels)",
+    )
     parser.add_argument(
         "--members", type=options.integer(1, 1000), default=default.members, help="classifiers (default: 10)"
     )
@@ -117,9 +135,11 @@ def run(args: argparse.Namespace) -> None:
         print("no held-out check: it takes two annotated images or more")
     assert found.generator is not None  # as one was named
 
-    def print_quality(target: Target, quality: Quality, folds: int) -> None:
-        count = len(found.annotated)
-        print(f"{target.field}: {count} images, each labeled by an ensemble fitted without it ({folds} folds):")
+    def print_quality(target: Target, architecture: str, quality: Quality, folds: int) -> None:
+        name, count = _word(architecture), len(found.annotated)
+        print(
+            f"{target.field} ({name}): {count} images, each labeled by an ensemble fitted without it ({folds} folds):"
+        )
         for line in figure_lines(quality.figures(target)):
             print(line)
         sys.stdout.flush()
@@ -138,11 +158,20 @@ def run(args: argparse.Namespace) -> None:
         description=args.description,
         license=args.license,
         generator_name=Path(args.generator).name,
+        architectures={t.field: INTERPRETERS[args.interpreter] for t in found.targets if t.kind == LabelSchema.kind},
         on_quality=print_quality,
     )
+    if args.interpreter == AUTO:
+        taken = [found.architecture for found in fitted.labeled.labeler.interpreters if "mask" in found.fields]
+        print(f"taken, as it labels held-out images better: {', '.join(map(_word, taken))}")
     for line in report(fitted.labeled.recipe, fitted.labeled.calibration):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")
+
+
+def _word(architecture: str) -> str:
+    """Of the command line."""
+    return next((word for word, known in INTERPRETERS.items() if known == architecture), architecture)
 
 
 def _settings(args: argparse.Namespace) -> FitSettings:

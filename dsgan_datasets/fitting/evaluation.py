@@ -12,7 +12,7 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.fitting.annotated import AnnotatedImages
 from dsgan_datasets.fitting.quality import QUALITIES, ConfusionMatrix, MapErrors, PointErrors, Quality, count_pairs
 from dsgan_datasets.fitting.settings import FitSettings
-from dsgan_datasets.fitting.trainers import trainer_for
+from dsgan_datasets.fitting.trainers import Trainer, trainer_for
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.base import Frame, Interpreter, LabelingOptions
@@ -121,13 +121,31 @@ def cross_validate(
     """
     integer("folds", folds, 2, len(annotated))
     trainer = trainer_for(target, architecture)(generator, annotated, target, recipe, settings or FitSettings())
+    return hold_out(trainer, generator, annotated, target, recipe, folds)[0]
+
+
+def hold_out(
+    trainer: Trainer,
+    generator: FeatureGenerator,
+    annotated: AnnotatedImages,
+    target: Target,
+    recipe: Recipe,
+    folds: int,
+) -> tuple[Any, int]:
+    """`cross_validate` by a trainer of these images: the best quality of its ways to train, and the number of that."""
     shuffled = torch.randperm(len(annotated), generator=trainer.random)
     exact = recipe.override(dtype="float32")
-    everyone, compared = torch.arange(len(annotated)), []
+    everyone, compared = torch.arange(len(annotated)), list[list[Tensor]]()
     for fold in range(folds):
         held_out = shuffled[fold::folds].sort().values
         others = everyone[~torch.isin(everyone, held_out)]
-        interpreter = trainer.train(others, f"held-out check {fold + 1}/{folds}")
         some = annotated[held_out]
-        compared.append(_compared(generator, interpreter, some, target, exact, "labeling held-out images"))
-    return QUALITIES[target.kind].pooled(torch.cat(compared), target)
+        compared.append(
+            [
+                _compared(generator, interpreter, some, target, exact, "labeling held-out images")
+                for interpreter in trainer.trials(others, f"held-out check {fold + 1}/{folds}")
+            ]
+        )
+    qualities = [QUALITIES[target.kind].pooled(torch.cat(parts), target) for parts in zip(*compared, strict=True)]
+    best = max(range(len(qualities)), key=lambda i: qualities[i].score)
+    return qualities[best], best

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from dsgan_datasets.charts import histogram
 from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checks import integer
 from dsgan_datasets.compatibility import check_recipe, class_ids
-from dsgan_datasets.fitting.evaluation import Quality, cross_validate
+from dsgan_datasets.fitting.choosing import check_choice, choose
+from dsgan_datasets.fitting.quality import Quality
 from dsgan_datasets.fitting.settings import FitSettings
 from dsgan_datasets.fitting.trainers import trainer_for
 from dsgan_datasets.generators.base import FeatureGenerator
-from dsgan_datasets.interpreters.base import Interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.pictures import as_png, contact_sheet
@@ -71,7 +70,7 @@ def fit_checkpoint(
     license: str | None = None,
     generator_name: str | None = None,
     architectures: Mapping[str, str] | None = None,
-    on_quality: Callable[[Target, Quality, int], None] | None = None,
+    on_quality: Callable[[Target, str, Quality, int], None] | None = None,
 ) -> FitRun:
     """Fit an interpreter to each label of annotated images, check it on held-out ones, calibrate the filter, and write
     the checkpoint.
@@ -92,9 +91,10 @@ def fit_checkpoint(
         description: first paragraph of the card.
         license: of weights and samples; None is that of the generator.
         generator_name: what the card calls the generator; None is the file that it was read from.
-        architectures: field of a label -> architecture of its interpreter; those left out have the usual one.
-        on_quality: called with a target, its held-out agreement and folds as soon as they are known, long before all is
-            done.
+        architectures: field of a label -> architecture of its interpreter, or "auto" for the one that labels held-out
+            images best; those left out have the usual one.
+        on_quality: called with a target, an architecture, its held-out agreement and folds as soon as they are known,
+            long before all is done.
 
     Returns:
         what was written, and what was measured on the way.
@@ -118,26 +118,31 @@ def fit_checkpoint(
     check_shares(reject_fraction, ignore_fraction, settings.members)
     check_recipe(recipe, generator, targets)
     for target in targets:
-        trainer_for(target, chosen[target.field])
+        check_choice(target, chosen[target.field], folds)
     integer("num_samples", num_samples, 20 * recipe.group_size)
 
     quality: dict[str, Quality] = {}
-    interpreters = []
+    interpreters, reported = [], list[Mapping[str, Any]]()
     for target in targets:
-        # The images are those of the annotations' recipe, whatever samples are to look like.
-        made = {"recipe": annotations.recipe, "settings": settings, "architecture": chosen[target.field]}
-        if folds:
-            quality[target.field] = cross_validate(generator, annotated, target, folds=folds, **made)
+
+        def tell(architecture: str, found: Quality, target: Target = target) -> None:
             if on_quality is not None:
-                on_quality(target, quality[target.field], folds)
-        make = trainer_for(target, chosen[target.field])
-        interpreters.append(make(generator, annotated, target, annotations.recipe, settings).train())
+                on_quality(target, architecture, found, folds)
+
+        # The images are those of the annotations' recipe, whatever samples are to look like.
+        made = generator, annotated, target, annotations.recipe, settings
+        choice = choose(*made, chosen[target.field], folds, tell)
+        if choice.quality is not None:
+            quality[target.field] = choice.quality
+        trainer = trainer_for(target, choice.architecture)(*made)
+        interpreters.append(trainer.train(choice.trial))
+        reported.append(trainer.reported(interpreters[-1], choice.trial))
     fit = FitReport(
         title=title or out.resolve().name,
         num_images=len(annotated),
         folds=folds,
         quality={target.field: quality[target.field].figures(target) for target in targets if quality},
-        settings=_reported(settings, interpreters),
+        settings=_together(reported),
         generator=generator_name or name_of(generator),
         description=description,
     )
@@ -229,11 +234,11 @@ def sample_recipe(annotations: Annotations, **changes: Any) -> Recipe:
     return plain.override(**class_ids(changes, annotations.targets))
 
 
-def _reported(settings: FitSettings, interpreters: Sequence[Interpreter]) -> dict[str, Any]:
-    """The settings as a card shows them, without what the interpreters' own configs say."""
-    reported = {name: value for name, value in dataclasses.asdict(settings).items() if name != "sigma"}
-    hidden = ["/".join(map(str, found.config["hidden"])) for found in interpreters if "hidden" in found.config]
-    return {**reported, "hidden": ", ".join(hidden)}
+def _together(reported: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of several interpreters in one table: where they differ, one after the other."""
+    names = dict.fromkeys(name for settings in reported for name in settings)
+    values = {name: list(dict.fromkeys(settings[name] for settings in reported if name in settings)) for name in names}
+    return {name: found[0] if len(found) == 1 else ", ".join(map(str, found)) for name, found in values.items()}
 
 
 def name_of(generator: FeatureGenerator) -> str:

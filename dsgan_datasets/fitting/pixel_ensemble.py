@@ -12,55 +12,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.fitting.annotated import AnnotatedImages, check_annotated
 from dsgan_datasets.fitting.pixels import BalancedDraws, LabeledPixels, moments
 from dsgan_datasets.fitting.settings import FitSettings
 from dsgan_datasets.fitting.tasks import TASKS, PixelTask
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.interpreters.ensemble import Ensemble
+from dsgan_datasets.interpreters.keypoint_ensemble import KeypointEnsemble
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS, stack_members
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.base import Target
-
-
-def fit_interpreter(
-    generator: FeatureGenerator,
-    annotated: AnnotatedImages,
-    target: Target,
-    *,
-    recipe: Recipe | None = None,
-    settings: FitSettings | None = None,
-    **changes: Any,
-) -> Any:
-    """Train an ensemble whose members look at each pixel (DatasetGAN, sections 3.1 and 4, and appendix).
-
-    Each member has its own initial weights and draws its own pixels; all are trained together as batched matrices.
-    The published recipe is ``FitSettings(class_balance=0, standardize=False, dtype="float32")``. The defaults differ
-    from it where that won; docs/fit.md says by how much, and what else was tried.
-
-    Args:
-        generator: the frozen generator, on the device to train on.
-        annotated: its annotated images.
-        target: what is to be learned from them: a `LabelSchema`, `Keypoints` or a `DenseMap`.
-        recipe: how the images were made (truncation, noise, size, crop); None is the default recipe.
-        settings: of the training; None for the defaults.
-        changes: fields of the settings, by name: ``members=5`` is short for ``settings=FitSettings(members=5)``.
-
-    Returns:
-        the interpreter, a `PixelEnsemble`, `KeypointEnsemble` or `MapEnsemble`, on the generator's device, with the
-        layout and channels of its maps. The same seed gives the same interpreter on the same machine.
-
-    Raises:
-        ValueError: labels and images that do not fit, labels of another kind, or a setting that is out of range.
-        TypeError: a setting that does not exist.
-
-    Example:
-        >>> ensemble = fit_interpreter(generator, AnnotatedImages(z, masks), schema)  # doctest: +SKIP
-    """
-    settings = dataclasses.replace(settings or FitSettings(), **changes)
-    return PixelTrainer.of(generator, annotated, target, recipe or Recipe(), settings).train()
 
 
 @dataclass(frozen=True)
@@ -104,10 +66,29 @@ class PixelTrainer:
         pixels = LabeledPixels.gather(generator, annotated.latents, task, recipe, settings.pixels_per_image, random)
         return cls(pixels, task, settings, random, (generator.features, generator.feature_channels))
 
-    def train(self, images: Tensor | None = None, description: str = "training the interpreter") -> Ensemble:
-        """An ensemble for some of the images, int64 numbers, or all; ValueError if the training diverged."""
-        image = self.pixels.image
-        rows = torch.arange(len(image)) if images is None else torch.isin(image, images).nonzero()[:, 0]
+    @property
+    def ways(self) -> int:
+        """One."""
+        return 1
+
+    def trials(self, images: Tensor, description: str) -> list[Ensemble]:
+        """An ensemble for some of the images, int64 numbers; ValueError if the training diverged."""
+        rows = torch.isin(self.pixels.image, images).nonzero()[:, 0]
+        return [self._trained(rows, description)]
+
+    def train(self, trial: int | None = None) -> Ensemble:
+        """An ensemble for all images; ValueError if the training diverged."""
+        return self._trained(torch.arange(len(self.pixels.image)), "training the interpreter")
+
+    def reported(self, interpreter: Any, trial: int | None = None) -> dict[str, str | float | None]:
+        """The settings, as a card shows them; the number of members is in the interpreter's config."""
+        points = isinstance(interpreter, KeypointEnsemble)
+        left_out = ("hidden", "convolutional") if points else ("hidden", "convolutional", "sigma")
+        names = [field.name for field in dataclasses.fields(self.settings) if field.name not in left_out]
+        hidden = "/".join(map(str, interpreter.config["hidden"]))
+        return {**{name: getattr(self.settings, name) for name in names}, "hidden": hidden}
+
+    def _trained(self, rows: Tensor, description: str) -> Ensemble:
         ensemble = train_ensemble(self.pixels, self.task, self.settings, self.random, rows, description)
         return ensemble.with_layout(*self.layout)
 
@@ -138,7 +119,7 @@ def train_ensemble(
     # On the CPU each member is trained on a thread of its own: threads that share one small product mostly wait for
     # each other. A GPU takes all members at once.
     together = 1 if device.type == "cpu" else settings.members
-    dtype = _product_dtype(device, settings)
+    dtype = settings.product_dtype(device)
     networks = [_Members(together, widths, random, dtype).to(device) for _ in range(settings.members // together)]
     draw = BalancedDraws(pixels.strata, rows, settings.class_balance, random)
     draws = [draw(settings.steps, together, settings.batch_pixels) for _ in networks]
@@ -161,13 +142,6 @@ def train_ensemble(
             f"{settings.learning_rate:g}; 0.001 is usual"
         )
     return ensemble
-
-
-def _product_dtype(device: torch.device, settings: FitSettings) -> torch.dtype:
-    """The precision asked for, or bfloat16 where the hardware multiplies in it."""
-    if settings.dtype is not None:
-        return torch.float32 if settings.dtype == "float32" else torch.bfloat16
-    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
 
 
 class _Members(nn.Module):

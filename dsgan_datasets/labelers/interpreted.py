@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -102,6 +103,11 @@ class InterpretedLabeler:
         }
 
     @property
+    def has_probabilities(self) -> bool:
+        """Whether an interpreter can tell the probabilities of the classes of its mask."""
+        return any(interpreter.has_probabilities for interpreter in self.interpreters)
+
+    @property
     def device(self) -> torch.device:
         """Where labels are computed."""
         return self.generator.device
@@ -116,14 +122,19 @@ class InterpretedLabeler:
                 named = next(len(target.tally_names) for target in self.targets if target.field == "mask")
                 check_class_map(recipe, interpreter.config["classes"], named)
 
-    def label(self, ws: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-        """Image, labels and uncertainty of style vectors; on a GPU nothing in here waits for it."""
+    def label(self, ws: Tensor, recipe: Recipe, extras: Collection[str] = ()) -> dict[str, Tensor]:
+        """Image, labels, uncertainty and extras of style vectors; on a GPU nothing in here waits for it."""
         image, features = compiled_if_asked(render, recipe)(self.generator, recipe, ws)
         frame = Frame(recipe.frame_size(self.generator.img_size), recipe.rendering.crop)
         fields, certainties = {"image": image}, {}
         for number, interpreter in enumerate(self.interpreters):
-            predicted = interpreter.predict(features, frame, _options(recipe))
-            fields |= self._edits(predicted.labels, None if number else predicted.uncertainty, recipe)
+            soft = "probabilities" in extras and interpreter.has_probabilities
+            options = dataclasses.replace(_options(recipe), probabilities=soft)
+            predicted = interpreter.predict(features, frame, options)
+            labels = dict(predicted.labels)
+            if predicted.probabilities is not None:
+                labels["probabilities"] = predicted.probabilities
+            fields |= self._edits(labels, None if number else predicted.uncertainty, recipe)
             prefix = _prefix(number, interpreter)
             if predicted.uncertainty is not None and predicted.uncertainty_score is not None:
                 certainties[f"{prefix}uncertainty"] = predicted.uncertainty
