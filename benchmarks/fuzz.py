@@ -51,9 +51,10 @@ from annotation_folders import (  # noqa: E402
     write_depth,
     write_labelme,
     write_labelme_points,
+    write_labelstudio,
     write_masks,
 )
-from conftest import small_labeled, small_stylegan1  # noqa: E402
+from conftest import SCHEMA, small_labeled, small_stylegan1  # noqa: E402
 from measuring import cpu_name, progress, write_report  # noqa: E402
 from watched import Outcome, Watched  # noqa: E402
 
@@ -170,6 +171,7 @@ def _annotations(where: Path) -> list[Seed]:
         ("coco", (), write_coco, "coco.json", ()),
         ("points", (POINTS,), write_labelme_points, "images/{}.json", ("targets.json",)),
         ("coco points", (POINTS,), write_coco_points, "coco_keypoints.json", ()),
+        ("label studio", (SCHEMA, POINTS), write_labelstudio, "labelstudio.json", ()),
         ("depth", (DEPTH,), write_depth, "depth/{}.npy", ("targets.json",)),
     ):
         folder = export_to(where / kind, *targets)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +123,56 @@ def write_depth(folder: Path) -> Array:
         else:
             np.save(folder / "depth" / f"{name}.npy", depth[0].astype(np.float64))
     return maps
+
+
+def packed(numbers: Array, *, literal: bool = False) -> list[int]:
+    """rle-pack's bytes: runs of equal numbers, or all numbers one by one in runs of 16."""
+    bits = f"{len(numbers):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (2, 4, 8, 16))
+    if literal:
+        for i in range(0, len(numbers), 16):
+            part = numbers[i : i + 16]
+            bits += f"001{len(part) - 1:04b}" + "".join(f"{n:08b}" for n in part)
+    else:
+        for number, same in groupby(numbers.tolist()):
+            bits += f"111{len(list(same)) - 1:016b}{number:08b}"
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+
+
+def region(kind: str, label: str, **value: Any) -> dict[str, Any]:
+    sides = {"original_width": SIZE[1], "original_height": SIZE[0], "image_rotation": 0}
+    return {**sides, "id": label, "type": kind, "value": {**value, kind: [label]}}
+
+
+def brush(mask: Array, label: str, **how: bool) -> dict[str, Any]:
+    pixels = np.zeros((*SIZE, 4), np.uint8)
+    pixels[mask] = (10, 20, 30, 255)
+    return region("brushlabels", label, format="rle", rle=packed(pixels.flatten(), **how))
+
+
+def keypoint(label: str, x: float, y: float) -> dict[str, Any]:
+    return region("keypointlabels", label, x=100 * x / SIZE[1], y=100 * y / SIZE[0], width=0.3)
+
+
+def labelstudio_task(name: str, *result: dict[str, Any]) -> dict[str, Any]:
+    annotations = [{"id": 1, "was_cancelled": True, "result": [{}]}, {"id": 2, "result": list(result)}]
+    return {"id": 3, "data": {"image": f"/data/upload/1/ab12cd34-{name}.png"}, "annotations": annotations}
+
+
+def write_labelstudio(folder: Path) -> tuple[Array, Array]:
+    """Masks of SCHEMA by brush, and POINTS, in one file."""
+    masks = np.stack([blocks(i) for i in range(3)])
+    points = np.stack([places(i) for i in range(3)])
+    tasks = []
+    for name, mask, its in zip(names(folder), masks, points, strict=True):
+        regions = [brush(mask == i, SCHEMA.classes[i], literal=i == 2) for i in (1, 2, 3)]
+        for label, (x, y, v) in zip(POINTS.names, its.tolist(), strict=True):
+            regions.append(keypoint(label, x, y))
+            if v != 2:
+                regions.append({"id": label, "type": "choices", "value": {"choices": ["hidden" if v else "absent"]}})
+        tasks.append(labelstudio_task(name, *regions))
+    write(folder / "labelstudio.json", [*tasks, labelstudio_task("other")])
+    return masks, points
 
 
 def write(path: Path, content: object) -> None:

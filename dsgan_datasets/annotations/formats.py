@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -18,6 +18,7 @@ from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.kinds.maps import read_map
 from dsgan_datasets.annotations.labelme import READERS as LABELME
 from dsgan_datasets.annotations.labelme import is_labelme, read_labelme
+from dsgan_datasets.annotations.labelstudio import is_labelstudio, labelstudio_sources
 from dsgan_datasets.annotations.material import Source
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.png import read_picture
@@ -28,10 +29,13 @@ from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.dense_map import DenseMap
 from dsgan_datasets.targets.segmentation import LabelSchema
 
-#: Formats of annotations: pictures of masks, maps such as depth, LabelMe's and COCO's JSON, DatasetGAN's layout.
-AnnotationFormat = Literal["masks", "maps", "labelme", "coco", "published"]
+#: Formats of annotations: pictures of masks, maps such as depth, JSON of LabelMe, COCO and Label Studio, DatasetGAN's
+#: layout.
+AnnotationFormat = Literal["masks", "maps", "labelme", "coco", "labelstudio", "published"]
 #: COCO files of an exported folder: tools export outlines and keypoints apart from each other.
 COCO_FILES = ("coco.json", "coco_keypoints.json")
+#: Export of Label Studio in its own format.
+LABELSTUDIO_FILE = "labelstudio.json"
 
 _AS_COCO = "CVAT, Label Studio and others export COCO, which is read"
 
@@ -114,7 +118,7 @@ def annotation_sources(
     names = ImageNames(image.name for image in exported.images)
     sources: dict[str, list[Source]] = {}
     for place, its in files:
-        read = {"coco": _coco, "labelme": _labelme}.get(place.format, _pictures)
+        read = _READ.get(place.format, _pictures)
         for image, more in read(its, place.targets, exported, names, found).items():
             sources.setdefault(image, []).extend(more)
     return sources
@@ -137,6 +141,7 @@ def _places(folder: Path, targets: Sequence[Target]) -> list[_Place]:
     outlines = tuple(target for target in targets if target.kind in COCO)
     if shapes:
         places.append(_Place("labelme", folder / "images", ("images/**/*.json",), shapes, "images/NAME.json (LabelMe)"))
+        places.append(_Place("labelstudio", folder, (LABELSTUDIO_FILE,), shapes, LABELSTUDIO_FILE))
     if outlines:
         places.append(_Place("coco", folder, COCO_FILES, outlines, "coco.json"))
     return places
@@ -259,7 +264,11 @@ def _kind(
             return "coco"
         if is_labelme(content):
             return "labelme"
-        problem = problem or f"{file.name} is neither COCO nor LabelMe, but {_described(content)}. {_AS_COCO}"
+        if is_labelstudio(content):
+            return "labelstudio"
+        problem = (
+            problem or f"{file.name} is neither COCO, LabelMe nor Label Studio, but {_described(content)}. {_AS_COCO}"
+        )
     if pictures:
         return "pictures"
     counted = Counter(file.suffix or "none" for file in files)
@@ -272,23 +281,29 @@ def _kind(
 
 def _described(content: Any) -> str:
     if isinstance(content, list) and content and isinstance(content[0], dict):
-        tool = "tasks of Label Studio" if {"annotations", "data"} <= content[0].keys() else "a list of objects"
-        return f"{tool} with {listed(sorted(content[0]), 6)}"
+        return f"a list of objects with {listed(sorted(content[0]), 6)}"
     if isinstance(content, dict):
         return f"an object with {listed(sorted(content), 6) or 'nothing'}"
     return f"a {type(content).__name__}"
 
 
-def _coco(
-    files: Sequence[File], targets: Sequence[Target], exported: Exported, names: ImageNames, found: Findings
+def _documents(
+    known: Callable[[Any], bool],
+    read: Callable[[Any, str, Sequence[Target], tuple[int, int], ImageNames, Findings], Mapping[str, Source]],
+    files: Sequence[File],
+    targets: Sequence[Target],
+    exported: Exported,
+    names: ImageNames,
+    found: Findings,
 ) -> dict[str, list[Source]]:
+    """Files each of which annotates many images; others beside them are passed over."""
     sources: dict[str, list[Source]] = {}
     documents = [file for file in files if file.suffix == ".json"] or list(files)
     for file in documents:
         content = found.guarded(file.name, lambda file=file: parse_json(file.read()))  # type: ignore[misc]
-        if content is None or (len(documents) > 1 and not is_coco(content)):
+        if content is None or (len(documents) > 1 and not known(content)):
             continue
-        for name, source in coco_sources(content, file.name, targets, exported.size, names, found).items():
+        for name, source in read(content, file.name, targets, exported.size, names, found).items():
             sources.setdefault(name, []).append(source)
     return sources
 
@@ -370,6 +385,14 @@ def _pictures(
         return {} if label is None else {target.field: label}
 
     return {name: [Source(file.name, partial(labels, file))] for name, file in assigned.items()}
+
+
+#: Format -> what reads its files; others are files of their own for each image.
+_READ = {
+    "coco": partial(_documents, is_coco, coco_sources),
+    "labelstudio": partial(_documents, is_labelstudio, labelstudio_sources),
+    "labelme": _labelme,
+}
 
 
 def _assigned(files: Sequence[File], names: ImageNames, found: Findings) -> tuple[dict[str, File], list[File]]:

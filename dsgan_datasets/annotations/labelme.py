@@ -18,7 +18,7 @@ from PIL import Image
 
 from dsgan_datasets.annotations.files import File
 from dsgan_datasets.annotations.folder import IGNORE, Array, hash_pixels
-from dsgan_datasets.annotations.marks import ABSENT, HIDDEN, Mark, placed
+from dsgan_datasets.annotations.marks import ABSENT, HIDDEN, Mark, placed, visibility
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import check_size
 from dsgan_datasets.annotations.shapes import Canvas, within_reach
@@ -114,6 +114,21 @@ def read_labelme(
     before = found.count
     _check_image(content, name, where, sha256, names, size, found)
     usable = found.count == before
+    labels = labels_of(shapes, where, targets, size, found)
+    return labels if usable else {}
+
+
+def labels_of(
+    shapes: Sequence[Mapping[str, Any]],
+    where: str,
+    targets: Sequence[Target],
+    size: tuple[int, int],
+    found: Findings,
+) -> dict[str, Array]:
+    """The labels that shapes like LabelMe's are; see `read_labelme`.
+
+    A mask may be an array, bool [H, W], beside LabelMe's own text.
+    """
     its: dict[str, list[tuple[int, Any]]] = {target.field: [] for target in targets}
     for number, shape in enumerate(shapes, 1):
         kind = shape.get("shape_type") or "polygon"  # old files have none
@@ -124,7 +139,7 @@ def read_labelme(
         for target in targets
         if its[target.field]
     }
-    return {field: label for field, label in labels.items() if label is not None and usable}
+    return {field: label for field, label in labels.items() if label is not None}
 
 
 class ShapesReader(NamedTuple):
@@ -197,17 +212,11 @@ def _read_points(
 
 def _visibility(shape: Mapping[str, Any]) -> int:
     """0, 1 or 2 of a point: visible unless a flag, an attribute or the description says something else."""
-    words = {str(shape.get("description") or "").strip().lower()}
+    words = [str(shape.get("description") or "")]
     for extra in (shape.get("flags"), shape.get("attributes")):
         for name, value in extra.items() if isinstance(extra, dict) else ():
-            words.add((name if value is True or str(value).lower() == "true" else str(value)).strip().lower())
-    hidden, absent = (not words.isdisjoint(known) for known in (HIDDEN, ABSENT))
-    if hidden and absent:
-        raise ContentError(
-            f"is marked {HIDDEN[0]} and {ABSENT[0]}: {HIDDEN[0]} is in the image behind something, {ABSENT[0]} is not "
-            "in it; keep one"
-        )
-    return 0 if absent else 1 if hidden else 2
+            words.append(name if value is True or str(value).lower() == "true" else str(value))
+    return visibility(words)
 
 
 #: Kind of label -> how it is read.
@@ -296,6 +305,8 @@ _ALLOWED = "polygon, rectangle, oriented rectangle, circle or mask"
 def _mask_region(encoded: Any, points: Array, size: tuple[int, ...]) -> Array:
     """A mask drawn with LabelMe's AI tool: a PNG that lies with its corner at the first point."""
     height, width = size
+    if isinstance(encoded, np.ndarray):
+        return encoded
     if not isinstance(encoded, str):
         raise ContentError("its mask is missing: draw it again, or remove it")
     part = np.asarray(_decoded(encoded, most_pixels=height * width).convert("L")) > 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings, listed
-from dsgan_datasets.contents import shown
+from dsgan_datasets.contents import ContentError, shown
 from dsgan_datasets.targets.keypoints import Keypoints
 
 #: Name of what the points are of, as CVAT and COCO need one: the one thing that an image shows.
@@ -37,6 +37,26 @@ class Mark(NamedTuple):
     visibility: int
     place: str
     instance: str | None = None
+
+
+def visibility(words: Iterable[str]) -> int:
+    """What was written beside a point -> 0 not in the image, 1 hidden, 2 visible: also if nothing is.
+
+    Raises:
+        ContentError: it is said to be both hidden and absent.
+
+    Example:
+        >>> visibility(["Occluded "]), visibility(["a remark"])
+        (1, 2)
+    """
+    said = {word.strip().lower() for word in words}
+    hidden, absent = (not said.isdisjoint(known) for known in (HIDDEN, ABSENT))
+    if hidden and absent:
+        raise ContentError(
+            f"is marked {HIDDEN[0]} and {ABSENT[0]}: {HIDDEN[0]} is in the image behind something, {ABSENT[0]} is not "
+            "in it; keep one"
+        )
+    return 0 if absent else 1 if hidden else 2
 
 
 def placed(marks: Sequence[Mark], target: Keypoints, size: tuple[int, int], where: str, found: Findings) -> Array:
