@@ -233,7 +233,8 @@ def test_drafts_of_every_label_are_read_as_what_was_predicted(
     )  # fmt: skip
     shutil.copytree(folder / "drafts-depth", folder / "depth")
     if tool == "coco":
-        (folder / "cvat" / "coco_import.json").rename(folder / "coco.json")
+        for name in ("coco", "coco_keypoints"):
+            (folder / "cvat" / f"{name}_import.json").rename(folder / f"{name}.json")
     found = load_annotations(folder)
     assert np.array_equal(found.annotated.of("keypoints").numpy(), np.stack([places(1)] * 2))
     assert equal(found, np.stack([ramp(0)] * 2))

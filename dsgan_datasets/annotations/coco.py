@@ -8,7 +8,7 @@ is class 0.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,14 +18,13 @@ import numpy as np
 
 from dsgan_datasets.annotations.folder import IGNORE, Array
 from dsgan_datasets.annotations.marks import OBJECT, Mark, corner_offset, placed
-from dsgan_datasets.annotations.material import Source
+from dsgan_datasets.annotations.material import Source, Wanted
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import check_size
 from dsgan_datasets.annotations.shapes import Canvas, within_reach
 from dsgan_datasets.annotations.values import ImageNames, identity, whole
 from dsgan_datasets.contents import ContentError, shown
 from dsgan_datasets.polygons import polygons_to_mask
-from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 
@@ -36,27 +35,24 @@ _MANY_DIAGONALS = 50
 _MOST_LOOKED_AT = 20_000
 
 
-def coco_file(files: Sequence[str], size: tuple[int, int], *parts: Part) -> dict[str, Any]:
+def coco_file(files: Sequence[str], size: tuple[int, int], part: Part) -> dict[str, Any]:
     """Annotations of all images; categories are numbered from 1, as COCO's are.
 
     Args:
         files: names of the images.
         size: (H, W) of all of them.
-        parts: see `outlines_part` and `points_part`.
+        part: see `outlines_part` and `points_part`.
     """
-    categories: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for part in parts:
-        for image_id, entries in enumerate(part.annotations, 1):
-            for category, entry in entries:
-                number = {"id": len(annotations) + 1, "image_id": image_id, "category_id": len(categories) + category}
-                annotations.append({**number, **entry, "iscrowd": 0})
-        categories += [{"id": len(categories) + i, **entry} for i, entry in enumerate(part.categories, 1)]
+    for image_id, entries in enumerate(part.annotations, 1):
+        for category, entry in entries:
+            number = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category}
+            annotations.append({**number, **entry, "iscrowd": 0})
     return {
         "images": [
             {"id": i, "file_name": file, "width": size[1], "height": size[0]} for i, file in enumerate(files, 1)
         ],
-        "categories": categories,
+        "categories": [{"id": i, **entry} for i, entry in enumerate(part.categories, 1)],
         "annotations": annotations,
     }
 
@@ -123,7 +119,7 @@ def is_coco(content: Any) -> bool:
 
 
 def coco_sources(
-    content: Any, where: str, targets: Sequence[Target], size: tuple[int, int], names: ImageNames, found: Findings
+    content: Any, where: str, wanted: Wanted, size: tuple[int, int], names: ImageNames, found: Findings
 ) -> dict[str, Source]:
     """Name of an image, without folder and ending -> what its annotations say.
 
@@ -132,7 +128,7 @@ def coco_sources(
     Args:
         content: the parsed file.
         where: what to call it in messages.
-        targets: what is annotated, of the kinds in `READERS`.
+        wanted: what is annotated, of the kinds in `READERS`.
         size: (H, W) that images must have.
         names: of the exported images.
         found: collects errors not tied to one image.
@@ -152,9 +148,8 @@ def coco_sources(
     for annotation in annotations:
         by_image[identity(annotation.get("image_id"))].append(annotation)
     by_id = {identity(category.get("id")): category for category in categories}
-    readers = [
-        (target, READERS[target.kind](_File(where, by_id, annotations, size), target, found)) for target in targets
-    ]
+    file = _File(where, by_id, annotations, size)
+    readers = {target.field: READERS[target.kind](file, target) for target in wanted.targets}
     sources: dict[str, Source] = {}
     files: dict[str, str] = {}
     for image in images:
@@ -170,7 +165,9 @@ def coco_sources(
                 found.error(where, f"images {shown(files[name])} and {shown(file)} are both {name}: remove one of them")
                 continue
             files[name] = file
-            sources[name] = Source(where, partial(_read, image, its, f"{where}, image {name}", size, readers))
+            sources[name] = Source(
+                where, partial(_read, image, its, f"{where}, image {name}", size, readers, wanted.fields)
+            )
     for image_id, orphans in by_image.items():
         given = shown(orphans[0].get("image_id"))
         reason = "is not a number or text" if image_id is None else "is not in the file"
@@ -222,37 +219,40 @@ def _read(
     annotations: Sequence[Mapping[str, Any]],
     where: str,
     size: tuple[int, int],
-    readers: Sequence[tuple[Target, _LabelReader]],
+    readers: Mapping[str, _LabelReader],
+    fields: Collection[str],
     found: Findings,
 ) -> dict[str, Array]:
-    """Each annotation goes to all that take it, and else to the first of the readers, which says what is wrong."""
+    """Each annotation goes to all that take it, and else to the first of the readers, which says what is wrong; of
+    these, readers of some fields are asked."""
     if not check_size(image.get("height"), image.get("width"), size, where, found):
         return {}
-    surely = [[reader for _, reader in readers if reader.takes(annotation)] for annotation in annotations]
+    its: dict[str, list[Mapping[str, Any]]] = {field: [] for field in readers}
+    for annotation in annotations:
+        takers = [field for field, reader in readers.items() if reader.takes(annotation)]
+        for field in takers or [next(iter(readers))]:
+            its[field].append(annotation)
     labels = {}
-    for target, reader in readers:
-        its = [
-            annotation
-            for annotation, takers in zip(annotations, surely, strict=True)
-            if reader in takers or (not takers and reader is readers[0][1])
-        ]
-        if its and (label := reader.read(its, where, found)) is not None:
-            labels[target.field] = label
+    for field, reader in readers.items():
+        if field in fields and its[field] and (label := reader.read(its[field], where, found)) is not None:
+            labels[field] = label
     return labels
 
 
 class _MaskReader:
     """Outlines and run lengths -> class ids int64 [H, W]; later ones over earlier ones."""
 
-    def __init__(self, file: _File, schema: LabelSchema, found: Findings) -> None:
+    def __init__(self, file: _File, schema: LabelSchema) -> None:
         self._file, self._schema = file, schema
-        self._traced = _style([a.get("segmentation") for a in file.annotations], file.size, file.where, found)
+        self._traced: bool | None = None
 
     def takes(self, annotation: Mapping[str, Any]) -> bool:
         return self._file.category(annotation).get("name") in (*self._schema.classes, IGNORE)
 
     def read(self, annotations: Sequence[Mapping[str, Any]], where: str, found: Findings) -> Array | None:
-        before, schema = found.count, self._schema
+        before, schema, file = found.count, self._schema, self._file
+        if self._traced is None:
+            self._traced = _style([a.get("segmentation") for a in file.annotations], file.size, file.where, found)
         canvas = Canvas(self._file.size)
         unknown = set()
         for annotation in annotations:
@@ -286,11 +286,9 @@ class _MaskReader:
 class _PointsReader:
     """Keypoints -> points [K, 3]; those of a category may be in another order than the target's."""
 
-    def __init__(self, file: _File, target: Keypoints, found: Findings) -> None:
+    def __init__(self, file: _File, target: Keypoints) -> None:
         self._file, self._target = file, target
-        there = [numbers[:, :2][numbers[:, 2] > 0] for a in file.annotations if (numbers := _keypoints(a)) is not None]
-        coordinates = np.concatenate(there).flatten() if there else np.zeros(0)
-        self._offset = corner_offset(coordinates, file.where, found)
+        self._offset: float | None = None
 
     def takes(self, annotation: Mapping[str, Any]) -> bool:
         return bool(annotation.get("keypoints"))
@@ -304,14 +302,26 @@ class _PointsReader:
         if not its:
             return None
         before, marks = found.count, []
+        if self._offset is None:
+            self._offset = self._offset_of_file(found)
         for number, annotation in enumerate(its, 1):
-            marks += self._marks(annotation, f"annotation {shown(annotation.get('id', number))}", where, found)
+            marks += self._marks(
+                annotation, self._offset, f"annotation {shown(annotation.get('id', number))}", where, found
+            )
         if found.count > before:
             return None
         points = placed(marks, self._target, self._file.size, where, found)
         return None if found.count > before else points
 
-    def _marks(self, annotation: Mapping[str, Any], place: str, where: str, found: Findings) -> list[Mark]:
+    def _offset_of_file(self, found: Findings) -> float:
+        each = map(_keypoints, self._file.annotations)
+        there = [numbers[:, :2][numbers[:, 2] > 0] for numbers in each if numbers is not None]
+        coordinates = np.concatenate(there).flatten() if there else np.zeros(0)
+        return corner_offset(coordinates, self._file.where, found)
+
+    def _marks(
+        self, annotation: Mapping[str, Any], offset: float, place: str, where: str, found: Findings
+    ) -> list[Mark]:
         numbers, names = _keypoints(annotation), self._file.category(annotation).get("keypoints")
         if not isinstance(names, list) or not names:
             found.error(f"{where}, {place}", "its category names no keypoints: export it as COCO keypoints")
@@ -327,14 +337,14 @@ class _PointsReader:
             )
         else:
             return [
-                Mark(name, x + self._offset, y + self._offset, int(v), place, place)
+                Mark(name, x + offset, y + offset, int(v), place, place)
                 for name, (x, y, v) in zip(names, numbers.tolist(), strict=True)
             ]
         return []
 
 
 #: Kind of label -> how it is read.
-READERS: dict[str, Callable[[_File, Any, Findings], _LabelReader]] = {
+READERS: dict[str, Callable[[_File, Any], _LabelReader]] = {
     Keypoints.kind: _PointsReader,
     LabelSchema.kind: _MaskReader,
 }

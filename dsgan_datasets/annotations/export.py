@@ -150,7 +150,7 @@ def export_annotations(
             write_bytes(folder / "images" / f"{stem}.png", png(image))
         given = projects(targets, drafts)
         write_projects(folder, given)
-        hashes = write_drafts(folder, stems, targets, drafts, size)
+        hashes = write_drafts(folder, stems, targets, given, drafts, size)
         scores = [None] * num if looked.scores is None else looked.scores.tolist()
         to_fit = [*(folder_name for folder_name, _ in rounds), out.resolve().name]
         write_readme(folder, given, size, name, to_fit, drafted=bool(drafts))

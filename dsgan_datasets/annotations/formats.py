@@ -19,7 +19,7 @@ from dsgan_datasets.annotations.kinds.maps import read_map
 from dsgan_datasets.annotations.labelme import READERS as LABELME
 from dsgan_datasets.annotations.labelme import is_labelme, read_labelme
 from dsgan_datasets.annotations.labelstudio import is_labelstudio, labelstudio_sources
-from dsgan_datasets.annotations.material import Source
+from dsgan_datasets.annotations.material import Source, Wanted
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.png import read_picture
 from dsgan_datasets.annotations.values import ImageNames
@@ -69,20 +69,20 @@ class _Place:
         format: of them.
         path: folder or file.
         patterns: of the files in an exported folder.
-        targets: what can be annotated there.
+        wanted: what can be annotated there.
         example: what a file is called.
     """
 
     format: AnnotationFormat
     path: Path
     patterns: tuple[str, ...]
-    targets: tuple[Target, ...]
+    wanted: Wanted
     example: str
 
     @property
     def fields(self) -> frozenset[str]:
-        """Of the targets."""
-        return frozenset(target.field for target in self.targets)
+        """Of the labels that are read there."""
+        return self.wanted.fields
 
 
 def annotation_sources(
@@ -112,14 +112,14 @@ def annotation_sources(
         files = [(place, _files_at(place, name, folder)) for place in chosen]
     else:
         files = _handed_over(folder, exported, places, asked, given, name)
-        taken = {field for place, _ in files for field in place.fields}
-        rest = [place for place in _without(places, taken) if _is_there(place, folder)]
+        beside = _beside(places, [place for place, _ in files], asked)
+        rest = [place for place in beside if _is_there(place, folder)]
         files += [(place, _files_at(place, name, folder)) for place in rest]
     names = ImageNames(image.name for image in exported.images)
     sources: dict[str, list[Source]] = {}
     for place, its in files:
         read = _READ.get(place.format, _pictures)
-        for image, more in read(its, place.targets, exported, names, found).items():
+        for image, more in read(its, place.wanted, exported, names, found).items():
             sources.setdefault(image, []).extend(more)
     return sources
 
@@ -131,7 +131,7 @@ def _places(folder: Path, targets: Sequence[Target]) -> list[_Place]:
             PICTURES[target.kind].format,
             folder / target.folder,
             (f"{target.folder}/**/*.*",),
-            (target,),
+            _all_of((target,)),
             " or ".join(f"{target.folder}/NAME{ending}" for ending in PICTURES[target.kind].endings),
         )
         for target in targets
@@ -140,10 +140,11 @@ def _places(folder: Path, targets: Sequence[Target]) -> list[_Place]:
     shapes = tuple(target for target in targets if target.kind in LABELME)
     outlines = tuple(target for target in targets if target.kind in COCO)
     if shapes:
-        places.append(_Place("labelme", folder / "images", ("images/**/*.json",), shapes, "images/NAME.json (LabelMe)"))
-        places.append(_Place("labelstudio", folder, (LABELSTUDIO_FILE,), shapes, LABELSTUDIO_FILE))
+        wanted = _all_of(shapes)
+        places.append(_Place("labelme", folder / "images", ("images/**/*.json",), wanted, "images/NAME.json (LabelMe)"))
+        places.append(_Place("labelstudio", folder, (LABELSTUDIO_FILE,), wanted, LABELSTUDIO_FILE))
     if outlines:
-        places.append(_Place("coco", folder, COCO_FILES, outlines, "coco.json"))
+        places.append(_Place("coco", folder, COCO_FILES, _all_of(outlines), "coco.json"))
     return places
 
 
@@ -153,8 +154,20 @@ def _is_there(place: _Place, folder: Path) -> bool:
 
 def _without(places: Iterable[_Place], fields: Collection[str]) -> list[_Place]:
     """The places for all other fields."""
-    kept = [(place, tuple(t for t in place.targets if t.field not in fields)) for place in places]
-    return [replace(place, targets=targets) for place, targets in kept if targets]
+    kept = [replace(place, wanted=place.wanted._replace(fields=place.fields - set(fields))) for place in places]
+    return [place for place in kept if place.fields]
+
+
+def _beside(places: Iterable[_Place], given: Sequence[_Place], asked: AnnotationFormat | None) -> list[_Place]:
+    """The places of a folder that count beside files which lie elsewhere: for the labels that those cannot hold, and
+    for some of those that they can hold, as they may hold the others alone."""
+    taken = {field for place in given for field in place.fields}
+    some = [place for place in places if asked is None and any(place.fields < other.fields for other in given)]
+    return [*some, *_without((place for place in places if place not in some), taken)]
+
+
+def _all_of(targets: tuple[Target, ...]) -> Wanted:
+    return Wanted(targets, frozenset(target.field for target in targets))
 
 
 def _there(
@@ -209,7 +222,7 @@ def _handed_over(
     """The files that lie elsewhere, by what they annotate."""
     files = _files_in(given, name, folder)
     pictures = [place for place in places if place.format in ("masks", "maps")]
-    endings = {ending for place in pictures for ending in PICTURES[place.targets[0].kind].endings}
+    endings = {ending for place in pictures for ending in PICTURES[place.wanted.targets[0].kind].endings}
     kind = asked or _kind(folder, name(given), files, endings)
     fitting = [place for place in places if (place in pictures if kind == "pictures" else place.format == kind)]
     if not fitting:
@@ -289,9 +302,9 @@ def _described(content: Any) -> str:
 
 def _documents(
     known: Callable[[Any], bool],
-    read: Callable[[Any, str, Sequence[Target], tuple[int, int], ImageNames, Findings], Mapping[str, Source]],
+    read: Callable[[Any, str, Wanted, tuple[int, int], ImageNames, Findings], Mapping[str, Source]],
     files: Sequence[File],
-    targets: Sequence[Target],
+    wanted: Wanted,
     exported: Exported,
     names: ImageNames,
     found: Findings,
@@ -303,13 +316,13 @@ def _documents(
         content = found.guarded(file.name, lambda file=file: parse_json(file.read()))  # type: ignore[misc]
         if content is None or (len(documents) > 1 and not known(content)):
             continue
-        for name, source in read(content, file.name, targets, exported.size, names, found).items():
+        for name, source in read(content, file.name, wanted, exported.size, names, found).items():
             sources.setdefault(name, []).append(source)
     return sources
 
 
 def _labelme(
-    files: Sequence[File], targets: Sequence[Target], exported: Exported, names: ImageNames, found: Findings
+    files: Sequence[File], wanted: Wanted, exported: Exported, names: ImageNames, found: Findings
 ) -> dict[str, list[Source]]:
     documents = [file for file in files if file.suffix == ".json"]
     assigned, others = _assigned(documents, names, found)
@@ -346,7 +359,7 @@ def _labelme(
                     name,
                     images[name].sha256 if name in images else "",
                     names,
-                    targets,
+                    wanted,
                     exported.size,
                 ),
             )
@@ -356,9 +369,9 @@ def _labelme(
 
 
 def _pictures(
-    files: Sequence[File], targets: Sequence[Target], exported: Exported, names: ImageNames, found: Findings
+    files: Sequence[File], wanted: Wanted, exported: Exported, names: ImageNames, found: Findings
 ) -> dict[str, list[Source]]:
-    (target,) = targets
+    (target,) = wanted.targets
     _, endings, read = PICTURES[target.kind]
     assigned, others = _assigned([file for file in files if file.suffix in endings], names, found)
     for file in others:

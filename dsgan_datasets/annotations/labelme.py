@@ -19,13 +19,13 @@ from PIL import Image
 from dsgan_datasets.annotations.files import File
 from dsgan_datasets.annotations.folder import IGNORE, Array, hash_pixels
 from dsgan_datasets.annotations.marks import ABSENT, HIDDEN, Mark, placed, visibility
+from dsgan_datasets.annotations.material import Wanted
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import check_size
 from dsgan_datasets.annotations.shapes import Canvas, within_reach
 from dsgan_datasets.annotations.values import ImageNames
 from dsgan_datasets.contents import ContentError, parse_json, shown
 from dsgan_datasets.images import open_picture
-from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 
@@ -87,7 +87,7 @@ def read_labelme(
     name: str,
     sha256: str,
     names: ImageNames,
-    targets: Sequence[Target],
+    wanted: Wanted,
     size: tuple[int, int],
     found: Findings,
 ) -> dict[str, Array]:
@@ -98,7 +98,7 @@ def read_labelme(
         name: of the image that it belongs to.
         sha256: of the image's pixels, checked if the file has the image in it.
         names: of all exported images.
-        targets: what is annotated, of the kinds in `READERS`; a shape belongs to the first that takes its type.
+        wanted: what is annotated, of the kinds in `READERS`; a shape belongs to the first that takes its type.
         size: (H, W) of the image.
         found: collects mistakes and warnings.
     """
@@ -114,14 +114,14 @@ def read_labelme(
     before = found.count
     _check_image(content, name, where, sha256, names, size, found)
     usable = found.count == before
-    labels = labels_of(shapes, where, targets, size, found)
+    labels = labels_of(shapes, where, wanted, size, found)
     return labels if usable else {}
 
 
 def labels_of(
     shapes: Sequence[Mapping[str, Any]],
     where: str,
-    targets: Sequence[Target],
+    wanted: Wanted,
     size: tuple[int, int],
     found: Findings,
 ) -> dict[str, Array]:
@@ -129,6 +129,7 @@ def labels_of(
 
     A mask may be an array, bool [H, W], beside LabelMe's own text.
     """
+    targets = wanted.targets
     its: dict[str, list[tuple[int, Any]]] = {target.field: [] for target in targets}
     for number, shape in enumerate(shapes, 1):
         kind = shape.get("shape_type") or "polygon"  # old files have none
@@ -137,7 +138,7 @@ def labels_of(
     labels = {
         target.field: READERS[target.kind].read(its[target.field], where, target, size, found)
         for target in targets
-        if its[target.field]
+        if its[target.field] and target.field in wanted.fields
     }
     return {field: label for field, label in labels.items() if label is not None}
 

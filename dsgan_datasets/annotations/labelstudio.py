@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,11 @@ import numpy as np
 
 from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.labelme import labels_of
-from dsgan_datasets.annotations.material import Source
+from dsgan_datasets.annotations.material import Source, Wanted
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import check_size
 from dsgan_datasets.annotations.values import ImageNames
 from dsgan_datasets.contents import ContentError, shown
-from dsgan_datasets.targets.base import Target
 
 #: Corners of the polygon that stands for an ellipse.
 _CORNERS = 128
@@ -36,14 +35,14 @@ def is_labelstudio(content: Any) -> bool:
 
 
 def labelstudio_sources(
-    content: Any, where: str, targets: Sequence[Target], size: tuple[int, int], names: ImageNames, found: Findings
+    content: Any, where: str, wanted: Wanted, size: tuple[int, int], names: ImageNames, found: Findings
 ) -> dict[str, Source]:
     """Name of an image -> what the annotation of its task says; tasks without one are not among them.
 
     Args:
         content: the parsed file.
         where: what to call it in messages.
-        targets: what is annotated, as for `labelme.read_labelme`.
+        wanted: what is annotated, as for `labelme.read_labelme`.
         size: (H, W) that images must have.
         names: of the exported images.
         found: collects errors not tied to one image.
@@ -72,14 +71,12 @@ def labelstudio_sources(
             found.error(place, f"annotates {held[0]}, as another task does: keep one of them")
         else:
             sources[held[0]] = Source(
-                where, partial(_read, done[0]["result"], f"{where}, image {held[0]}", targets, size)
+                where, partial(_read, done[0]["result"], f"{where}, image {held[0]}", wanted, size)
             )
     return sources
 
 
-def _read(
-    result: Any, where: str, targets: Sequence[Target], size: tuple[int, int], found: Findings
-) -> dict[str, Array]:
+def _read(result: Any, where: str, wanted: Wanted, size: tuple[int, int], found: Findings) -> dict[str, Array]:
     if not isinstance(result, list) or not all(isinstance(region, dict) for region in result):
         found.error(where, "its result is not a list of regions: export it again")
         return {}
@@ -114,7 +111,7 @@ def _read(
         noted = meta.get("text") if isinstance(meta, dict) else None
         said = [*words[shown(region.get("id"))], *(map(str, noted) if isinstance(noted, list) else ())]
         shapes.append({**shape, "label": label, "flags": dict.fromkeys(said, True)})
-    return labels_of(shapes, where, targets, size, found) if found.count == before else {}
+    return labels_of(shapes, where, wanted, size, found) if found.count == before else {}
 
 
 #: Results that belong to a whole image or to other regions.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,6 +16,18 @@ from dsgan_datasets.targets.base import Target
 
 #: Field of a target -> label of one image, such as "mask" -> int64 [H, W].
 Labels = Mapping[str, Array]
+
+
+class Wanted(NamedTuple):
+    """What is read from a file that may hold labels of several kinds.
+
+    Attributes:
+        targets: what the file may hold, and so whose shapes are no mistake in it.
+        fields: of the targets that are read from it; others are taken from elsewhere.
+    """
+
+    targets: tuple[Target, ...]
+    fields: frozenset[str]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -47,72 +47,98 @@ def write_projects(folder: Path, given: Sequence[Project]) -> None:
 LABEL_FLAGS = "label_flags.json"
 
 
-class _Drafts:
+class _Drafted(NamedTuple):
     """Drafted labels of one target in the formats of annotation tools.
 
     Attributes:
         shapes: LabelMe's, of each image.
         part: of a COCO file.
-        files: folder and ending, and content of each image, of files that hold nothing else.
+        files: folder, ending, and the content for each image, of files that hold nothing else.
     """
 
-    def __init__(
-        self,
-        shapes: Sequence[Sequence[dict[str, Any]]] = (),
-        part: Part | None = None,
-        files: tuple[str, str, Sequence[bytes]] | None = None,
-    ) -> None:
-        self.shapes, self.part, self.files = shapes, part, files
+    shapes: Sequence[Sequence[dict[str, Any]]] = ()
+    part: Part | None = None
+    files: tuple[str, str, Sequence[bytes]] | None = None
 
 
-def _drafted_masks(schema: LabelSchema, masks: Tensor) -> _Drafts:
+def _drafted_masks(schema: LabelSchema, masks: Tensor) -> _Drafted:
     """Outlines are simplified by half a pixel, and more from 256 pixels on: fewer points to move by hand."""
     size = (masks.shape[1], masks.shape[2])
     outlines = [mask_to_shapes(mask, tolerance=max(0.5, max(size) / 512)) for mask in masks.numpy()]
-    return _Drafts(
+    return _Drafted(
         [polygon_shapes(each, schema) for each in outlines],
         outlines_part(outlines, size, schema),
         ("drafts", ".png", [png(mask, palette=schema.palette) for mask in masks]),
     )
 
 
-def _drafted_points(target: Keypoints, points: Tensor) -> _Drafts:
+def _drafted_points(target: Keypoints, points: Tensor) -> _Drafted:
     each = list(points.double().numpy())
-    return _Drafts([point_shapes(its, target) for its in each], points_part(each, target))
+    return _Drafted([point_shapes(its, target) for its in each], points_part(each, target))
 
 
-def _drafted_maps(target: DenseMap, maps: Tensor) -> _Drafts:
+def _drafted_maps(target: DenseMap, maps: Tensor) -> _Drafted:
     ending = f".{target.extension.rpartition('.')[2]}"
-    return _Drafts(files=(f"drafts-{target.folder}", ending, [target.encode(each) for each in maps]))
+    return _Drafted(files=(f"drafts-{target.folder}", ending, [target.encode(each) for each in maps]))
 
 
 #: Kind of label -> its drafts.
-DRAFTED = {LabelSchema.kind: _drafted_masks, Keypoints.kind: _drafted_points, DenseMap.kind: _drafted_maps}
+DRAFTED: dict[str, Callable[[Any, Tensor], _Drafted]] = {
+    LabelSchema.kind: _drafted_masks,
+    Keypoints.kind: _drafted_points,
+    DenseMap.kind: _drafted_maps,
+}
 
 
 def write_drafts(
-    folder: Path, names: Sequence[str], targets: Sequence[Target], drafts: Drafts, size: tuple[int, int]
+    folder: Path,
+    names: Sequence[str],
+    targets: Sequence[Target],
+    given: Sequence[Project],
+    drafts: Drafts,
+    size: tuple[int, int],
 ) -> list[str | None]:
-    """An interpreter's labels for LabelMe, CVAT and painting programs; SHA-256 of each LabelMe file, if there are."""
-    drafted = [DRAFTED[target.kind](target, drafts[target.field]) for target in targets if target.field in drafts]  # type: ignore[operator]
-    for each in drafted:
-        if each.files is not None:
-            where, ending, contents = each.files
-            (folder / where).mkdir(exist_ok=True)
+    """An interpreter's labels for LabelMe, CVAT and painting programs.
+
+    Args:
+        folder: to write to.
+        names: of the images.
+        targets: the labels.
+        given: project of each of them.
+        drafts: of some of them.
+        size: (H, W) of the images.
+
+    Returns:
+        SHA-256 of the LabelMe file of each image, None if there is none.
+    """
+    shapes: list[list[dict[str, Any]]] = [[] for _ in names]
+    for target, project in zip(targets, given, strict=True):
+        if target.field not in drafts:
+            continue
+        drafted = DRAFTED[target.kind](target, drafts[target.field])
+        for its, more in zip(shapes, drafted.shapes, strict=False):
+            its += more
+        if drafted.part is not None:
+            coco = coco_file([f"{name}.png" for name in names], size, drafted.part)
+            write_json(folder / "cvat" / _import_name(project), coco)
+        if drafted.files is not None:
+            where, ending, contents = drafted.files
+            (folder / where).mkdir()
             for name, content in zip(names, contents, strict=True):
                 write_bytes(folder / where / f"{name}{ending}", content)
-    if parts := [each.part for each in drafted if each.part is not None]:
-        write_json(folder / "cvat" / "coco_import.json", coco_file([f"{name}.png" for name in names], size, *parts))
-    hashes: list[str | None] = [None] * len(names)
-    for i, name in enumerate(names):
-        shapes = [shape for each in drafted if each.shapes for shape in each.shapes[i]]
-        if shapes:
-            content = (
-                json.dumps(labelme_file(f"{name}.png", size, shapes), indent=2, ensure_ascii=False) + "\n"
-            ).encode()
-            write_bytes(folder / "images" / f"{name}.json", content)
-            hashes[i] = hashlib.sha256(content).hexdigest()
-    return hashes
+    return [_write_labelme(folder, name, its, size) if its else None for name, its in zip(names, shapes, strict=True)]
+
+
+def _write_labelme(folder: Path, name: str, shapes: Sequence[dict[str, Any]], size: tuple[int, int]) -> str:
+    file = labelme_file(f"{name}.png", size, shapes)
+    content = (json.dumps(file, indent=2, ensure_ascii=False) + "\n").encode()
+    write_bytes(folder / "images" / f"{name}.json", content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _import_name(project: Project) -> str:
+    """What a COCO file of drafts is called, which CVAT imports."""
+    return f"{Path(project.coco_file).stem}_import.json"
 
 
 def write_readme(
@@ -179,11 +205,14 @@ def _ways(given: Sequence[Project], drafted: bool) -> str:
             ]
         )
     if exports := [project for project in given if project.cvat_format]:
-        formats = " and ".join(project.cvat_format for project in exports)
         ways.append(
             [
                 "CVAT      New task > Labels > Raw: paste cvat/labels.json; upload images/*.png",
-                *[f"then Actions > Upload annotations > {formats}: cvat/coco_import.json"] * drafted,
+                *(
+                    f"then Actions > Upload annotations > {project.cvat_format}: cvat/{_import_name(project)}"
+                    for project in exports
+                    if drafted
+                ),
                 "When done: Export task dataset, and put the .json of its folder annotations here:",
                 *(f"{project.cvat_format} as {project.coco_file}" for project in exports),
             ]
