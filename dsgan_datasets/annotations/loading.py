@@ -103,22 +103,7 @@ def load_folder(
             )
         material = read_exported(folder, generator, format, None if files is None else Path(files), device, found)
     cleaning = Cleaning(min_region, min_class, allow_missing)
-    labels: dict[str, dict[str, Array]] = {}
-    missing: dict[str, list[str]] = {}
-    for name in material.images:
-        before = found.count
-        given = _given(name, material.sources.get(name, ()), found)
-        if found.count > before:
-            continue
-        if lacking := [kind_of(target).noun for target in material.targets if target.field not in given]:
-            missing[name] = lacking
-            continue
-        kept = {
-            target.field: kind_of(target).settled(given[target.field], target, name, cleaning, found)
-            for target in material.targets
-        }
-        if found.count == before:
-            labels[name] = {field: label for field, label in kept.items() if label is not None}
+    labels, missing = _labels(material, cleaning, found)
     _check_names(material, missing, found, allow_missing=allow_missing)
     if found.mistakes:
         raise AnnotationError(folder, *found.mistakes)
@@ -138,6 +123,29 @@ def load_folder(
         warnings=tuple(found.warnings),
         fingerprint=material.fingerprint,
     )
+
+
+def _labels(
+    material: Material, cleaning: Cleaning, found: Findings
+) -> tuple[dict[str, dict[str, Array]], dict[str, list[str]]]:
+    """The labels of each image that has all of them, by field; and which of them other images lack."""
+    labels: dict[str, dict[str, Array]] = {}
+    missing: dict[str, list[str]] = {}
+    for name in material.images:
+        before = found.count
+        given = _given(name, material.sources.get(name, ()), found)
+        if found.count > before:
+            continue
+        if lacking := [kind_of(target).noun for target in material.targets if target.field not in given]:
+            missing[name] = lacking
+            continue
+        settled = {
+            target.field: kind_of(target).settled(given[target.field], target, name, cleaning, found)
+            for target in material.targets
+        }
+        if found.count == before:
+            labels[name] = {field: label for field, label in settled.items() if label is not None}
+    return labels, missing
 
 
 def _stacked(images: Sequence[Array | None]) -> Tensor | None:
