@@ -193,11 +193,11 @@ def summary(runs: Sequence[Result]) -> Result:
 def _train(args: argparse.Namespace) -> None:
     renders = read(args.domain, "train", 64)
     kept, held_out = renders.part(slice(None, -VALIDATION)), renders.part(slice(-VALIDATION, None))
-    network = train(kept, epochs=args.epochs, batch_size=32, lr=4e-3, seed=0)
+    network = train(kept, steps=args.steps, batch_size=24, lr=4e-3, seed=0)
     points, _ = network.annotate(held_out.images)
     error = (points[..., :2] - held_out.points[..., :2]).norm(dim=2).mean().item()
     accuracy = (points[..., 2] == held_out.points[..., 2]).double().mean().item()
-    report = {"epochs": args.epochs, "val_error_px": round(error, 3), "val_visibility": round(accuracy, 3)}
+    report = {"steps": args.steps, "val_error_px": round(error, 3), "val_visibility": round(accuracy, 3)}
     save_standin(network, args.out, report)
     print(f"{VALIDATION} validation renders: error {error:.3f} px of 64, visibility {accuracy:.3f}")
 
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--domain", type=Path, required=True, help="folder of renders, with keypoints.json")
     parser.add_argument("--standin", type=Path, help="weights that `train` wrote")
     parser.add_argument("--out", type=Path, help="what to write: weights, or a report")
-    parser.add_argument("--epochs", type=int, default=4, help="of the stand-in (default: 4)")
+    parser.add_argument("--steps", type=int, default=700, help="of the stand-in's training (default: 700)")
     args = parser.parse_args(argv)
     if args.what == "train" and args.out is None:
         parser.error("train needs --out")
