@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> None:
     if args.interpreter == AUTO:
         taken = [found.architecture for found in fitted.labeled.labeler.interpreters if "mask" in found.fields]
         print(f"taken, as it labels held-out images better: {', '.join(map(_word, taken))}")
-    for line in report(fitted.labeled.recipe, fitted.labeled.calibration):
+    for line in report(fitted.labeled):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")
 

@@ -30,6 +30,7 @@ from dsgan_datasets.pictures import as_png, contact_sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.targets.base import Target
+from dsgan_datasets.uncertainty import score_unit
 
 __all__ = ["FitRun", "calibrate_checkpoint", "fit_checkpoint"]
 
@@ -211,7 +212,10 @@ def save_with_pictures(labeled: LabeledGenerator, out: str | os.PathLike[str], s
     drawn = {"preview.png": contact_sheet(samples, labeled.targets, title=f"{title} · {labeled.fingerprint[:8]}")}
     if scores is not None and len(scores):
         heading = f"{title}: scores of unfiltered draws"
-        drawn["calibration.png"] = histogram(scores.numpy(), threshold=labeled.recipe.threshold, title=heading)
+        unit = score_unit(labeled.targets)
+        drawn["calibration.png"] = histogram(
+            scores.numpy(), threshold=labeled.recipe.threshold, title=heading, unit=unit
+        )
     labeled.save_pretrained(out, pictures={name: as_png(picture) for name, picture in drawn.items()})
 
 
