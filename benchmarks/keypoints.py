@@ -8,6 +8,7 @@ the area of the box around the skin, as the checkpoint's own masks have it.
     python benchmarks/keypoints.py train --domain DOMAIN --out points.safetensors       # half an hour on one core
     python benchmarks/keypoints.py measure --domain DOMAIN --standin points.safetensors --out keypoints.json
     python benchmarks/keypoints.py settings --domain DOMAIN --standin points.safetensors    # what chose the defaults
+    python benchmarks/keypoints.py students --domain DOMAIN --standin points.safetensors --test --out students.json
 
 Settings were chosen on other samples ("settings"): three times sixteen, and 100 held out.
 """
@@ -15,6 +16,7 @@ Settings were chosen on other samples ("settings"): three times sixteen, and 100
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import time
@@ -25,18 +27,26 @@ from typing import Any
 
 import torch
 from measuring import cpu_name, progress, write_report
-from points.data import BACKGROUND, DEPTH, VALIDATION, keypoints_of_domain, read
+from points.data import BACKGROUND, DEPTH, VALIDATION, Renders, keypoints_of_domain, read
 from points.standin import StandIn, load_standin, save_standin, train
 from torch import Tensor
 
-from dsgan_datasets import AnnotatedImages, Keypoints, LabeledGenerator, fit_interpreter, sample_latents
+from dsgan_datasets import (
+    AnnotatedImages,
+    InterpretedLabeler,
+    Keypoints,
+    LabeledGenerator,
+    calibrate,
+    fit_interpreter,
+    sample_latents,
+)
 from dsgan_datasets.fitting import FitSettings
 from dsgan_datasets.generators.synthesis import synthesize
-from dsgan_datasets.interpreters.base import Frame, LabelingOptions, Prediction
+from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 from dsgan_datasets.latents import Purpose
 from dsgan_datasets.targets.instances import tight_boxes
 
-IMAGES = 16
+IMAGES, SEEDS = 16, 3
 #: Draws of "measure" and of "settings": choices of sixteen, first index, held-out samples, their first index.
 MEASURED, CHOOSING = (5, 0, 200, 10_000), (3, 20_000, 100, 30_000)
 PCK_AT = (0.05, 0.10)
@@ -88,31 +98,23 @@ class Samples:
         return cls(AnnotatedImages(latents, labels), torch.cat(sizes))
 
 
-def predictions(labeled: LabeledGenerator, interpreter: Any, samples: Samples) -> Prediction:
-    """What an interpreter says of all samples."""
-    found = []
+def predictions(labeled: LabeledGenerator, interpreter: Any, samples: Samples) -> tuple[Tensor, Tensor]:
+    """Labels and scores of all samples, by one interpreter."""
+    (field,), found = interpreter.fields, []
     for z in samples.annotated.latents.split(20):
         _, features = synthesize(labeled.generator, labeled.recipe, z)
         found.append(interpreter.predict(features, Frame(labeled.image_size)))
-    (field,) = interpreter.fields
-    scores = torch.cat([part.uncertainty_score for part in found])
-    return Prediction({field: torch.cat([part.labels[field] for part in found])}, None, scores)
+    return torch.cat([part.labels[field] for part in found]), torch.cat([part.uncertainty_score for part in found])
 
 
-def of_points(found: Prediction, samples: Samples, names: Sequence[str]) -> Result:
-    """Errors of keypoints, as shares of the size of a face."""
-    truth, points = samples.annotated.of("keypoints"), found.labels["keypoints"]
-    errors = (truth[..., :2] - points[..., :2]).norm(dim=2) / samples.sizes[:, None]
-    errors = errors.masked_fill(points[..., 2] == 0, torch.inf)
+def of_points(truth: Tensor, points: Tensor, sizes: Tensor, names: Sequence[str]) -> Result:
+    """Errors of keypoints [N, K, 3], as shares of the size of a face [N]."""
+    errors = _point_errors(truth, points, sizes)
     finite = errors.masked_fill(errors.isinf(), torch.nan)
     result: Result = {"mean_error": _number(finite.nanmean())}
     result |= {f"pck_{share:.2f}": _number((errors <= share).double().mean()) for share in PCK_AT}
     result["missing"] = _number((points[..., 2] == 0).double().mean())
     result["visibility"] = _number((truth[..., 2] == points[..., 2]).double().mean())
-    assert found.uncertainty_score is not None
-    result["score_rank_correlation"] = _number(_rank_correlation(found.uncertainty_score, finite.nanmean(1)))
-    kept = found.uncertainty_score.argsort()[: round(0.9 * len(errors))]
-    result["mean_error_of_certain_90"] = _number(finite[kept].nanmean())
     result["of_points"] = {
         name: {"mean_error": _number(finite[:, i].nanmean())}
         | {f"pck_{share:.2f}": _number((errors[:, i] <= share).double().mean()) for share in PCK_AT}
@@ -121,19 +123,29 @@ def of_points(found: Prediction, samples: Samples, names: Sequence[str]) -> Resu
     return result
 
 
-def of_depth(found: Prediction, samples: Samples) -> Result:
-    """Errors in head heights over the foreground, and IoU of the background."""
-    truth, depth = samples.annotated.of("depth"), found.labels["depth"]
+def _point_errors(truth: Tensor, points: Tensor, sizes: Tensor) -> Tensor:
+    """[N, K]; infinite for points that are not found."""
+    errors = (truth[..., :2] - points[..., :2]).norm(dim=2) / sizes[:, None]
+    return errors.masked_fill(points[..., 2] == 0, torch.inf)
+
+
+def of_depth(truth: Tensor, depth: Tensor) -> Result:
+    """Errors of depth [N, 1, H, W] in head heights over the foreground, and IoU of the background."""
     behind, predicted = truth <= BACKGROUND, depth < FIGURE_FROM
     error = (depth - truth)[~behind]
-    iou = (behind & predicted).sum() / (behind | predicted).sum()
-    assert found.uncertainty_score is not None
-    of_images = torch.where(behind, 0, (depth - truth).abs()).flatten(1).sum(1) / (~behind).flatten(1).sum(1)
     return {
         "mae": _number(error.abs().mean()),
         "rmse": _number(error.square().mean().sqrt()),
-        "background_iou": _number(iou),
-        "score_rank_correlation": _number(_rank_correlation(found.uncertainty_score, of_images)),
+        "background_iou": _number((behind & predicted).sum() / (behind | predicted).sum()),
+    }
+
+
+def certainty(scores: Tensor, errors: Tensor) -> Result:
+    """What the uncertainty score [N] of samples says of their errors [N]."""
+    kept = scores.argsort()[: round(0.9 * len(errors))]
+    return {
+        "score_rank_correlation": _number(_rank_correlation(scores, errors)),
+        "error_of_the_certain_90_percent": _number(errors[kept].nanmean()),
     }
 
 
@@ -156,26 +168,31 @@ def run(
     """Every variant on every choice of sixteen: keypoints, and depth by the defaults."""
     choices, first, held_out, start = draws
     rest = Samples.of(labeled, standin, range(start, start + held_out))
+    truth, depths = rest.annotated.of("keypoints"), rest.annotated.of("depth")
     result: Result = {"keypoints": {name: [] for name in variants}, "depth": []}
     for k in range(choices):
         chosen = Samples.of(labeled, standin, range(first + IMAGES * k, first + IMAGES * (k + 1)))
+        fit = functools.partial(fit_interpreter, labeled.generator, chosen.annotated, recipe=labeled.recipe, seed=k)
         for name, changes in variants.items():
             began = time.perf_counter()
-            fitted = fit_interpreter(
-                labeled.generator, chosen.annotated, target, recipe=labeled.recipe, seed=k, **changes
-            )
+            fitted = fit(target, **changes)
             seconds = time.perf_counter() - began
-            found = of_points(predictions(labeled, fitted, rest), rest, target.names)
+            points, scores = predictions(labeled, fitted, rest)
+            found = of_points(truth, points, rest.sizes, target.names)
+            errors = _point_errors(truth, points, rest.sizes)
+            found |= certainty(scores, errors.masked_fill(errors.isinf(), torch.nan).nanmean(1))
             result["keypoints"][name].append({**found, "fit_seconds": round(seconds, 1)})
-            progress(
-                f"{name}, choice {k}: error {found['mean_error']:.4f}, PCK 5 % {found['pck_0.05']:.3f}, 10 % "
-                f"{found['pck_0.10']:.3f}, visibility {found['visibility']:.3f}, rank correlation "
-                f"{found['score_rank_correlation']:.2f}, {seconds:.0f} s"
-            )
-        fitted = fit_interpreter(labeled.generator, chosen.annotated, DEPTH, recipe=labeled.recipe, seed=k)
-        result["depth"].append(of_depth(predictions(labeled, fitted, rest), rest))
-        progress(f"depth, choice {k}: {result['depth'][-1]}")
+            progress(f"{name}, choice {k}: {_short(result['keypoints'][name][-1])}")
+        depth, scores = predictions(labeled, fit(DEPTH), rest)
+        figure = depths > BACKGROUND
+        errors = torch.where(figure, (depth - depths).abs(), 0).flatten(1).sum(1) / figure.flatten(1).sum(1)
+        result["depth"].append({**of_depth(depths, depth), **certainty(scores, errors)})
+        progress(f"depth, choice {k}: {_short(result['depth'][-1])}")
     return result
+
+
+def _short(found: Result) -> Result:
+    return {name: value for name, value in found.items() if name != "of_points"}
 
 
 def summary(runs: Sequence[Result]) -> Result:
@@ -202,14 +219,13 @@ def _train(args: argparse.Namespace) -> None:
     print(f"{VALIDATION} validation renders: error {error:.3f} px of 64, visibility {accuracy:.3f}")
 
 
-def _measure(args: argparse.Namespace) -> None:
+def _measure(args: argparse.Namespace) -> Result:
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
     target, standin = keypoints_of_domain(args.domain), load_standin(args.standin)
     if args.what == "settings":
-        run(labeled, standin, target, CHOOSING, VARIANTS)
-        return
+        return run(labeled, standin, target, CHOOSING, VARIANTS)
     found = run(labeled, standin, target, MEASURED, {"ours": {}})
-    report = {
+    return {
         "hardware": cpu_name(),
         "torch": torch.__version__,
         "checkpoint": "demo-faces",
@@ -222,30 +238,94 @@ def _measure(args: argparse.Namespace) -> None:
         "distances_divided_by": "square root of the area of the box around the skin of the checkpoint's own mask",
         "keypoints": summary(found["keypoints"]["ours"]),
         "depth": summary(found["depth"]),
-        "keypoints_of_each_choice": [
-            {name: value for name, value in one.items() if name != "of_points"} for one in found["keypoints"]["ours"]
-        ],
+        "keypoints_of_each_choice": [_short(one) for one in found["keypoints"]["ours"]],
         "depth_of_each_choice": found["depth"],
     }
-    print({name: report[name] for name in ("depth", "keypoints_of_each_choice")})
-    if args.out is not None:
-        write_report(args.out, report)
+
+
+def _students(args: argparse.Namespace) -> Result:
+    """Students of the sixteen and of the stream, on validation renders, or with --test on the test renders."""
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    target, standin = keypoints_of_domain(args.domain), load_standin(args.standin)
+    chosen = Samples.of(labeled, standin, range(IMAGES))
+    source = streaming(labeled, chosen, target)
+    rows = {"sixteen": _as_renders(labeled, chosen), "stream": _streamed(source, args.stream)}
+    if args.test:
+        renders = read(args.domain, "test", 64)
+    else:
+        renders = read(args.domain, "train", 64).part(slice(-VALIDATION, None))
+    boxes = tight_boxes(renders.masks == labeled.schema.index("skin"))
+    sizes = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+    known = ~renders.depths[:, 0, 0, 0].isnan()
+    result: Result = {name: [] for name in rows}
+    for seed in range(SEEDS):
+        for name, data in rows.items():
+            network = train(data, steps=args.steps, batch_size=24, lr=4e-3, seed=seed)
+            points, depths = network.annotate(renders.images)
+            found = of_points(renders.points, points, sizes, target.names)
+            if known.any():
+                found |= of_depth(renders.depths[known], depths[known])
+            result[name].append(found)
+            progress(f"{name}, seed {seed}: {_short(found)}")
+    return {
+        "hardware": cpu_name(),
+        "torch": torch.__version__,
+        "renders": len(renders.images),
+        "steps": args.steps,
+        "stream": args.stream,
+        "seeds": SEEDS,
+        "rows": {name: summary(found) for name, found in result.items()},
+        "each_seed": {name: [_short(one) for one in found] for name, found in result.items()},
+    }
+
+
+def streaming(labeled: LabeledGenerator, chosen: Samples, target: Keypoints) -> LabeledGenerator:
+    """The checkpoint with interpreters of keypoints and depth beside its own, filtered by masks and keypoints."""
+    fitted = [
+        fit_interpreter(labeled.generator, chosen.annotated, label, recipe=labeled.recipe) for label in (target, DEPTH)
+    ]
+    labeler = InterpretedLabeler(labeled.generator, [labeled.interpreter, *fitted], [labeled.schema, target, DEPTH])
+    plain = LabeledGenerator(labeler, labeled.recipe.unfiltered())
+    return calibrate(plain, 1000, reject_fraction={"mask": 0.1, "keypoints": 0.1})
+
+
+def _as_renders(labeled: LabeledGenerator, samples: Samples) -> Renders:
+    """The annotated samples as data to train on; masks, which only augmentation reads, are the checkpoint's."""
+    images, features = synthesize(labeled.generator, labeled.recipe, samples.annotated.latents)
+    masks = labeled.interpreter.predict(features, Frame(labeled.image_size)).labels["mask"]
+    return Renders(images, masks, samples.annotated.of("keypoints"), samples.annotated.of("depth"))
+
+
+def _streamed(source: LabeledGenerator, count: int) -> Renders:
+    """The first samples of the stream."""
+    batches = [source.generate(range(i, min(i + 64, count))) for i in range(0, count, 64)]
+    fields = ("image", "mask", "keypoints", "depth")
+    return Renders(*(torch.cat([batch[field] for batch in batches]) for field in fields))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "measure", "settings"))
+    parser.add_argument("what", choices=("train", "measure", "settings", "students"))
     parser.add_argument("--domain", type=Path, required=True, help="folder of renders, with keypoints.json")
     parser.add_argument("--standin", type=Path, help="weights that `train` wrote")
     parser.add_argument("--out", type=Path, help="what to write: weights, or a report")
-    parser.add_argument("--steps", type=int, default=700, help="of the stand-in's training (default: 700)")
+    parser.add_argument(
+        "--steps", type=int, default=700, help="of the stand-in's or a student's training (default: 700)"
+    )
+    parser.add_argument("--stream", type=int, default=4000, help="generated samples of a student (default: 4000)")
+    parser.add_argument("--test", action="store_true", help="students: measure on the test renders, which is done once")
     args = parser.parse_args(argv)
-    if args.what == "train" and args.out is None:
-        parser.error("train needs --out")
-    if args.what != "train" and args.standin is None:
+    if args.what == "train":
+        if args.out is None:
+            parser.error("train needs --out")
+        _train(args)
+        return 0
+    if args.standin is None:
         parser.error(f"{args.what} needs --standin, the weights that train wrote")
-    (_train if args.what == "train" else _measure)(args)
+    report = (_students if args.what == "students" else _measure)(args)
+    if args.out is not None:
+        write_report(args.out, report)
     return 0
 
 

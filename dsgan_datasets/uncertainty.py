@@ -58,7 +58,7 @@ def js_divergence(probabilities: Tensor) -> Tensor:
 
 
 def score_unit(targets: Sequence[Target]) -> str:
-    """Unit of a source's scores: nats where the first label is a class, otherwise none, as for heat and shares of a range.
+    """Unit of the scores of a source: nats where its first label is a class, none for heat and for shares of a range.
 
     Example:
         >>> score_unit([LabelSchema(("background", "face"))])
