@@ -67,7 +67,9 @@ def annotated(labeled: LabeledGenerator, indices: range) -> AnnotatedImages:
 def annotations(labeled: LabeledGenerator, count: int = 8) -> Annotations:
     targets = (SCHEMA, POINTS, DEPTH)
     names = tuple(map(str, range(count)))
-    return Annotations(annotated(labeled, range(count)), targets, RECIPE, names, generator=labeled.generator)
+    return Annotations(
+        annotated(labeled, range(count)), targets, RECIPE, names, size=(16, 16), generator=labeled.generator
+    )
 
 
 # --- what is learned ---
@@ -235,12 +237,13 @@ def test_a_card_and_info_show_all_labels(checkpoint: Path, capsys: pytest.Captur
 def test_each_score_filters_by_its_own_threshold(faces: LabeledGenerator) -> None:
     (score,) = faces.recipe.scores
     assert score.field == "keypoints" and score.threshold is not None and faces.recipe.threshold is not None
-    drawn = next(iter(faces.unfiltered(40)))
-    kept = (drawn["uncertainty_score"] <= faces.recipe.threshold) & (
-        drawn["keypoints_uncertainty_score"] <= score.threshold
+    drawn = list(faces.unfiltered(40))
+    of_masks, of_points = (
+        torch.cat([part[name] for part in drawn]) for name in ("uncertainty_score", "keypoints_uncertainty_score")
     )
+    assert (of_masks > faces.recipe.threshold).sum() == 4 and (of_points > score.threshold).sum() == 8
     accepted = faces.generate(range(12))
-    assert (accepted.keypoints_uncertainty_score <= score.threshold).all() and 0 < kept.sum() < len(kept)
+    assert (accepted.keypoints_uncertainty_score <= score.threshold).all() and accepted.attempt.any()
     assert (accepted.uncertainty_score <= faces.recipe.threshold).all()
     looser = faces.with_recipe(faces.recipe.override(scores=()))
     assert looser.fingerprint != faces.fingerprint
