@@ -15,7 +15,7 @@ from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import build_generator, generator_tensors, parse_config
 from dsgan_datasets.generators.synthesis import compiled_if_asked, render
-from dsgan_datasets.interpreters.base import Frame, Interpreter, LabelingOptions, check_channels
+from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, Interpreter, LabelingOptions, check_channels
 from dsgan_datasets.interpreters.loading import build_interpreter
 from dsgan_datasets.labelers.base import LabelEdits, Part
 from dsgan_datasets.recipe import Recipe
@@ -116,9 +116,11 @@ class InterpretedLabeler:
         """ValueError if the recipe asks for what generator or interpreters cannot give."""
         check_recipe(recipe, self.generator, self.targets)
         check_uncertainty(recipe, self.has_uncertainty, list(self.scores)[self.has_uncertainty :])
-        _check_options(self.interpreters, _options(recipe))
+        masked = [interpreter for interpreter in self.interpreters if "mask" in interpreter.fields]
+        (masked or self.interpreters)[0].check_options(_options(recipe))  # a vote that nobody has is refused
         for interpreter in self.interpreters:
-            if "mask" in interpreter.fields:
+            interpreter.check_options(_options_of(interpreter, recipe))
+            if interpreter in masked:
                 named = next(len(target.tally_names) for target in self.targets if target.field == "mask")
                 check_class_map(recipe, interpreter.config["classes"], named)
 
@@ -129,7 +131,7 @@ class InterpretedLabeler:
         fields, certainties = {"image": image}, {}
         for number, interpreter in enumerate(self.interpreters):
             soft = "probabilities" in extras and interpreter.has_probabilities
-            options = dataclasses.replace(_options(recipe), probabilities=soft)
+            options = dataclasses.replace(_options_of(interpreter, recipe), probabilities=soft)
             predicted = interpreter.predict(features, frame, options)
             labels = dict(predicted.labels)
             if predicted.probabilities is not None:
@@ -199,17 +201,11 @@ def _check_fits(generator: FeatureGenerator, interpreter: Interpreter) -> None:
         )
 
 
-def _check_options(interpreters: Sequence[Interpreter], options: LabelingOptions) -> None:
-    """ValueError for options that no interpreter has: one of masks votes, one of depth beside it has nothing to."""
-    refused = []
-    for interpreter in interpreters:
-        try:
-            interpreter.check_options(options)
-        except ValueError as error:
-            refused.append(error)
-    if len(refused) == len(interpreters):
-        raise refused[0]
-
-
 def _options(recipe: Recipe) -> LabelingOptions:
     return LabelingOptions(recipe.labeling.vote, recipe.labeling.top_fraction)
+
+
+def _options_of(interpreter: Interpreter, recipe: Recipe) -> LabelingOptions:
+    """What a recipe asks of one interpreter: a vote is that of the masks, whatever else the samples hold."""
+    options = _options(recipe)
+    return options if "mask" in interpreter.fields else dataclasses.replace(options, vote=DEFAULT_OPTIONS.vote)
