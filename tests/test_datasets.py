@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import pickle
 import time
@@ -561,12 +562,19 @@ class _OnGPU(LabeledGenerator):
 
 
 @pytest.mark.parametrize("kind", [DSGANIterableDataset, DSGANDataset])
-def test_a_worker_with_a_cuda_checkpoint_is_told_what_to_set(unfiltered: LabeledGenerator, kind: Any) -> None:
+def test_a_worker_with_a_cuda_checkpoint_is_told_what_to_set(
+    unfiltered: LabeledGenerator, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # PyTorch waits 5 s for a worker whose dataset raised, when the loader is collected.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     labeled = _OnGPU.__new__(_OnGPU)
     labeled.__dict__.update(unfiltered.__dict__)
     dataset = kind(labeled, length=4)
+    loader = iter(DataLoader(dataset, num_workers=1))
     with pytest.raises(RuntimeError, match="num_workers=0"):
-        next(iter(DataLoader(dataset, num_workers=1)))
+        next(loader)
+    del loader
+    gc.collect()
 
 
 @pytest.mark.parametrize(
