@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from measuring import cpu_name
 
+from dsgan_datasets.fitting.convolutional import ConvolutionalSettings
+
 #: Published peaks of an H200 (SXM): dense half precision on tensor cores, memory.
 H200 = (989e12, 4.8e12)
 
@@ -128,6 +130,25 @@ class Shape:
         h1, h2 = self.hidden
         return float(self.side**2 * self.members * (self.features * h1 + h1 * h2 + h2 * self.classes))
 
+    def convolutional(self, itemsize: int, batch: int) -> Work:
+        """Labels by a convolutional interpreter of the default settings, all of it, at the size of the maps."""
+        settings = ConvolutionalSettings()
+        macs = numbers = weights = 0.0
+        below, side_below = 0, 0
+        for side in self.channels:
+            channels = sum(c for c, r in self.maps if r == side)
+            width = settings.width_of(side)
+            carried = below * width * side_below**2 + 4 * width * side**2 * bool(below)
+            macs += (channels * width + 9 * settings.convolutions * width**2) * side**2 + carried
+            weights += width * (channels + below + 9 * settings.convolutions * width)
+            # Of each member: what is carried is written and read, and so is x, before and after each convolution.
+            numbers += 2 * width * (side**2 * (1 + settings.convolutions) + side_below**2 * bool(below))
+            below, side_below = width, side
+        macs += below * self.classes * self.side**2
+        read = sum(c * r * r for c, r in self.maps)
+        traffic = itemsize * (read + settings.members * (numbers + weights / batch)) + self.side**2 * (1 + 4)
+        return Work(settings.members * macs, traffic)
+
     def work(self, itemsize: int, batch: int) -> dict[str, Work]:
         """Work of each part."""
         return {name: getattr(self, name)(itemsize, batch) for name in ("synthesis", "projection", "tail")}
@@ -135,6 +156,12 @@ class Shape:
 
 #: DatasetGAN's cars: StyleGAN1's maps, whose synthesis is not that of a StyleGAN2 and is left out.
 CAR = Shape(512, 16384, convs=2)
+#: The generators of the published interpreters, with as many classes.
+PUBLISHED = {
+    "cat, 256²": Shape(256, 16384, classes=16, convs=2),
+    "car, 512²": CAR,
+    "face, 1024²": Shape(1024, 16384, classes=34, hidden=(256, 128), convs=2),
+}
 
 
 def ceilings(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> tuple[float, float]:
@@ -189,6 +216,25 @@ def table(shapes: Sequence[Shape], itemsize: int, batch: int, peak: float, bandw
     return "\n".join(lines)
 
 
+def compared(shapes: dict[str, Shape], itemsize: int, batch: int, peak: float, bandwidth: float) -> str:
+    """Markdown: work and floor of the labels by pixel classifiers and by a convolutional interpreter."""
+    lines = [
+        "| shape | pixel classifiers | convolutional | MAC | floor: pixel classifiers | convolutional |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, shape in shapes.items():
+        parts = shape.projection(itemsize, batch), shape.tail(itemsize, batch)
+        whole = shape.convolutional(itemsize, batch)
+        pixels = Work(sum(w.macs for w in parts), sum(w.bytes for w in parts))
+        cells = [f"{w.macs / 1e9:.1f} GMAC, {w.bytes / 1e6:.0f} MB" for w in (pixels, whole)]
+        floors = sum(w.floor(peak, bandwidth) for w in parts), whole.floor(peak, bandwidth)
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {whole.macs / pixels.macs:.0%} | "
+            f"{' | '.join(map(_milliseconds, floors))} |"
+        )
+    return "\n".join(lines)
+
+
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
@@ -206,6 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"\n{cpu_name()}, {threads} threads, float32, batch 1, {peak / 1e9:.0f} GFLOP/s (torch.mm) and ", end="")
     print(f"{bandwidth / 1e9:.1f} GB/s (copy) as measured now:\n")
     print(table(shapes, 4, 1, peak, bandwidth))
+    print("\nLabels by pixel classifiers and by a convolutional interpreter of the default settings, on an H200, half ")
+    print(f"precision, batch {args.batch}:\n")
+    print(compared(PUBLISHED, 2, args.batch, *H200))
     labels = [CAR.projection(2, args.batch), CAR.tail(2, args.batch)]
     macs, floor = sum(w.macs for w in labels), sum(w.floor(*H200) for w in labels)
     print(f"\nDatasetGAN's cars, {CAR.features} features at 512²: labels {macs / 1e9:.0f} GMAC instead of ", end="")

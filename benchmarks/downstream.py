@@ -176,7 +176,8 @@ def gaps(args: argparse.Namespace) -> int:
     if (side := sources.annotator_network.resolution) != args.size:
         raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
     try:
-        for seed, (key, row) in itertools.product(range(args.seeds), GAPS.items()):
+        for seed, key in itertools.product(range(args.seeds), args.rows):
+            row = GAPS[key]
             name = f"{key}.gap-{seed}"
             if cells.read(name) is None:
                 cells.check_time()
@@ -301,6 +302,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     shown = verbs.add_parser(
         "parts", help="how often and how large each part is", description=parts.__doc__, formatter_class=raw
     )
+    between.add_argument("--rows", nargs="+", choices=GAPS, default=list(GAPS), help="(default: all)")
     shown.epilog = """examples:
   python benchmarks/downstream.py parts --domain DIR --annotator annotator.safetensors --out cells"""
     shown.add_argument("--images", type=count, default=1000, help="of each kind that are looked at (default: 1000)")

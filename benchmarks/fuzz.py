@@ -41,8 +41,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, as in the children, whatever else is installed
 
 import mutators  # noqa: E402
-from annotation_folders import export_to, names, write_coco, write_labelme, write_masks  # noqa: E402
-from conftest import small_labeled, small_stylegan1  # noqa: E402
+from annotation_folders import (  # noqa: E402
+    DEPTH,
+    POINTS,
+    export_to,
+    names,
+    write_coco,
+    write_coco_points,
+    write_depth,
+    write_labelme,
+    write_labelme_points,
+    write_labelstudio,
+    write_masks,
+)
+from conftest import SCHEMA, small_labeled, small_stylegan1  # noqa: E402
 from measuring import cpu_name, progress, write_report  # noqa: E402
 from watched import Outcome, Watched  # noqa: E402
 
@@ -151,27 +163,34 @@ def sign(folder: Path, name: str, data: bytes) -> None:
 
 
 def _annotations(where: Path) -> list[Seed]:
-    """Masks, LabelMe and COCO files, archives of them, and what an export consists of."""
+    """Files of every kind of annotation, archives of them, and what an export consists of."""
     seeds = []
-    writers = {"masks": write_masks, "labelme": write_labelme, "coco": write_coco}
-    for kind, writer in writers.items():
-        folder = export_to(where / kind)
+    for kind, targets, writer, file, more in (
+        ("masks", (), write_masks, "masks/{}.png", ("classes.json", "annotations.json", "latents.npy")),
+        ("labelme", (), write_labelme, "images/{}.json", ()),
+        ("coco", (), write_coco, "coco.json", ()),
+        ("points", (POINTS,), write_labelme_points, "images/{}.json", ("targets.json",)),
+        ("coco points", (POINTS,), write_coco_points, "coco_keypoints.json", ()),
+        ("label studio", (SCHEMA, POINTS), write_labelstudio, "labelstudio.json", ()),
+        ("depth", (DEPTH,), write_depth, "depth/{}.npy", ("targets.json",)),
+    ):
+        folder = export_to(where / kind, *targets)
         writer(folder)
-        first = names(folder)[0]
-        files = {"masks": f"masks/{first}.png", "labelme": f"images/{first}.json", "coco": "coco.json"}
-        damaged = [files[kind], *(("classes.json", "annotations.json", "latents.npy") if kind == "masks" else ())]
+        first, second, _ = names(folder)
+        own = file.format(first)
+        damaged = [own, *more, *([f"depth/{second}.png"] if kind == "depth" else [])]
         hows = ("annotations", "partly annotated")
         for name in damaged:
             data = (folder / name).read_bytes()
             seeds.append(Seed(name, data, hows, _damage(name), folder, "annotations"))
-        bare = export_to(where / f"{kind}-bare")
+        bare = export_to(where / f"{kind}-bare", *targets)
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted(folder.glob(str(Path(files[kind]).with_name(f"*{Path(files[kind]).suffix}")))):
+            for path in sorted(folder.glob(str(Path(own).with_name(f"*{Path(own).suffix}")))):
                 archive.write(path, f"annotations/{path.name}")
         for name, content, damage in (
             ("given.zip", packed.getvalue(), mutators.PLAIN),
-            (f"given-{first}{Path(files[kind]).suffix}", (folder / files[kind]).read_bytes(), _damage(files[kind])),
+            (f"given-{first}{Path(own).suffix}", (folder / own).read_bytes(), _damage(own)),
         ):
             seeds.append(Seed(name, content, ("given annotations",), damage, bare, "annotations"))
     return seeds

@@ -10,14 +10,24 @@ from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checkpoints.calibration_report import Calibration
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.fitting.annotated import AnnotatedImages
-from dsgan_datasets.fitting.pixel_ensemble import fit_interpreter
+from dsgan_datasets.fitting.choosing import fit_interpreter
 from dsgan_datasets.generators import FeatureGenerator, load_generator, save_generator
 from dsgan_datasets.interpreters import Labels, PixelEnsemble, load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.labelers.joint import JointLabeler, load_joint
 from dsgan_datasets.latents import sample_latents
-from dsgan_datasets.recipe import AreaRule, Filter, KeypointRule, Labeling, Recipe, RecipeOverrides, Rendering, Sampling
+from dsgan_datasets.recipe import (
+    AreaRule,
+    Filter,
+    KeypointRule,
+    Labeling,
+    Recipe,
+    RecipeOverrides,
+    Rendering,
+    Sampling,
+    ScoreFilter,
+)
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
@@ -57,6 +67,7 @@ __all__ = [
     "Sample",
     "SampleBatch",
     "Sampling",
+    "ScoreFilter",
     "ShardDataset",
     "ShardError",
     "ShardMapDataset",

@@ -41,15 +41,17 @@ def histogram(
     threshold: float | None = None,
     title: str = "",
     of: str = "draws",
+    unit: str = "nats",
     size: tuple[int, int] = (720, 360),
 ) -> Image.Image:
     """How scores are distributed, and which of them the filter drops.
 
     Args:
-        scores: [N], nats.
+        scores: [N].
         threshold: highest accepted score; None if there is no filter.
         title: first line.
         of: "draws" that the filter has not seen, or "samples" that it has accepted.
+        unit: of the scores; empty for none.
         size: (width, height), pixels.
 
     Raises:
@@ -59,6 +61,7 @@ def histogram(
         >>> histogram(np.array([0.1, 0.2, 0.4]), threshold=0.3, title="demo").size
         (720, 360)
     """
+    limit = "" if threshold is None else f"{threshold:.4g} {unit}".rstrip()
     figure = _figure(size)
     axes = figure.add_subplot()
     highest = float(scores.max()) if scores.max() > 0 else 1.0
@@ -67,15 +70,15 @@ def histogram(
     colors = [KEPT if threshold is None or low < threshold else DROPPED for low in edges[:-1]]
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colors, edgecolor="white", linewidth=0.7)
     axes.set_xlim(0, 1.01 * float(edges[-1]))  # room for a line at the end
-    line = f"{len(scores)} {of}, {'no filter' if threshold is None else f'threshold {threshold:.4g} nats'}"
+    line = f"{len(scores)} {of}, {'no filter' if threshold is None else f'threshold {limit}'}"
     if threshold is not None and threshold <= float(edges[-1]):
         axes.axvline(threshold, color=_INK, linewidth=1.5)
         dropped = float((scores > threshold).mean())
-        line = f"threshold {threshold:.4g} nats: {dropped:.1%} of {len(scores)} draws are more uncertain and dropped"
+        line = f"threshold {limit}: {dropped:.1%} of {len(scores)} draws are more uncertain and dropped"
         if of != "draws":
-            line = f"{len(scores)} {of}, all at or below the threshold of {threshold:.4g} nats"
+            line = f"{len(scores)} {of}, all at or below the threshold of {limit}"
     axes.set_title(f"{title}\n{line}".strip(), loc="left", fontsize=10, color=_INK, linespacing=1.5)
-    axes.set_xlabel("uncertainty score (nats)")
+    axes.set_xlabel(f"uncertainty score ({unit})" if unit else "uncertainty score")
     axes.set_ylabel(f"number of {of}")
     axes.yaxis.set_major_locator(_whole_numbers())
     axes.grid(axis="y", color=_GRID)

@@ -50,9 +50,20 @@ def check_recipe(recipe: Recipe, generator: FeatureGenerator, targets: Sequence[
         )
 
 
-def check_uncertainty(recipe: Recipe, has_uncertainty: bool) -> None:
-    """ValueError if the recipe filters by an uncertainty that the source of labels does not have."""
+def check_uncertainty(recipe: Recipe, has_uncertainty: bool, others: Sequence[str] = ()) -> None:
+    """ValueError if the recipe filters by an uncertainty that the source of labels does not have.
+
+    Args:
+        recipe: to check.
+        has_uncertainty: of the first label.
+        others: fields of further labels that have an uncertainty.
+    """
     filter = recipe.filter
+    if unknown := [score.field for score in (filter.scores if filter else ()) if score.field not in others]:
+        raise ValueError(
+            f"the recipe filters by the scores of {', '.join(unknown)}; the labels after the first one that have an "
+            f"uncertainty are: {', '.join(others) or 'none'}"
+        )
     filtered = filter is not None and (filter.reject_fraction > 0 or filter.threshold is not None)
     if not has_uncertainty and (filtered or recipe.labeling.max_uncertainty is not None):
         raise ValueError(

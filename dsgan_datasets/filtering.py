@@ -24,7 +24,8 @@ def apply_rules(filter: Filter | None, targets: Sequence[Target], drawn: Mapping
     Args:
         filter: of the recipe.
         targets: of the labels.
-        drawn: fields of N draws: "uncertainty_score" [N] on the CPU if there is a threshold, labels anywhere.
+        drawn: fields of N draws: "uncertainty_score" [N], and those of further labels, on the CPU where they have a
+            threshold; labels anywhere.
 
     Returns:
         rule in words -> bool [N] on the CPU; empty if there are no rules.
@@ -34,6 +35,9 @@ def apply_rules(filter: Filter | None, targets: Sequence[Target], drawn: Mapping
     passed: dict[str, Tensor] = {}
     if filter.threshold is not None:
         passed[f"score <= {filter.threshold:.4g}"] = drawn["uncertainty_score"] <= filter.threshold
+    for score in filter.scores:
+        if score.threshold is not None:
+            passed[f"{score.field} score <= {score.threshold:.4g}"] = drawn[score.score] <= score.threshold
     if filter.rules:  # one wait for a GPU
         results = torch.stack([rule.passes(drawn, targets) for rule in filter.rules]).cpu()
         passed |= {rule.describe(targets): result for rule, result in zip(filter.rules, results, strict=True)}

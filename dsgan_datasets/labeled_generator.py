@@ -35,7 +35,7 @@ from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import as_groups, schema_of
 
 #: Fields of a sample that are only made when asked for.
-EXTRAS = ("uncertainty", "latent")
+EXTRAS = ("uncertainty", "latent", "probabilities")
 #: Extras by the names that they had before.
 _RENAMED_EXTRAS = {"js": "uncertainty"}
 
@@ -200,7 +200,8 @@ class LabeledGenerator:
             seed: 0 … 2^64-1; another seed is another dataset.
             attempts: replay exactly these draws, without the filter; one number for all, or one for each index. This is
                 how a recorded sample is reproduced elsewhere.
-            extras: further fields of the batch: "uncertainty" (per pixel, if the labeler has it), "latent" (z).
+            extras: further fields of the batch: "uncertainty" (per pixel, if the labeler has it), "latent" (z),
+                "probabilities" (of each class of the mask, if the labeler has them).
 
         Raises:
             ValueError: indices, seed or attempts out of range, the filter has no threshold yet, or it accepts less than
@@ -250,11 +251,12 @@ class LabeledGenerator:
         filter = self.recipe.filter if filtered else None
 
         def draw(indices: Tensor, attempts: Tensor) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
-            wait = self._start(indices, attempts, seed, Purpose.DATASET)
+            wait = self._start(indices, attempts, seed, Purpose.DATASET, wanted)
 
             def finish() -> tuple[dict[str, Tensor], Tensor]:
                 drawn = wait()
-                fields = {name: value for name, value in drawn.items() if name not in EXTRAS or name in wanted}
+                made = {*EXTRAS, *self._maps_of_others}
+                fields = {name: value for name, value in drawn.items() if name not in made or name in wanted}
                 return fields, accepts(filter, self.targets, drawn)
 
             return finish
@@ -274,54 +276,70 @@ class LabeledGenerator:
             if name in _RENAMED_EXTRAS:
                 warn_renamed(f"the extra {name!r}", repr(_RENAMED_EXTRAS[name]), stacklevel=3)
             wanted.add(_RENAMED_EXTRAS.get(name, name))
-        if unknown := wanted - set(EXTRAS):
-            raise ValueError(f"extras are {' and '.join(EXTRAS)}, not {', '.join(sorted(map(repr, unknown)))}")
+        known = (*EXTRAS, *self._maps_of_others)
+        if unknown := wanted - set(known):
+            raise ValueError(f"extras are {', '.join(known)}, not {', '.join(sorted(map(repr, unknown)))}")
         if "uncertainty" in wanted and not self.labeler.has_uncertainty:
             raise ValueError("this source of labels does not know how certain it is: leave out the extra 'uncertainty'")
+        if "probabilities" in wanted and not self.labeler.has_probabilities:
+            raise ValueError(
+                "this source of labels has no probabilities of classes: leave out the extra 'probabilities'"
+            )
         return wanted
+
+    @property
+    def _maps_of_others(self) -> list[str]:
+        """Extras that only a labeler of several labels has: the uncertainty of each but the first."""
+        names = [score.removesuffix("_score") for score in self.labeler.scores.values()]
+        return [name for name in names if name != "uncertainty"]
 
     def _empty(self, extras: Collection[str]) -> SampleBatch:
         """A batch of no samples."""
         sample = next(self._stream([(0, 0)], 0, filtered=False, extras=extras))
         return SampleBatch({name: value.new_empty(0, *value.shape) for name, value in sample.items()})
 
-    def _start(self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose) -> Callable[[], dict[str, Tensor]]:
+    def _start(
+        self, indices: Tensor, attempts: Tensor, seed: int, purpose: Purpose, extras: Collection[str] = ()
+    ) -> Callable[[], dict[str, Tensor]]:
         """Begin up to compute_batch draws; what is returned waits for their scores, and gives all fields, unfiltered.
 
         No draw depends on which others are asked for.
         """
         latents = draw_latents(self.recipe, self.generator.z_dim, indices, seed=seed, attempt=attempts, purpose=purpose)
         if self.device.type == "cpu":
-            rows = parallel_map(self._compute, [latents[i : i + 1] for i in range(len(latents))], self.device)
+            alone = [latents[i : i + 1] for i in range(len(latents))]
+            rows = parallel_map(lambda one: self._compute(one, extras), alone, self.device)
             fields = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         else:
             # The last bits of a convolution depend on its batch size: it is always the same, filled up if need be.
             padding = torch.arange(self.recipe.compute_batch, device="cpu").clamp(max=len(indices) - 1)
-            fields = {name: value[: len(indices)] for name, value in self._compute(latents[padding]).items()}
+            fields = {name: value[: len(indices)] for name, value in self._compute(latents[padding], extras).items()}
         fields |= {"index": indices, "attempt": attempts, "latent": latents.z}
         if latents.class_label is not None:
             fields["class_label"] = latents.class_label
         copied: torch.cuda.Event | None = None
-        if self.device.type == "cuda" and "uncertainty_score" in fields:
+        scored = [name for name in self.labeler.scores.values() if name in fields]
+        if self.device.type == "cuda" and scored:
             # Copied right after the batch, in front of whatever is enqueued next.
-            fields["uncertainty_score"] = fields["uncertainty_score"].to("cpu", non_blocking=True)
+            fields |= {name: fields[name].to("cpu", non_blocking=True) for name in scored}
             copied = torch.cuda.current_stream(self.device).record_event()
 
         def wait() -> dict[str, Tensor]:
             if copied is not None:  # the one time that the host waits for a GPU
                 copied.synchronize()
-            scores = {name: value.cpu() for name, value in fields.items() if name == "uncertainty_score"}
-            return {**fields, **scores}
+            return {**fields, **{name: fields[name].cpu() for name in scored}}
 
         return wait
 
-    def _compute(self, latents: Latents) -> dict[str, Tensor]:
-        """Image, labels and uncertainty of latents."""
+    def _compute(self, latents: Latents, extras: Collection[str]) -> dict[str, Tensor]:
+        """Image, labels, uncertainty and what else is asked for of latents."""
         if self.recipe.rendering.compile and self.device.type != "cuda":
             raise ValueError(f"compile=True needs a CUDA device, this is {self.device}: use compile=False")
-        compute = self._graph or self._label
+        ws = style_vectors(self.generator, self.recipe, latents)
         try:
-            return dict(compute(style_vectors(self.generator, self.recipe, latents)))
+            if "probabilities" in extras:  # which a captured graph does not make
+                return self.labeler.label(ws, self.recipe, extras)
+            return dict((self._graph or self._label)(ws))
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(self._out_of_memory(latents)) from error
 
@@ -352,7 +370,7 @@ class LabeledGenerator:
     def _is_filtered(self) -> bool:
         if self.recipe.needs_calibration:
             raise ValueError(
-                f"the recipe rejects {self.recipe.reject_fraction:.0%} of the draws, but has no threshold: it was "
+                f"the recipe rejects {_rejected(self.recipe)} of the draws, but has no threshold: it was "
                 "changed, which drops the calibrated one. Run calibrate(...) (`dsgan calibrate`), or pass threshold=… "
                 "in nats, or reject_fraction=0 (`--no-filter`) to accept every draw"
             )
@@ -518,6 +536,12 @@ class LabeledGenerator:
             raise ValueError(f"pictures of a card are {' and '.join(PICTURES)}, not {sorted(unknown)}")
         tensors = {stem: part.tensors for stem, part in self.labeler.parts().items()}
         self._checkpoint.write(path, tensors, card, pictures or {})
+
+
+def _rejected(recipe: Recipe) -> str:
+    """Shares to be dropped, such as "10% (and 5% by keypoints)"."""
+    others = [f"{score.reject_fraction:.0%} by {score.field}" for score in recipe.scores]
+    return f"{recipe.reject_fraction:.0%}" + (f" (and {', '.join(others)})" if others else "")
 
 
 def _attempt(attempt: int) -> int:

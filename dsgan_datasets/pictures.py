@@ -15,6 +15,7 @@ from dsgan_datasets.images import png
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.targets.base import Color, Target
 from dsgan_datasets.targets.colors import heat
+from dsgan_datasets.uncertainty import score_unit
 
 __getattr__ = moved(
     __name__, {"histogram": "dsgan_datasets.charts:histogram", "class_bars": "dsgan_datasets.charts:tally_bars"}
@@ -60,7 +61,7 @@ def contact_sheet(
         'RGB'
     """
     targets = targets if isinstance(targets, Sequence) else [targets]
-    uncertain = "uncertainty" in batch
+    uncertain, unit = "uncertainty" in batch, score_unit(targets)
     highest = float(batch["uncertainty"].max()) if uncertain else 0.0
     pictures, captions = [], []
     for sample in batch.rows():
@@ -70,14 +71,14 @@ def contact_sheet(
         pictures.append([image, *labels, *maps])
         caption = [f"index {int(sample.index)}"]
         if "uncertainty_score" in sample:
-            caption.append(f"score {float(sample['uncertainty_score']):.4f} nats")
+            caption.append(f"score {float(sample['uncertainty_score']):.4f} {unit}".rstrip())
         if "class_label" in sample:
             caption.append(f"class {int(sample['class_label'])}")
         if int(sample.attempt):
             caption.append(f"after {int(sample.attempt)} rejected")
         captions.append("   ".join(caption))
     shown = ["image", *(target.field for target in targets)]
-    shown += [f"uncertainty, bright = {highest:.2f} nats"] * uncertain
+    shown += [f"uncertainty, bright = {highest:.2f} {unit}".rstrip()] * uncertain
     return sheet(pictures, captions, f"{title}   ({' | '.join(shown)})", targets, columns=columns)
 
 

@@ -82,6 +82,11 @@ def _each(check: Check) -> Check:
     return check_all
 
 
+def _text(value: Any) -> str:
+    _require(isinstance(value, str) and value.isidentifier())
+    return str(value)
+
+
 def _boolean(value: Any) -> bool:
     _require(isinstance(value, bool))
     return bool(value)
@@ -358,6 +363,38 @@ def _rules(values: Any) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
+class ScoreFilter(_Section):
+    """Drops draws by the uncertainty of one label of several that have one, beside the first of them.
+
+    Scores of different labels have different units, so no sum of them means anything; each has a threshold of its own,
+    and a draw must stay below all.
+
+    Args:
+        field: of the label, such as "keypoints"; the score is the field "keypoints_uncertainty_score".
+        reject_fraction: share of the draws to drop for this score alone; `calibrate` finds the threshold.
+        threshold: highest accepted score; None if it is not known yet.
+    """
+
+    section: ClassVar[str] = "filter"
+
+    field: str = _checked("", "the field of a label, such as keypoints", _text)
+    reject_fraction: float = _checked(0.1, "a number in (0, 1)", _number(1e-12, 1 - 1e-12))
+    threshold: float | None = _checked(None, "None or a number", _optional(_number(-1e300, 1e300)))
+
+    @property
+    def score(self) -> str:
+        """The field of a sample that is compared."""
+        return f"{self.field}_uncertainty_score"
+
+
+def _scores(values: Any) -> tuple[ScoreFilter, ...]:
+    found = [ScoreFilter(**value) if isinstance(value, Mapping) else value for value in values]
+    _require(all(isinstance(value, ScoreFilter) for value in found))
+    _require(len({value.field for value in found}) == len(found))
+    return tuple(sorted(found, key=lambda value: value.field))
+
+
+@dataclass(frozen=True)
 class Filter(_Section):
     """Which draws become samples.
 
@@ -365,6 +402,7 @@ class Filter(_Section):
         reject_fraction: share of the most uncertain draws to drop, 0 for none; `calibrate` finds the threshold.
         threshold: highest accepted uncertainty score, in nats; None if it is not known yet, or not needed.
         rules: conditions on the content, all of which must hold.
+        scores: filters by the uncertainty of further labels, one for each.
     """
 
     section: ClassVar[str] = "filter"
@@ -372,11 +410,13 @@ class Filter(_Section):
     reject_fraction: float = _checked(0.0, "a number in [0, 1)", _number(0, 1 - 1e-12))
     threshold: float | None = _checked(None, "None or a number of nats", _optional(_number(-1e300, 1e300)))
     rules: tuple[Rule, ...] = _checked((), "a list of rules", _rules)
+    scores: tuple[ScoreFilter, ...] = _checked((), "a list of score filters, one a label", _scores)
 
     @property
     def needs_calibration(self) -> bool:
-        """True if uncertain draws should be rejected but the threshold is not known."""
-        return self.reject_fraction > 0 and self.threshold is None
+        """True if uncertain draws should be rejected but a threshold is not known."""
+        missing = self.reject_fraction > 0 and self.threshold is None
+        return missing or any(score.threshold is None for score in self.scores)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -384,6 +424,7 @@ class Filter(_Section):
             "reject_fraction": self.reject_fraction,
             "threshold": self.threshold,
             "rules": [rule.to_dict() for rule in self.rules],
+            "scores": [score.to_dict() for score in self.scores],
         }
 
 
@@ -422,7 +463,7 @@ _FORMAT_2: dict[str, dict[str, Any]] = {
         "compile": False,
     },
     "labeling": {"class_map": None, "max_uncertainty": None, "vote": "majority", "top_fraction": 0.1},
-    "filter": {"reject_fraction": 0.0, "threshold": None, "rules": []},
+    "filter": {"reject_fraction": 0.0, "threshold": None, "rules": [], "scores": []},
 }
 
 
@@ -449,6 +490,7 @@ class RecipeOverrides(TypedDict, total=False):
     reject_fraction: float
     threshold: float | None
     rules: Sequence[Rule]
+    scores: Sequence[ScoreFilter]
     require: Sequence[int | str]
     min_area: int
     visible: Sequence[int | str]
@@ -565,7 +607,8 @@ class Recipe:
     @property
     def is_filtered(self) -> bool:
         """True if some draws may be rejected."""
-        return self.filter is not None and (self.filter.threshold is not None or bool(self.filter.rules))
+        found = self.filter
+        return found is not None and (found.threshold is not None or bool(found.rules or found.scores))
 
     def replace(self, **fields: Any) -> Recipe:
         """A recipe with some fields changed, and nothing else: unlike `override`, it keeps the threshold."""
@@ -580,8 +623,8 @@ class Recipe:
         """A recipe with some fields changed, by their flat names or whole sections.
 
         A change that moves the scores (all but `compute_batch`, `compile`, `max_uncertainty`, `class_map` and the
-        filter's own fields) drops the calibrated threshold, so that `calibrate` must run again. ``filter=None`` accepts
-        every draw, ``reject_fraction=0`` every draw that meets the rules.
+        filter's own fields) drops the calibrated thresholds, so that `calibrate` must run again. ``filter=None``
+        accepts every draw, ``reject_fraction=0`` every draw that meets the rules, however uncertain its labels are.
 
         Raises:
             ValueError: an unknown field, or a value out of range.
@@ -592,9 +635,16 @@ class Recipe:
                 warn_renamed("threshold=None", "reject_fraction=0")
             changes = {**changes, "reject_fraction": 0.0}
         changed = self.replace(**changes)
-        if "threshold" in changes or "filter" in changes:
+        moved = self._scores_decided_by() != changed._scores_decided_by()
+        if "filter" in changes:
             return changed
-        if self._scores_decided_by() != changed._scores_decided_by() or changed.reject_fraction != self.reject_fraction:
+        if changed.scores and "scores" not in changes:
+            if changes.get("reject_fraction") == 0:
+                changed = changed.replace(scores=())
+            elif moved:
+                stale = [dataclasses.replace(score, threshold=None) for score in changed.scores]
+                changed = changed.replace(scores=stale)
+        if "threshold" not in changes and (moved or changed.reject_fraction != self.reject_fraction):
             return changed.replace(threshold=None)
         return changed
 

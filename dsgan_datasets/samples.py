@@ -56,7 +56,10 @@ class Sample(_Fields):
         uncertainty_score: float32 scalar on the CPU, in nats; higher is less certain. Of a labeler that has one.
         class_label: int64 scalar on the CPU, the class of the whole image; only of a conditional generator.
         uncertainty: float32 [H, W], per pixel, in nats; only if asked for.
+        keypoints_uncertainty_score, keypoints_uncertainty: the same of a further label, by its field.
         latent: float32 [z_dim] on the CPU; only if asked for.
+        probabilities: of each class of the mask, float16 [K, H, W], mean of the interpreter's members; only if asked
+            for, and not stored in shards.
     """
 
     image: Tensor

@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional
 
 from dsgan_datasets.checks import is_number
 from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 class RandomHorizontalFlip(nn.Module):
@@ -64,6 +65,8 @@ class RandomHorizontalFlip(nn.Module):
                 labels |= target.wrap(target.mirror(label, (size[0], size[1])), (size[0], size[1]))
             elif target.field in given:
                 labels[target.field] = target.mirror(given[target.field], (size[0], size[1]))
+            if isinstance(target, LabelSchema) and "probabilities" in given:
+                labels["probabilities"] = _mirrored_probabilities(target, given["probabilities"])
         return {
             name: labels[name]
             if name in labels
@@ -72,3 +75,10 @@ class RandomHorizontalFlip(nn.Module):
             else value
             for name, value in given.items()
         }
+
+
+def _mirrored_probabilities(schema: LabelSchema, values: Tensor) -> Tensor:
+    """Of the classes of a mirrored mask, [..., K, H, W]."""
+    swapped = schema.swap_sides(torch.arange(values.shape[-3], device=values.device))
+    mirrored = values.as_subclass(Tensor).flip(-1).index_select(-3, swapped)
+    return tv_tensors.wrap(mirrored, like=values) if isinstance(values, tv_tensors.TVTensor) else mirrored

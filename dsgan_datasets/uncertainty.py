@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from dsgan_datasets.targets.base import Target
 
 
 def entropy(probabilities: Tensor, dim: int) -> Tensor:
@@ -52,6 +55,16 @@ def js_divergence(probabilities: Tensor) -> Tensor:
     if probabilities.dim() != 5:
         raise ValueError(f"probabilities must be [M, N, K, H, W], got shape {tuple(probabilities.shape)}")
     return jensen_shannon(probabilities, 2)
+
+
+def score_unit(targets: Sequence[Target]) -> str:
+    """Unit of the scores of a source: nats where its first label is a class, none for heat and for shares of a range.
+
+    Example:
+        >>> score_unit([LabelSchema(("background", "face"))])
+        'nats'
+    """
+    return "nats" if targets and targets[0].field == "mask" else ""
 
 
 def image_score(uncertainty: Tensor, top_fraction: float = 0.1) -> Tensor:

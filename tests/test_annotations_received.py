@@ -309,7 +309,7 @@ def test_what_lies_in_a_wrong_place_is_named(folder: Path, place: str) -> None:
     assert "nothing is annotated yet" in output and f"here is {place}" in output
 
 
-LIST_OF_TASKS = json.dumps([{"id": 1, "data": {"image": "a.png"}, "annotations": []}]).encode()
+SHORT_TASKS = json.dumps([{"id": 1, "image": "a.png", "label": []}]).encode()
 
 
 @pytest.mark.parametrize(
@@ -326,8 +326,8 @@ LIST_OF_TASKS = json.dumps([{"id": 1, "data": {"image": "a.png"}, "annotations":
         (b"\x80\x04\x95" + bytes(20), "holds a pickle"),
         (b"%PDF-1.7", "holds PDF"),
         ("{“id”: 1}".encode("cp1252"), "is not UTF-8 text"),
-        (b"[1, 2]", "neither COCO nor LabelMe"),
-        (LIST_OF_TASKS, "tasks of Label Studio"),
+        (b"[1, 2]", "neither COCO, LabelMe nor Label Studio"),
+        (SHORT_TASKS, "a list of objects with id, image, label"),
         (b'{"item": {"name": "a"}}', "an object with item"),
         (b'{"images": [], "categories": []}', "needs lists of images, annotations and categories"),
         (

@@ -15,7 +15,7 @@ from PIL import Image
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator
 from dsgan_datasets.annotations import export_annotations
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs, cross_validate, evaluate
-from dsgan_datasets.fitting.pixel_ensemble import FitSettings
+from dsgan_datasets.fitting.settings import FitSettings
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.latents import Purpose, sample_latents

@@ -72,7 +72,7 @@ def test_a_second_round_that_could_not_be_fitted_is_refused(rounds: list[Path], 
     if kind == "psi":
         options["recipe"], words = small_labeled().recipe.override(truncation_psi=0.5), "truncation_psi 0.5 instead of"
     if kind == "classes":
-        options["schema"], words = LabelSchema((*SCHEMA.classes, "ring")), "the classes of round-1 are"
+        options["schema"], words = LabelSchema((*SCHEMA.classes, "ring")), "round-1: classes.json lacks ring"
     if kind == "generator":
         change(rounds[0] / "annotations.json", lambda file: file["generator"].update(fingerprint="0" * 64))
         words = "another generator"
@@ -122,7 +122,7 @@ def test_the_last_mask_of_an_image_counts(rounds: list[Path], tmp_path: Path) ->
     assert len(found.masks) == 3 and len({z.numpy().tobytes() for z in found.latents}) == 3
     assert found.names == (*(f"round-1/{n}" for n in names(again)[1:]), f"corrected/{names(again)[0]}")
     assert np.array_equal(found.masks[-1].numpy(), changed)
-    (warning,) = [w for w in found.warnings if "annotated again in corrected, whose masks count" in w]
+    (warning,) = [w for w in found.warnings if "annotated again in corrected, whose labels count" in w]
     assert warning.startswith(f"round-1: {names(again)[0]}:")
 
 

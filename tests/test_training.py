@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
 from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.fitting.evaluation import evaluate
-from dsgan_datasets.fitting.pixel_ensemble import FitSettings, MemberNorm, train_ensemble
-from dsgan_datasets.fitting.pixels import LabeledPixels, gather_features, moments
+from dsgan_datasets.fitting.pixel_ensemble import MemberNorm, PixelTrainer
+from dsgan_datasets.fitting.pixels import gather_features, moments
+from dsgan_datasets.fitting.settings import FitSettings
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS
@@ -171,18 +172,20 @@ def test_a_single_usable_pixel_gives_numbers(unfiltered: LabeledGenerator) -> No
 
 def test_standardizing_folds_into_the_first_layer(unfiltered: LabeledGenerator) -> None:
     """The ensemble reads plain features: what the network saw in training gives the same logits."""
-    random = torch.Generator().manual_seed(0)
     data = annotated(unfiltered, range(4))
-    pixels = LabeledPixels.gather(unfiltered.generator, data, SCHEMA, RECIPE, 256, random)
-    mean, std = moments(pixels.features, torch.arange(len(pixels.labels)))
+    settings = FitSettings(members=2, steps=30, pixels_per_image=256, dtype="float32", standardize=True)
+    trainer = PixelTrainer.of(unfiltered.generator, data, SCHEMA, RECIPE, settings)
+    pixels = trainer.pixels
+    mean, std = moments(pixels.features, torch.arange(len(pixels.image)))
     assert torch.allclose(mean, pixels.features.mean(0), atol=1e-5)
     assert torch.allclose(std, pixels.features.std(0, correction=0), rtol=1e-4)
     shifted = dataclasses.replace(pixels, features=(pixels.features - mean) / std)
-    settings = FitSettings(members=2, steps=30, dtype="float32", standardize=True)
-    plain = train_ensemble(pixels, settings, torch.Generator().manual_seed(3))
-    by_hand = train_ensemble(
-        shifted, dataclasses.replace(settings, standardize=False), torch.Generator().manual_seed(3)
-    )
+
+    def trained(**changes: Any) -> Any:
+        return dataclasses.replace(trainer, random=torch.Generator().manual_seed(3), **changes).train()
+
+    plain = trained()
+    by_hand = trained(pixels=shifted, settings=dataclasses.replace(settings, standardize=False))
     dead = pixels.features.clone()
     dead[:, 0] = 5.0
     _, kept = moments(dead, torch.arange(len(dead)))

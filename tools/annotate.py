@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dsgan_datasets.annotations import Annotations, export_annotations, load_annotations
 from dsgan_datasets.annotations.export import Selection
-from dsgan_datasets.annotations.folder import Exported
+from dsgan_datasets.annotations.folder import Exported, targets_from
 from dsgan_datasets.annotations.formats import AnnotationFormat
+from dsgan_datasets.annotations.kinds import kind_of
+from dsgan_datasets.annotations.kinds.points import sides
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.labeled import Checkpoint
+from dsgan_datasets.contents import LONGEST_JSON, parse_json, read_bounded
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.pictures import photo, sheet
 from dsgan_datasets.recipe import FeatureLayout, Recipe
-from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.keypoints import Keypoints
+from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import options
 from dsgan_datasets.tools.messages import counted
+
+#: Pixels of a row of pictures; a sheet of masks has four of them side by side.
+_SHEET = 2000
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -79,7 +84,21 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         "--classes",
         type=_classes,
         metavar="NAMES|JSON",
-        help="names with commas, the first for the background, or a classes.json (default: the checkpoint's)",
+        help="masks: names with commas, the first for the background, or a classes.json",
+    )
+    parser.add_argument(
+        "--keypoints",
+        type=_keypoints,
+        metavar="NAMES|JSON",
+        help="points: names with commas, or a JSON file with names, skeleton and flip_pairs; names that differ in left "
+        "and right alone are flip pairs",
+    )
+    parser.add_argument(
+        "--targets",
+        type=_targets,
+        metavar="JSON",
+        help="a targets.json: list of labels, for maps such as depth (default, without --classes and --keypoints: what "
+        "--after, the checkpoint or --interpreter has)",
     )
     parser.add_argument(
         "--features",
@@ -107,7 +126,7 @@ def _add_check(actions: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         actions,
         "check",
-        "read the annotations of a folder; list every mistake, or show the masks that were read",
+        "read the annotations of a folder; list every mistake, or show what was read",
         "dsgan annotate check to-annotate --generator network-snapshot.pkl\n"
         "  dsgan annotate check to-annotate --files exported-by-cvat/annotations/instances_default.json",
     )
@@ -130,7 +149,7 @@ def add_reading(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--format", choices=get_args(AnnotationFormat), help="kind of annotations (default: the kind that is there)"
     )
-    parser.add_argument("--files", type=Path, help="annotations that lie elsewhere: a folder, or a COCO file")
+    parser.add_argument("--files", type=Path, help="annotations that lie elsewhere: a folder, a zip archive or a file")
     parser.add_argument(
         "--classes", type=_classes, metavar="NAMES|JSON", help="of the published layout (default: its classes.json)"
     )
@@ -170,18 +189,19 @@ def run_export(args: argparse.Namespace) -> None:
             args.interpreter, device=args.device, reject_fraction=0, require=()
         )
     earlier = [Exported.read(folder) for folder in args.after]
-    generator, schema, recipe = _parts(args, interpreter, earlier)
-    if args.classes is not None:
-        schema = args.classes
-    elif schema is None and interpreter is not None:
-        schema = interpreter.schema
-    if schema is None:
+    generator, targets, recipe = _parts(args, interpreter, earlier)
+    if given := [*filter(None, (args.classes, args.keypoints)), *(args.targets or ())]:
+        targets = tuple(given)
+    elif not targets and interpreter is not None:
+        targets = interpreter.targets
+    if not targets:
         raise ValueError(
-            "no classes given: pass --classes background,head,… (the first is the background), or a classes.json"
+            "nothing to annotate is named: pass --classes background,head,… for masks (the first is the background), "
+            "--keypoints left_eye,right_eye,… for points, or --targets targets.json"
         )
     exported = export_annotations(
         generator,
-        schema,
+        targets,
         args.out,
         num=args.num,
         select=args.select,
@@ -195,34 +215,35 @@ def run_export(args: argparse.Namespace) -> None:
     )
     psi = exported.recipe.truncation_psi
     images = counted(len(exported.images), "image")
+    labels = "\n".join(f"{target.field}: {target.summary}" for target in exported.targets)
     print(
         f"{images}, {exported.size[1]}×{exported.size[0]}, psi {psi:g}: {args.out.resolve()}\n"
-        f"classes: {', '.join(exported.schema.classes)}\n"
+        f"{labels}\n"
         f"what to do next: {args.out.resolve() / 'README.txt'}"
     )
 
 
 def _parts(
     args: argparse.Namespace, interpreter: LabeledGenerator | None, earlier: Sequence[Exported]
-) -> tuple[FeatureGenerator, LabelSchema | None, Recipe]:
-    """Generator, schema and recipe: those of an earlier round, a labeled checkpoint, or the interpreter."""
+) -> tuple[FeatureGenerator, tuple[Target, ...], Recipe]:
+    """Generator, labels and recipe: those of an earlier round, a labeled checkpoint, or the interpreter."""
     changes = args.recipe
     if earlier:
         generator = load_generator(
             args.generator, device=args.device, features=cast(FeatureLayout, earlier[0].features)
         )
-        return generator, earlier[0].schema, earlier[0].recipe.override(**changes)
+        return generator, earlier[0].targets, earlier[0].recipe.override(**changes)
     path = checkpoint_directory.find(args.generator)
     if path.is_dir() and "labeler" in checkpoint_directory.read_config(path):
         found = Checkpoint.open(path, **changes)
         layout = found.parts.get("interpreter", {}).get("layout")
-        return load_generator(path, device=args.device, features=layout), found.schema, found.recipe
+        return load_generator(path, device=args.device, features=layout), found.targets, found.recipe
     features = args.features or (interpreter.generator.features if interpreter else None)
     generator = load_generator(path, device=args.device, features=features)
     if interpreter is not None:
-        return generator, None, interpreter.recipe.override(**changes)
+        return generator, (), interpreter.recipe.override(**changes)
     default = Recipe(truncation_psi=options.BARE_PSI if generator.mean_w is not None else 1.0)
-    return generator, None, default.override(**changes)
+    return generator, (), default.override(**changes)
 
 
 def run_check(args: argparse.Namespace) -> None:
@@ -237,7 +258,7 @@ def run_check(args: argparse.Namespace) -> None:
     title = " + ".join(folder.resolve().name for folder in args.folder)
     with atomic_write(out) as file:
         _picture(found, title).save(file, format="PNG" if out.suffix.lower() == ".png" else "JPEG")
-    print(f"no mistakes; the masks that were read: {out.resolve()}")
+    print(f"no mistakes; the annotations that were read: {out.resolve()}")
 
 
 def _check_picture(out: Path, args: argparse.Namespace) -> None:
@@ -252,47 +273,62 @@ def _check_picture(out: Path, args: argparse.Namespace) -> None:
 
 
 def _print_table(found: Annotations) -> None:
-    masks, schema = found.masks, found.schema
-    ids = [*range(schema.num_classes), schema.ignore_index]
-    width = max(map(len, (*schema.classes, "(ignored)")))
-    print(f"annotated images: {len(masks)}, {masks.shape[2]}×{masks.shape[1]}")
-    print(f"{'id':>4}  {'class':<{width}}  images     pixels   share")
-    for i, name in zip(ids, (*schema.classes, "(ignored)"), strict=True):
-        is_class = masks == i
-        images, pixels = int(is_class.any(2).any(1).sum()), int(is_class.sum())
-        if pixels or i != schema.ignore_index:
-            print(f"{i:>4}  {name:<{width}}  {images:>6}  {pixels:>9,}  {pixels / masks.numel():>6.2%}")
+    height, width = found.size
+    print(f"annotated images: {len(found.latents)}, {width}×{height}")
+    for target in found.targets:
+        print("\n".join(kind_of(target).table(found.annotated.of(target.field), target)))
 
 
 def _picture(found: Annotations, title: str) -> Image.Image:
-    images, schema = found.images, found.schema
+    images = found.images
     if images is None:
-        images = torch.zeros(len(found.masks), 3, *found.masks.shape[1:], dtype=torch.uint8)
+        images = torch.zeros(len(found.latents), 3, *found.size, dtype=torch.uint8)
         if found.generator is not None:
             images = synthesize(found.generator, found.recipe, found.latents)[0].cpu()
     pictures, captions = [], []
-    for name, image, mask in zip(found.names, images, found.masks, strict=True):
-        ignored = mask == schema.ignore_index
-        pictures.append([photo(image), _hatched(schema.draw(photo(image), mask), ignored)])
-        shares = f", {ignored.double().mean():.0%} ignored" if ignored.any() else ""
-        captions.append(f"{name}   {len(mask[~ignored].unique())} classes{shares}")
-    more = [("ignored", IGNORED_COLOR)] if (found.masks == schema.ignore_index).any() else []
-    return sheet(pictures, captions, f"{title}   (image | annotation)", schema, columns=4, more=more)
-
-
-def _hatched(picture: Image.Image, ignored: Tensor) -> Image.Image:
-    """Ignored pixels in white, but for every other one of the picture."""
-    where = Image.fromarray(ignored.numpy()).resize(picture.size, Image.Resampling.NEAREST)
-    rows, columns = np.indices((picture.height, picture.width))
-    white = np.asarray(where) & ((rows + columns) % 2 == 0)
-    return Image.fromarray(np.where(white[..., None], np.array(IGNORED_COLOR, np.uint8), np.asarray(picture)))
+    for i, (name, image) in enumerate(zip(found.names, images, strict=True)):
+        its = [(kind_of(target), found.annotated.of(target.field)[i], target) for target in found.targets]
+        drawn = [kind.drawn(photo(image), label, target, found.size) for kind, label, target in its]
+        largest = max(drawn, key=lambda picture: picture.width).size
+        pictures.append([photo(image).resize(largest, Image.Resampling.BICUBIC), *drawn])
+        captions.append("   ".join([name, *(kind.caption(label, target) for kind, label, target in its)]))
+    more = [entry for t in found.targets for entry in kind_of(t).legend(found.annotated.of(t.field), t)]
+    shown = " | ".join(["image", *(target.field for target in found.targets)])
+    columns = min(max(_SHEET // sum(picture.width for picture in pictures[0]), 1), 4)
+    return sheet(pictures, captions, f"{title}   ({shown})", found.targets, columns=columns, more=more)
 
 
 def _classes(text: str) -> LabelSchema:
     """Names with commas, or a JSON file."""
+    return _described(text, LabelSchema, LabelSchema.from_dict)
+
+
+def _keypoints(text: str) -> Keypoints:
+    """Names with commas, or a JSON file; names of sides alone make flip pairs."""
+    found = _described(text, Keypoints, Keypoints.from_dict)
+    return found if text.endswith(".json") else Keypoints(found.names, flip_pairs=sides(found.names))
+
+
+def _targets(text: str) -> list[Target]:
+    """A JSON file with a list of labels."""
+    return _described(text, None, targets_from)
+
+
+Described = TypeVar("Described")
+
+
+def _described(
+    text: str, named: Callable[[tuple[str, ...]], Described] | None, parsed: Callable[[Any], Described]
+) -> Described:
+    """What names with commas mean, or what a JSON file describes; else an error that argparse shows."""
     try:
-        if text.endswith(".json"):
-            return LabelSchema.from_dict(json.loads(Path(text).read_text(encoding="utf-8")))
-        return LabelSchema(tuple(name.strip() for name in text.split(",")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+        if named is not None and not text.endswith(".json"):
+            return named(tuple(name.strip() for name in text.split(",")))
+        return parsed(parse_json(read_bounded(text, LONGEST_JSON)))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be read ({error.strerror}): give a JSON file that is there"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        lacks = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        raise argparse.ArgumentTypeError(f"{text!r}: {lacks}") from error

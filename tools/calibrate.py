@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsgan_datasets.checkpoints.calibration_report import Calibration
 from dsgan_datasets.fitting.pipeline import calibrate_checkpoint
-from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.tools import options
+from dsgan_datasets.uncertainty import score_unit
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -37,9 +37,10 @@ def add_filter_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--reject-fraction",
-        type=options.number,
+        type=options.shares,
         default=0.1,
-        help="share of the most uncertain draws to drop (default: 0.1)",
+        metavar="SHARE",
+        help="share of the most uncertain draws to drop (default: 0.1); of several labels, mask=0.1,keypoints=0.05",
     )
     parser.add_argument(
         "--ignore-fraction",
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         ignore_fraction=args.ignore_fraction,
         seed=args.seed,
     )
-    for line in report(done.labeled.recipe, done.labeled.calibration):
+    for line in report(done.labeled):
         print(line)
     if len(done.scores):
         print(f"histogram: {(args.out / 'calibration.png').resolve()}")
@@ -75,13 +76,19 @@ def refuse_threshold(args: argparse.Namespace, verb: str) -> None:
         raise ValueError(f"--set {given.pop()}: {verb} finds the threshold itself; pass --reject-fraction instead")
 
 
-def report(recipe: Recipe, found: Calibration | None) -> list[str]:
+def report(labeled: LabeledGenerator) -> list[str]:
     """What was found, in lines."""
+    recipe, found, unit = labeled.recipe, labeled.calibration, score_unit(labeled.targets)
     lines = []
     if found is not None:
         units = f"groups of {recipe.group_size} views" if recipe.group_size > 1 else "draws"
         error = "" if found.standard_error is None else f" ± {found.standard_error:.2g}"
-        threshold = "no threshold" if recipe.threshold is None else f"threshold {recipe.threshold:.5g}{error} nats"
+        threshold = (
+            "no threshold" if recipe.threshold is None else f"threshold {recipe.threshold:.5g}{error} {unit}".rstrip()
+        )
+        for score in recipe.scores:
+            more = (found.standard_errors or {}).get(score.field)
+            threshold += f", {score.field} {score.threshold:.5g}" + ("" if more is None else f" ± {more:.2g}")
         lines.append(f"{threshold}; {found.acceptance:.1%} of the {units} pass")
         if dropped := found.dropped_most(recipe.reject_fraction):
             shares = ", ".join(f"{name} {share:.0%}" for name, share in dropped.items())
@@ -91,5 +98,5 @@ def report(recipe: Recipe, found: Calibration | None) -> list[str]:
     else:
         lines.append("no filter: every draw is accepted")
     if recipe.max_uncertainty is not None:
-        lines.append(f"pixels above {recipe.max_uncertainty:.4g} nats are ignored")
+        lines.append(f"pixels above {recipe.max_uncertainty:.4g} {unit}".rstrip() + " are ignored")
     return lines

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST
-from dsgan_datasets.fitting.evaluation import ConfusionMatrix
+from dsgan_datasets.checkpoints.fit_report import Figures
+from dsgan_datasets.fitting.choosing import AUTO
+from dsgan_datasets.fitting.evaluation import Quality
 from dsgan_datasets.fitting.pipeline import fit_checkpoint, sample_recipe
-from dsgan_datasets.fitting.pixel_ensemble import FitSettings
+from dsgan_datasets.fitting.settings import FitSettings
+from dsgan_datasets.interpreters import ConvolutionalInterpreter, PixelEnsemble
+from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.calibrate import add_filter_options, refuse_threshold, report
+
+#: Words of --interpreter -> architecture.
+INTERPRETERS = {
+    "pixels": PixelEnsemble.architecture,
+    "convolutional": ConvolutionalInterpreter.architecture,
+    AUTO: AUTO,
+}
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -53,6 +65,14 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def _add_training(parser: argparse._ArgumentGroup) -> None:
     default = FitSettings()
     parser.add_argument(
+        "--interpreter",
+        choices=list(INTERPRETERS),
+        default="pixels",
+        help="of masks: pixels (classifiers that see one pixel, as published), convolutional (small networks that see "
+        "its neighbors; most options of the training below are of pixels), or auto, which takes what labels held-out "
+        "images better (default: pixels)",
+    )
+    parser.add_argument(
         "--members", type=options.integer(1, 1000), default=default.members, help="classifiers (default: 10)"
     )
     parser.add_argument(
@@ -81,6 +101,12 @@ def _add_training(parser: argparse._ArgumentGroup) -> None:
         "--learning-rate", type=options.number, default=default.learning_rate, help="of Adam (default: 0.001)"
     )
     parser.add_argument(
+        "--sigma",
+        type=options.number,
+        default=default.sigma,
+        help="standard deviation of the Gaussian around a keypoint, as a share of the longer side (default: 0.02)",
+    )
+    parser.add_argument(
         "--class-balance",
         type=options.number,
         default=default.class_balance,
@@ -105,13 +131,18 @@ def run(args: argparse.Namespace) -> None:
     found = load_annotations(args.annotations, args.generator, **annotate.reading(args))
     for warning in found.warnings:
         print(f"warning: {warning}")
-    if args.folds and len(found.masks) < 2:
+    if args.folds and len(found.annotated) < 2:
         print("no held-out check: it takes two annotated images or more")
     assert found.generator is not None  # as one was named
 
-    def print_quality(quality: ConfusionMatrix, folds: int) -> None:
-        print(f"{len(found.masks)} images, each labeled by an ensemble fitted without it ({folds} folds):")
-        _print_quality(quality, found.schema)
+    def print_quality(target: Target, architecture: str, quality: Quality, folds: int) -> None:
+        name, count = _word(architecture), len(found.annotated)
+        print(
+            f"{target.field} ({name}): {count} images, each labeled by an ensemble fitted without it ({folds} folds):"
+        )
+        for line in figure_lines(quality.figures(target)):
+            print(line)
+        sys.stdout.flush()
 
     fitted = fit_checkpoint(
         found.generator,
@@ -127,11 +158,20 @@ def run(args: argparse.Namespace) -> None:
         description=args.description,
         license=args.license,
         generator_name=Path(args.generator).name,
+        architectures={t.field: INTERPRETERS[args.interpreter] for t in found.targets if t.kind == LabelSchema.kind},
         on_quality=print_quality,
     )
-    for line in report(fitted.labeled.recipe, fitted.labeled.calibration):
+    if args.interpreter == AUTO:
+        taken = [found.architecture for found in fitted.labeled.labeler.interpreters if "mask" in found.fields]
+        print(f"taken, as it labels held-out images better: {', '.join(map(_word, taken))}")
+    for line in report(fitted.labeled):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")
+
+
+def _word(architecture: str) -> str:
+    """Of the command line."""
+    return next((word for word, known in INTERPRETERS.items() if known == architecture), architecture)
 
 
 def _settings(args: argparse.Namespace) -> FitSettings:
@@ -143,13 +183,20 @@ def _settings(args: argparse.Namespace) -> FitSettings:
         batch_pixels=args.batch_pixels,
         learning_rate=args.learning_rate,
         class_balance=args.class_balance,
+        sigma=args.sigma,
         seed=args.seed,
     )
 
 
-def _print_quality(quality: ConfusionMatrix, schema: LabelSchema) -> None:
-    width = max(map(len, schema.classes))
-    print(f"{'class':>{width}}   IoU")
-    for name, value in zip(schema.classes, quality.iou.tolist(), strict=True):
-        print(f"{name:>{width}}  {'none' if value != value else f'{value:.2f}'}")
-    print(f"{'mean':>{width}}  {quality.mean_iou:.3f}   pixel accuracy {quality.pixel_accuracy:.3f}", flush=True)
+def figure_lines(figures: Figures) -> list[str]:
+    """A table with a line for each part, and a line with what holds for all."""
+    columns = figures.by_name
+    parts = list(next(iter(columns.values()), {}))
+    known = {name: value for name, value in figures.summary.items() if value is not None}
+    width = max(map(len, (*parts, "all")))
+    lines = [f"{'':>{width}}" + "".join(f"  {name:>10}" for name in columns)] if parts else []
+    for part in parts:
+        values = [column.get(part) for column in columns.values()]
+        cells = ["none" if value is None else f"{value:.3g}" for value in values]
+        lines.append(f"{part:>{width}}" + "".join(f"  {cell:>10}" for cell in cells))
+    return [*lines, f"{'all':>{width}}  " + ", ".join(f"{name} {value:.3f}" for name, value in known.items())]

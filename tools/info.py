@@ -70,6 +70,9 @@ def _checkpoint_rows(path: Path) -> dict[str, str]:
             rows["masks"] = f"made by the generator itself, from {labeled.generator.extra_channels} channel(s)"
         for target in labeled.targets:
             rows[target.field] = target.summary
+        for field, figures in (labeled.fit.quality if labeled.fit else {}).items():
+            known = {name: value for name, value in figures.summary.items() if value is not None}
+            rows[f"{field} held out"] = ", ".join(f"{name} {value:.3f}" for name, value in known.items())
         rows["recipe"] = _recipe(labeled.recipe)
         rows["filter"] = _filter(labeled)
         rows["fingerprint"] = labeled.fingerprint
@@ -127,10 +130,16 @@ def _recipe(recipe: Recipe) -> str:
 def _filter(labeled: LabeledGenerator) -> str:
     if not labeled.labeler.has_uncertainty:
         return "by content only (require, visible): there is no uncertainty"
-    if labeled.calibration is None or labeled.recipe.threshold is None:
+    recipe, found = labeled.recipe, labeled.calibration
+    if found is None or (recipe.threshold is None and not recipe.scores):
         return "not calibrated"
-    error = f"{labeled.recipe.threshold:.5g} ± {labeled.calibration.standard_error:.2g} nats"
-    return f"drops {labeled.recipe.reject_fraction:.0%}: score above {error}"
+    dropped = []
+    if recipe.threshold is not None:
+        unit = getattr(labeled.interpreter, "uncertainty_unit", "nats")
+        error = f"{recipe.threshold:.5g} ± {found.standard_error:.2g} {unit}"
+        dropped.append(f"{recipe.reject_fraction:.0%}: score above {error}")
+    dropped += [f"{s.reject_fraction:.0%} by {s.field}: score above {s.threshold:.5g}" for s in recipe.scores]
+    return f"drops {'; '.join(dropped)}"
 
 
 #: Facts of an interpreter's config that have words of their own.

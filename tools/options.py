@@ -230,6 +230,16 @@ def _shown(number: int) -> str:
 count, index, seed = integer(1, MAX_INDEX), integer(0, MAX_INDEX), integer(0, MAX_SEED)
 
 
+def shares(text: str) -> float | dict[str, float]:
+    """A number, or numbers by field: "mask=0.1,keypoints=0.05"."""
+    if "=" not in text:
+        return number(text)
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if len({field for field, _, _ in pairs}) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a label twice")
+    return {field.strip(): number(value) for field, _, value in pairs}
+
+
 def number(text: str) -> float:
     """A finite number."""
     try:

@@ -12,6 +12,7 @@ from dsgan_datasets.pictures import save_png, stacked
 from dsgan_datasets.statistics import LabelStatistics, Statistics, measure
 from dsgan_datasets.tools import options
 from dsgan_datasets.tools.messages import counted
+from dsgan_datasets.uncertainty import score_unit
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -53,7 +54,11 @@ def run(args: argparse.Namespace) -> None:
     ]
     if found.scores is not None:
         scores = found.scores.numpy()
-        charts.append(histogram(scores, title=title, of="samples", threshold=labeled.recipe.threshold))
+        charts.append(
+            histogram(
+                scores, title=title, of="samples", threshold=labeled.recipe.threshold, unit=score_unit(labeled.targets)
+            )
+        )
     save_png(stacked(charts), args.out)
     print(f"picture: {args.out.resolve()}")
     if args.json is not None:

@@ -32,11 +32,15 @@ class StandIn(UNet):
     Args:
         num_points: K.
         resolution: H = W of the images, pixels.
+
+    Attributes:
+        report: how it was trained and how good it was found to be.
     """
 
     def __init__(self, num_points: int, resolution: int) -> None:
         super().__init__(2 * num_points + 2, WIDTHS[resolution])
         self.num_points, self.resolution = num_points, resolution
+        self.report: dict[str, object] = {}
 
     def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Log probability of places [N, K, H, W], logits of visibility [N, K], depth and logit of the figure [N, H, W],
@@ -69,25 +73,20 @@ def _centers(places: Tensor) -> Tensor:
     return torch.stack([(kept.sum(2) * (at + 0.5)).sum(2) / total, (kept.sum(3) * (at + 0.5)).sum(2) / total], 2)
 
 
-def train(renders: Renders, *, epochs: int, batch_size: int, lr: float, seed: int) -> StandIn:
-    """Train on renders, with the changes that make them look like those of a half-trained generator."""
+def train(renders: Renders, *, steps: int, batch_size: int, lr: float, seed: int) -> StandIn:
+    """Train from scratch on images with masks, points and depths, changed to look like those of a half-trained GAN."""
     torch.manual_seed(seed)
     random = torch.Generator().manual_seed(seed)
     network = StandIn(renders.points.shape[1], renders.images.shape[3]).to(memory_format=torch.channels_last)
-    steps = len(renders.images) // batch_size
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.1)
-    with tqdm(total=epochs * steps, desc="train", unit="step", mininterval=10) as bar:
-        for _ in range(epochs):
-            order = torch.randperm(len(renders.images), generator=random)[: steps * batch_size]
-            for rows in order.split(batch_size):
-                loss = _loss(network, renders, rows, random)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                bar.update()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    for _ in tqdm(range(steps), "train", unit="step", mininterval=10):
+        rows = torch.randint(len(renders.images), (batch_size,), generator=random)
+        loss = _loss(network, renders, rows, random)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return network.eval().requires_grad_(False)
 
 
@@ -151,5 +150,6 @@ def load_standin(path: Path) -> StandIn:
     with safe_open(str(path), framework="pt") as file:
         report = json.loads(file.metadata()["report"])
     network = StandIn(report["num_points"], report["resolution"])
+    network.report = report
     network.load_state_dict(load_file(path))
     return network.eval().requires_grad_(False)

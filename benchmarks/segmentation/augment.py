@@ -32,9 +32,16 @@ STRENGTHS = {
 
 
 def augment(images: Tensor, masks: Tensor, strength: str, schema: LabelSchema) -> tuple[Tensor, Tensor]:
-    """Network inputs float [N, 3, H, W] in [-1, 1] and masks int64 [N, H, W], both moved alike."""
+    """Network inputs float [N, 3, H, W] in [-1, 1] and masks, both moved alike.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        masks: class ids [N, H, W], or soft ones: probabilities of the classes, float [N, K, H, W].
+        strength: of the changes.
+        schema: which classes trade places in a mirror.
+    """
     s = STRENGTHS[strength]
-    x, masks = _mirror(images.float() / 255, masks.long(), schema)
+    x, masks = _mirror(images.float() / 255, masks if masks.is_floating_point() else masks.long(), schema)
     x, masks = _move(x, masks, s)
     x = _recolor(x, s)
     for _ in range(s.patches):
@@ -55,8 +62,14 @@ def _uniform(x: Tensor, low: float, high: float, channels: int = 1) -> Tensor:
 
 def _mirror(x: Tensor, masks: Tensor, schema: LabelSchema) -> tuple[Tensor, Tensor]:
     chosen = torch.rand(len(x), device=x.device) < 0.5
-    mirrored = schema.swap_sides(masks.flip(2))
-    return torch.where(chosen[:, None, None, None], x.flip(3), x), torch.where(chosen[:, None, None], mirrored, masks)
+    mirrored = masks.flip(-1)
+    if masks.is_floating_point():
+        mirrored = mirrored[:, schema.swap_sides(torch.arange(masks.shape[1], device=masks.device))]
+    else:
+        mirrored = schema.swap_sides(mirrored)
+    chosen = chosen[:, None, None, None]
+    of_masks = chosen if masks.dim() == 4 else chosen[:, 0]
+    return torch.where(chosen, x.flip(3), x), torch.where(of_masks, mirrored, masks)
 
 
 def _move(x: Tensor, masks: Tensor, s: Strength) -> tuple[Tensor, Tensor]:
@@ -68,6 +81,8 @@ def _move(x: Tensor, masks: Tensor, s: Strength) -> tuple[Tensor, Tensor]:
     rows += [scale[:, 0] * angle.sin(), scale[:, 1] * angle.cos(), shift[:, 1]]
     grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if masks.is_floating_point():
+        return x, F.grid_sample(masks, grid, mode="bilinear", padding_mode="border", align_corners=False)
     moved = F.grid_sample(masks[:, None].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
     return x, moved[:, 0].long()
 

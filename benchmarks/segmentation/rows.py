@@ -195,7 +195,9 @@ def resized(images: Tensor, masks: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def resized_masks(masks: Tensor, size: int) -> Tensor:
-    """int64 [N, size, size], nearest."""
+    """Masks of another size, nearest; soft ones bilinear."""
+    if masks.is_floating_point():
+        return F.interpolate(masks, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return F.interpolate(masks[:, None].float(), size=(size, size), mode="nearest-exact")[:, 0].long()
 
 
@@ -260,7 +262,8 @@ def _generated(make: Callable[[Sources, int, int], Samples]) -> Batches:
     def batches(sources: Sources, seed: int) -> Iterator[Batch]:
         fresh = max(1, sources.batch_size // sources.uses)
         for image, mask in reused(make(sources, seed, fresh), sources.batch_size, sources.uses, seed):
-            mask = torch.where(mask == sources.schema.ignore_index, IGNORE, mask)
+            if not mask.is_floating_point():
+                mask = torch.where(mask == sources.schema.ignore_index, IGNORE, mask)
             yield Batch(*resized(image, mask, sources.size))
 
     return batches
@@ -281,6 +284,12 @@ def _ignoring(sources: Sources, seed: int, fresh: int) -> Samples:
         batch = list(itertools.islice(samples, fresh))
         masks = [torch.where(s.uncertainty > sources.ignore_level, sources.schema.ignore_index, s.mask) for s in batch]
         yield torch.stack([s.image for s in batch]), torch.stack(masks)
+
+
+def _soft(sources: Sources, seed: int, fresh: int) -> Samples:
+    """Nothing is dropped; masks are the probabilities of the classes."""
+    dataset = DSGANIterableDataset(sources.unfiltered, seed=seed, batch_size=fresh, extras=("probabilities",))
+    return ((batch.image, batch.probabilities.float()) for batch in dataset.batches())
 
 
 def _annotating(sources: Sources, seed: int, fresh: int) -> Samples:
@@ -327,6 +336,7 @@ ROWS = {
     "ours": Row("ours: stream of generated samples, 16 annotations, filter on", _stream(lambda s: s.labeled)),
     "no-filter": Row("ours, filter off", _stream(lambda s: s.unfiltered)),
     "ignore": Row("ours, uncertain pixels ignored instead of samples dropped", _generated(_ignoring)),
+    "soft": Row("ours, filter off, soft labels: probabilities instead of masks", _generated(_soft)),
     "one-member": Row("ours, 1 pixel classifier (no filter)", _stream(lambda s: s.one_member)),
     "annotations-30": Row("ours, 30 annotations", _stream(lambda s: s.more_annotations), annotator=True),
     "full-1000": Row("full supervision: 1,000 renders with exact masks", _labeled(lambda s: s.training[:1000])),
@@ -339,6 +349,7 @@ GAPS = {
     "generated-annotated": Row("generated images, masks of who annotates", _generated(_annotating), annotator=True),
     "no-filter": Row("generated images, masks of the interpreter", ROWS["no-filter"].batches),
     "ours": Row("the same, filter on: the stream", ROWS["ours"].batches),
+    "soft": Row("generated images, probabilities of the interpreter", ROWS["soft"].batches),
 }
 #: The small configuration, for two CPU cores.
 SMALL = ("few", "semi", "clusters", "ours", "full")

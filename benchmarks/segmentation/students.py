@@ -79,7 +79,7 @@ class StudentSettings:
 
 
 class Batch(NamedTuple):
-    """Labeled images, and unlabeled ones for the rows that use them."""
+    """Labeled images (masks of ids or soft), and unlabeled ones for the rows that use them."""
 
     image: Tensor
     mask: Tensor
@@ -112,8 +112,13 @@ class Supervised:
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy plus soft Dice loss over the classes of the batch (Milletari et al. 2016), which keeps small parts.
 
-    Pixels of `IGNORE` count in neither.
+    Pixels of `IGNORE` count in neither. Soft masks, probabilities [N, K, H, W], take the place of a one in the class.
     """
+    if masks.is_floating_point():
+        p, area = logits.softmax(1), masks.sum((0, 2, 3))
+        dice = 2 * (p * masks).sum((0, 2, 3)) / (p.square().sum((0, 2, 3)) + masks.square().sum((0, 2, 3))).clamp_min(1)
+        weight = area / area.clamp_min(1)  # a class that hardly any pixel may be hardly counts
+        return F.cross_entropy(logits, masks) + ((1 - dice) * weight).sum() / weight.sum().clamp_min(1)
     counted = masks != IGNORE
     truth = F.one_hot(masks * counted, logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
     p = logits.softmax(1) * counted[:, None]

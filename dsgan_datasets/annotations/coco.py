@@ -1,4 +1,5 @@
-"""COCO's JSON (https://cocodataset.org/#format-data), polygons and run lengths -> class ids, and back.
+"""COCO's JSON (https://cocodataset.org/#format-data): polygons and run lengths -> class ids, keypoints -> points, and
+back.
 
 CVAT, Label Studio, Roboflow and others write it. Later annotations are painted over earlier ones, and what none covers
 is class 0.
@@ -7,22 +8,24 @@ is class 0.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dsgan_datasets.annotations.folder import IGNORE, Array
-from dsgan_datasets.annotations.material import Reader
+from dsgan_datasets.annotations.marks import OBJECT, Mark, corner_offset, placed
+from dsgan_datasets.annotations.material import Source, Wanted
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import check_size
 from dsgan_datasets.annotations.shapes import Canvas, within_reach
 from dsgan_datasets.annotations.values import ImageNames, identity, whole
 from dsgan_datasets.contents import ContentError, shown
 from dsgan_datasets.polygons import polygons_to_mask
+from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: Diagonal steps of outlines that are traced from pixels for sure, when there are no other steps than these and
@@ -32,38 +35,82 @@ _MANY_DIAGONALS = 50
 _MOST_LOOKED_AT = 20_000
 
 
-def coco_file(
-    images: Sequence[tuple[str, Sequence[tuple[int, Array]]]], size: tuple[int, int], schema: LabelSchema
-) -> dict[str, Any]:
+def coco_file(files: Sequence[str], size: tuple[int, int], part: Part) -> dict[str, Any]:
     """Annotations of all images; categories are numbered from 1, as COCO's are.
 
     Args:
-        images: file name, and class id and polygon [P, 2] of each shape.
+        files: names of the images.
         size: (H, W) of all of them.
-        schema: names of the classes.
+        part: see `outlines_part` and `points_part`.
     """
     annotations: list[dict[str, Any]] = []
-    for image_id, (_, shapes) in enumerate(images, 1):
-        for category, polygon in shapes:
-            (left, top), (right, bottom) = polygon.min(0).tolist(), polygon.max(0).tolist()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": category + 1,
-                    "segmentation": [polygon.flatten().tolist()],
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": float(polygons_to_mask([polygon], size).sum()),
-                    "iscrowd": 0,
-                }
-            )
+    for image_id, entries in enumerate(part.annotations, 1):
+        for category, entry in entries:
+            number = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category}
+            annotations.append({**number, **entry, "iscrowd": 0})
     return {
         "images": [
-            {"id": i, "file_name": file, "width": size[1], "height": size[0]} for i, (file, _) in enumerate(images, 1)
+            {"id": i, "file_name": file, "width": size[1], "height": size[0]} for i, file in enumerate(files, 1)
         ],
-        "categories": [{"id": i, "name": name, "supercategory": ""} for i, name in enumerate(schema.classes, 1)],
+        "categories": [{"id": i, **entry} for i, entry in enumerate(part.categories, 1)],
         "annotations": annotations,
     }
+
+
+class Part(NamedTuple):
+    """What a COCO file holds of one kind of label: categories, and for each image (category from 1, annotation)."""
+
+    categories: Sequence[Mapping[str, Any]]
+    annotations: Sequence[Sequence[tuple[int, Mapping[str, Any]]]]
+
+
+def outlines_part(images: Sequence[Sequence[tuple[int, Array]]], size: tuple[int, int], schema: LabelSchema) -> Part:
+    """Class ids and polygons [P, 2] of each image, in their order."""
+    return Part(
+        [{"name": name, "supercategory": ""} for name in schema.classes],
+        [
+            [
+                (
+                    category + 1,
+                    {
+                        "segmentation": [polygon.flatten().tolist()],
+                        "bbox": _box(polygon),
+                        "area": float(polygons_to_mask([polygon], size).sum()),
+                    },
+                )
+                for category, polygon in shapes
+            ]
+            for shapes in images
+        ],
+    )
+
+
+def points_part(images: Sequence[Array], target: Keypoints) -> Part:
+    """Points [K, 3] of each image; as annotation tools have them, with pixel centers at .5."""
+    category = {
+        "name": OBJECT,
+        "supercategory": "",
+        "keypoints": list(target.names),
+        "skeleton": [[a + 1, b + 1] for a, b in target.skeleton],
+    }
+    annotations = []
+    for points in images:
+        there = points[points[:, 2] > 0]
+        box = _box(there[:, :2]) if len(there) else [0.0, 0.0, 0.0, 0.0]
+        entry = {
+            "segmentation": [],
+            "keypoints": [number for x, y, v in points.tolist() for number in (x, y, int(v))],
+            "num_keypoints": len(there),
+            "bbox": box,
+            "area": box[2] * box[3],
+        }
+        annotations.append([(1, entry)])
+    return Part([category], annotations)
+
+
+def _box(points: Array) -> list[float]:
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+    return [left, top, right - left, bottom - top]
 
 
 def is_coco(content: Any) -> bool:
@@ -71,17 +118,17 @@ def is_coco(content: Any) -> bool:
     return isinstance(content, dict) and "images" in content and ("annotations" in content or "categories" in content)
 
 
-def coco_readers(
-    content: Any, where: str, schema: LabelSchema, size: tuple[int, int], names: ImageNames, found: Findings
-) -> dict[str, Reader]:
-    """Name of an image, without folder and ending -> what reads its class ids int64 [H, W].
+def coco_sources(
+    content: Any, where: str, wanted: Wanted, size: tuple[int, int], names: ImageNames, found: Findings
+) -> dict[str, Source]:
+    """Name of an image, without folder and ending -> what its annotations say.
 
     Images that are listed without an annotation are not among them: tools list all images of a task.
 
     Args:
         content: the parsed file.
         where: what to call it in messages.
-        schema: its class names are the names of the categories; `IGNORE` marks what is ignored.
+        wanted: what is annotated, of the kinds in `READERS`.
         size: (H, W) that images must have.
         names: of the exported images.
         found: collects errors not tied to one image.
@@ -100,9 +147,10 @@ def coco_readers(
     by_image = defaultdict(list)
     for annotation in annotations:
         by_image[identity(annotation.get("image_id"))].append(annotation)
-    classes = {identity(category.get("id")): category.get("name") for category in categories}
-    outlines = _style([a.get("segmentation") for a in annotations], size, where, found)
-    readers: dict[str, Reader] = {}
+    by_id = {identity(category.get("id")): category for category in categories}
+    file = _File(where, by_id, annotations, size)
+    readers = {target.field: READERS[target.kind](file, target) for target in wanted.targets}
+    sources: dict[str, Source] = {}
     files: dict[str, str] = {}
     for image in images:
         file, image_id = image.get("file_name"), identity(image.get("id"))
@@ -117,13 +165,14 @@ def coco_readers(
                 found.error(where, f"images {shown(files[name])} and {shown(file)} are both {name}: remove one of them")
                 continue
             files[name] = file
-            place = f"{where}, image {name}"
-            readers[name] = partial(_read, image, its, _Reading(classes, place, schema, size, outlines))
+            sources[name] = Source(
+                where, partial(_read, image, its, f"{where}, image {name}", size, readers, wanted.fields)
+            )
     for image_id, orphans in by_image.items():
         given = shown(orphans[0].get("image_id"))
         reason = "is not a number or text" if image_id is None else "is not in the file"
         found.error(where, f"annotations of image id {given}, which {reason} ({len(orphans)} in all): export it again")
-    return readers
+    return sources
 
 
 def _name(file: str, names: ImageNames, where: str, found: Findings) -> str:
@@ -141,50 +190,178 @@ def _objects(content: Any, name: str) -> list[dict[str, Any]] | None:
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What the annotations of an image are read with."""
+class _File:
+    """The parts of a file that all images share: categories by id, all annotations, (H, W) of the images."""
 
-    classes: Mapping[int | str | None, Any]
     where: str
-    schema: LabelSchema
+    categories: Mapping[int | str | None, Mapping[str, Any]]
+    annotations: Sequence[Mapping[str, Any]]
     size: tuple[int, int]
-    traced: bool
+
+    def category(self, annotation: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Of an annotation; empty if it has none that is in the file."""
+        category = identity(annotation.get("category_id"))
+        return {} if category is None else self.categories.get(category, {})
+
+
+class _LabelReader(Protocol):
+    """Reads one kind of label."""
+
+    def takes(self, annotation: Mapping[str, Any]) -> bool:
+        """Whether an annotation is surely of this kind."""
+
+    def read(self, annotations: Sequence[Mapping[str, Any]], where: str, found: Findings) -> Array | None:
+        """The label of an image; None if it has none, or with the mistakes noted."""
 
 
 def _read(
-    image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], reading: _Reading, found: Findings
-) -> Array | None:
-    before, schema = found.count, reading.schema
-    if not check_size(image.get("height"), image.get("width"), reading.size, reading.where, found):
-        return None
-    canvas = Canvas(reading.size)
-    unknown = set()
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    where: str,
+    size: tuple[int, int],
+    readers: Mapping[str, _LabelReader],
+    fields: Collection[str],
+    found: Findings,
+) -> dict[str, Array]:
+    """Each annotation goes to all that take it, and else to the first of the readers, which says what is wrong; of
+    these, readers of some fields are asked."""
+    if not check_size(image.get("height"), image.get("width"), size, where, found):
+        return {}
+    its: dict[str, list[Mapping[str, Any]]] = {field: [] for field in readers}
     for annotation in annotations:
-        category = identity(annotation.get("category_id"))
-        name = reading.classes.get(category) if category is not None else None
-        place = f"{reading.where}, annotation {shown(annotation.get('id'))} ({shown(name)})"
-        if name not in (*schema.classes, IGNORE):
-            unknown.add(shown(name if name is not None else annotation.get("category_id")))
-            continue
-        try:
-            region = _region(annotation, canvas, reading.traced)
-        except ContentError as error:
-            found.error(place, str(error))
-            if canvas.full:
-                break
-            continue
-        if region is None:
-            found.warning(
-                place, "has no outline (a box labels no pixels), so it has no effect: draw a polygon or a mask"
+        takers = [field for field, reader in readers.items() if reader.takes(annotation)]
+        for field in takers or [next(iter(readers))]:
+            its[field].append(annotation)
+    labels = {}
+    for field, reader in readers.items():
+        if field in fields and its[field] and (label := reader.read(its[field], where, found)) is not None:
+            labels[field] = label
+    return labels
+
+
+class _MaskReader:
+    """Outlines and run lengths -> class ids int64 [H, W]; later ones over earlier ones."""
+
+    def __init__(self, file: _File, schema: LabelSchema) -> None:
+        self._file, self._schema = file, schema
+        self._traced: bool | None = None
+
+    def takes(self, annotation: Mapping[str, Any]) -> bool:
+        return self._file.category(annotation).get("name") in (*self._schema.classes, IGNORE)
+
+    def read(self, annotations: Sequence[Mapping[str, Any]], where: str, found: Findings) -> Array | None:
+        before, schema, file = found.count, self._schema, self._file
+        if self._traced is None:
+            self._traced = _style([a.get("segmentation") for a in file.annotations], file.size, file.where, found)
+        canvas = Canvas(self._file.size)
+        unknown = set()
+        for annotation in annotations:
+            name = self._file.category(annotation).get("name")
+            place = f"{where}, annotation {shown(annotation.get('id'))} ({shown(name)})"
+            if name not in (*schema.classes, IGNORE):
+                unknown.add(shown(name if name is not None else annotation.get("category_id")))
+                continue
+            try:
+                region = _region(annotation, canvas, self._traced)
+            except ContentError as error:
+                found.error(place, str(error))
+                if canvas.full:
+                    break
+                continue
+            if region is None:
+                found.warning(
+                    place, "has no outline (a box labels no pixels), so it has no effect: draw a polygon or a mask"
+                )
+            elif not canvas.paint(schema.ignore_index if name == IGNORE else schema.index(name), region):
+                found.warning(place, "covers the center of no pixel, so it has no effect")
+        if unknown:
+            found.error(
+                where,
+                f"unknown class {listed(sorted(unknown))}: rename it to one of {listed(schema.classes, 20)}, or "
+                f"{IGNORE}",
             )
-        elif not canvas.paint(schema.ignore_index if name == IGNORE else schema.index(name), region):
-            found.warning(place, "covers the center of no pixel, so it has no effect")
-    if unknown:
-        found.error(
-            reading.where,
-            f"unknown class {listed(sorted(unknown))}: rename it to one of {listed(schema.classes, 20)}, or {IGNORE}",
-        )
-    return None if found.count > before else canvas.mask
+        return None if found.count > before else canvas.mask
+
+
+class _PointsReader:
+    """Keypoints -> points [K, 3]; those of a category may be in another order than the target's."""
+
+    def __init__(self, file: _File, target: Keypoints) -> None:
+        self._file, self._target = file, target
+        self._offset: float | None = None
+
+    def takes(self, annotation: Mapping[str, Any]) -> bool:
+        return bool(annotation.get("keypoints"))
+
+    def read(self, annotations: Sequence[Mapping[str, Any]], where: str, found: Findings) -> Array | None:
+        its = [annotation for annotation in annotations if self.takes(annotation)]
+        for annotation in annotations:
+            if not self.takes(annotation):
+                place = f"{where}, annotation {shown(annotation.get('id'))}"
+                found.warning(place, "has no keypoints, so it has no effect: mark the points of a skeleton")
+        if not its:
+            return None
+        before, marks = found.count, []
+        if self._offset is None:
+            self._offset = self._offset_of_file(found)
+        for number, annotation in enumerate(its, 1):
+            marks += self._marks(
+                annotation, self._offset, f"annotation {shown(annotation.get('id', number))}", where, found
+            )
+        if found.count > before:
+            return None
+        points = placed(marks, self._target, self._file.size, where, found)
+        return None if found.count > before else points
+
+    def _offset_of_file(self, found: Findings) -> float:
+        each = map(_keypoints, self._file.annotations)
+        there = [numbers[:, :2][numbers[:, 2] > 0] for numbers in each if numbers is not None]
+        coordinates = np.concatenate(there).flatten() if there else np.zeros(0)
+        return corner_offset(coordinates, self._file.where, found)
+
+    def _marks(
+        self, annotation: Mapping[str, Any], offset: float, place: str, where: str, found: Findings
+    ) -> list[Mark]:
+        numbers, names = _keypoints(annotation), self._file.category(annotation).get("keypoints")
+        if not isinstance(names, list) or not names:
+            found.error(f"{where}, {place}", "its category names no keypoints: export it as COCO keypoints")
+        elif numbers is None:
+            found.error(
+                f"{where}, {place}",
+                "keypoints are a flat list x, y, v, x, y, v, … of numbers whose v are 0, 1 or 2: export it again",
+            )
+        elif len(numbers) != len(names):
+            found.error(
+                f"{where}, {place}",
+                f"has {len(numbers)} keypoints, and its category names {len(names)}: export it again",
+            )
+        else:
+            return [
+                Mark(name, x + offset, y + offset, int(v), place, place)
+                for name, (x, y, v) in zip(names, numbers.tolist(), strict=True)
+            ]
+        return []
+
+
+#: Kind of label -> how it is read.
+READERS: dict[str, Callable[[_File, Any], _LabelReader]] = {
+    Keypoints.kind: _PointsReader,
+    LabelSchema.kind: _MaskReader,
+}
+
+
+def _keypoints(annotation: Mapping[str, Any]) -> Array | None:
+    """float64 [K, 3]: (x, y, visibility), or None if they are something else; what is not in the image is at 0."""
+    try:
+        numbers = np.array(annotation.get("keypoints"), dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if numbers.ndim == 1 and numbers.size % 3 == 0:
+        numbers = numbers.reshape(-1, 3)
+    if numbers.ndim != 2 or numbers.shape[1] != 3 or not numbers.size:
+        return None
+    numbers[numbers[:, 2] == 0] = 0
+    return numbers if np.isin(numbers[:, 2], (0, 1, 2)).all() and within_reach(numbers) else None
 
 
 def _region(annotation: Mapping[str, Any], canvas: Canvas, traced: bool) -> Array | None:

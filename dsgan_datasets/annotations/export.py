@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dsgan_datasets._deprecation import renamed_keywords
 from dsgan_datasets.annotations.folder import (
-    Array,
     Exported,
     ExportedImage,
-    check_names,
+    as_targets,
     generator_fingerprint,
     hash_pixels,
     write_bytes,
 )
-from dsgan_datasets.annotations.projects import write_drafts, write_projects, write_readme
+from dsgan_datasets.annotations.kinds import kind_of
+from dsgan_datasets.annotations.projects import projects, write_drafts, write_projects, write_readme
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.annotations.shapes import shapely
 from dsgan_datasets.checks import integer
@@ -30,9 +31,11 @@ from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.images import png
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Purpose, sample_latents
 from dsgan_datasets.pictures import photo, sheet
 from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: More than people annotate, and less than fills the memory.
@@ -44,18 +47,19 @@ _PER_IMAGE: dict[Selection, int] = {"random": 1, "diverse": 4, "informative": 16
 
 
 class _Looked(NamedTuple):
-    """Some draws: images uint8 [N, 3, H, W], pooled features [N, C], and drafts, if any."""
+    """Some draws: images uint8 [N, 3, H, W], pooled features [N, C], and drafted labels by field and scores, if any."""
 
     images: Tensor
     points: Tensor
-    masks: Tensor | None
+    drafts: Mapping[str, Tensor]
     scores: Tensor | None
 
 
+@renamed_keywords(schema="targets")
 @torch.no_grad()
 def export_annotations(
     generator: FeatureGenerator,
-    schema: LabelSchema,
+    targets: Target | Sequence[Target],
     out: str | os.PathLike[str],
     *,
     num: int = 16,
@@ -74,7 +78,8 @@ def export_annotations(
 
     Args:
         generator: of the images, with the feature layout that an interpreter will be fitted on.
-        schema: the classes to annotate.
+        targets: the labels to annotate: classes of masks (`LabelSchema`), points (`Keypoints`), maps such as depth
+            (`DenseMap`), alone or several together.
         out: folder to write; new, or empty.
         num: images to annotate, at most 10,000.
         select: "random" takes the first draws as they come; "diverse" takes draws unlike each other (k-center over
@@ -86,9 +91,9 @@ def export_annotations(
         recipe: psi, size, crop, … of the images; its filter is ignored. None is that of the earlier rounds, or the
             default recipe.
         interpreter: a first labeled checkpoint of this generator; it drafts annotations, to be corrected rather than
-            drawn. Its classes must be among those of the schema.
+            drawn. Its classes and points must be among those to annotate; labels that it does not have are not drafted.
         earlier: folders of earlier rounds, which will be fitted together with this one: generator, recipe, feature
-            layout and names of the classes must be theirs, and none of their images is exported again.
+            layout and labels (names of classes and points) must be theirs, and none of their images is exported again.
         name: what to call the generator, so that a person finds it again; of a path only the last part is written, as
             the folder travels.
 
@@ -109,15 +114,15 @@ def export_annotations(
         >>> sorted(path.name for path in (tmp / "to-annotate").glob("*.json"))
         ['annotations.json', 'classes.json']
     """
-    out, name = Path(out), _without_folders(name)
+    out, name, targets = Path(out), _without_folders(name), as_targets(targets)
     rounds = [(Path(folder).resolve().name, Exported.read(Path(folder))) for folder in earlier]
     if recipe is None:
         recipe = next((each.recipe for _, each in rounds), Recipe())
     # Filter and class map belong to an interpreter, and the one to be fitted does not exist yet.
     recipe = recipe.unfiltered().override(class_map=None, max_uncertainty=None)
-    _check(generator, schema, out, recipe, interpreter, num, select, candidates)
+    _check(generator, targets, out, recipe, interpreter, num, select, candidates)
     for folder_name, each in rounds:
-        _check_earlier(generator, schema, recipe, folder_name, each)
+        _check_earlier(generator, targets, recipe, folder_name, each)
     if interpreter is not None:
         shapely()  # drafts need it: fails before any image is generated
     if start is None:
@@ -136,18 +141,19 @@ def export_annotations(
     latents = latents[rows]
     looked = _look(generator, recipe, interpreter, latents, "drawing")
     images = looked.images.permute(0, 2, 3, 1).contiguous().numpy()
-    masks = None if looked.masks is None else _translated(looked.masks, interpreter, schema)
+    drafts = {} if interpreter is None else _translated(looked.drafts, interpreter, targets)
     stems = [f"{indices[row]:09d}" for row in rows]
     size = recipe.image_size(generator.img_size)
     with written_whole(out) as folder:
         (folder / "images").mkdir()
         for stem, image in zip(stems, images, strict=True):
             write_bytes(folder / "images" / f"{stem}.png", png(image))
-        write_projects(folder, schema)
-        drafts = [None] * num if masks is None else write_drafts(folder, stems, masks, schema)
+        given = projects(targets, drafts)
+        write_projects(folder, given)
+        hashes = write_drafts(folder, stems, targets, given, drafts, size)
         scores = [None] * num if looked.scores is None else looked.scores.tolist()
         to_fit = [*(folder_name for folder_name, _ in rounds), out.resolve().name]
-        write_readme(folder, schema, size, name, to_fit, drafted=masks is not None)
+        write_readme(folder, given, size, name, to_fit, drafted=bool(drafts))
         exported = Exported(
             generator=name,
             fingerprint=generator_fingerprint(generator),
@@ -155,14 +161,14 @@ def export_annotations(
             recipe=recipe,
             seed=seed,
             size=size,
-            schema=schema,
+            targets=targets,
             images=tuple(
                 ExportedImage(int(stem), f"images/{stem}.png", hash_pixels(image), score, draft)
-                for stem, image, score, draft in zip(stems, images, scores, drafts, strict=True)
+                for stem, image, score, draft in zip(stems, images, scores, hashes, strict=True)
             ),
             latents=latents,
         )
-        _write_sheet(folder / "contact_sheet.png", exported, looked.images, masks, select)
+        _write_sheet(folder / "contact_sheet.png", exported, looked.images, drafts, select)
         exported.write(folder)
     return exported
 
@@ -173,7 +179,7 @@ def _without_folders(name: str) -> str:
 
 
 def _check_earlier(
-    generator: FeatureGenerator, schema: LabelSchema, recipe: Recipe, folder: str, earlier: Exported
+    generator: FeatureGenerator, targets: Sequence[Target], recipe: Recipe, folder: str, earlier: Exported
 ) -> None:
     """ValueError if a round cannot be fitted together with an earlier one."""
     if generator_fingerprint(generator) != earlier.fingerprint:
@@ -186,16 +192,20 @@ def _check_earlier(
             f"{folder} was exported for the features {earlier.features!r}, the generator gives {generator.features!r}: "
             "load it with that layout"
         )
-    if set(schema.classes) != set(earlier.schema.classes):
+    theirs, these = ({target.field: target for target in each} for each in (earlier.targets, targets))
+    if theirs.keys() != these.keys():
         raise ValueError(
-            f"the classes of {folder} are {', '.join(earlier.schema.classes)}, not {', '.join(schema.classes)}: rounds "
-            "are fitted together, so take the same ones; to add one, append it to classes.json there first"
+            f"{folder} has the labels {', '.join(theirs)}, not {', '.join(these)}: rounds are fitted together, so take "
+            "the same ones"
         )
+    for field, target in these.items():
+        if wrong := kind_of(target).disagreements(theirs[field], target, (folder, "the new folder")):
+            raise ValueError(f"{'; '.join(wrong)} (rounds are fitted together)")
     if (recipe.sampling, recipe.rendering) != (earlier.recipe.sampling, earlier.recipe.rendering):
-        theirs, these = (
+        there, here = (
             {**stored["sampling"], **stored["rendering"]} for stored in (earlier.recipe.to_dict(), recipe.to_dict())
         )
-        fields = "; ".join(f"{n} {these[n]} instead of {theirs[n]}" for n in theirs if theirs[n] != these[n])
+        fields = "; ".join(f"{n} {here[n]} instead of {there[n]}" for n in there if there[n] != here[n])
         raise ValueError(
             f"the recipe is not that of {folder} ({fields}): rounds are fitted together, so leave these fields alone"
         )
@@ -203,7 +213,7 @@ def _check_earlier(
 
 def _check(
     generator: FeatureGenerator,
-    schema: LabelSchema,
+    targets: Sequence[Target],
     out: Path,
     recipe: Recipe,
     interpreter: LabeledGenerator | None,
@@ -226,13 +236,16 @@ def _check(
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty, perhaps with annotations: choose another folder")
     check_writable(out)
-    check_names(schema)
-    if schema.num_classes < 2:
-        raise ValueError(f"at least two classes are required, got only {schema.classes[0]}")
+    for target in targets:
+        kind_of(target)
+        if isinstance(target, LabelSchema) and target.num_classes < 2:
+            raise ValueError(f"at least two classes are required, got only {target.classes[0]}")
     if interpreter is None:
         if select == "informative":
             raise ValueError("select informative needs an interpreter (--interpreter) and its uncertainty")
         return
+    if not isinstance(interpreter.labeler, InterpretedLabeler):
+        raise ValueError("the labels of this checkpoint come from its generator: it has no interpreter to draft others")
     if generator_fingerprint(interpreter.generator) != generator_fingerprint(generator):
         raise ValueError("the interpreter was fitted to another generator: its drafts are meaningless")
     if select == "informative" and not interpreter.labeler.has_uncertainty:
@@ -242,10 +255,14 @@ def _check(
             f"the interpreter reads features {interpreter.generator.features!r}, the generator gives "
             f"{generator.features!r}: load it with that layout"
         )
-    if unknown := [c for c in interpreter.schema.classes if c not in schema.classes]:
+    by_field = {target.field: target for target in targets}
+    for predicted in interpreter.targets:
+        if predicted.field in by_field:
+            kind_of(predicted).check_drafts(predicted, by_field[predicted.field])
+    if by_field.keys().isdisjoint(target.field for target in interpreter.targets):
         raise ValueError(
-            f"the interpreter's class {', '.join(unknown)} is not among the classes to annotate "
-            f"({', '.join(schema.classes)}): add it, or export without interpreter"
+            f"the interpreter predicts {', '.join(target.field for target in interpreter.targets)}, and nothing of "
+            f"what is to be annotated ({', '.join(by_field)}): export without interpreter"
         )
 
 
@@ -270,44 +287,57 @@ def _look(
 ) -> _Looked:
     """Images, pooled features and, of an interpreter, masks and scores of draws, on the CPU."""
     frame = Frame(recipe.frame_size(generator.img_size), recipe.crop)
-    images, points, masks, scores = [], [], [], []
+    images, points, scores = [], [], []
+    drafts: dict[str, list[Tensor]] = {}
     for block in tqdm(latents.split(recipe.compute_batch), doing, unit="batch", delay=2, leave=False):
         image, features = synthesize(generator, recipe, block)
         images.append(image.cpu())
         points.append(pooled_features(features))
         if labeled is not None:
             options = LabelingOptions(labeled.recipe.vote, labeled.recipe.top_fraction)
-            found = labeled.interpreter.predict(features, frame, options)
-            masks.append(found.labels["mask"].cpu())
-            if found.uncertainty_score is not None:
-                scores.append(found.uncertainty_score.cpu())
+            assert isinstance(labeled.labeler, InterpretedLabeler)
+            predictions = [each.predict(features, frame, options) for each in labeled.labeler.interpreters]
+            for found in predictions:
+                for field, labels in found.labels.items():
+                    drafts.setdefault(field, []).append(labels.cpu())
+            if predictions[0].uncertainty_score is not None:
+                scores.append(predictions[0].uncertainty_score.cpu())
     return _Looked(
         torch.cat(images),
         torch.cat(points),
-        torch.cat(masks) if masks else None,
+        {field: torch.cat(labels) for field, labels in drafts.items()},
         torch.cat(scores) if scores else None,
     )
 
 
-def _translated(masks: Tensor, labeled: LabeledGenerator | None, schema: LabelSchema) -> Array:
-    """Ids that an interpreter predicts -> ids of the same names in the schema."""
-    assert labeled is not None
-    names = labeled.schema.classes
-    coarse = labeled.recipe.class_map or range(len(names))
-    translated: Array = torch.tensor([schema.index(names[i]) for i in coarse], device="cpu")[masks].numpy()
+def _translated(
+    drafts: Mapping[str, Tensor], labeled: LabeledGenerator, targets: Sequence[Target]
+) -> dict[str, Tensor]:
+    """What an interpreter predicts -> labels of the same names in the targets, of those that they have."""
+    predicted = {target.field: target for target in labeled.targets}
+    translated = {}
+    for target in targets:
+        if target.field in predicted:
+            labels, own = drafts[target.field], predicted[target.field]
+            if isinstance(own, LabelSchema) and labeled.recipe.class_map:
+                labels = torch.tensor(labeled.recipe.class_map)[labels]
+            translated[target.field] = kind_of(own).translated(labels, own, target)
     return translated
 
 
-def _write_sheet(path: Path, exported: Exported, images: Tensor, masks: Array | None, select: str) -> None:
+def _write_sheet(path: Path, exported: Exported, images: Tensor, drafts: Mapping[str, Tensor], select: str) -> None:
     """A picture of what is to be annotated, with the drafts if there are some."""
     pictures, captions = [], []
     for i, image in enumerate(exported.images):
         cells = [photo(images[i])]
-        if masks is not None:
-            cells.append(exported.schema.draw(cells[0], torch.from_numpy(masks[i])))
+        cells += [
+            target.draw(cells[0], drafts[target.field][i], exported.size)
+            for target in exported.targets
+            if target.field in drafts
+        ]
         pictures.append(cells)
         score = image.uncertainty_score
         captions.append(image.name if score is None else f"{image.name}   score {score:.4f} nats")
     title = f"{exported.generator} · {len(pictures)} images to annotate, {select} · seed {exported.seed}"
     with atomic_write(path) as file:
-        sheet(pictures, captions, title, exported.schema, columns=4).save(file, format="PNG")
+        sheet(pictures, captions, title, exported.targets, columns=4).save(file, format="PNG")

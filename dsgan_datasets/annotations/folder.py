@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,17 @@ from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.images import MOST_PIXELS
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets import target_from_dict
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: Version 1 had a flat recipe, with the feature layout in it.
 FORMAT_VERSION = 2
 ANNOTATION_MANIFEST, CLASSES, LATENTS = "annotations.json", "classes.json", "latents.npy"
+#: Descriptions of the labels that are not masks, as a list; the classes of masks are in `CLASSES`.
+TARGETS = "targets.json"
 #: Label of pixels that no loss should count, LabelMe's own name for them; reserved, no class can have it.
 IGNORE = "__ignore__"
 _LONGEST_LATENTS = 2**28  # bytes
@@ -62,7 +66,7 @@ class ExportedImage:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported, and from what; annotations.json, classes.json and latents.npy hold it.
+    """What was exported, and from what; annotations.json, classes.json, targets.json and latents.npy hold it.
 
     Attributes:
         generator: name under which the generator was loaded.
@@ -70,8 +74,8 @@ class Exported:
         features: layout of its features, on which an interpreter will be fitted.
         recipe: how the images were made.
         seed: of their draws.
-        size: (H, W) of images and masks.
-        schema: classes to annotate.
+        size: (H, W) of the images.
+        targets: labels to annotate.
         images: in the order of `latents`.
         latents: z of each image, float32 [A, z_dim].
     """
@@ -82,16 +86,21 @@ class Exported:
     recipe: Recipe
     seed: int
     size: tuple[int, int]
-    schema: LabelSchema
+    targets: tuple[Target, ...]
     images: tuple[ExportedImage, ...]
     latents: Tensor
 
+    @property
+    def schema(self) -> LabelSchema:
+        """Classes to annotate; ValueError if there are none."""
+        return schema_of(self.targets)
+
     def write(self, folder: Path) -> None:
-        """Write the three files, annotations.json last."""
+        """Write the files, annotations.json last."""
         latents = io.BytesIO()
         np.save(latents, self.latents.numpy(), allow_pickle=False)
         write_bytes(folder / LATENTS, latents.getvalue())
-        write_json(folder / CLASSES, self.schema.to_dict())
+        write_targets(folder, self.targets)
         manifest = {
             "format_version": FORMAT_VERSION,
             "generator": {"name": self.generator, "fingerprint": self.fingerprint, "features": self.features},
@@ -117,7 +126,7 @@ class Exported:
                 f"{ANNOTATION_MANIFEST}: format_version is {shown(version)}, this version of dsgan_datasets reads 1 "
                 f"and {FORMAT_VERSION}: import with the version that exported",
             )
-        schema = read_classes(folder)
+        targets = read_targets(folder)
         try:
             if version == 1:
                 stored = _from_1(stored)
@@ -130,7 +139,7 @@ class Exported:
                 recipe=Recipe.from_dict(stored["recipe"]),
                 seed=int(stored["seed"]),
                 size=_size(stored["size"]),
-                schema=schema,
+                targets=targets,
                 images=images,
                 latents=latents[0],
             )
@@ -187,6 +196,67 @@ def read_classes(folder: Path) -> LabelSchema:
     except Exception as error:  # a stranger's values may make anything at all fail
         hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'
         raise AnnotationError(folder, f"{CLASSES} is not a list of classes ({error!r:.200}): {hint}") from error
+
+
+def write_targets(folder: Path, targets: Sequence[Target]) -> None:
+    """classes.json, if there are masks, and targets.json, if there is something else."""
+    others = []
+    for target in targets:
+        if isinstance(target, LabelSchema):
+            write_json(folder / CLASSES, target.to_dict())
+        else:
+            others.append(target.to_dict())
+    if others:
+        write_json(folder / TARGETS, others)
+
+
+def read_targets(folder: Path) -> tuple[Target, ...]:
+    """What is to be annotated in a folder, masks first, or an AnnotationError."""
+    described = (folder / TARGETS).is_file()
+    schema = [read_classes(folder)] if (folder / CLASSES).is_file() or not described else []
+    if not described:
+        return tuple(schema)
+    try:
+        return as_targets([*schema, *targets_from(read_json(folder, TARGETS))])
+    except ValueError as error:
+        raise error if isinstance(error, AnnotationError) else AnnotationError(folder, f"{TARGETS}: {error}") from error
+
+
+def targets_from(content: Any) -> list[Target]:
+    """The targets of a parsed targets.json: a list of their JSON forms.
+
+    Raises:
+        ValueError: something else, or a target that makes no sense.
+    """
+    if not isinstance(content, list):
+        raise ValueError(f"it holds {shown(content)}, expected a list of labels, such as {_EXAMPLE}")
+    try:
+        return [target_from_dict(entry) for entry in content]
+    except ValueError:
+        raise
+    except Exception as error:  # a stranger's values may make anything at all fail
+        raise ValueError(f"its labels make no sense ({error!r:.200}): {_EXAMPLE}") from error
+
+
+def as_targets(given: Target | Sequence[Target]) -> tuple[Target, ...]:
+    """Labels that can be annotated together.
+
+    Raises:
+        ValueError: none, something else, two for one field, or a class called `IGNORE`.
+    """
+    targets = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not targets or not all(isinstance(target, Target) for target in targets):
+        raise ValueError(f"targets must be labels to annotate, such as LabelSchema or Keypoints, not {given!r:.80}")
+    fields = [target.field for target in targets]
+    if doubled := sorted({field for field in fields if fields.count(field) > 1}):
+        raise ValueError(f"{', '.join(doubled)} is described twice: keep one description of each label")
+    for target in targets:
+        if isinstance(target, LabelSchema):
+            check_names(target)
+    return targets
+
+
+_EXAMPLE = '[{"kind": "keypoints", "names": ["left_eye", "right_eye"], "flip_pairs": [[0, 1]]}]'
 
 
 def check_names(schema: LabelSchema) -> None:

@@ -1,4 +1,4 @@
-"""LabelMe's JSON files (https://github.com/wkentaro/labelme, versions 3 to 7) -> class ids, and back.
+"""LabelMe's JSON files (https://github.com/wkentaro/labelme, versions 3 to 7) -> class ids and points, and back.
 
 Descendants such as X-AnyLabeling write them, too.
 
@@ -10,50 +10,70 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dsgan_datasets.annotations.files import File
 from dsgan_datasets.annotations.folder import IGNORE, Array, hash_pixels
+from dsgan_datasets.annotations.marks import ABSENT, HIDDEN, Mark, placed, visibility
+from dsgan_datasets.annotations.material import Wanted
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.annotations.png import check_size
 from dsgan_datasets.annotations.shapes import Canvas, within_reach
 from dsgan_datasets.annotations.values import ImageNames
 from dsgan_datasets.contents import ContentError, parse_json, shown
 from dsgan_datasets.images import open_picture
+from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 
-def labelme_file(image: str, size: tuple[int, int], shapes: Sequence[tuple[str, Array]]) -> dict[str, Any]:
+def labelme_file(image: str, size: tuple[int, int], shapes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A file as LabelMe 5 writes it, with its image beside it.
 
     Args:
         image: name of the image file.
         size: (H, W).
-        shapes: label and polygon [P, 2] of (x, y).
+        shapes: see `polygon_shapes` and `point_shapes`.
     """
     return {
         "version": "5.5.0",
         "flags": {},
-        "shapes": [
-            {
-                "label": label,
-                "points": polygon.astype(float).tolist(),
-                "group_id": None,
-                "description": "",
-                "shape_type": "polygon",
-                "flags": {},
-                "mask": None,
-            }
-            for label, polygon in shapes
-        ],
+        "shapes": list(shapes),
         "imagePath": image,
         "imageData": None,
         "imageHeight": size[0],
         "imageWidth": size[1],
+    }
+
+
+def polygon_shapes(outlines: Sequence[tuple[int, Array]], schema: LabelSchema) -> list[dict[str, Any]]:
+    """Shapes of class ids and polygons [P, 2] of (x, y)."""
+    return [_shape("polygon", schema.classes[i], polygon) for i, polygon in outlines]
+
+
+def point_shapes(points: Array, target: Keypoints) -> list[dict[str, Any]]:
+    """Shapes of points [K, 3]: (x, y, visibility); what is hidden or not in the image has the flag that says so."""
+    return [
+        {
+            **_shape("point", name, np.array([(x, y)])),
+            "flags": {HIDDEN[0]: visibility == 1, ABSENT[0]: visibility == 0},
+        }
+        for name, (x, y, visibility) in zip(target.names, points.tolist(), strict=True)
+    ]
+
+
+def _shape(kind: str, label: str, points: Array) -> dict[str, Any]:
+    return {
+        "label": label,
+        "points": points.astype(float).tolist(),
+        "group_id": None,
+        "description": "",
+        "shape_type": kind,
+        "flags": {},
+        "mask": None,
     }
 
 
@@ -63,32 +83,86 @@ def is_labelme(content: Any) -> bool:
 
 
 def read_labelme(
-    file: File, name: str, sha256: str, names: ImageNames, schema: LabelSchema, size: tuple[int, int], found: Findings
-) -> Array | None:
-    """Class ids int64 [H, W] of a LabelMe file; None with the reasons among the mistakes, or if it has no shapes.
+    file: File,
+    name: str,
+    sha256: str,
+    names: ImageNames,
+    wanted: Wanted,
+    size: tuple[int, int],
+    found: Findings,
+) -> dict[str, Array]:
+    """The labels that a LabelMe file holds; those of which it has no shape, or which have mistakes, are not among them.
 
     Args:
         file: to read.
         name: of the image that it belongs to.
         sha256: of the image's pixels, checked if the file has the image in it.
         names: of all exported images.
-        schema: its class names are the labels; `IGNORE` marks what is ignored.
+        wanted: what is annotated, of the kinds in `READERS`; a shape belongs to the first that takes its type.
         size: (H, W) of the image.
         found: collects mistakes and warnings.
     """
-    before, where = found.count, file.name
+    where = file.name
     content = parse_json(file.read())
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
         found.error(where, "is not a LabelMe file, it has no list of shapes: save it from LabelMe again")
-        return None
+        return {}
     if odd := [number for number, shape in enumerate(shapes, 1) if not isinstance(shape, dict)]:
         found.error(f"{where}, shape {odd[0]}", "is not a shape: remove it, or save the file from LabelMe again")
-        return None
+        return {}
+    before = found.count
     _check_image(content, name, where, sha256, names, size, found)
-    _check_labels([shape.get("label") for shape in shapes], where, schema, found)
-    canvas = Canvas(size)
+    usable = found.count == before
+    labels = labels_of(shapes, where, wanted, size, found)
+    return labels if usable else {}
+
+
+def labels_of(
+    shapes: Sequence[Mapping[str, Any]],
+    where: str,
+    wanted: Wanted,
+    size: tuple[int, int],
+    found: Findings,
+) -> dict[str, Array]:
+    """The labels that shapes like LabelMe's are; see `read_labelme`.
+
+    A mask may be an array, bool [H, W], beside LabelMe's own text.
+    """
+    targets = wanted.targets
+    its: dict[str, list[tuple[int, Any]]] = {target.field: [] for target in targets}
     for number, shape in enumerate(shapes, 1):
+        kind = shape.get("shape_type") or "polygon"  # old files have none
+        taker = next((target for target in targets if READERS[target.kind].takes(kind)), targets[0])
+        its[taker.field].append((number, shape))
+    labels = {
+        target.field: READERS[target.kind].read(its[target.field], where, target, size, found)
+        for target in targets
+        if its[target.field] and target.field in wanted.fields
+    }
+    return {field: label for field, label in labels.items() if label is not None}
+
+
+class ShapesReader(NamedTuple):
+    """How a kind of label is read from shapes.
+
+    Attributes:
+        takes: whether a type of shape belongs to this kind.
+        read: numbered shapes, the file's name, target and (H, W) -> label; None if mistakes were noted.
+    """
+
+    takes: Callable[[Any], bool]
+    read: Callable[[Sequence[tuple[int, Any]], str, Any, tuple[int, int], Findings], Array | None]
+
+
+def _read_mask(
+    shapes: Sequence[tuple[int, Any]], where: str, schema: LabelSchema, size: tuple[int, int], found: Findings
+) -> Array | None:
+    """Class ids int64 [H, W]; the class names are the labels, and `IGNORE` marks what is ignored."""
+    before = found.count
+    _check_labels([shape.get("label") for _, shape in shapes], where, schema, found)
+    canvas = Canvas(size)
+    for number, shape in shapes:
         label = shape.get("label")
         if label not in (*schema.classes, IGNORE):
             continue
@@ -104,7 +178,53 @@ def read_labelme(
             continue
         if not painted:
             found.warning(place, "covers the center of no pixel, so it has no effect")
-    return canvas.mask if found.count == before and shapes else None
+    return canvas.mask if found.count == before else None
+
+
+def _read_points(
+    shapes: Sequence[tuple[int, Any]], where: str, target: Keypoints, size: tuple[int, int], found: Findings
+) -> Array | None:
+    """Points [K, 3]; LabelMe counts from the corner of the first pixel, as `Keypoints` does."""
+    before, marks = found.count, []
+    for number, shape in shapes:
+        kind, place = shape.get("shape_type") or "polygon", f"shape {number}"
+        label = shape.get("label")
+        if kind != "point":
+            found.error(
+                f"{where}, {place} ({shown(label)})",
+                f"a {shown(kind)} marks no point, and this folder asks for points only: draw a point, or remove it",
+            )
+            continue
+        points = _points(shape.get("points"))
+        if points is None or len(points) != 1:
+            found.error(
+                f"{where}, {place} ({shown(label)})",
+                "a point is one pair (x, y) of plain numbers: draw it again, or remove it",
+            )
+            continue
+        try:
+            group = shape.get("group_id")
+            instance = None if group is None else f"group {shown(group)}"
+            marks.append(Mark(label, *points[0].tolist(), _visibility(shape), place, instance))
+        except ContentError as error:
+            found.error(f"{where}, {place} ({shown(label)})", str(error))
+    return None if found.count > before else placed(marks, target, size, where, found)
+
+
+def _visibility(shape: Mapping[str, Any]) -> int:
+    """0, 1 or 2 of a point: visible unless a flag, an attribute or the description says something else."""
+    words = [str(shape.get("description") or "")]
+    for extra in (shape.get("flags"), shape.get("attributes")):
+        for name, value in extra.items() if isinstance(extra, dict) else ():
+            words.append(name if value is True or str(value).lower() == "true" else str(value))
+    return visibility(words)
+
+
+#: Kind of label -> how it is read.
+READERS: dict[str, ShapesReader] = {
+    Keypoints.kind: ShapesReader(lambda kind: kind == "point", _read_points),
+    LabelSchema.kind: ShapesReader(lambda kind: isinstance(kind, str) and kind in _CORNERS, _read_mask),
+}
 
 
 def _check_image(
@@ -186,6 +306,8 @@ _ALLOWED = "polygon, rectangle, oriented rectangle, circle or mask"
 def _mask_region(encoded: Any, points: Array, size: tuple[int, ...]) -> Array:
     """A mask drawn with LabelMe's AI tool: a PNG that lies with its corner at the first point."""
     height, width = size
+    if isinstance(encoded, np.ndarray):
+        return encoded
     if not isinstance(encoded, str):
         raise ContentError("its mask is missing: draw it again, or remove it")
     part = np.asarray(_decoded(encoded, most_pixels=height * width).convert("L")) > 0

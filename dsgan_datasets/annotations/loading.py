@@ -1,9 +1,9 @@
-"""One folder of annotated images -> latents and masks to fit an interpreter on."""
+"""One folder of annotated images -> latents and labels to fit an interpreter on."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES, IGNORE, Array
+from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES, Array
 from dsgan_datasets.annotations.formats import AnnotationFormat
-from dsgan_datasets.annotations.material import Material
+from dsgan_datasets.annotations.kinds import Cleaning, kind_of
+from dsgan_datasets.annotations.material import Material, Source
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.published import is_published, read_published
-from dsgan_datasets.annotations.regions import absorb_specks, drop_rare
 from dsgan_datasets.annotations.returned import read_exported
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
@@ -38,6 +38,7 @@ class Annotations:
         targets: what the labels mean.
         recipe: how the images were generated, and so how their features must be.
         names: what each image is called.
+        size: (H, W) of the images.
         images: uint8 RGB [A, 3, H, W]; None if the folder holds none.
         generator: with the feature layout of the annotations; None if none was given.
         warnings: what an annotator should check, one sentence each.
@@ -48,6 +49,7 @@ class Annotations:
     targets: tuple[Target, ...]
     recipe: Recipe
     names: tuple[str, ...]
+    size: tuple[int, int]
     images: Tensor | None = None
     generator: FeatureGenerator | None = None
     warnings: tuple[str, ...] = ()
@@ -100,31 +102,50 @@ def load_folder(
                 f"{changed[0]}: classes, features and recipe are those of the export; edit {CLASSES}, or export again"
             )
         material = read_exported(folder, generator, format, None if files is None else Path(files), device, found)
-    masks: dict[str, Array] = {}
-    missing = []
-    for name in material.images:
-        before = found.count
-        mask = found.guarded(name, partial(material.readers[name], found)) if name in material.readers else None
-        if mask is not None:
-            cleaned = absorb_specks(mask, min_region, material.schema.ignore_index)
-            masks[name] = drop_rare(cleaned, min_class)
-            _check_empty(name, masks[name], material.schema, found)
-        elif found.count == before:
-            missing.append(name)
+    cleaning = Cleaning(min_region, min_class, allow_missing)
+    labels, missing = _labels(material, cleaning, found)
     _check_names(material, missing, found, allow_missing=allow_missing)
     if found.mistakes:
         raise AnnotationError(folder, *found.mistakes)
-    rows = [i for i, name in enumerate(material.images) if name in masks]
+    rows = [i for i, name in enumerate(material.images) if name in labels]
+    stacked = {
+        target.field: torch.from_numpy(np.stack([its[target.field] for its in labels.values()]))
+        for target in material.targets
+    }
     return Annotations(
-        AnnotatedImages(material.latents[rows], torch.from_numpy(np.stack(list(masks.values())))),
-        (material.schema,),
-        material.recipe,
-        tuple(masks),
-        _stacked([material.images[name] for name in masks]),
-        material.generator,
-        tuple(found.warnings),
-        material.fingerprint,
+        annotated=AnnotatedImages(material.latents[rows], stacked),
+        targets=material.targets,
+        recipe=material.recipe,
+        names=tuple(labels),
+        size=material.size,
+        images=_stacked([material.images[name] for name in labels]),
+        generator=material.generator,
+        warnings=tuple(found.warnings),
+        fingerprint=material.fingerprint,
     )
+
+
+def _labels(
+    material: Material, cleaning: Cleaning, found: Findings
+) -> tuple[dict[str, dict[str, Array]], dict[str, list[str]]]:
+    """The labels of each image that has all of them, by field; and which of them other images lack."""
+    labels: dict[str, dict[str, Array]] = {}
+    missing: dict[str, list[str]] = {}
+    for name in material.images:
+        before = found.count
+        given = _given(name, material.sources.get(name, ()), found)
+        if found.count > before:
+            continue
+        if lacking := [kind_of(target).noun for target in material.targets if target.field not in given]:
+            missing[name] = lacking
+            continue
+        settled = {
+            target.field: kind_of(target).settled(given[target.field], target, name, cleaning, found)
+            for target in material.targets
+        }
+        if found.count == before:
+            labels[name] = {field: label for field, label in settled.items() if label is not None}
+    return labels, missing
 
 
 def _stacked(images: Sequence[Array | None]) -> Tensor | None:
@@ -132,38 +153,39 @@ def _stacked(images: Sequence[Array | None]) -> Tensor | None:
     return torch.from_numpy(np.stack(there)).permute(0, 3, 1, 2) if len(there) == len(images) else None
 
 
-def _check_names(material: Material, missing: Sequence[str], found: Findings, *, allow_missing: bool) -> None:
+def _given(name: str, sources: Sequence[Source], found: Findings) -> dict[str, Array]:
+    """The labels of an image, from all files that hold some of them."""
+    labels: dict[str, Array] = {}
+    files: dict[str, str] = {}
+    for source in sources:
+        given = found.guarded(source.file, partial(source.read, found)) or {}
+        for field, label in given.items():
+            if field in labels:
+                found.error(
+                    name,
+                    f"{files[field]} and {source.file} both annotate its {field}: keep one of them, choose with format "
+                    "(--format), or pass one (--files)",
+                )
+            labels[field], files[field] = label, source.file
+    return labels
+
+
+def _check_names(
+    material: Material, missing: Mapping[str, Sequence[str]], found: Findings, *, allow_missing: bool
+) -> None:
     """Every image needs an annotation, and every annotation should be of an image: it may be the missing one."""
-    images, readers = material.images, material.readers
+    images, sources = material.images, material.sources
     unread = bool(found.count) and len(missing) == len(images)  # the file of all of them: that is the mistake
-    if not unread and (not allow_missing or len(missing) == len(images)):
-        for name in missing:
-            found.error(
-                name, "has no annotation: annotate it too, or leave it out with allow_missing (--allow-missing)"
-            )
-    for name in sorted(readers.keys() - images.keys()):
+    for name, lacking in missing.items():
+        partly = len(lacking) < len(material.targets)
+        what = f"has no {' and no '.join(lacking)}" if partly else "has no annotation"
+        if not unread and (not allow_missing or len(missing) == len(images)):
+            found.error(name, f"{what}: annotate it too, or leave it out with allow_missing (--allow-missing)")
+        elif partly:
+            found.warning(name, f"{what}, so it was left out: annotate that, too")
+    for name in sorted(sources.keys() - images.keys()):
         note = found.error if missing else found.warning
         note(
             name,
             f"no such image was exported ({listed(list(images), 3)}): name the annotation like its image, or remove it",
-        )
-
-
-def _check_empty(name: str, mask: Array, schema: LabelSchema, found: Findings) -> None:
-    if ((mask != 0) & (mask != schema.ignore_index)).any():
-        return
-    ignored = int((mask == schema.ignore_index).sum())
-    if ignored:
-        example = f", such as 1 for {schema.classes[1]!r}" if schema.num_classes > 1 else ""
-        found.error(
-            name,
-            f"the mask is empty: every pixel is {schema.classes[0]!r} or ignored ({ignored} px have the id "
-            f"{schema.ignore_index}, are white, or have the label {IGNORE}). Annotate it with the ids, colors or names "
-            f"of its classes{example}",
-        )
-    else:
-        found.error(
-            name,
-            f"the mask is empty: every pixel is {schema.classes[0]!r}. Annotate it, or remove its annotation and leave "
-            "it out with allow_missing (--allow-missing)",
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -11,10 +12,36 @@ from dsgan_datasets.annotations.folder import Array
 from dsgan_datasets.annotations.mistakes import Findings
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets.base import Target
 
-#: Reads one mask int64 [H, W]. None: it noted why the mask cannot be used; if it noted nothing, nothing is annotated.
-Reader = Callable[[Findings], Array | None]
+#: Field of a target -> label of one image, such as "mask" -> int64 [H, W].
+Labels = Mapping[str, Array]
+
+
+class Wanted(NamedTuple):
+    """What is read from a file that may hold labels of several kinds.
+
+    Attributes:
+        targets: what the file may hold, and so whose shapes are no mistake in it.
+        fields: of the targets that are read from it; others are taken from elsewhere.
+    """
+
+    targets: tuple[Target, ...]
+    fields: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one file says about one image.
+
+    Attributes:
+        file: what to call it in messages.
+        read: gives the labels that it holds. A field that is not among them is not annotated in this file, or cannot be
+            used, and the reason is noted.
+    """
+
+    file: str
+    read: Callable[[Findings], Labels]
 
 
 @dataclass(frozen=True)
@@ -22,19 +49,21 @@ class Material:
     """Contents of a folder.
 
     Attributes:
-        schema: the classes.
+        targets: what is annotated.
         recipe: of the images.
         latents: float32 [A, z_dim].
         images: name -> uint8 RGB [H, W, 3], or None if it is not there; in the order of the latents.
-        readers: name -> what reads its mask.
+        sources: name -> the files that annotate it.
         generator: of the images; None if none was given.
         fingerprint: of the generator of the images; None if it is not known.
+        size: (H, W) of the images.
     """
 
-    schema: LabelSchema
+    targets: tuple[Target, ...]
     recipe: Recipe
     latents: Tensor
     images: Mapping[str, Array | None]
-    readers: Mapping[str, Reader]
+    sources: Mapping[str, Sequence[Source]]
     generator: FeatureGenerator | None
     fingerprint: str | None
+    size: tuple[int, int]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.annotations.folder import CLASSES, Array, generator_fingerprint, load_latents, read_classes
-from dsgan_datasets.annotations.material import Material
+from dsgan_datasets.annotations.material import Material, Source
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.contents import read_bounded
@@ -66,9 +66,12 @@ def read_published(
             found.error("latents", f"have {latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
     schema = _schema(folder, classes, files)
     images = {f"image_mask{i}": _published_image(folder, i, size) for i in range(len(latents))}
-    readers = {path.stem: partial(read_mask, path, path.name, schema, (size[0], size[1])) for path in files.values()}
+    sources = {
+        path.stem: [Source(path.name, partial(read_mask, path, path.name, schema, (size[0], size[1])))]
+        for path in files.values()
+    }
     fingerprint = None if generator is None else generator_fingerprint(generator)
-    return Material(schema, recipe, latents, images, readers, generator, fingerprint)
+    return Material((schema,), recipe, latents, images, sources, generator, fingerprint, (size[0], size[1]))
 
 
 def _schema(folder: Path, classes: LabelSchema | Sequence[str] | None, files: Mapping[int, Path]) -> LabelSchema:
@@ -146,15 +149,15 @@ def check_average(generator: FeatureGenerator, average: Tensor | None, folder: P
         )
 
 
-def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
-    """Class ids int64 [H, W] of an .npy file, or None with the reason among the mistakes."""
+def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int], found: Findings) -> dict[str, Array]:
+    """The mask, class ids int64 [H, W], of an .npy file; without it the reason is among the mistakes."""
     mask = load_mask(path)
     if mask is None:
         found.error(where, "is not an .npy file of class ids [H, W]: pickled objects are not read; save integers")
-        return None
+        return {}
     if mask.shape != size:
         found.error(where, wrong_size((mask.shape[0], mask.shape[1]), size))
-        return None
+        return {}
     ids = np.unique(mask)
     unknown = [int(i) for i in ids if not 0 <= i < schema.num_classes and i != schema.ignore_index]
     if unknown:
@@ -162,8 +165,8 @@ def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int]
             where,
             f"holds unknown class {listed(unknown)}; the classes are 0-{schema.num_classes - 1}: name it there",
         )
-        return None
-    return mask
+        return {}
+    return {schema.field: mask}
 
 
 def load_mask(path: Path) -> Array | None:

@@ -18,9 +18,10 @@ from dsgan_datasets.annotations.folder import (
     generator_fingerprint,
     hash_pixels,
 )
-from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_readers
+from dsgan_datasets.annotations.formats import AnnotationFormat, annotation_sources
+from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.material import Material
-from dsgan_datasets.annotations.mistakes import Findings
+from dsgan_datasets.annotations.mistakes import AnnotationError, Findings
 from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import load_generator
@@ -42,6 +43,11 @@ def read_exported(
 ) -> Material:
     """A folder of `export_annotations`."""
     exported = Exported.read(folder)
+    for target in exported.targets:
+        try:
+            kind_of(target)
+        except ValueError as error:
+            raise AnnotationError(folder, str(error)) from None
     if generator is not None:
         given = "the generator"
         if not isinstance(generator, FeatureGenerator):
@@ -62,9 +68,16 @@ def read_exported(
     images = {image.name: _read_image(folder, image, exported.size, found) for image in exported.images}
     if generator is not None and not found.mistakes:
         _check_rendering(generator, exported, images, found)
-    readers = annotation_readers(folder, exported, asked, files, found)
+    sources = annotation_sources(folder, exported, asked, files, found)
     return Material(
-        exported.schema, exported.recipe, exported.latents, images, readers, generator, exported.fingerprint
+        exported.targets,
+        exported.recipe,
+        exported.latents,
+        images,
+        sources,
+        generator,
+        exported.fingerprint,
+        exported.size,
     )
 
 
@@ -72,7 +85,7 @@ def read_exported(
 def _check_rendering(
     generator: FeatureGenerator, exported: Exported, images: Mapping[str, Array | None], found: Findings
 ) -> None:
-    """Masks fit the features only if latents and recipe still give the exported images."""
+    """Labels fit the features only if latents and recipe still give the exported images."""
     latents = exported.latents.split(exported.recipe.compute_batch)
     made = (image for block in latents for image in synthesize(generator, exported.recipe, block)[0].cpu())
     for name, again in zip(images, made, strict=True):

@@ -11,14 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST, CLASSES
+from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST
 from dsgan_datasets.annotations.formats import AnnotationFormat
+from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.loading import Annotations, load_folder
 from dsgan_datasets.annotations.mistakes import AnnotationError, listed
 from dsgan_datasets.device import Device
 from dsgan_datasets.fitting.annotated import AnnotatedImages
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import FeatureLayout, Recipe
+from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: Fields of the recipe that change how an image is computed, and not what it shows; the size is compared as pixels.
@@ -51,37 +53,44 @@ def load_annotations(
 ) -> Annotations:
     """Read the annotations in a folder that `dsgan annotate export` wrote, or in DatasetGAN's published layout.
 
-    An exported folder may hold ``masks/NAME.png`` (class ids as palette or gray PNG, or RGB in exactly the colors of
-    the classes), ``images/NAME.json`` (LabelMe) or ``coco.json``; what no shape covers is class 0. The published layout
-    is ``image_mask{i}.npy`` and ``latent_stylegan1.npy``, perhaps with ``avg_latent*.npy`` and classes.json; its images
-    are those of psi 0.7 on the first 8 layers (7 of 256-pixel models), resized to the masks.
+    An exported folder says what is annotated: masks, points, maps such as depth, or several of them. It may hold
+    ``masks/NAME.png`` (class ids as palette or gray PNG, or RGB in exactly the colors of the classes),
+    ``images/NAME.json`` (LabelMe: polygons and points), ``coco.json`` and ``coco_keypoints.json``, and
+    ``depth/NAME.png`` or ``.npy`` for a map called depth. What no shape covers is class 0.
+
+    The published layout is ``image_mask{i}.npy`` and ``latent_stylegan1.npy``, perhaps with ``avg_latent*.npy`` and
+    classes.json; its images are those of psi 0.7 on the first 8 layers (7 of 256-pixel models), resized to the masks.
 
     Several folders are read as rounds, oldest first. They must be of one generator and one recipe, and their classes
-    must have the same names; ids, colors and order are those of the first folder. An image that is annotated in several
-    rounds counts once: the last mask is taken, and a warning says so.
+    and points must have the same names; ids, colors and order are those of the first folder. An image that is annotated
+    in several rounds counts once: the last annotation is taken, and a warning says so.
 
     Args:
         folder: where all this lies; or a list of such folders, of either layout.
         generator: the one exported from, or where `load_generator` finds it; it is then loaded with the features of the
             (first) export, and with the folder's average w if there is one. None checks nothing about it.
-        format: "masks", "labelme", "coco" or "published"; None takes the kind that is there.
-        files: annotations that lie elsewhere: a folder of PNG or LabelMe files, or a COCO file; with one folder only.
+        format: "masks", "maps", "labelme", "coco" or "published", where the same labels are there in several formats;
+            None takes what is there.
+        files: annotations that lie elsewhere: a folder or a zip archive of PNG, .npy or LabelMe files, or a COCO file;
+            labels that these cannot hold are looked for in the folder. With one folder only.
         classes: of the published layout, names in the order of ids, or a schema; None reads classes.json.
         features: of the published layout, the feature layout of a generator that is loaded here; None is the first
             that the architecture has.
         min_region: connected regions of fewer pixels take the class around them; 0 keeps all. At 512² 30 is a speck,
             at 64² it is an eye.
         min_class: a class with fewer pixels in an image becomes class 0, as published (30); 0 keeps all.
-        allow_missing: read what is annotated, and leave out the images that are not.
+        allow_missing: read what is annotated, and leave out the images that are not, or lack one of several labels. A
+            point without a mark is not in the image then.
         device: for a generator that is loaded here.
         recipe: fields of `Recipe` that were different from the above, for the published layout.
 
     Returns:
-        latents, masks, schema, recipe and generator, ready for `fit_interpreter`.
+        latents, labels, targets, recipe and generator, ready for `fit_interpreter`.
 
     Raises:
-        AnnotationError: lists every mistake of every file: an unknown class, a wrong size, a missing or extra file, an
-            empty mask, an image or a generator that is not the one exported; or rounds that do not fit together.
+        AnnotationError: lists every mistake of every file: an unknown class or point, a wrong size, a missing or extra
+            file, an empty label, a point outside of the image, an image or a generator that is not the one exported; or
+            rounds that do not fit together.
         CheckpointError: the generator cannot be loaded.
 
     Example:
@@ -115,7 +124,7 @@ def load_annotations(
         rounds.append(_Round(name, found))
     if errors:
         raise _all_at_once(errors)
-    return _with_absent(rounds[0].found if len(rounds) == 1 else _joined(rounds))
+    return _with_notices(rounds[0].found if len(rounds) == 1 else _joined(rounds))
 
 
 def _check_folders(folders: Sequence[Path], files: object) -> None:
@@ -159,10 +168,15 @@ def _joined(rounds: Sequence[_Round]) -> Annotations:
         for number, each in enumerate(rounds)
     ]
     latents = torch.cat([each.found.latents[rows] for each, rows in zip(rounds, kept, strict=True)])
-    masks = torch.cat([_translated(each.found, first.schema)[rows] for each, rows in zip(rounds, kept, strict=True)])
+    labels = {
+        target.field: torch.cat(
+            [_translated(each.found, target)[rows] for each, rows in zip(rounds, kept, strict=True)]
+        )
+        for target in first.targets
+    }
     images = [each.found.images for each in rounds]
     return Annotations(
-        annotated=AnnotatedImages(latents, masks),
+        annotated=AnnotatedImages(latents, labels),
         targets=first.targets,
         recipe=first.recipe,
         names=tuple(
@@ -180,11 +194,12 @@ def _joined(rounds: Sequence[_Round]) -> Annotations:
             *_annotated_again(rounds, kept, last),
         ),
         fingerprint=next((each.found.fingerprint for each in rounds if each.found.fingerprint), None),
+        size=first.size,
     )
 
 
 def _annotated_again(rounds: Sequence[_Round], kept: Sequence[Tensor], last: Mapping[bytes, int]) -> list[str]:
-    """A sentence for each round whose masks a later one replaces."""
+    """A sentence for each round whose labels a later one replaces."""
     sentences = []
     for each, rows in zip(rounds, kept, strict=True):
         again = (~rows).nonzero()[:, 0].tolist()
@@ -192,7 +207,7 @@ def _annotated_again(rounds: Sequence[_Round], kept: Sequence[Tensor], last: Map
             by = {rounds[last[each.found.latents[i].numpy().tobytes()]].name for i in again}
             sentences.append(
                 f"{each.name}: {listed([each.found.names[i] for i in again])}: annotated again in "
-                f"{listed(sorted(by))}, whose masks count"
+                f"{listed(sorted(by))}, whose labels count"
             )
     return sentences
 
@@ -213,14 +228,19 @@ def _disagreements(first: _Round, later: _Round) -> list[str]:
             f"features differ: export with `dsgan annotate export --after {first.name}`, which takes the same recipe"
         )
     for one, other in ((first, later), (later, first)):
-        if lacking := [c for c in other.found.schema.classes if c not in one.found.schema.classes]:
+        if lacking := [t.field for t in other.found.targets if t.field not in _by_field(one.found)]:
             mistakes.append(
-                f"{one.name}: {CLASSES} lacks {listed(lacking)}, which {other.name} has, so such pixels have another "
-                f"class in {one.name}: append the names to its {CLASSES}, and annotate them if its images show any"
+                f"{one.name}: has no {listed(lacking)}, which {other.name} has, and rounds that are fitted together "
+                "have the same labels: annotate it there, or fit each of them to its own labels"
             )
-    if not mistakes and _sides(a.schema) != _sides(b.schema):
-        mistakes.append(f"{later.name}: flip_pairs in {CLASSES} are not those of {first.name}: make them the same")
+    for field, target in _by_field(a).items():
+        if field in _by_field(b):
+            mistakes += kind_of(target).disagreements(target, _by_field(b)[field], (first.name, later.name))
     return mistakes
+
+
+def _by_field(found: Annotations) -> dict[str, Target]:
+    return {target.field: target for target in found.targets}
 
 
 def _different_fields(a: Annotations, b: Annotations) -> dict[str, tuple[Any, Any]]:
@@ -230,33 +250,24 @@ def _different_fields(a: Annotations, b: Annotations) -> dict[str, tuple[Any, An
         recipe: Recipe = found.recipe
         stored = recipe.to_dict()
         decisive = {**stored["sampling"], **stored["rendering"]}
-        height, width = found.masks.shape[1:]
+        height, width = found.size
         return {**{k: v for k, v in decisive.items() if k not in _SAME_IMAGES}, "size": f"{width}×{height}"}
 
     here, there = fields(a), fields(b)
     return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
 
 
-def _sides(schema: LabelSchema) -> set[frozenset[str]]:
-    return {frozenset(schema.classes[i] for i in pair) for pair in schema.flip_pairs}
+def _translated(found: Annotations, target: Target) -> Tensor:
+    """Labels as those of another target of the same field."""
+    own = _by_field(found)[target.field]
+    return kind_of(target).translated(found.annotated.of(target.field), own, target)
 
 
-def _translated(found: Annotations, schema: LabelSchema) -> Tensor:
-    """Masks in the ids of another schema of the same names."""
-    table = torch.full((256,), schema.ignore_index)
-    for i, name in enumerate(found.schema.classes):
-        table[i] = schema.index(name)
-    return table[found.masks]
-
-
-def _with_absent(found: Annotations) -> Annotations:
-    """With a warning about classes that no image of any round shows."""
-    present = set(found.masks.unique().tolist())
-    absent = [name for i, name in enumerate(found.schema.classes) if i not in present]
-    if not absent:
-        return found
-    warning = (
-        f"no image has the class {', '.join(absent)}, so it cannot be learned: annotate images that show it, or "
-        "leave it out of the classes when you export"
-    )
-    return dataclasses.replace(found, warnings=(*found.warnings, warning))
+def _with_notices(found: Annotations) -> Annotations:
+    """With warnings about what an annotator should check in all rounds together."""
+    notices = [
+        notice
+        for target in found.targets
+        for notice in kind_of(target).noticed(found.annotated.of(target.field), target, found.names)
+    ]
+    return dataclasses.replace(found, warnings=(*found.warnings, *notices))

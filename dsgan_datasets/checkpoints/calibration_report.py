@@ -24,6 +24,7 @@ class Calibration:
             given otherwise or is off.
         dropped_by_class: of the draws that hold a class, the share whose score is above the threshold; classes that
             fewer than 20 of the draws hold are left out. None if it was not looked at.
+        standard_errors: likewise of the thresholds of further labels, by field; None without any.
         more: entries of a newer version, kept as they are.
 
     Raises:
@@ -36,6 +37,7 @@ class Calibration:
     acceptance: float
     ignore_fraction: float | None = None
     dropped_by_class: Mapping[str, float] | None = None
+    standard_errors: Mapping[str, float] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,6 +52,9 @@ class Calibration:
         dropped = self.dropped_by_class
         if dropped is not None and not (isinstance(dropped, Mapping) and all(map(_is_share, dropped.values()))):
             raise ValueError(f"calibration dropped_by_class is {dropped!r:.60}")
+        errors = self.standard_errors
+        if errors is not None and not (isinstance(errors, Mapping) and all(map(_is_number, errors.values()))):
+            raise ValueError(f"calibration standard_errors is {errors!r:.60}")
 
     def dropped_most(self, reject_fraction: float) -> dict[str, float]:
         """Classes whose draws are dropped at least twice as often as all draws are, the worst first."""

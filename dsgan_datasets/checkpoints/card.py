@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from dsgan_datasets.checkpoints.fit_report import FitReport
+from dsgan_datasets.checkpoints.fit_report import Figures, FitReport
 from dsgan_datasets.recipe import Recipe
+from dsgan_datasets.targets.base import target_from_dict
 
 #: Pictures that may lie beside a card, and what they show.
 PICTURES = {
@@ -50,9 +51,7 @@ Truncation psi {config["recipe"]["sampling"]["truncation_psi"]}. License: {confi
 
 {_picture("preview.png", pictures)}{_filtering(config)}
 
-{_picture("calibration.png", pictures)}## Classes
-
-{_class_tables(config["targets"], fit, (config["calibration"] or {}).get("dropped_by_class") or {})}
+{_picture("calibration.png", pictures)}{_labels(config["targets"], fit, config["calibration"] or {})}
 {_fitting(fit) if fit else ""}
 Fingerprint: `{config["fingerprint"]}`
 """
@@ -63,11 +62,16 @@ def _picture(name: str, present: Collection[str]) -> str:
 
 
 def _labels_from(parts: Mapping[str, Any]) -> str:
-    if "interpreter" not in parts:
+    interpreters = [part["config"] for name, part in parts.items() if name.startswith("interpreter")]
+    if not interpreters:
         return "It makes its labels itself."
-    config = parts["interpreter"]["config"]
-    facts = [f"{name} {value}" for name, value in config.items() if isinstance(value, int)]
-    return f"Interpreter: {config['architecture']} ({', '.join(facts)}) on {sum(config['channels'])} features."
+    sentences = []
+    for config in interpreters:
+        facts = [f"{name} {value}" for name, value in config.items() if type(value) in (int, float)]
+        sentences.append(
+            f"Interpreter: {config['architecture']} ({', '.join(facts)}) on {sum(config['channels'])} features."
+        )
+    return "\n".join(sentences)
 
 
 def _filtering(config: Mapping[str, Any]) -> str:
@@ -75,49 +79,73 @@ def _filtering(config: Mapping[str, Any]) -> str:
     ignored = ""
     if (level := recipe.labeling.max_uncertainty) is not None:
         ignored = f" Pixels more uncertain than {level:.4g} nats are ignored."
-    if calibration is None or recipe.filter is None or recipe.filter.threshold is None:
+    dropped = []
+    if recipe.threshold is not None:
+        error = f" ± {calibration['standard_error']:.2g}" if calibration else ""
+        unit = " nats" if any("classes" in target for target in config["targets"][:1]) else ""
+        dropped.append(f"{recipe.reject_fraction:.0%}: score above {recipe.threshold:.5g}{error}{unit}")
+    dropped += [
+        f"{score.reject_fraction:.0%} by {score.field}: score above {score.threshold:.5g}"
+        for score in recipe.scores
+        if score.threshold is not None
+    ]
+    if calibration is None or not dropped:
         return "Not calibrated." + ignored
     share = f"{calibration['acceptance']:.1%} {'of the view groups ' if recipe.group_size > 1 else ''}pass all rules"
     return (
-        f"The most uncertain {recipe.filter.reject_fraction:.0%} are dropped: score above "
-        f"{recipe.filter.threshold:.5g} ± {calibration['standard_error']:.2g} nats "
-        f"({calibration['num_samples']} draws; {share}).{ignored}"
+        f"The most uncertain draws are dropped, {', '.join(dropped)} ({calibration['num_samples']} draws; {share})."
+        f"{ignored}"
     )
 
 
-def _class_tables(targets: Sequence[Mapping[str, Any]], fit: FitReport | None, dropped: Mapping[str, float]) -> str:
-    """A table for each target that has classes, a line for each other one."""
-    return "\n\n".join(
-        _class_table(target["classes"], fit, dropped) if "classes" in target else f"{target['field']}: {target['kind']}"
-        for target in targets
-    )
+def _labels(targets: Sequence[Mapping[str, Any]], fit: FitReport | None, calibration: Mapping[str, Any]) -> str:
+    """A section for each target: what its parts are, and how good each was found to be."""
+    sections = []
+    for number, target in enumerate(targets):
+        figures = (fit.quality if fit else {}).get(target["field"], Figures({}))
+        dropped = {} if number else calibration.get("dropped_by_class") or {}
+        sections.append(_label(target, figures, dropped))
+    return "\n\n".join(sections)
 
 
-def _class_table(classes: Sequence[Mapping[str, Any]], fit: FitReport | None, dropped: Mapping[str, float]) -> str:
-    """Rows of classes; `dropped` is the share of the draws that hold a class and are too uncertain."""
-    iou = fit.iou if fit else {}
-    heading = "| id | class | color |" + (" IoU |" if iou else "") + (" dropped |" if dropped else "")
-    rows = [heading, "|---|---|---|" + ("---|" if iou else "") + ("---|" if dropped else "")]
-    for i, entry in enumerate(classes):
-        value = ""
-        if iou:  # of the classes that were annotated: merged ones have none
-            share = iou.get(entry["name"])
-            value = f" {share:.2f} |" if share is not None else " not annotated |" if entry["name"] in iou else " |"
-        if dropped:
-            share = dropped.get(entry["name"])
-            value += " |" if share is None else f" {share:.0%} |"
-        rows.append(f"| {i} | {_cell(entry['name'])} | `#{bytes(entry['color']).hex()}` |{value}")
-    return "\n".join(rows)
+def _label(target: Mapping[str, Any], figures: Figures, dropped: Mapping[str, float]) -> str:
+    """Heading and table of one target; `dropped` is the share of the draws that hold a part and are too uncertain."""
+    known = target_from_dict(target)
+    if "classes" in target:
+        title, what, parts = "Classes", "class", [(e["name"], _color(e["color"])) for e in target["classes"]]
+    elif "names" in target:
+        title, what = "Keypoints", "point"
+        parts = [(n, _color(c)) for n, c in zip(known.tally_names, known.tally_colors, strict=True)]
+    else:
+        title, what = target["field"].capitalize(), "channel"
+        parts = [(name, "") for name in next(iter(figures.by_name.values()), {})]
+    if not parts:
+        return f"## {title}\n\n{_cell(known.summary)}"
+    headings = ["id", what, "color", *figures.by_name, *(["dropped"] if dropped else [])]
+    rows = [headings, ["---"] * len(headings)]
+    for i, (name, color) in enumerate(parts):
+        # Of the parts that were annotated: merged ones have no figures.
+        values = ["" if name not in column else _number(column[name]) for column in figures.by_name.values()]
+        share = [""] * bool(dropped) if dropped.get(name) is None else [f"{dropped[name]:.0%}"]
+        rows.append([str(i), _cell(name), color, *values, *share])
+    return f"## {title}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _number(value: float | None) -> str:
+    return "not annotated" if value is None else f"{value:.3g}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def _color(color: Sequence[int]) -> str:
+    return f"`#{bytes(color).hex()}`"
 
 
 def _fitting(fit: FitReport) -> str:
     quality = ""
-    if fit.mean_iou is not None:
-        accuracy = "" if fit.pixel_accuracy is None else f", pixel accuracy {fit.pixel_accuracy:.3f}"
+    if fit.quality:
+        found = "".join(f"- {field}: {_summary(figures)}\n" for field, figures in fit.quality.items())
         quality = (
-            f"\nHeld out: mean IoU {fit.mean_iou:.3f}{accuracy}. Each image was labeled by an ensemble fitted\n"
-            f"without it ({fit.folds} folds); the interpreter here has seen all of them. With so few images these are "
-            "estimates.\n"
+            f"\nHeld out:\n\n{found}\nEach image was labeled by interpreters fitted without it ({fit.folds} folds); "
+            "those here have seen\nall of them. With so few images these are estimates.\n"
         )
     settings = "\n".join(
         f"| {_cell(name)} | {_cell(value)} |" for name, value in fit.settings.items() if value is not None
@@ -131,6 +159,11 @@ Fitted on {fit.num_images} annotated images of the generator `{fit.generator}`.
 |---|---|
 {settings}
 """
+
+
+def _summary(figures: Figures) -> str:
+    known = {name: value for name, value in figures.summary.items() if value is not None}
+    return ", ".join(f"{name} {value:.3f}" for name, value in known.items())
 
 
 def _cell(value: object) -> str:

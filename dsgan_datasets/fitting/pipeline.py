@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,23 @@ from typing import Any
 from torch import Tensor
 
 from dsgan_datasets.annotations.loading import Annotations
-from dsgan_datasets.calibration import CalibrationRun, check_shares, run_calibration
+from dsgan_datasets.calibration import CalibrationRun, Shares, check_shares, run_calibration
 from dsgan_datasets.charts import histogram
 from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checks import integer
 from dsgan_datasets.compatibility import check_recipe, class_ids
-from dsgan_datasets.fitting.evaluation import ConfusionMatrix, cross_validate
-from dsgan_datasets.fitting.pixel_ensemble import FitSettings, fit_interpreter
+from dsgan_datasets.fitting.choosing import check_choice, choose
+from dsgan_datasets.fitting.quality import Quality
+from dsgan_datasets.fitting.settings import FitSettings
+from dsgan_datasets.fitting.trainers import trainer_for
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.pictures import as_png, contact_sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.samples import SampleBatch
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.uncertainty import score_unit
 
 __all__ = ["FitRun", "calibrate_checkpoint", "fit_checkpoint"]
 
@@ -43,13 +45,13 @@ class FitRun:
     Attributes:
         labeled: what the checkpoint holds.
         scores: uncertainty scores of unfiltered draws, float32 [num_samples]; empty if none had to be measured.
-        quality: held-out agreement; None if it was not measured.
+        quality: field of a label -> held-out agreement; empty if it was not measured.
         folds: of the held-out check; 0 if there was none.
     """
 
     labeled: LabeledGenerator
     scores: Tensor
-    quality: ConfusionMatrix | None
+    quality: Mapping[str, Quality]
     folds: int
 
 
@@ -62,15 +64,17 @@ def fit_checkpoint(
     recipe: Recipe | None = None,
     folds: int = 4,
     num_samples: int = 1000,
-    reject_fraction: float = 0.1,
+    reject_fraction: Shares = 0.1,
     ignore_fraction: float | None = None,
     title: str | None = None,
     description: str = "",
     license: str | None = None,
     generator_name: str | None = None,
-    on_quality: Callable[[ConfusionMatrix, int], None] | None = None,
+    architectures: Mapping[str, str] | None = None,
+    on_quality: Callable[[Target, str, Quality, int], None] | None = None,
 ) -> FitRun:
-    """Fit an interpreter to annotated images, check it on held-out ones, calibrate its filter, write the checkpoint.
+    """Fit an interpreter to each label of annotated images, check it on held-out ones, calibrate the filter, and write
+    the checkpoint.
 
     All arguments are checked before anything is computed.
 
@@ -82,13 +86,16 @@ def fit_checkpoint(
         recipe: of the samples to come; None is `sample_recipe(annotations)`.
         folds: parts of the held-out check, at most one per image; 0 leaves it out, and so does a single image.
         num_samples: draws that the filter is calibrated on, at least 20 (20 view groups).
-        reject_fraction: share of the most uncertain draws to drop, in [0, 1).
+        reject_fraction: share of the most uncertain draws to drop, in [0, 1), or a table of shares; see `calibrate`.
         ignore_fraction: share of the pixels to mark as ignored; see `calibrate`.
         title: heading of the card; None is the name of `out`.
         description: first paragraph of the card.
         license: of weights and samples; None is that of the generator.
         generator_name: what the card calls the generator; None is the file that it was read from.
-        on_quality: called with held-out agreement and folds as soon as they are known, long before all is done.
+        architectures: field of a label -> architecture of its interpreter, or "auto" for the one that labels held-out
+            images best; those left out have the usual one.
+        on_quality: called with a target, an architecture, its held-out agreement and folds as soon as they are known,
+            long before all is done.
 
     Returns:
         what was written, and what was measured on the way.
@@ -100,40 +107,47 @@ def fit_checkpoint(
 
     Example:
         >>> found = load_annotations("to-annotate", "network-snapshot.pkl")  # doctest: +SKIP
-        >>> fit_checkpoint(found.generator, found, "my-faces", license="CC0-1.0").quality.mean_iou  # doctest: +SKIP
+        >>> fit_checkpoint(found.generator, found, "my-faces").quality["mask"].mean_iou  # doctest: +SKIP
     """
     out, settings = Path(out), settings or FitSettings()
     recipe = sample_recipe(annotations) if recipe is None else recipe
-    num_images, schema = len(annotations.masks), annotations.schema
+    annotated, targets = annotations.annotated, annotations.targets
+    chosen = dict.fromkeys((target.field for target in targets), None) | dict(architectures or {})
     if folds != 0:
         folds = integer("folds (or 0 for no held-out check)", folds, 2)
-    folds = min(folds, num_images) if num_images > 1 else 0
+    folds = min(folds, len(annotated)) if len(annotated) > 1 else 0
     check_shares(reject_fraction, ignore_fraction, settings.members)
-    check_recipe(recipe, generator, [schema])
+    check_recipe(recipe, generator, targets)
+    for target in targets:
+        check_choice(target, chosen[target.field], folds)
     integer("num_samples", num_samples, 20 * recipe.group_size)
 
-    quality = None
-    if folds:
-        quality = cross_validate(
-            generator, annotations.annotated, schema, recipe=annotations.recipe, folds=folds, settings=settings
-        )
-        if on_quality is not None:
-            on_quality(quality, folds)
-    # The images are those of the annotations' recipe, whatever samples are to look like.
-    interpreter = fit_interpreter(
-        generator, annotations.annotated, schema, recipe=annotations.recipe, settings=settings
-    )
+    quality: dict[str, Quality] = {}
+    interpreters, reported = [], list[Mapping[str, Any]]()
+    for target in targets:
+
+        def tell(architecture: str, found: Quality, target: Target = target) -> None:
+            if on_quality is not None:
+                on_quality(target, architecture, found, folds)
+
+        # The images are those of the annotations' recipe, whatever samples are to look like.
+        made = generator, annotated, target, annotations.recipe, settings
+        choice = choose(*made, chosen[target.field], folds, tell)
+        if choice.quality is not None:
+            quality[target.field] = choice.quality
+        trainer = trainer_for(target, choice.architecture)(*made)
+        interpreters.append(trainer.train(choice.trial))
+        reported.append(trainer.reported(interpreters[-1], choice.trial))
     fit = FitReport(
         title=title or out.resolve().name,
-        num_images=num_images,
+        num_images=len(annotated),
         folds=folds,
-        pixel_accuracy=None if quality is None else quality.pixel_accuracy,
-        iou={} if quality is None else iou_by_class(quality, schema),
-        settings={**dataclasses.asdict(settings), "hidden": "/".join(map(str, interpreter.config["hidden"]))},
+        quality={target.field: quality[target.field].figures(target) for target in targets if quality},
+        settings=_together(reported),
         generator=generator_name or name_of(generator),
         description=description,
     )
-    labeler = InterpretedLabeler(generator, interpreter, [schema])
+    labeler = InterpretedLabeler(generator, interpreters, targets)
     # Rules are looked at when the filter is calibrated.
     fitted = LabeledGenerator(labeler, recipe.unfiltered(), license=license, fit=fit)
     try:
@@ -158,7 +172,7 @@ def calibrate_checkpoint(
     out: str | os.PathLike[str],
     num_samples: int = 1000,
     *,
-    reject_fraction: float = 0.1,
+    reject_fraction: Shares = 0.1,
     ignore_fraction: float | None = None,
     seed: int = 0,
 ) -> CalibrationRun:
@@ -198,7 +212,10 @@ def save_with_pictures(labeled: LabeledGenerator, out: str | os.PathLike[str], s
     drawn = {"preview.png": contact_sheet(samples, labeled.targets, title=f"{title} · {labeled.fingerprint[:8]}")}
     if scores is not None and len(scores):
         heading = f"{title}: scores of unfiltered draws"
-        drawn["calibration.png"] = histogram(scores.numpy(), threshold=labeled.recipe.threshold, title=heading)
+        unit = score_unit(labeled.targets)
+        drawn["calibration.png"] = histogram(
+            scores.numpy(), threshold=labeled.recipe.threshold, title=heading, unit=unit
+        )
     labeled.save_pretrained(out, pictures={name: as_png(picture) for name, picture in drawn.items()})
 
 
@@ -218,13 +235,14 @@ def sample_recipe(annotations: Annotations, **changes: Any) -> Recipe:
     if "features" in changes:
         raise ValueError("features: the layout is that of the annotated images; export them again to change it")
     plain = annotations.recipe.unfiltered().override(max_uncertainty=None)
-    return plain.override(**class_ids(changes, [annotations.schema]))
+    return plain.override(**class_ids(changes, annotations.targets))
 
 
-def iou_by_class(quality: ConfusionMatrix, schema: LabelSchema) -> dict[str, float | None]:
-    """IoU by class name, to four digits; None for a class that occurs nowhere."""
-    values = zip(schema.classes, quality.iou.tolist(), strict=True)
-    return {name: None if value != value else round(value, 4) for name, value in values}
+def _together(reported: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of several interpreters in one table: where they differ, one after the other."""
+    names = dict.fromkeys(name for settings in reported for name in settings)
+    values = {name: list(dict.fromkeys(settings[name] for settings in reported if name in settings)) for name in names}
+    return {name: found[0] if len(found) == 1 else ", ".join(map(str, found)) for name, found in values.items()}
 
 
 def name_of(generator: FeatureGenerator) -> str:

@@ -1,4 +1,4 @@
-"""Labeled pixels -> a `PixelEnsemble`: all members are trained at once, on a handful of images."""
+"""Annotated images -> an ensemble that looks at each pixel: all members are trained at once, on a handful of images."""
 
 from __future__ import annotations
 
@@ -6,157 +6,127 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dsgan_datasets.checks import integer
-from dsgan_datasets.device import has_fast_bfloat16
-from dsgan_datasets.fitting.annotated import AnnotatedImages
+from dsgan_datasets.fitting.annotated import AnnotatedImages, check_annotated
 from dsgan_datasets.fitting.pixels import BalancedDraws, LabeledPixels, moments
+from dsgan_datasets.fitting.settings import FitSettings
+from dsgan_datasets.fitting.tasks import TASKS, PixelTask
 from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.interpreters.ensemble import Ensemble
+from dsgan_datasets.interpreters.keypoint_ensemble import KeypointEnsemble
 from dsgan_datasets.interpreters.loading import BATCH_NORM_EPS, stack_members
-from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.targets.base import Target
 
 
 @dataclass(frozen=True)
-class FitSettings:
-    """How an ensemble is trained.
+class PixelTrainer:
+    """Trains ensembles on any of the annotated images, whose features are read once; a `Trainer`.
 
-    Args:
-        members: number of classifiers M.
-        hidden: widths of the hidden layers; None is (128, 32) up to 31 classes and (256, 128) from 32, as published.
-        pixels_per_image: pixels drawn from each image; more than an image has means all of them.
-        steps: optimizer steps (Adam).
-        batch_pixels: pixels per step, for each member.
-        learning_rate: of Adam; at the start, if it is annealed.
-        class_balance: pixels of a class of frequency p are drawn with weight p ** -class_balance: 0 draws pixels as
-            they come (as published), 1 draws every class equally often. Small parts need some of it.
-        standardize: bring every feature to mean 0 and variance 1 first (published: unchanged); it folds into the first
-            layer afterwards.
-        anneal: let the learning rate fall to 0 along a cosine; otherwise it is constant.
-        dtype: in which the first layer is multiplied while training, "float32" or "bfloat16" (weights and all sums are
-            float32); None takes bfloat16 where the hardware has it.
-        seed: of initial weights and of all draws.
-
-    Raises:
-        ValueError: a value out of range.
-
-    Example:
-        >>> FitSettings(members=5).steps
-        1500
+    Attributes:
+        pixels: of all images.
+        task: what is learned of them.
+        settings: of the training.
+        random: of initial weights and draws.
+        layout: of the features, and channels of each map.
     """
 
-    members: int = 10
-    hidden: tuple[int, int] | None = None
-    pixels_per_image: int = 4096
-    steps: int = 1500
-    batch_pixels: int = 256
-    learning_rate: float = 1e-3
-    class_balance: float = 0.5
-    standardize: bool = True
-    anneal: bool = False
-    dtype: Literal["float32", "bfloat16"] | None = None
-    seed: int = 0
+    pixels: LabeledPixels
+    task: PixelTask
+    settings: FitSettings
+    random: torch.Generator
+    layout: tuple[str, Sequence[int]]
 
-    def __post_init__(self) -> None:
-        for name in ("members", "pixels_per_image", "steps"):
-            integer(name, getattr(self, name), 1)
-        integer("batch_pixels", self.batch_pixels, 2)  # batch normalization needs two
-        if self.hidden is not None and (len(self.hidden) != 2 or min(self.hidden) < 1):
-            raise ValueError(f"hidden must be the widths of two layers, not {self.hidden}")
-        if self.dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or None, not {self.dtype!r}")
-        if not 0 <= self.class_balance <= 1:
-            raise ValueError(f"class_balance must lie in 0 … 1, not {self.class_balance}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+    @classmethod
+    def of(
+        cls,
+        generator: FeatureGenerator,
+        annotated: AnnotatedImages,
+        target: Target,
+        recipe: Recipe,
+        settings: FitSettings,
+    ) -> Self:
+        """Check the labels, choose pixels, and read their features.
 
+        Raises:
+            ValueError: labels that do not fit, or of a kind that is not learned pixel by pixel.
+        """
+        check_annotated(generator, annotated, target, recipe)
+        if target.kind not in TASKS:
+            raise ValueError(f"labels of kind {target.kind!r} are not learned; those that are: {', '.join(TASKS)}")
+        size = recipe.image_size(generator.img_size)
+        task = TASKS[target.kind](annotated.of(target.field).cpu(), target, settings, size)
+        random = torch.Generator().manual_seed(settings.seed)
+        pixels = LabeledPixels.gather(generator, annotated.latents, task, recipe, settings.pixels_per_image, random)
+        return cls(pixels, task, settings, random, (generator.features, generator.feature_channels))
 
-def fit_interpreter(
-    generator: FeatureGenerator,
-    annotated: AnnotatedImages,
-    schema: LabelSchema,
-    *,
-    recipe: Recipe | None = None,
-    settings: FitSettings | None = None,
-    **changes: Any,
-) -> PixelEnsemble:
-    """Train an ensemble of pixel classifiers (DatasetGAN, section 3.1 and appendix).
+    @property
+    def ways(self) -> int:
+        """One."""
+        return 1
 
-    Each member has its own initial weights and draws its own pixels; all are trained together as batched matrices.
-    The published recipe is ``FitSettings(class_balance=0, standardize=False, dtype="float32")``. The defaults differ
-    from it where that won; docs/fit.md says by how much, and what else was tried.
+    def trials(self, images: Tensor, description: str) -> list[Ensemble]:
+        """An ensemble for some of the images, int64 numbers; ValueError if the training diverged."""
+        rows = torch.isin(self.pixels.image, images).nonzero()[:, 0]
+        return [self._trained(rows, description)]
 
-    Args:
-        generator: the frozen generator, on the device to train on.
-        annotated: its annotated images.
-        schema: the classes of the masks.
-        recipe: how the images were made (truncation, noise, size, crop); None is the default recipe.
-        settings: of the training; None for the defaults.
-        changes: fields of the settings, by name: ``members=5`` is short for ``settings=FitSettings(members=5)``.
+    def train(self, trial: int | None = None) -> Ensemble:
+        """An ensemble for all images; ValueError if the training diverged."""
+        return self._trained(torch.arange(len(self.pixels.image)), "training the interpreter")
 
-    Returns:
-        the interpreter, on the generator's device, with the layout and channels of its maps. The same seed gives
-        the same interpreter on the same machine.
+    def reported(self, interpreter: Any, trial: int | None = None) -> dict[str, str | float | None]:
+        """The settings, as a card shows them; the number of members is in the interpreter's config."""
+        points = isinstance(interpreter, KeypointEnsemble)
+        left_out = ("hidden", "convolutional") if points else ("hidden", "convolutional", "sigma")
+        names = [field.name for field in dataclasses.fields(self.settings) if field.name not in left_out]
+        hidden = "/".join(map(str, interpreter.config["hidden"]))
+        return {**{name: getattr(self.settings, name) for name in names}, "hidden": hidden}
 
-    Raises:
-        ValueError: masks and images differ in size, a mask holds a class that the schema does not name, or a setting is
-            out of range.
-        TypeError: a setting that does not exist.
-
-    Example:
-        >>> ensemble = fit_interpreter(generator, AnnotatedImages(z, masks), schema)  # doctest: +SKIP
-    """
-    recipe = recipe or Recipe()
-    settings = dataclasses.replace(settings or FitSettings(), **changes)
-    random = torch.Generator().manual_seed(settings.seed)
-    pixels = LabeledPixels.gather(generator, annotated, schema, recipe, settings.pixels_per_image, random)
-    ensemble = train_ensemble(pixels, settings, random)
-    return ensemble.with_layout(generator.features, generator.feature_channels)
+    def _trained(self, rows: Tensor, description: str) -> Ensemble:
+        ensemble = train_ensemble(self.pixels, self.task, self.settings, self.random, rows, description)
+        return ensemble.with_layout(*self.layout)
 
 
 def train_ensemble(
     pixels: LabeledPixels,
+    task: PixelTask,
     settings: FitSettings,
     random: torch.Generator,
-    *,
-    rows: Tensor | None = None,
-    description: str = "training the interpreter",
-) -> PixelEnsemble:
-    """An ensemble for some pixels, without a layout; the part of `fit_interpreter` that cross-validation repeats.
+    rows: Tensor,
+    description: str,
+) -> Ensemble:
+    """An ensemble for some pixels, without a layout.
 
     Args:
         pixels: gathered once.
+        task: what is learned of them.
         settings: all but `seed` and `pixels_per_image`, which are used up.
         random: of initial weights and draws.
-        rows: pixels to train on, int64 on the CPU; None for all.
+        rows: pixels to train on, int64 on the CPU.
         description: of the progress bar.
     """
-    rows = torch.arange(len(pixels.labels)) if rows is None else rows
     if not len(rows):
         raise ValueError("every pixel of these images is ignored: there is nothing to learn from")
-    channels, k = pixels.features.shape[1], pixels.num_classes
+    channels = pixels.features.shape[1]
     mean, std = moments(pixels.features, rows) if settings.standardize else (None, None)
-    hidden = settings.hidden or ((128, 32) if k < 32 else (256, 128))
-    device, widths = pixels.features.device, (channels, *hidden, k)
+    device, widths = pixels.features.device, (channels, *(settings.hidden or task.hidden), task.outputs)
     # On the CPU each member is trained on a thread of its own: threads that share one small product mostly wait for
     # each other. A GPU takes all members at once.
     together = 1 if device.type == "cpu" else settings.members
-    dtype = _product_dtype(device, settings)
+    dtype = settings.product_dtype(device)
     networks = [_Members(together, widths, random, dtype).to(device) for _ in range(settings.members // together)]
-    draw = BalancedDraws(pixels.labels, rows, settings.class_balance, random)
+    draw = BalancedDraws(pixels.strata, rows, settings.class_balance, random)
     draws = [draw(settings.steps, together, settings.batch_pixels) for _ in networks]
     with tqdm(total=settings.steps * len(networks), desc=description, unit="step", delay=2, leave=False) as progress:
 
         def work(number: int) -> None:
-            _train(networks[number], pixels, draws[number], mean, std, settings, progress)
+            _train(networks[number], pixels, task, draws[number], mean, std, settings, progress)
 
         parallel_map(work, range(len(networks)), device)
     weights = stack_members([state for network in networks for state in network.state_dicts()])
@@ -164,25 +134,18 @@ def train_ensemble(
         # The first layer sees (f − mean) / std: f · (W / std) + (b − mean · W / std).
         weights["w1"] = weights["w1"] / std[:, None, None]
         weights["b1"] = weights["b1"] - torch.tensordot(mean, weights["w1"], dims=1)
-    ensemble = PixelEnsemble(weights).to(device)
+    ensemble = task.interpreter(weights).to(device)
     some = pixels.features[rows[:64]]
-    if not ensemble.logits([some.t()[None, :, None]], (1, len(some))).isfinite().all():
+    if not ensemble.outputs([some.t()[None, :, None]], (1, len(some))).isfinite().all():
         raise ValueError(
-            f"the training diverged (its logits contain NaN or infinity): choose a smaller learning_rate than "
+            f"the training diverged (its outputs contain NaN or infinity): choose a smaller learning_rate than "
             f"{settings.learning_rate:g}; 0.001 is usual"
         )
     return ensemble
 
 
-def _product_dtype(device: torch.device, settings: FitSettings) -> torch.dtype:
-    """The precision asked for, or bfloat16 where the hardware multiplies in it."""
-    if settings.dtype is not None:
-        return torch.float32 if settings.dtype == "float32" else torch.bfloat16
-    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-
-
 class _Members(nn.Module):
-    """M classifiers Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear as batched matrices [M, …].
+    """M networks Linear-ReLU-BatchNorm-Linear-ReLU-BatchNorm-Linear as batched matrices [M, …].
 
     Args:
         members: M.
@@ -205,7 +168,7 @@ class _Members(nn.Module):
             self.norms.append(MemberNorm(members, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[M, P, C] -> logits [M, P, K]."""
+        """[M, P, C] -> outputs [M, P, K]."""
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if i == 0 and self.dtype != torch.float32:
                 x = torch.bmm(x.to(self.dtype), weight.to(self.dtype)).float() + bias
@@ -260,6 +223,7 @@ class MemberNorm(nn.Module):
 def _train(
     network: _Members,
     pixels: LabeledPixels,
+    task: PixelTask,
     draws: Tensor,
     mean: Tensor | None,
     std: Tensor | None,
@@ -276,7 +240,7 @@ def _train(
             x = pixels.features[drawn]
             if mean is not None and std is not None:
                 x.sub_(mean).div_(std)
-            loss = F.cross_entropy(network(x).flatten(0, 1), pixels.labels[drawn].flatten()) * network.members
+            loss = task.loss(network(x), pixels.learned[drawn]) * network.members
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

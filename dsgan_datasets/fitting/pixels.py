@@ -15,47 +15,45 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dsgan_datasets.fitting.annotated import AnnotatedImages, check_annotated
+from dsgan_datasets.fitting.tasks import PixelTask
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.parallel import parallel_map
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 @dataclass(frozen=True)
 class LabeledPixels:
-    """Pixels with their features and classes: what an interpreter is trained on.
+    """Pixels with their features and what is to be learned of them.
 
     Attributes:
         features: float32 [P, C], as the generator gives them; on its device.
-        labels: class ids int64 [P], on the same device.
+        learned: of each pixel, [P, ...], on the same device; see `PixelTask.learned`.
+        strata: group of each pixel, int64 [P] on the CPU.
         image: number of the annotated image that each pixel belongs to, int64 [P] on the CPU.
-        num_classes: K.
     """
 
     features: Tensor
-    labels: Tensor
+    learned: Tensor
+    strata: Tensor
     image: Tensor
-    num_classes: int
 
     @classmethod
     @torch.no_grad()
     def gather(
         cls,
         generator: FeatureGenerator,
-        annotated: AnnotatedImages,
-        schema: LabelSchema,
+        latents: Tensor,
+        task: PixelTask,
         recipe: Recipe,
         pixels_per_image: int,
         random: torch.Generator,
     ) -> LabeledPixels:
-        """Draw pixels evenly from all images and read their features; ValueError if masks or latents do not fit."""
-        num_classes = schema.num_classes
-        check_annotated(generator, annotated, schema, recipe)
+        """Choose pixels of each image, and read their features."""
         frame = recipe.frame_size(generator.img_size)
         top, width = (recipe.crop or (0, 0))[0], frame[1]
-        chosen = [_choose(mask, schema.ignore_index, pixels_per_image, random) for mask in annotated.masks]
+        strata = task.strata.cpu()
+        chosen = [_choose(groups.flatten(), pixels_per_image, task.choice_balance, random) for groups in strata]
         counts = torch.tensor([len(places) for places in chosen])
         # Filled image by image: gathered pieces and their concatenation would take the memory twice.
         features = torch.empty(int(counts.sum()), sum(generator.feature_channels), device=generator.device)
@@ -63,15 +61,16 @@ class LabeledPixels:
         with tqdm(total=len(slots), desc="reading features", unit="image", delay=2, leave=False) as progress:
 
             def read(number: int) -> None:
-                z, places = annotated.latents[number], chosen[number]
+                z, places = latents[number], chosen[number]
                 _, maps = synthesize(generator, recipe.override(dtype="float32"), z[None])
                 slots[number].copy_(gather_features(maps, places // width + top, places % width, frame))
                 progress.update()
 
             parallel_map(read, range(len(slots)), generator.device)
-        labels = [mask.flatten()[places] for mask, places in zip(annotated.masks, chosen, strict=True)]
+        learned = torch.cat([task.learned(number, places) for number, places in enumerate(chosen)])
+        groups = torch.cat([groups.flatten()[places] for groups, places in zip(strata, chosen, strict=True)])
         image = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        return cls(features, torch.cat(labels).to(generator.device), image, num_classes)
+        return cls(features, learned.to(generator.device), groups, image)
 
 
 def gather_features(maps: Sequence[Tensor], rows: Tensor, columns: Tensor, size: tuple[int, int]) -> Tensor:
@@ -117,19 +116,17 @@ def moments(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class BalancedDraws:
-    """Draws pixels, those of rare classes more often than they occur.
+    """Draws pixels, those of rare groups more often than they occur.
 
     Args:
-        labels: class ids int64 [P].
+        strata: group of each pixel, int64 [P] on the CPU.
         rows: pixels to draw from, int64 on the CPU.
-        balance: a pixel of a class of frequency p has weight p ** -balance.
+        balance: a pixel of a group of frequency p has weight p ** -balance.
         random: of the draws.
     """
 
-    def __init__(self, labels: Tensor, rows: Tensor, balance: float, random: torch.Generator) -> None:
-        drawn_from = labels.cpu()[rows]
-        weights = torch.bincount(drawn_from).double().clamp(min=1) ** -balance
-        self.cumulative = weights[drawn_from].cumsum(0)
+    def __init__(self, strata: Tensor, rows: Tensor, balance: float, random: torch.Generator) -> None:
+        self.cumulative = _weights(strata[rows], balance).cumsum(0)
         self.rows = rows
         self.random = random
 
@@ -140,7 +137,16 @@ class BalancedDraws:
         return self.rows[drawn.clamp(max=len(self.cumulative) - 1)]
 
 
-def _choose(mask: Tensor, ignore_index: int, count: int, random: torch.Generator) -> Tensor:
-    """Places of up to `count` pixels in the flattened mask, none of them ignored."""
-    usable = (mask.flatten() != ignore_index).nonzero()[:, 0]
-    return usable[torch.randperm(len(usable), generator=random)[:count]]
+def _weights(strata: Tensor, balance: float) -> Tensor:
+    """Weight of each pixel by the frequency of its group, float64 [P]."""
+    return (torch.bincount(strata).double().clamp(min=1) ** -balance)[strata]
+
+
+def _choose(strata: Tensor, count: int, balance: float, random: torch.Generator) -> Tensor:
+    """Places of up to `count` different pixels whose group is not -1."""
+    usable = (strata >= 0).nonzero()[:, 0]
+    if balance == 0 or len(usable) <= count:
+        return usable[torch.randperm(len(usable), generator=random)[:count]]
+    # Weighted draws without replacement: the largest of u ** (1 / weight) (Efraimidis and Spirakis, 2006).
+    uniform = torch.rand(len(usable), generator=random, dtype=torch.float64)
+    return usable[(uniform.log() / _weights(strata[usable], balance)).topk(count).indices]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
@@ -53,29 +53,41 @@ class Prediction:
         labels: field of the target ("mask") -> label, [N, ...], on the interpreter's device.
         uncertainty: float32 [N, H, W], in nats.
         uncertainty_score: float32 [N], in nats; the higher, the less certain the image.
+        probabilities: of the classes of the mask, mean over the members, float16 [N, K, H, W]; only if asked for.
     """
 
     labels: Mapping[str, Tensor]
     uncertainty: Tensor | None = None
     uncertainty_score: Tensor | None = None
+    probabilities: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LabelingOptions:
-    """Fields of a recipe that change how labels are made from the same weights.
+    """How labels are made from the same weights, as a recipe says, and what is made beside them.
 
     An interpreter that has no use for an option accepts its default only, see `Interpreter.check_options`.
 
     Attributes:
         vote: "majority" of the members' classes (ties go to the lowest class) or argmax of the "mean" probability.
         top_fraction: share of the pixels that decides the score of an image, in (0, 1].
+        probabilities: also the probabilities of the classes; they change nothing else.
     """
 
     vote: Vote = "majority"
     top_fraction: float = 0.1
+    probabilities: bool = False
 
 
 DEFAULT_OPTIONS = LabelingOptions()
+
+
+def check_voting(options: LabelingOptions) -> None:
+    """ValueError for a vote that there is not, or a share of pixels outside (0, 1]."""
+    if options.vote not in get_args(Vote):
+        raise ValueError(f"vote must be {' or '.join(map(repr, get_args(Vote)))}, not {options.vote!r}")
+    if not 0 < options.top_fraction <= 1:
+        raise ValueError(f"top_fraction must lie in (0, 1], not {options.top_fraction}")
 
 
 class Interpreter(Protocol):
@@ -88,6 +100,7 @@ class Interpreter(Protocol):
         channels: channels of each map of that layout, in order. A single number is the total of all maps where the
             channels of each are not recorded; see `check_channels`.
         has_uncertainty: whether predictions have an uncertainty and a score.
+        has_probabilities: whether predictions have the probabilities of the classes, if asked for.
     """
 
     architecture: ClassVar[str]
@@ -103,6 +116,9 @@ class Interpreter(Protocol):
 
     @property
     def has_uncertainty(self) -> bool: ...
+
+    @property
+    def has_probabilities(self) -> bool: ...
 
     @property
     def config(self) -> dict[str, Any]:

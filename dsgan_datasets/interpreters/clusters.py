@@ -52,6 +52,7 @@ class ClusterInterpreter(nn.Module):
     architecture: ClassVar[str] = "clusters"
     fields: ClassVar[tuple[str, ...]] = ("mask",)
     has_uncertainty: ClassVar[bool] = False
+    has_probabilities: ClassVar[bool] = False
 
     centers: Tensor
     mean: Tensor

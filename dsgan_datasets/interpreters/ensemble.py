@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from dsgan_datasets.device import has_fast_bfloat16
 from dsgan_datasets.interpreters import batched, rowwise
-from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, check_channels
+from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, check_channels, check_voting
 from dsgan_datasets.interpreters.reduce import Reduction
 from dsgan_datasets.interpreters.weights import EnsembleWeights
 from dsgan_datasets.operations import without_autocast
 from dsgan_datasets.parallel import parallel_map
-from dsgan_datasets.recipe import Vote
 from dsgan_datasets.uncertainty import image_score
 
 
@@ -38,6 +37,7 @@ class Ensemble(nn.Module):
 
     architecture: ClassVar[str]
     has_uncertainty: ClassVar[bool] = True
+    has_probabilities: ClassVar[bool] = False
 
     w1: Tensor
     b1: Tensor
@@ -111,10 +111,7 @@ class Ensemble(nn.Module):
 
     def check_options(self, options: LabelingOptions) -> None:
         """ValueError for a vote that there is not, or a share of pixels outside (0, 1]."""
-        if options.vote not in get_args(Vote):
-            raise ValueError(f"vote must be {' or '.join(map(repr, get_args(Vote)))}, not {options.vote!r}")
-        if not 0 < options.top_fraction <= 1:
-            raise ValueError(f"top_fraction must lie in (0, 1], not {options.top_fraction}")
+        check_voting(options)
 
     @without_autocast
     @torch.no_grad()
@@ -174,8 +171,10 @@ class RegressionEnsemble(Ensemble):
     """An `Ensemble` whose outputs are values rather than logits, so that its members do not vote."""
 
     def check_options(self, options: LabelingOptions) -> None:
-        """ValueError for a vote, which only classes have, or a share of pixels outside (0, 1]."""
+        """ValueError for a vote or probabilities, which only classes have, or a share of pixels outside (0, 1]."""
         super().check_options(options)
+        if options.probabilities:
+            raise ValueError("members that regress have no classes, and no probabilities of them")
         if options.vote != DEFAULT_OPTIONS.vote:
             raise ValueError(f"members that regress do not vote: leave vote at {DEFAULT_OPTIONS.vote!r}")
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from dsgan_datasets.device import on_device
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.interpreters.projection import SMALLEST_SIDE, Projection, Tiling, padded_side
-from dsgan_datasets.interpreters.reduce import Moments, Reduction, Votes
+from dsgan_datasets.interpreters.reduce import Moments, Probabilities, Reduction, Votes
 from dsgan_datasets.interpreters.weights import EnsembleWeights
 
 #: Most sources of a tile, and most outputs of a member's first layer, that fit into the registers.
@@ -89,7 +89,8 @@ def tail_kernel(  # type: ignore[no-untyped-def]
     TILE_ROWS: tl.constexpr,
     TILE_COLUMNS: tl.constexpr,
     MEAN_VOTE: tl.constexpr,
-    OUTPUTS: tl.constexpr,  # 0 if the members vote, else how many outputs are averaged
+    SOFTMAX: tl.constexpr,  # whether outputs are logits of classes
+    OUTPUTS: tl.constexpr,  # 0 if the members vote, else how many outputs (or their probabilities) are averaged
     COUNTED: tl.constexpr,  # of these, those whose variance counts
 ):
     """Mask or average, and uncertainty, of one tile of pixels of one image; `FusedTail` passes what it reads."""
@@ -158,7 +159,7 @@ def tail_kernel(  # type: ignore[no-untyped-def]
         third_layer = tl.load(w3 + (m * H2 + second)[:, None] * K + kind[None, :])
         logits = tl.dot(rectified_again, third_layer, input_precision="ieee") + tl.load(b3 + m * K + kind)[None, :]
 
-        if OUTPUTS > 0:
+        if not SOFTMAX:
             mean += logits
             entropy += tl.sum(tl.where(kind[None, :] < COUNTED, logits * logits, 0.0), 1)  # of squares, rather
         else:
@@ -175,9 +176,10 @@ def tail_kernel(  # type: ignore[no-untyped-def]
 
     mean /= MEMBERS
     if OUTPUTS > 0:
-        of_mean = tl.sum(tl.where(kind[None, :] < COUNTED, mean * mean, 0.0), 1)
-        variance = tl.maximum(entropy / MEMBERS - of_mean, 0.0, PROPAGATE_NAN)
-        tl.store(uncertainty + place, tl.sqrt(variance), mask=inside)
+        if not SOFTMAX:
+            of_mean = tl.sum(tl.where(kind[None, :] < COUNTED, mean * mean, 0.0), 1)
+            variance = tl.maximum(entropy / MEMBERS - of_mean, 0.0, PROPAGATE_NAN)
+            tl.store(uncertainty + place, tl.sqrt(variance), mask=inside)
         area = height.to(tl.int64) * width
         target = (image * OUTPUTS + kind[None, :]) * area + (row * width + column)[:, None]
         tl.store(average + target, mean, mask=inside[:, None] & (kind < OUTPUTS)[None, :])
@@ -302,11 +304,13 @@ def _channels_at_once(channels: int, dtype: torch.dtype) -> int:
     return 64 if channels > 64 else min(32, padded_side(channels))
 
 
-def _reducing(reduction: Votes | Moments, outputs: int) -> dict[str, Any]:
+def _reducing(reduction: Votes | Probabilities | Moments, outputs: int) -> dict[str, Any]:
     """The kernel's constants that say what is kept."""
     if isinstance(reduction, Votes):
-        return {"MEAN_VOTE": reduction.vote == "mean", "OUTPUTS": 0, "COUNTED": 0}
-    return {"MEAN_VOTE": True, "OUTPUTS": outputs, "COUNTED": reduction.counted or outputs}
+        return {"MEAN_VOTE": reduction.vote == "mean", "SOFTMAX": True, "OUTPUTS": 0, "COUNTED": 0}
+    if isinstance(reduction, Probabilities):
+        return {"MEAN_VOTE": True, "SOFTMAX": True, "OUTPUTS": outputs, "COUNTED": 0}
+    return {"MEAN_VOTE": True, "SOFTMAX": False, "OUTPUTS": outputs, "COUNTED": reduction.counted or outputs}
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
@@ -321,7 +325,7 @@ class FusedTail:
         shapes: [C_l, h_l, w_l] of every map.
         frame: size and kept rows.
         dtype: float16, bfloat16 or float32: precision of the maps and of the operands. Sums are float32.
-        reduction: of their outputs: `Votes` or `Moments`.
+        reduction: of their outputs: `Votes`, `Probabilities` or `Moments`.
         division: how it is divided, in tiles of powers of two, at least 16 pixels; None takes what suits shapes and
             dtype.
 
@@ -344,7 +348,7 @@ class FusedTail:
                 f"the fused tail counts up to 256 outputs and 2048 members, the ensemble has {weights.num_outputs} and "
                 f"{weights.num_members}"
             )
-        if not isinstance(reduction, Votes | Moments):
+        if not isinstance(reduction, Votes | Probabilities | Moments):
             raise ValueError(f"the fused tail votes and averages, it does not know {reduction!r:.60}")
         self.projection = projection = Projection(weights, shapes, frame, dtype)
         h1, h2, k = projection.hidden, padded_side(weights.hidden[1]), padded_side(weights.num_outputs)
@@ -364,7 +368,7 @@ class FusedTail:
             F.pad(weights.w2, (0, missing2, 0, missing1)).to(dtype).contiguous(),
             F.pad(weights.b2, (0, missing2)),
             F.pad(weights.w3, (0, missing3, 0, missing2)).to(dtype).contiguous(),
-            F.pad(weights.b3, (0, missing3), value=NEVER if isinstance(reduction, Votes) else 0.0),
+            F.pad(weights.b3, (0, missing3), value=0.0 if isinstance(reduction, Moments) else NEVER),
         ]
         self.reduction, self.outputs = reduction, weights.num_outputs
         self._channels = [int(shape[0]) for shape in shapes]
@@ -411,7 +415,8 @@ class FusedTail:
     def finish(self, coarse: Tensor, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What is kept of maps whose coarse ones are projected: all but the first product."""
         count, (top, bottom), width = len(features[0]), self.projection.rows, self.projection.size[1]
-        votes, shape = isinstance(self.reduction, Votes), (bottom - top, width)
+        votes, soft = isinstance(self.reduction, Votes), isinstance(self.reduction, Probabilities)
+        shape = (bottom - top, width)
         uncertainty = coarse.new_empty(count, *shape, dtype=torch.float32)
         mask = coarse.new_empty(count, *shape, dtype=torch.uint8) if votes else uncertainty
         average = uncertainty if votes else coarse.new_empty(count, self.outputs, *shape, dtype=torch.float32)
@@ -431,7 +436,7 @@ class FusedTail:
                 count,
                 **self.constants,
             )
-        return (mask.long() if votes else average), uncertainty
+        return (average.half(),) if soft else (mask.long() if votes else average, uncertainty)
 
     def project(self, features: Sequence[Tensor]) -> Tensor:
         """The coarse maps' share of the first layer, as `Projected.coarse` has it."""

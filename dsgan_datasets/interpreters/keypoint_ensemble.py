@@ -24,8 +24,8 @@ class KeypointEnsemble(RegressionEnsemble):
 
     The first map of a point is a Gaussian at its place, whether it is hidden or visible, the second one the same if it
     is visible and 0 if it is hidden. Their ratio estimates how likely the point is visible, however low both maps are
-    where the place is hard to tell. A point is at the maximum of its first map; the mean around it, weighted with the
-    map, is its sub-pixel place.
+    where the place is hard to tell. A point is at the maximum of its first map, between pixels: there the map agrees
+    best with a Gaussian of the width that the members were fitted to.
 
     The uncertainty of a pixel is the disagreement of the members: the root mean square distance between the first maps
     of a member, as one vector over points, and their mean. Heat is 0 … 1, and so is it, about. The score of an image is
@@ -136,18 +136,24 @@ def points_of(heat: Tensor, sigma: float, present: float, visible: float) -> Ten
     count, (height, width) = heat.shape[1] // 2, heat.shape[2:]
     flat = heat.flatten(2)
     peak, best = flat[:, :count].max(2)
-    radius = max(1, math.ceil(1.5 * sigma))
+    radius = max(1, math.ceil(2.5 * sigma))
     reach = torch.arange(-radius, radius + 1, device=heat.device)
+    near = torch.exp(reach.float() ** 2 / (-2 * sigma**2))
     rows, columns = best[..., None] // width + reach, best[..., None] % width + reach  # [N, K, 2 radius + 1]
-    inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :]
+    # As far to one side as to the other, also at the edge of the image.
+    in_rows, in_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    inside = (in_rows & in_rows.flip(2))[..., :, None] & (in_columns & in_columns.flip(2))[..., None, :]
     places = (rows.clamp(0, height - 1) * width)[..., :, None] + columns.clamp(0, width - 1)[..., None, :]
     around = [
-        maps.gather(2, places.flatten(2)).view_as(places).clamp_min(0) * inside
+        maps.gather(2, places.flatten(2)).view_as(places).clamp_min(0) * inside * near * near[:, None]
         for maps in (flat[:, :count], flat[:, count:])
     ]
     total = around[0].sum((2, 3)).clamp_min(torch.finfo(torch.float32).tiny)
-    x = (around[0].sum(2) * (columns + 0.5)).sum(2) / total
-    y = (around[0].sum(3) * (rows + 0.5)).sum(2) / total
+    # A Gaussian times one of the same width around the pixel has its mean halfway between the two.
+    across = 2 * (around[0].sum(2) * reach).sum(2) / total
+    down = 2 * (around[0].sum(3) * reach).sum(2) / total
+    x = (best % width + 0.5 + across.clamp(-1, 1)).clamp(0, width)
+    y = (best // width + 0.5 + down.clamp(-1, 1)).clamp(0, height)
     is_visible = around[1].sum((2, 3)) >= visible * total
-    points = torch.stack([x.clamp(0, width), y.clamp(0, height), 1.0 + is_visible], 2)
+    points = torch.stack([x, y, 1.0 + is_visible], 2)
     return torch.where((peak >= present)[..., None], points, 0.0)

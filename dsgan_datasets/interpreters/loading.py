@@ -21,6 +21,7 @@ from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.device import Device, resolve_device
 from dsgan_datasets.interpreters.base import Interpreter, LabelingOptions
 from dsgan_datasets.interpreters.clusters import ClusterInterpreter
+from dsgan_datasets.interpreters.convolutional import ConvolutionalInterpreter
 from dsgan_datasets.interpreters.keypoint_ensemble import KeypointEnsemble
 from dsgan_datasets.interpreters.map_ensemble import MapEnsemble
 from dsgan_datasets.interpreters.pixel_ensemble import PixelEnsemble
@@ -39,6 +40,7 @@ ARCHITECTURES: dict[str, type[Interpreter]] = {
     ClusterInterpreter.architecture: ClusterInterpreter,
     KeypointEnsemble.architecture: KeypointEnsemble,
     MapEnsemble.architecture: MapEnsemble,
+    ConvolutionalInterpreter.architecture: ConvolutionalInterpreter,
 }
 
 

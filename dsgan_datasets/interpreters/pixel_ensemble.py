@@ -14,7 +14,7 @@ from dsgan_datasets._deprecation import warn_renamed
 from dsgan_datasets.interpreters.base import DEFAULT_OPTIONS, Frame, LabelingOptions, Prediction
 from dsgan_datasets.interpreters.ensemble import Ensemble, scores
 from dsgan_datasets.interpreters.labels import Labels
-from dsgan_datasets.interpreters.reduce import Votes
+from dsgan_datasets.interpreters.reduce import Probabilities, Votes
 
 
 class PixelEnsemble(Ensemble):
@@ -41,6 +41,7 @@ class PixelEnsemble(Ensemble):
 
     architecture: ClassVar[str] = "pixel_ensemble"
     fields: ClassVar[tuple[str, ...]] = ("mask",)
+    has_probabilities: ClassVar[bool] = True
     uncertainty_unit: ClassVar[str] = "nats"
     #: Options of the deprecated `label`.
     label_options = DEFAULT_OPTIONS
@@ -79,7 +80,8 @@ class PixelEnsemble(Ensemble):
         Args:
             features: maps [N, C_l, h_l, w_l] with `channels`.
             frame: size to which every map is resized, and its labeled rows.
-            options: vote of the members, and share of the pixels that decides the score.
+            options: vote of the members, share of the pixels that decides the score, and whether the probabilities of
+                the classes are computed too, which takes as long again.
 
         Raises:
             ValueError: maps of other channels, rows outside the frame, or unknown options.
@@ -91,7 +93,9 @@ class PixelEnsemble(Ensemble):
         """
         self.check_options(options)
         mask, uncertainty = self._reduce(features, frame, Votes(options.vote))
-        return Prediction({"mask": mask}, uncertainty, scores(uncertainty, options.top_fraction))
+        # A pass of its own: last bits of the mask must not depend on whether somebody asks for more.
+        soft = self._reduce(features, frame, Probabilities())[0] if options.probabilities else None
+        return Prediction({"mask": mask}, uncertainty, scores(uncertainty, options.top_fraction), soft)
 
     def logits(
         self, features: Sequence[Tensor], size: tuple[int, int], *, rows: tuple[int, int] | None = None

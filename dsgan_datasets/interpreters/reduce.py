@@ -101,6 +101,23 @@ class Moments:
         return _MomentTally(shape, self.counted, device)
 
 
+@dataclass(frozen=True)
+class Probabilities:
+    """Probabilities of the classes, mean over the members that classify, float16 [N, K, H, W]."""
+
+    def empty(self, outputs: int, count: int, size: tuple[int, int], device: torch.device) -> tuple[Tensor, ...]:
+        """See `Reduction`."""
+        return (torch.empty(count, outputs, *size, dtype=torch.float16, device=device),)
+
+    def __call__(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """See `Reduction`."""
+        return (outputs.softmax(4).mean(0).movedim(3, 1).half(),)
+
+    def tally(self, shape: tuple[int, int, int], device: torch.device) -> Tally:
+        """See `Reduction`."""
+        return _ProbabilityTally(shape, device)
+
+
 def reduce_members(logits: Tensor, dim: int, vote: Vote) -> tuple[Tensor, Tensor]:
     """Class and disagreement of every pixel.
 
@@ -192,6 +209,23 @@ class _MomentTally:
         mean = self.total / self.members
         variance = self.squares / self.members - mean[: self.counted].square().sum(0)
         return mean, variance.clamp_min_(0).sqrt_()
+
+
+class _ProbabilityTally:
+    """`Probabilities` of some rows, as a `Tally`; shape [K, rows, W]."""
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device) -> None:
+        self.members, self.total = 0, torch.zeros(shape, device=device)
+
+    def add(self, members: slice, rows: slice, outputs: Tensor) -> None:
+        """Count some members, by their logits."""
+        if rows.start == 0:
+            self.members += members.stop - members.start
+        self.total[:, rows] += outputs.softmax(1).sum(0)
+
+    def result(self) -> tuple[Tensor, ...]:
+        """Probabilities [K, rows, W]."""
+        return ((self.total / self.members).half(),)
 
 
 def _lowest_of(marked: Tensor) -> Tensor:

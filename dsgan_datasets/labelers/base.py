@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -30,6 +30,10 @@ class Labeler(Protocol):
         generator: gives the style vectors (z_dim, c_dim, num_ws, mean_w) and the resolution.
         targets: its labels, in order.
         has_uncertainty: whether `label` gives "uncertainty" and "uncertainty_score".
+        scores: field of a label -> field of its score, of the labels that have one: "uncertainty_score" is that of the
+            first label, "keypoints_uncertainty_score" that of another one. Beside each score there is the uncertainty
+            of every pixel, "keypoints_uncertainty".
+        has_probabilities: whether `label` gives "probabilities" if they are among the extras.
     """
 
     kind: ClassVar[str]
@@ -44,14 +48,21 @@ class Labeler(Protocol):
     def has_uncertainty(self) -> bool: ...
 
     @property
+    def scores(self) -> Mapping[str, str]: ...
+
+    @property
+    def has_probabilities(self) -> bool: ...
+
+    @property
     def device(self) -> torch.device: ...
 
     def check(self, recipe: Recipe) -> None:
         """ValueError if the recipe asks for what this labeler cannot give."""
 
-    def label(self, ws: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-        """Fields of style vectors [N, num_ws, w_dim]: "image" uint8 [N, 3, H, W], each target's field, and if it has
-        them "uncertainty" [N, H, W] and "uncertainty_score" [N]. On a GPU nothing in here waits for the device."""
+    def label(self, ws: Tensor, recipe: Recipe, extras: Collection[str] = ()) -> dict[str, Tensor]:
+        """Fields of style vectors [N, num_ws, w_dim]: "image" uint8 [N, 3, H, W], each target's field, if it has them
+        "uncertainty" [N, H, W] and "uncertainty_score" [N], and what is made only if asked for: "probabilities" of the
+        classes of the mask, float16 [N, K, H, W]. On a GPU nothing in here waits for the device."""
 
     def parts(self) -> Mapping[str, Part]:
         """File stem -> network, in the order in which a checkpoint lists them."""
@@ -81,9 +92,13 @@ class LabelEdits:
         self._tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
     def __call__(self, labels: Mapping[str, Tensor], uncertainty: Tensor | None, recipe: Recipe) -> dict[str, Tensor]:
-        """Labels [N, ...] by field, edited; `uncertainty` [N, H, W] or None."""
+        """Labels [N, ...] by field, and "probabilities" where they were asked for, edited; `uncertainty` [N, H, W] or
+        None."""
         edited, labeling = dict(labels), recipe.labeling
         edited |= {t.field: t.rounded(edited[t.field]) for t in self._targets if t.field in edited}
+        if labeling.class_map is not None and "probabilities" in edited:
+            classes = next(len(target.tally_names) for target in self._targets if target.field == "mask")
+            edited["probabilities"] = merged_probabilities(edited["probabilities"], labeling.class_map, classes)
         if labeling.class_map is not None and "mask" in edited:
             edited["mask"] = self._table(labeling.class_map, edited["mask"].device)[edited["mask"]]
         if labeling.max_uncertainty is not None and uncertainty is not None:
@@ -99,3 +114,23 @@ class LabelEdits:
     def __getstate__(self) -> dict[str, Any]:
         """Without tables, which belong to a device of this process."""
         return {**self.__dict__, "_tables": {}}
+
+
+def merged_probabilities(probabilities: Tensor, table: Sequence[int], classes: int) -> Tensor:
+    """Probabilities of other classes: those that become one class are added.
+
+    Args:
+        probabilities: [..., K, H, W].
+        table: new id of each of the K classes; what is of a class with another id than 0 … classes - 1 is dropped.
+        classes: how many there are then.
+
+    Example:
+        >>> merged_probabilities(torch.tensor([0.5, 0.25, 0.25]).view(3, 1, 1), [0, 1, 1], 2).flatten()
+        tensor([0.5000, 0.5000])
+    """
+    shape = (*probabilities.shape[:-3], classes, *probabilities.shape[-2:])
+    merged = torch.zeros(shape, device=probabilities.device)
+    for old, new in enumerate(table):  # one after the other: a scattered sum has no order on a GPU
+        if new < classes:
+            merged[..., new, :, :] += probabilities[..., old, :, :]
+    return merged.to(probabilities.dtype)

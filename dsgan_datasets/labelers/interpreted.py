@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -93,6 +94,20 @@ class InterpretedLabeler:
         return self.interpreter.has_uncertainty
 
     @property
+    def scores(self) -> dict[str, str]:
+        """Field of a label -> field of its uncertainty score, of the labels that have one."""
+        return {
+            interpreter.fields[0]: _prefix(number, interpreter) + "uncertainty_score"
+            for number, interpreter in enumerate(self.interpreters)
+            if interpreter.has_uncertainty
+        }
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether an interpreter can tell the probabilities of the classes of its mask."""
+        return any(interpreter.has_probabilities for interpreter in self.interpreters)
+
+    @property
     def device(self) -> torch.device:
         """Where labels are computed."""
         return self.generator.device
@@ -100,22 +115,27 @@ class InterpretedLabeler:
     def check(self, recipe: Recipe) -> None:
         """ValueError if the recipe asks for what generator or interpreters cannot give."""
         check_recipe(recipe, self.generator, self.targets)
-        check_uncertainty(recipe, self.has_uncertainty)
+        check_uncertainty(recipe, self.has_uncertainty, list(self.scores)[self.has_uncertainty :])
         _check_options(self.interpreters, _options(recipe))
         for interpreter in self.interpreters:
             if "mask" in interpreter.fields:
                 named = next(len(target.tally_names) for target in self.targets if target.field == "mask")
                 check_class_map(recipe, interpreter.config["classes"], named)
 
-    def label(self, ws: Tensor, recipe: Recipe) -> dict[str, Tensor]:
-        """Image, labels and uncertainty of style vectors; on a GPU nothing in here waits for it."""
+    def label(self, ws: Tensor, recipe: Recipe, extras: Collection[str] = ()) -> dict[str, Tensor]:
+        """Image, labels, uncertainty and extras of style vectors; on a GPU nothing in here waits for it."""
         image, features = compiled_if_asked(render, recipe)(self.generator, recipe, ws)
         frame = Frame(recipe.frame_size(self.generator.img_size), recipe.rendering.crop)
         fields, certainties = {"image": image}, {}
         for number, interpreter in enumerate(self.interpreters):
-            predicted = interpreter.predict(features, frame, _options(recipe))
-            fields |= self._edits(predicted.labels, None if number else predicted.uncertainty, recipe)
-            prefix = f"{interpreter.fields[0]}_" if number else ""
+            soft = "probabilities" in extras and interpreter.has_probabilities
+            options = dataclasses.replace(_options(recipe), probabilities=soft)
+            predicted = interpreter.predict(features, frame, options)
+            labels = dict(predicted.labels)
+            if predicted.probabilities is not None:
+                labels["probabilities"] = predicted.probabilities
+            fields |= self._edits(labels, None if number else predicted.uncertainty, recipe)
+            prefix = _prefix(number, interpreter)
             if predicted.uncertainty is not None and predicted.uncertainty_score is not None:
                 certainties[f"{prefix}uncertainty"] = predicted.uncertainty
                 certainties[f"{prefix}uncertainty_score"] = predicted.uncertainty_score
@@ -159,6 +179,11 @@ class InterpretedLabeler:
             path=path / "generator.safetensors",
         )
         return cls(generator, interpreters, targets)
+
+
+def _prefix(number: int, interpreter: Interpreter) -> str:
+    """What stands before "uncertainty" in the fields of an interpreter's samples."""
+    return f"{interpreter.fields[0]}_" if number else ""
 
 
 def _check_fits(generator: FeatureGenerator, interpreter: Interpreter) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -67,6 +67,16 @@ class JointLabeler:
         return False
 
     @property
+    def scores(self) -> dict[str, str]:
+        """Always empty."""
+        return {}
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Always false: there are no members to ask."""
+        return False
+
+    @property
     def num_classes(self) -> int:
         """Classes of the mask, before any class map."""
         return num_classes(self.generator)
@@ -88,7 +98,7 @@ class JointLabeler:
                 f"and top_fraction at {default.top_fraction}"
             )
 
-    def label(self, ws: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    def label(self, ws: Tensor, recipe: Recipe, extras: Collection[str] = ()) -> dict[str, Tensor]:
         """Image uint8 [N, 3, H, W] and mask int64 [N, H, W] of style vectors."""
         image, logits = compiled_if_asked(render_channels, recipe)(self.generator, recipe, ws)
         mask = (logits[:, 0] > self._threshold).long() if logits.shape[1] == 1 else logits.argmax(1)

@@ -112,14 +112,18 @@ def record(sample: Sample, encoding: Encoding, targets: Sequence[Target], facts:
 def _facts(sample: Sample, encoding: Encoding, targets: Sequence[Target], facts: Mapping[str, Any]) -> dict[str, Any]:
     """Content of the record's JSON."""
     description: dict[str, Any] = {"index": int(sample.index), "attempt": int(sample.attempt)}
-    if "uncertainty_score" in sample:
-        description["uncertainty_score"] = _shortest(sample["uncertainty_score"])
+    description |= {name: _shortest(sample[name]) for name in _scores(targets) if name in sample}
     description |= {"tallies": tallies(sample, targets), **facts}
     if "class_label" in sample:
         description["class_label"] = int(sample["class_label"])
     if encoding.parts:
         description["parts"] = _parts(sample.mask, schema_of(targets).num_classes)
     return description
+
+
+def _scores(targets: Sequence[Target]) -> tuple[str, ...]:
+    """Fields of scores: of the first label with an uncertainty, and of further ones."""
+    return "uncertainty_score", *(f"{target.field}_uncertainty_score" for target in targets)
 
 
 def decode(
@@ -166,8 +170,9 @@ def _fields(
     for target in targets:
         fields[target.field] = target.decode(files[target.extension], size)
         target.check(fields[target.field], size)
-    if (score := found.get("uncertainty_score", found.get("score"))) is not None:
-        fields["uncertainty_score"] = _score(score)
+    if "score" in found:  # as version 1 calls it
+        found.setdefault("uncertainty_score", found["score"])
+    fields |= {name: _score(found[name]) for name in _scores(targets) if found.get(name) is not None}
     fields |= {name: _integer(found[name]) for name in ("index", "attempt")}
     if "class_label" in found:
         fields["class_label"] = _integer(found["class_label"])

@@ -173,7 +173,8 @@ class ShardSource:
         stored = {extension.partition(".")[0] for extension in self.shards.extensions}
         for extra in names("extras", extras):
             if extra not in ("uncertainty", "latent"):
-                raise ValueError(f"extras are uncertainty and latent, not {extra!r}")
+                hint = ": probabilities are not stored, stream from the checkpoint" if extra == "probabilities" else ""
+                raise ValueError(f"extras are uncertainty and latent, not {extra!r}{hint}")
             if extra not in stored:
                 raise ValueError(
                     f"these shards do not hold {extra!r}: write them with Encoding({extra}=True) "

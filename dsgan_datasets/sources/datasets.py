@@ -205,7 +205,7 @@ class DSGANIterableDataset(SampleStream):
         loader_batch_size: batch size of the DataLoader, if it is not global_batch / ranks, as with accumulated
             gradients.
         transforms: torchvision v2 transforms of a dict: "image" (a tv_tensors.Image), the labels ("mask", a
-            tv_tensors.Mask), and "uncertainty" (a Mask too) if it is among the extras.
+            tv_tensors.Mask), and "uncertainty" and "probabilities" (Masks too) if they are among the extras.
         uneven: what happens to a last global batch that is not full (without `global_batch`: to samples, or view
             groups, that do not divide by the number of ranks): "keep" gives some ranks less, "drop" leaves it out,
             "pad" fills it up with the first samples. None is "keep" on one rank and "drop" on several, as ranks that
@@ -215,7 +215,8 @@ class DSGANIterableDataset(SampleStream):
         duty_cycle: part of the time that may go into generating, in (0, 1]. With 0.25 the generating thread rests
             three times as long as each batch took (less what it had to wait for the consumer), and what trains on the
             same GPU has it to itself in the meantime.
-        extras: further fields of the samples: "uncertainty" (per pixel), "latent" (z).
+        extras: further fields of the samples: "uncertainty" (per pixel), "latent" (z), "probabilities" (of each class
+            of the mask, float16 [K, H, W], mean of the interpreter's members; not in shards).
 
     Raises:
         ValueError: an argument out of range, numbers that do not divide, or view groups that `start` or `length` cut.
@@ -281,7 +282,7 @@ class DSGANDataset(_OfSource, Dataset[Sample]):
         length: number of samples; None for all of a source that has an end.
         seed: 0 … 2^64-1; another seed is another dataset.
         transforms: torchvision v2 transforms of a dict of tv_tensors, see `DSGANIterableDataset`.
-        extras: further fields of the samples: "uncertainty", "latent".
+        extras: further fields of the samples: "uncertainty", "latent", "probabilities".
 
     Raises:
         ValueError: length below 1 or beyond the end, or seed out of range.

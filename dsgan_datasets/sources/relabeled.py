@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsgan_datasets.checkpoints.tensors import fingerprint
+from dsgan_datasets.labelers.base import merged_probabilities
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.targets.base import Target
@@ -127,15 +128,21 @@ class RelabeledSource:
     def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
         """See `SampleSource`."""
         for sample in self.source.stream(indices, seed=seed, extras=extras):
-            yield Sample({**sample, "mask": self._relabeled(sample.mask)})
+            yield Sample(self._relabeled(sample))
 
     def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
         """See `SampleSource`."""
-        batch = self.source.batch(indices, seed=seed, extras=extras)
-        return SampleBatch({**batch, "mask": self._relabeled(batch.mask)})
+        return SampleBatch(self._relabeled(self.source.batch(indices, seed=seed, extras=extras)))
 
-    def _relabeled(self, mask: Tensor) -> Tensor:
-        """The mask with its new ids; what was ignored stays ignored."""
+    def _relabeled(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of a sample or of a batch with the new classes; what was ignored stays ignored."""
+        relabeled = {**fields, "mask": self._relabeled_mask(fields["mask"])}
+        if "probabilities" in fields:
+            classes = self.schema.num_classes
+            relabeled["probabilities"] = merged_probabilities(fields["probabilities"], self.table, classes)
+        return relabeled
+
+    def _relabeled_mask(self, mask: Tensor) -> Tensor:
         lookup = torch.full((256,), self.schema.ignore_index, dtype=mask.dtype)
         lookup[: len(self.table)] = torch.tensor(self.table, dtype=mask.dtype)
         return lookup.to(mask.device)[mask]

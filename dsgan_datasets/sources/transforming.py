@@ -35,8 +35,9 @@ def check_transforms(transforms: Transforms | None) -> Transforms | None:
 def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target]) -> Sample:
     """A sample whose image and labels went through the transforms.
 
-    They get {"image": tv_tensors.Image}, the entries of each target's `wrap`, and "uncertainty" as a tv_tensors.Mask
-    [H, W] if the sample has it, and return a dict with the same keys. The sample holds each label as `unwrap` gives it.
+    They get {"image": tv_tensors.Image}, the entries of each target's `wrap`, and as tv_tensors.Mask "uncertainty"
+    [H, W] and "probabilities" [K, H, W] if the sample has them, and return a dict with the same keys. The sample holds
+    each label as `unwrap` gives it.
 
     Raises:
         ValueError: the transforms returned something else.
@@ -48,8 +49,7 @@ def transformed(sample: Sample, transforms: Transforms, targets: Iterable[Target
     wrapped = {target: target.wrap(sample[target.field], _size(sample.image)) for target in targets}
     for entries in wrapped.values():
         given |= entries
-    if "uncertainty" in sample:
-        given["uncertainty"] = tv_tensors.Mask(sample["uncertainty"])
+    given |= {name: tv_tensors.Mask(sample[name]) for name in ("uncertainty", "probabilities") if name in sample}
     if _takes_two(transforms):
         return Sample({**sample, **_of_two(transforms, given)})
     result = _called(transforms, given)
