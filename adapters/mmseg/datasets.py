@@ -84,7 +84,7 @@ class _Samples(ABC):
     #: Of the names in paths.
     img_suffix = seg_map_suffix = ".png"
 
-    def full_init(self) -> None:
+    def full_init(self) -> None:  # noqa: B027
         """Nothing to do: ConcatDataset and RepeatDataset call it to have annotation files read."""
 
     def get_data_info(self, idx: int) -> Item:

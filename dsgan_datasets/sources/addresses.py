@@ -2,9 +2,9 @@
 
     dsgan://FINGERPRINT/KIND/NAME_SEED_INDEX.EXTENSION        dsgan://0525d18e/image/demo-faces_0_7.png
 
-FINGERPRINT is the first eight digits of the source's; KIND is "image" or the field of a label, such as "mask"; NAME is the last part of the
-checkpoint's path in MMSegmentation, and the registered name in Detectron2, percent-encoded. The last part alone is
-different for each sample of a dataset, as tools save pictures under it. Both adapters read them with this module.
+FINGERPRINT is the first eight digits of the source's; KIND is "image" or the field of a label, such as "mask"; NAME is
+the last part of the checkpoint's path in MMSegmentation and Ultralytics, and the registered name in Detectron2,
+percent-encoded. The last part alone is different for each sample of a dataset, as tools save pictures under it.
 """
 
 from __future__ import annotations
