@@ -1,4 +1,4 @@
-"""What is asked before the first step of a training: heads that fit, an end where one is needed, a config that loads."""
+"""What is asked before the first step of a training: heads that fit, an end where one is needed, a saved config."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Register = Callable[..., RegisteredDataset]
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        ("sem_seg", {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 54}, "SEM_SEG_HEAD.NUM_CLASSES is 54, but dataset 'small' has 4 "
+        ("sem_seg", {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 54}, "SEG_HEAD.NUM_CLASSES is 54, but dataset 'small' has 4 "
          "stuff_classes: background, left, right, hat; set it to 4"),
         ("instances", {"MODEL__ROI_HEADS__NUM_CLASSES": 2}, "ROI_HEADS.NUM_CLASSES is 2, but dataset 'small' has 3 "
          "thing_classes: left, right, hat; set it to 3"),
