@@ -127,9 +127,7 @@ def test_labels_are_those_of_the_export(tmp_path: Path, format: str, task: str) 
     ours = dataset(checkpoint=str(tmp_path / "both"), augment=False, task=task, length=4)
     assert ours.data["names"] == {int(i): name for i, name in data["names"].items()}
     for index in range(4):
-        ours.get_image_and_label
         (drawn,) = ours.generated.draw([index])
-        ours[drawn]
         a, b = stock[index], ours[drawn]
         assert torch.equal(a["img"], b["img"]) and a["cls"].tolist() == b["cls"].tolist()
         assert torch.allclose(a["bboxes"].float(), b["bboxes"].float(), atol=0.02 / 16 if task == "segment" else 1e-5)
