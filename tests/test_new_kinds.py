@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from dsgan_datasets.interpreters import loading
 from dsgan_datasets.shards import repair_shards
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.relabeled import choose_classes
-from dsgan_datasets.targets import target_from_dict
+from dsgan_datasets.targets import Target, target_from_dict
 from dsgan_datasets.targets.keypoints import box_around
 from dsgan_datasets.tools.cli import main
 from dsgan_datasets.transforms import RandomHorizontalFlip
@@ -154,6 +155,23 @@ def test_maps_of_strangers() -> None:
         normals.decode(fortran, SIZE)
     with pytest.raises(ValueError, match="normals is"):
         normals.decode(npy(good).replace(b"(3, 6, 10)", b"(3, 6,9999)"), SIZE)
+
+
+@pytest.mark.parametrize("target", [POINTS, DEPTH, DenseMap("normals", -1, 1, channels=("x", "y"))], ids=str)
+def test_damaged_files_are_refused_or_labels(target: Target) -> None:
+    value = torch.tensor([[1.5, 2, 2], [0.25, 5, 1], [10, 6, 2], [0, 0, 0]])
+    if target is not POINTS:
+        value = torch.linspace(-1, 1, len(target.channels) * 60).view(-1, *SIZE)  # type: ignore[attr-defined]
+    content, chance, refused = target.encode(value), random.Random(0), 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        at = chance.randrange(len(damaged))
+        damaged[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(3))
+        try:
+            target.check(target.decode(bytes(damaged), SIZE), SIZE)
+        except ValueError:
+            refused += 1
+    assert refused > 100
 
 
 def test_depth_files_hold_levels_and_zero_for_unknown() -> None:
