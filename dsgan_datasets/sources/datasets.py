@@ -205,7 +205,8 @@ class DSGANIterableDataset(SampleStream):
         loader_batch_size: batch size of the DataLoader, if it is not global_batch / ranks, as with accumulated
             gradients.
         transforms: torchvision v2 transforms of a dict: "image" (a tv_tensors.Image), the labels ("mask", a
-            tv_tensors.Mask), and "uncertainty" and "probabilities" (Masks too) if they are among the extras.
+            tv_tensors.Mask; "keypoints", a KeyPoints; see `Target.wrap`), and "uncertainty" and "probabilities" (Masks
+            too) if they are among the extras.
         uneven: what happens to a last global batch that is not full (without `global_batch`: to samples, or view
             groups, that do not divide by the number of ranks): "keep" gives some ranks less, "drop" leaves it out,
             "pad" fills it up with the first samples. None is "keep" on one rank and "drop" on several, as ranks that
