@@ -18,6 +18,7 @@ from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.labelers.joint import JointLabeler, load_joint
 from dsgan_datasets.latents import sample_latents
 from dsgan_datasets.recipe import AreaRule, Filter, Labeling, Recipe, RecipeOverrides, Rendering, Sampling
+from dsgan_datasets.remote import RemoteError, RemoteSource
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
@@ -48,6 +49,8 @@ __all__ = [
     "PixelEnsemble",
     "Recipe",
     "RecipeOverrides",
+    "RemoteError",
+    "RemoteSource",
     "Rendering",
     "Sample",
     "SampleBatch",
