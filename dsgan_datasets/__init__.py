@@ -28,6 +28,7 @@ from dsgan_datasets.recipe import (
     Sampling,
     ScoreFilter,
 )
+from dsgan_datasets.remote import RemoteError, RemoteSource
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
@@ -63,6 +64,8 @@ __all__ = [
     "PixelEnsemble",
     "Recipe",
     "RecipeOverrides",
+    "RemoteError",
+    "RemoteSource",
     "Rendering",
     "Sample",
     "SampleBatch",

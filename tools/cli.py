@@ -9,12 +9,12 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dsgan_datasets.tools import annotate, calibrate, cluster, convert, export, fit, info, preview, shards, stats
+from dsgan_datasets.tools import annotate, calibrate, cluster, convert, export, fit, info, preview, serve, shards, stats
 from dsgan_datasets.tools.messages import explain, printable
 from dsgan_datasets.tools.options import Parser
 from dsgan_datasets.tools.process import Stopped, standard_streams, stoppable
 
-VERBS = (preview, info, convert, annotate, fit, cluster, calibrate, stats, shards, export)
+VERBS = (preview, info, convert, annotate, fit, cluster, calibrate, stats, shards, export, serve)
 
 #: Set to 1 by someone who wants to see where an error came from.
 DEBUG = "DSGAN_DEBUG"

@@ -328,6 +328,7 @@ class DSGANSegDataset(_Generated, _Masks, _MapStyle):
             empty) gets samples as loaded: ``img`` uint8 BGR [H, W, 3] and ``gt_seg_map`` uint8 [H, W], numpy arrays.
             Loading steps are not needed, but do no harm; LoadAnnotations after a resize keeps masks at full size.
         device: None is the rank's current CUDA device if there is one, else the CPU. On a GPU: ``num_workers=0``.
+            "ray" or "ray://HOST:10001" are the workers of a Ray cluster, see `RemoteSource`.
         metainfo: as for BaseSegDataset. ``dict(classes=("skin", "hair"))`` keeps these classes, numbered in this order;
             pixels of others are ignored. ``palette`` has an RGB color for each.
         merge: new class name -> names of the classes it replaces, such as ``dict(eye=["iris", "eye_white"])``; before

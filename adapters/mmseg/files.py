@@ -14,12 +14,12 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 
 from dsgan_datasets.device import Device
 from dsgan_datasets.images import png
+from dsgan_datasets.remote.source import checkpoint_source
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.locations import Locations
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.addresses import SampleAddress, parse
 from dsgan_datasets.sources.base import NamedSource
-from dsgan_datasets.sources.local import CheckpointSource
 from dsgan_datasets.sources.relabeled import choose_classes
 
 Source = TypeVar("Source", bound=NamedSource)
@@ -99,7 +99,7 @@ def open_store(
 
     Args:
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
-        device: see `CheckpointSource`.
+        device: see `checkpoint_source`.
         recipe: fields of `Recipe` to change.
         classes, merge: see `choose_classes`.
 
@@ -107,7 +107,7 @@ def open_store(
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
         ValueError: an override or a class that is unknown or out of range.
     """
-    return _shared(choose_classes(CheckpointSource(checkpoint, device=device, **(recipe or {})), classes, merge))
+    return _shared(choose_classes(checkpoint_source(checkpoint, device=device, **(recipe or {})), classes, merge))
 
 
 def open_shards(
