@@ -36,7 +36,7 @@ FACES = {"checkpoint": "demo-faces", "device": "cpu", "length": 8}
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     """16 pixels, four classes with left and right."""
     path = tmp_path_factory.mktemp("checkpoint") / "small"
-    small_labeled().save_pretrained(path)
+    labeled_with("mask").save_pretrained(path)
     return str(path)
 
 
