@@ -25,7 +25,7 @@ def labeled_with(*kinds: str) -> LabeledGenerator:
         return dict(small_ensemble(channels, classes=outputs, seed=outputs).state_dict())
 
     interpreters = {
-        "mask": stock.interpreter,
+        "mask": small_ensemble(channels, layout=layout, seed=33),  # all classes in nearly every sample
         "keypoints": KeypointEnsemble(weights(2 * POINTS.num_points), sigma=0.1, layout=layout, channels=channels),
         "depth": MapEnsemble(
             weights(1), field="depth", low=DEPTH.low, high=DEPTH.high, layout=layout, channels=channels

@@ -36,7 +36,7 @@ FACES = {"checkpoint": "demo-faces", "device": "cpu", "length": 8}
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     """16 pixels, four classes with left and right."""
     path = tmp_path_factory.mktemp("checkpoint") / "small"
-    small_labeled().save_pretrained(path)
+    labeled_with("mask").save_pretrained(path)
     return str(path)
 
 
@@ -121,7 +121,8 @@ def test_labels_are_those_of_the_export(tmp_path: Path, format: str, task: str) 
     """As Ultralytics' own loader reads them from files."""
     source = labeled_with("mask", "keypoints")
     source.save_pretrained(tmp_path / "both")
-    export(ExportInput.generated(source, 4), tmp_path / "export", format, splits={})
+    fields = ["mask"] if task == "segment" else None
+    export(ExportInput.generated(source, 4), tmp_path / "export", format, splits={}, labels=fields)
     data = YAML.load(tmp_path / "export" / "data.yaml")
     stock = YOLODataset(str(tmp_path / "export" / "images"), imgsz=64, augment=False, task=task, data=data)
     ours = dataset(checkpoint=str(tmp_path / "both"), augment=False, task=task, length=4)

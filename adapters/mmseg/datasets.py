@@ -224,11 +224,12 @@ class _Depths(_Samples):
         return copy.deepcopy({**own, **self._metainfo})
 
     def _check(self) -> None:
+        target = self.target
         for step in steps_of(self.pipeline):
-            if isinstance(step, LoadDepthAnnotation) and not math.isclose(step.depth_rescale_factor, self.target.step):
+            if isinstance(step, LoadDepthAnnotation) and not math.isclose(step.depth_rescale_factor, target.step):
                 raise ValueError(
                     f"LoadDepthAnnotation has depth_rescale_factor={step.depth_rescale_factor}, but a step of "
-                    f"{self.target.field} is {self.target.step!r}: set it to that, or leave the step out, as samples "
+                    f"{target.field} is {target.step!r}: set it to that, or leave the step out, as samples "
                     "come with their depth"
                 )
 
