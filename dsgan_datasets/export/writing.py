@@ -94,7 +94,7 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     input = input.choose(labels)
-    _check_labels(format, input)
+    _check_labels(format, input.targets)
     options = _options(input, things, instances, min_instance_area, category)
     layout_type = FORMATS[format]
     counts = _counts(input, layout_type.default_splits if splits is None else splits)
@@ -104,25 +104,35 @@ def export(
     return counts
 
 
-def _check_labels(format: str, input: ExportInput) -> None:
+def formats_for(targets: Sequence[Target]) -> tuple[str, ...]:
+    """Names of the formats that hold all of these labels.
+
+    Example:
+        >>> formats_for([Keypoints(("nose", "chin"))])
+        ('folder', 'coco', 'yolo-pose')
+    """
+    return tuple(name for name, layout in FORMATS.items() if _fits(layout, targets))
+
+
+def _fits(layout: type[Layout], targets: Sequence[Target]) -> bool:
+    kinds = {target.kind for target in targets}
+    held = layout.holds is None or kinds <= set(layout.holds)
+    return held and (not layout.needs or not kinds.isdisjoint(layout.needs))
+
+
+def _check_labels(format: str, targets: Sequence[Target]) -> None:
     """ValueError if the format cannot hold some of the labels, or needs others."""
-    layout, fields = FORMATS[format], [target.field for target in input.targets]
-
-    def fits(layout: type[Layout], targets: Sequence[Target]) -> bool:
-        kinds = {target.kind for target in targets}
-        held = layout.holds is None or kinds <= set(layout.holds)
-        return held and (not layout.needs or not kinds.isdisjoint(layout.needs))
-
-    if fits(layout, input.targets):
+    if format in (able := formats_for(targets)):
         return
-    able = ", ".join(name for name, other in FORMATS.items() if fits(other, input.targets))
-    way_out = f"the formats that hold {' and '.join(fields)} are: {able}"
-    foreign = [target.field for target in input.targets if target.kind not in (layout.holds or ())]
-    if foreign and fits(layout, kept := [target for target in input.targets if target.field not in foreign]):
+    layout, fields = FORMATS[format], " and ".join(target.field for target in targets)
+    way_out = f"the formats that hold {fields} are: {', '.join(able)}"
+    kept = [target for target in targets if layout.holds is None or target.kind in layout.holds]
+    foreign = " and ".join(target.field for target in targets if target not in kept)
+    if foreign and _fits(layout, kept):
         names = [target.field for target in kept]
         options = " ".join(f"--label {name}" for name in names)
-        way_out += f"; or leave out {' and '.join(foreign)} with labels={names} ({options})"
-    problem = f"cannot hold {' and '.join(foreign)}" if foreign else f"needs {' or '.join(layout.needs)}"
+        way_out += f"; or leave out {foreign} with labels={names} ({options})"
+    problem = f"cannot hold {foreign}" if foreign else f"needs {' or '.join(layout.needs)}"
     raise ValueError(f"format {format} {problem}; {way_out}")
 
 
