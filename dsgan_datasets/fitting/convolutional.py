@@ -8,6 +8,7 @@ number of steps: held-out images say how many are best, and as many are then mad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
@@ -235,7 +236,7 @@ class _Member:
         device = maps.masks.device
 
         def normal(*shape: int, fan_in: int) -> Tensor:
-            return torch.randn(shape, generator=random) * (2 / fan_in) ** 0.5
+            return torch.randn(shape, generator=random) * math.sqrt(2 / fan_in)
 
         weights: dict[str, Tensor] = {}
         below = 0
