@@ -72,6 +72,7 @@ def cluster() -> Iterator[str]:
 
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
     ray.init(
+        address="local",
         num_cpus=WORKERS,
         include_dashboard=False,
         log_to_driver=False,

@@ -26,6 +26,7 @@ def address() -> Iterator[str]:
     """Of a cluster with room for two workers, to which this process is connected."""
     ray = pytest.importorskip("ray")
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

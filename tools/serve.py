@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         cpus_per_worker=args.cpus_per_worker,
     )
     before: tuple[str, ...] = ()
-    form = "{desc}{n} samples [{elapsed}, {rate_fmt}]{postfix}"
+    form = "{desc}{n} samples [{elapsed}, {rate_fmt}{postfix}]"
     with closing(reports), tqdm(unit="sample", mininterval=5, bar_format=form) as bar:
         for now in reports:
             if now.running != before:
@@ -64,5 +64,5 @@ def run(args: argparse.Namespace) -> None:
                     print(f"{served} on {now.place}: {len(now.running)} of {now.wanted} workers: {who}", flush=True)
                 before = now.running
             bar.set_description_str(f"{len(now.running)} of {now.wanted} workers, ", refresh=False)
-            bar.set_postfix_str(f", {now.bytes / 1e6:.1f} MB" + f", {now.lost} replaced" * bool(now.lost), False)
+            bar.set_postfix_str(f"{now.bytes / 1e6:.1f} MB" + f", {now.lost} replaced" * bool(now.lost), False)
             bar.update(now.samples - bar.n)

@@ -157,10 +157,10 @@ def ray_pool(
     try:
         device = labeled.device.type
         resources = resources_of(device, cpus)
-        room = room_for(ray.cluster_resources(), resources)
+        fitting = some_room(ray.cluster_resources(), resources, "--cpus-per-generator")
         remote_class = ray.remote(**resources)(worker)
         packed = put(ray, labeled)
-        size = room if most is None else min(room, most)
+        size = fitting if most is None else min(fitting, most)
         pool = RayPool(ray, lambda: remote_class.remote(packed, device, *arguments), size)
         yield pool
     except ray.exceptions.RayTaskError as error:
@@ -207,14 +207,18 @@ def resources_of(device: str, cpus: int) -> dict[str, int]:
     return {"num_gpus": 1, "num_cpus": cpus} if device == "cuda" else {"num_cpus": cpus}
 
 
-def room_for(cluster: Mapping[str, float], resources: Mapping[str, int]) -> int:
+def room(cluster: Mapping[str, float], resources: Mapping[str, int]) -> int:
     """Actors that fit on the cluster at once."""
-    fitting = min(int(cluster.get(_RESOURCES[name], 0)) // count for name, count in resources.items())
-    if fitting < 1:
+    return min(int(cluster.get(_RESOURCES[name], 0)) // count for name, count in resources.items())
+
+
+def some_room(cluster: Mapping[str, float], resources: Mapping[str, int], option: str) -> int:
+    """Actors that fit on the cluster at once; ValueError if not one does, which names the option for fewer cores."""
+    if (fitting := room(cluster, resources)) < 1:
         needs = ", ".join(f"{count} {_RESOURCES[name]}" for name, count in resources.items())
         raise ValueError(
             f"a generator needs {needs}, but the Ray cluster has {int(cluster.get('CPU', 0))} CPU and "
-            f"{int(cluster.get('GPU', 0))} GPU in all: give each fewer cores (--cpus-per-generator), or add machines"
+            f"{int(cluster.get('GPU', 0))} GPU in all: give each fewer cores ({option}), or add machines"
         )
     return fitting
 

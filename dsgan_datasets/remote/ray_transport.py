@@ -63,7 +63,10 @@ def connect(address: str | None) -> tuple[Any, str]:
         start(ray, given, namespace=NAMESPACE)
     except Exception as error:  # of many kinds
         hint = "start one with `ray start --head`, or by `dsgan serve` on this machine" if given == "auto" else ""
-        hint = hint or "is it running, with the same versions of Ray and Python as here?"
+        hint = hint or (
+            "is it running, with the same versions of Ray and Python as here? If it asks for a token, set "
+            "RAY_AUTH_MODE=token and have the token here too"
+        )
         raise RemoteError(f"{place} cannot be reached ({without_credentials(in_short(error))}): {hint}") from None
     _addresses[os.getpid()] = given
     return ray, place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections import Counter, deque
@@ -235,9 +236,11 @@ class _Waiting:
         if self._since is None:
             self._since = now
         if self._bar is None and now - self._since > _SHOW_AFTER:
-            self._bar = tqdm(bar_format="{desc}, {elapsed}", leave=False)
+            often = 1 if sys.stderr.isatty() else 30  # in a log each time is a line
+            self._bar = tqdm(bar_format="{desc}, {elapsed}", leave=False, mininterval=often, miniters=0)
         if self._bar is not None:
-            self._bar.set_description_str(what)
+            self._bar.set_description_str(what, refresh=False)
+            self._bar.update(0)
 
     def over(self) -> None:
         """It has ended, or there was none."""

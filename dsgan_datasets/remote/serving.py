@@ -13,7 +13,7 @@ from typing import Any
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.credentials import without_credentials
-from dsgan_datasets.engines.ray import import_ray, in_short, put, resources_of, room_for, start
+from dsgan_datasets.engines.ray import import_ray, in_short, put, resources_of, room, some_room, start
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.remote.errors import RemoteError
 from dsgan_datasets.remote.messages import difference
@@ -147,7 +147,7 @@ class _Crew:
         self._fingerprint = labeled.fingerprint
         self._device = device or ("cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu")
         self._resources = resources_of(self._device, cpus)
-        self._wanted()  # is there room at all?
+        some_room(ray.cluster_resources(), self._resources, "--cpus-per-worker")
         self._class = ray.remote(concurrency_groups={STATUS: 2}, max_restarts=0, **self._resources)(GeneratorWorker)
         self._labeled = put(ray, labeled)
         self._alive: dict[str, _Worker] = {}
@@ -184,8 +184,8 @@ class _Crew:
             self._ray.kill(worker.actor)
 
     def _wanted(self) -> int:
-        room = room_for(self._ray.cluster_resources(), self._resources)
-        return room if self._workers is None else self._workers
+        """As many as fit: machines may have joined or left."""
+        return self._workers or room(self._ray.cluster_resources(), self._resources)
 
     def _take(self, worker: _Worker, found: dict[str, Any]) -> None:
         if worker.facts is None:
@@ -219,7 +219,13 @@ class _Crew:
 
     def _refuse_mixture(self, facts: dict[str, Any]) -> None:
         """Trainers would ask only those that were there first."""
-        for other in RayTransport().workers().values():
+        transport = RayTransport()
+        for _ in range(10):
+            there = transport.workers()
+            if None not in there.values():
+                break
+            time.sleep(0.1)
+        for other in there.values():
             if other is None or other["fingerprint"] != self._fingerprint or other["name"] == facts["name"]:
                 continue
             if (what := difference(facts["made_with"], other["made_with"])) is not None:
