@@ -107,7 +107,7 @@ def test_unknown_values_teach_nothing(labeled: LabeledGenerator) -> None:
     masked = AnnotatedImages(data.latents, {"depth": depth})
     trainer = PixelTrainer.of(labeled.generator, masked, DEPTH, RECIPE, QUICK)
     assert len(trainer.pixels.image) == 6 * 16 * 8 and not trainer.pixels.learned.isnan().any()
-    with pytest.raises(ValueError, match="nothing in its depth"):
+    with pytest.raises(ValueError, match="no image has anything in its depth to learn from"):
         nothing = AnnotatedImages(data.latents, {"depth": torch.full_like(depth, torch.nan)})
         fit_interpreter(labeled.generator, nothing, DEPTH, recipe=RECIPE, settings=QUICK)
 

@@ -120,13 +120,14 @@ def train_ensemble(
     # each other. A GPU takes all members at once.
     together = 1 if device.type == "cpu" else settings.members
     dtype = settings.product_dtype(device)
+    learned, offset, scale = _standardized(pixels.learned, rows) if task.is_continuous else (pixels.learned, None, None)
     networks = [_Members(together, widths, random, dtype).to(device) for _ in range(settings.members // together)]
     draw = BalancedDraws(pixels.strata, rows, settings.class_balance, random)
     draws = [draw(settings.steps, together, settings.batch_pixels) for _ in networks]
     with tqdm(total=settings.steps * len(networks), desc=description, unit="step", delay=2, leave=False) as progress:
 
         def work(number: int) -> None:
-            _train(networks[number], pixels, task, draws[number], mean, std, settings, progress)
+            _train(networks[number], pixels.features, learned, task, draws[number], mean, std, settings, progress)
 
         parallel_map(work, range(len(networks)), device)
     weights = stack_members([state for network in networks for state in network.state_dicts()])
@@ -134,6 +135,9 @@ def train_ensemble(
         # The first layer sees (f − mean) / std: f · (W / std) + (b − mean · W / std).
         weights["w1"] = weights["w1"] / std[:, None, None]
         weights["b1"] = weights["b1"] - torch.tensordot(mean, weights["w1"], dims=1)
+    if offset is not None and scale is not None:  # the last layer gave (value − offset) / scale
+        weights["w3"] = weights["w3"] * scale
+        weights["b3"] = weights["b3"] * scale + offset
     ensemble = task.interpreter(weights).to(device)
     some = pixels.features[rows[:64]]
     if not ensemble.outputs([some.t()[None, :, None]], (1, len(some))).isfinite().all():
@@ -142,6 +146,15 @@ def train_ensemble(
             f"{settings.learning_rate:g}; 0.001 is usual"
         )
     return ensemble
+
+
+def _standardized(learned: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values [P, K] with mean 0 and variance 1 over some rows, and the mean and deviation [K] that they had; NaN is
+    unknown, and of a channel that nothing is known of they are 0 and 1."""
+    known = learned[rows.to(learned.device)]
+    offset = known.nanmean(0).nan_to_num(0)
+    scale = (known - offset).square().nanmean(0).sqrt().nan_to_num(1).clamp_min(1e-6)
+    return (learned - offset) / scale, offset, scale
 
 
 class _Members(nn.Module):
@@ -222,7 +235,8 @@ class MemberNorm(nn.Module):
 
 def _train(
     network: _Members,
-    pixels: LabeledPixels,
+    features: Tensor,
+    learned: Tensor,
     task: PixelTask,
     draws: Tensor,
     mean: Tensor | None,
@@ -236,11 +250,11 @@ def _train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     with torch.enable_grad():
         for drawn in draws:
-            drawn = drawn.to(pixels.features.device)
-            x = pixels.features[drawn]
+            drawn = drawn.to(features.device)
+            x = features[drawn]
             if mean is not None and std is not None:
                 x.sub_(mean).div_(std)
-            loss = task.loss(network(x), pixels.learned[drawn]) * network.members
+            loss = task.loss(network(x), learned[drawn]) * network.members
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

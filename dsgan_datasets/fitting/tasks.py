@@ -34,12 +34,14 @@ class PixelTask(Protocol):
         strata: group of each pixel of the A images, int64 [A, H, W]: pixels of rare groups are drawn more often; -1
             for pixels that are not learned from.
         choice_balance: likewise, for the choice of `pixels_per_image` in each image: 0 takes pixels as they come.
+        is_continuous: whether values are learned, which are brought to mean 0 and variance 1 meanwhile.
     """
 
     outputs: int
     hidden: tuple[int, int]
     strata: Tensor
     choice_balance: float
+    is_continuous: bool
 
     def learned(self, image: int, places: Tensor) -> Tensor:
         """What is learned at P places of the flattened image, [P, ...]."""
@@ -61,6 +63,7 @@ class Classes:
     """
 
     choice_balance = 0.0
+    is_continuous = False
 
     def __init__(self, labels: Tensor, target: LabelSchema, settings: FitSettings) -> None:
         self.outputs = target.num_classes
@@ -95,6 +98,7 @@ class Heat:
     """
 
     hidden = (128, 64)
+    is_continuous = False
 
     def __init__(self, labels: Tensor, target: Keypoints, settings: FitSettings, size: tuple[int, int]) -> None:
         self.outputs, self.labels, self.width = 2 * target.num_points, labels, size[1]
@@ -136,6 +140,7 @@ class Values:
 
     hidden = (128, 32)
     choice_balance = 0.0
+    is_continuous = True
 
     def __init__(self, labels: Tensor, target: DenseMap, settings: FitSettings) -> None:
         self.target, self.outputs = target, target.num_channels
