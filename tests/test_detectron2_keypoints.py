@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from detectron2.config import CfgNode, get_cfg  # noqa: E402
 from detectron2.data import DatasetMapper, MetadataCatalog  # noqa: E402
 from detectron2.data import transforms as T  # noqa: E402
 from detectron2.engine import DefaultTrainer  # noqa: E402
-from detectron2.evaluation import DatasetEvaluator  # noqa: E402
+from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2_support import Watch  # noqa: E402
 from kinds import POINTS, labeled_with  # noqa: E402
 
@@ -42,7 +41,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def stock(out: Path) -> CfgNode:
     cfg = get_cfg()
     cfg.merge_from_file(model_zoo.get_config_file("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"))
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("points",), ("points_val",)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("points",), ()
     cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 1, POINTS.num_points
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "cpu", str(out)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
@@ -50,25 +49,28 @@ def stock(out: Path) -> CfgNode:
     return cfg
 
 
-class Trainer(DefaultTrainer):  # type: ignore[misc]
-    @classmethod
-    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> Any:
-        cls.results = super().test(cfg, model, evaluators)
-        return cls.results
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, name: str) -> DatasetEvaluator:
-        return adapter.build_evaluator(name, cfg.OUTPUT_DIR)
-
-
 def test_the_stock_config_trains_from_the_stream(register: Callable[..., RegisteredDataset], tmp_path: Path) -> None:
     register("points", task="keypoints")
-    register("points_val", task="keypoints", seed=6, length=2)
-    trainer, watch = Trainer(stock(tmp_path)), Watch()
+    trainer, watch = DefaultTrainer(stock(tmp_path)), Watch()
     trainer.register_hooks([watch, adapter.ResumeHook()])
     trainer.train()
     assert len(watch.losses) == 2 and all(map(math.isfinite, watch.losses))
-    assert "loss_keypoint" in trainer.storage.latest() and "keypoints" in Trainer.results
+    assert "loss_keypoint" in trainer.storage.latest()
+
+
+def test_the_truth_is_measured_as_exact(register: Callable[..., RegisteredDataset], tmp_path: Path) -> None:
+    dataset = register("points_val", task="keypoints", length=4)
+    evaluator = adapter.build_evaluator("points_val", str(tmp_path))
+    for shift, precision in ((0.0, 100), (6.0, 0)):
+        evaluator.reset()
+        for index in range(4):
+            found, record = dataset.labels.instances(dataset.sample(index)), dataset.record(index)
+            predicted = Instances((16, 16), pred_boxes=Boxes(found.boxes), pred_classes=found.categories)
+            predicted.scores = torch.ones(len(found.boxes))
+            predicted.pred_keypoints = found.keypoints + torch.tensor([shift, 0.0, 0.0])
+            evaluator.process([record], [{"instances": predicted}])
+        results = evaluator.evaluate()
+        assert results["bbox"]["AP"] == pytest.approx(100) and results["keypoints"]["AP"] == pytest.approx(precision)
 
 
 def test_the_number_of_points_is_checked(register: Callable[..., RegisteredDataset], tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_the_number_of_points_is_checked(register: Callable[..., RegisteredDatas
     cfg = stock(tmp_path)
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 17
     with pytest.raises(ValueError, match=r"NUM_KEYPOINTS is 17, .* has 3 keypoint_names: nose, left_eye, right_eye"):
-        Trainer.build_train_loader(cfg)
+        DefaultTrainer.build_train_loader(cfg)
 
 
 def test_metadata(register: Callable[..., RegisteredDataset]) -> None:

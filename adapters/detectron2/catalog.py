@@ -223,15 +223,11 @@ def _check_loader(name: str, *, endless: bool) -> None:
     """
     if endless:
         refuse_joining(name)
-    train, test = (caller_in("detectron2.data.build", function=f"_{kind}_loader_from_config") for kind in _LOADERS)
-    if endless and test is not None:
+    if endless and caller_in("detectron2.data.build", function="_test_loader_from_config") is not None:
         raise ValueError(f"DATASETS.TEST: {no_end(name)}")
-    for frame in (train, test):
-        if frame is not None:
-            check_config(frame.f_locals["cfg"], name)
-
-
-_LOADERS = ("train", "test")
+    training = caller_in("detectron2.data.build", function="_train_loader_from_config")
+    if training is not None:
+        check_config(training.f_locals["cfg"], name)
 
 
 def _mixture(name: str, generated: str, real: str, fraction: float, seed: int) -> MixedStream:
