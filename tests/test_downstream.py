@@ -19,6 +19,7 @@ from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
 from dsgan_datasets.annotations import export_annotations
+from dsgan_datasets.fitting import ConvolutionalSettings
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +76,9 @@ def small(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "LEVEL_DRAWS", 8)
     monkeypatch.setattr(segmentation.clusters, "SAMPLES", 8)
     monkeypatch.setattr(segmentation.clusters, "CLUSTERS_PER_CLASS", 2)
-    monkeypatch.setattr(rows, "fit_interpreter", functools.partial(rows.fit_interpreter, steps=5, pixels_per_image=50))
+    tiny = ConvolutionalSettings(members=1, width=4, steps=2, batch_images=2)
+    quick = functools.partial(rows.fit_interpreter, steps=5, pixels_per_image=50, convolutional=tiny)
+    monkeypatch.setattr(rows, "fit_interpreter", quick)
     monkeypatch.setattr(rows, "calibrate", functools.partial(rows.calibrate, num_samples=20))
 
 
