@@ -8,7 +8,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -437,14 +437,10 @@ class _Stream(_Generated, SourceStream[Item]):
             duty_cycle=duty_cycle,
         )
 
-    def __iter__(self) -> Iterator[Item]:
-        """Items of this consumer, one by one."""
-        with self._iteration() as iteration:
-            for numbers, batch in self._numbered(iteration):
-                self.store.remember(numbers, batch, self.seed)
-                for item in self._items(numbers, batch):
-                    self._deliver(iteration)
-                    yield item
+    def _made(self, numbers: Callable[[], Iterator[int]]) -> Generator[Item]:
+        for made, batch in self._batches(numbers):
+            self.store.remember(made, batch, self.seed)
+            yield from self._items(made, batch)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
