@@ -458,8 +458,7 @@ class DSGANSegIterableDataset(_Stream, _Masks):
     Args:
         checkpoint: see `DSGANSegDataset`, as for all arguments but these.
         length: samples an epoch has, over all ranks; must be given, as MMEngine's logger asks for it. On several ranks
-            what does not fill a global batch is left out. An iteration-based loop repeats the samples when they are
-            used up.
+            what does not fill a global batch is left out. When they are used up, the next ones follow.
         start: number of the first sample.
         global_batch, loader_batch_size, uneven, same_epoch, prefetch, duty_cycle: see `DSGANIterableDataset`.
 

@@ -316,10 +316,15 @@ class ResumableStream(IterableDataset[Item_co]):
     def _join_pass(self, epoch: int | None = None) -> None:
         """In a worker: take part in the next pass of its loader, unless it has joined that already."""
         worker = get_worker_info()
-        if worker is not None and not self._joined:
-            number = 1 if self._pass is None else self._pass.number + 1
-            self._pass = self._board.join(worker.id, worker.num_workers, worker.seed - worker.id, number, epoch)
-            self._joined = True
+        if worker is None or self._joined:
+            return
+        loader, number = worker.seed - worker.id, 1 if self._pass is None else self._pass.number + 1
+        if self._version_seen is None and self._version != self._board.version:
+            # Made before a state was loaded: its loader may be gone, and what it reads says nothing about that state.
+            self._pass = Pass(0, loader, number, self._board.next_epoch(), worker.num_workers, self._board.named)
+        else:
+            self._pass = self._board.join(worker.id, worker.num_workers, loader, number, epoch)
+        self._joined = True
 
     def _leave_pass(self) -> None:
         """In a worker: it came to its end."""
