@@ -31,9 +31,9 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "--format",
         required=True,
         choices=tuple(FORMATS),
-        help="folder: images and labels of every kind; coco: instances as run lengths, keypoints; mmseg: folders and "
-        "configs of MMSegmentation, for masks and depth; yolo-seg: polygons of YOLO's instance segmentation; "
-        "yolo-pose: its keypoints",
+        help="folder: images and labels of every kind; imagefolder: the same for Hugging Face's load_dataset; coco: "
+        "instances as run lengths, keypoints; mmseg: folders and configs of MMSegmentation, for masks and depth; "
+        "yolo-seg: polygons of YOLO's instance segmentation; yolo-pose: its keypoints",
     )
     parser.add_argument(
         "--label",

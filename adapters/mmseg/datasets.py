@@ -8,7 +8,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -437,14 +437,10 @@ class _Stream(_Generated, SourceStream[Item]):
             duty_cycle=duty_cycle,
         )
 
-    def __iter__(self) -> Iterator[Item]:
-        """Items of this consumer, one by one."""
-        with self._iteration() as iteration:
-            for numbers, batch in self._numbered(iteration):
-                self.store.remember(numbers, batch, self.seed)
-                for item in self._items(numbers, batch):
-                    self._deliver(iteration)
-                    yield item
+    def _made(self, numbers: Callable[[], Iterator[int]]) -> Generator[Item]:
+        for made, batch in self._batches(numbers):
+            self.store.remember(made, batch, self.seed)
+            yield from self._items(made, batch)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -462,8 +458,7 @@ class DSGANSegIterableDataset(_Stream, _Masks):
     Args:
         checkpoint: see `DSGANSegDataset`, as for all arguments but these.
         length: samples an epoch has, over all ranks; must be given, as MMEngine's logger asks for it. On several ranks
-            what does not fill a global batch is left out. An iteration-based loop repeats the samples when they are
-            used up.
+            what does not fill a global batch is left out. When they are used up, the next ones follow.
         start: number of the first sample.
         global_batch, loader_batch_size, uneven, same_epoch, prefetch, duty_cycle: see `DSGANIterableDataset`.
 

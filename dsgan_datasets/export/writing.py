@@ -10,9 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dsgan_datasets.cards import dataset_card
 from dsgan_datasets.checks import integer
 from dsgan_datasets.export.coco import Coco
-from dsgan_datasets.export.folder import FolderLayout
+from dsgan_datasets.export.folder import FolderLayout, ImageFolder
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.export.layouts import Layout, Options, Slot
 from dsgan_datasets.export.mmseg import MMSeg
@@ -28,6 +29,7 @@ from dsgan_datasets.targets.parts import part_names
 #: What `export` can write.
 FORMATS: dict[str, type[Layout]] = {
     "folder": FolderLayout,
+    "imagefolder": ImageFolder,
     "coco": Coco,
     "mmseg": MMSeg,
     "yolo-seg": YoloSeg,
@@ -65,7 +67,7 @@ def export(
     Args:
         input: the samples.
         out: folder to make; nothing may be there, or an empty folder.
-        format: "folder", "coco", "mmseg", "yolo-seg" or "yolo-pose".
+        format: "folder", "imagefolder", "coco", "mmseg", "yolo-seg" or "yolo-pose".
         labels: fields of the labels to write, such as ``["mask"]``; None for all that the samples have. A label that
             the format cannot hold is an error, not left out in silence.
         splits: name -> share of the samples, such as ``{"val": 0.1}``: the last ones, in this order, and "train" is the
@@ -100,7 +102,7 @@ def export(
     counts = _counts(input, layout_type.default_splits if splits is None else splits)
     with written_whole(Path(out)) as folder:
         layout = layout_type(folder, input, options, {} if "" in counts else counts)
-        _write(folder, layout, input, counts, palette)
+        _write(folder, layout, input, counts, palette, format)
     return counts
 
 
@@ -166,7 +168,9 @@ def _counts(input: ExportInput, splits: Mapping[str, float]) -> dict[str, int]:
     return {"train": end, **{name: counts[name] for name in splits}}
 
 
-def _write(folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str, int], palette: bool) -> None:
+def _write(
+    folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str, int], palette: bool, format: str
+) -> None:
     schema = input.schema if palette else None
     splits = (split for split, count in counts.items() for _ in range(count))
     progress = tqdm(input.samples, "exporting", total=input.num_samples, unit="sample", delay=2)
@@ -198,6 +202,17 @@ def _write(folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str
         description.write_text(json.dumps(target.to_dict(), indent=1) + "\n", encoding="utf-8")
     title = f"{input.num_samples} samples · seed {input.seed} · {input.fingerprint[:8]} · {input.source.license}"
     contact_sheet(SampleBatch.stack(shown), input.targets, title=title).save(folder / "preview.png")
+    card = dataset_card(
+        input.targets,
+        num_samples=input.num_samples,
+        image_size=input.source.image_size,
+        license=input.source.license,
+        fingerprint=input.fingerprint,
+        seed=input.seed,
+        start=input.start,
+        layout=f"Files: format {format} of `dsgan export`; `samples.jsonl` says what made each sample.",
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _facts(sample: Sample, input: ExportInput) -> dict[str, Any]:
