@@ -18,6 +18,7 @@ from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator,
 from dsgan_datasets.remote import RemoteError, RemoteSource, Request, crew, requests
 from dsgan_datasets.remote.messages import pack
 from dsgan_datasets.sources import choose_classes
+from dsgan_datasets.tools.cli import main
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +299,10 @@ def test_answers_are_checked(checkpoint: Path, filtered: LabeledGenerator, yard:
 def test_arguments(checkpoint: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RemoteSource(checkpoint, **options)
+
+
+def test_serving_says_what_it_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before it looks for a cluster."""
+    assert main(["serve", "demo-faces", "--workers", "0"]) == 2
+    assert main(["serve", "demo-faces", "--device", "cuda:1"]) == 1
+    assert 'device is what workers compute on, "cuda" or "cpu", not \'cuda:1\'' in capsys.readouterr().err
