@@ -31,7 +31,7 @@ from measuring import BenchmarkError, conclude, cpu_name, median_interval, progr
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator, Sample
 from dsgan_datasets.remote import RemoteSource, serve
 from dsgan_datasets.remote.messages import pack, size_of
-from dsgan_datasets.remote.ray_transport import RayTransport
+from dsgan_datasets.remote.ray_cluster import Workers
 from dsgan_datasets.samples import SampleBatch
 
 EXAMPLE = "example: python benchmarks/remote.py --out benchmarks/results/remote.json     # ten minutes on two cores"
@@ -173,9 +173,11 @@ def kills(address: str, seconds: float, every: float) -> Result:
     longest = 0.0
 
     def strike() -> None:
-        transport, draw = RayTransport(), random.Random(0)
+        import ray
+
+        workers, draw = Workers(ray), random.Random(0)
         while not over.wait(every):
-            names = sorted(facts["name"] for facts in transport.workers().values() if facts is not None)
+            names = sorted(facts["name"] for facts in workers.look().values() if facts is not None)
             if names:
                 name = draw.choice(names)
                 os.kill(int(name.rpartition(":")[2]), signal.SIGKILL)

@@ -92,6 +92,10 @@ class Yard:
         self.made[worker] += 1
         return said or there.generate(*request)
 
+    def drop(self, calls: Collection[int]) -> None:
+        for call in calls:
+            self.calls.pop(call, None)
+
     def status(self, worker: str, timeout: float) -> Mapping[str, Any] | None:
         there = self.present.get(worker)
         return None if there is None or worker in self.silent else there.status()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import socket
@@ -10,12 +12,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
-from dsgan_datasets.remote import RemoteError, RemoteSource, serve
-from dsgan_datasets.remote.ray_transport import RayTransport
+from dsgan_datasets.remote import RemoteSource, serve
+from dsgan_datasets.remote.ray_cluster import Workers
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -59,14 +62,8 @@ def test_a_worker_that_is_killed_is_replaced(address: str, faces: LabeledGenerat
                     pass
     assert next(stream, None) is None and now.lost == 1
     reports.close()
-    assert not RayTransport().workers()
-
-
-def test_addresses_that_lead_nowhere(address: str) -> None:
-    """None of them is waited for, and no password is printed."""
-    with pytest.raises(RemoteError, match="connected to another Ray cluster") as raised:
-        RayTransport("ray://me:secret@elsewhere:10001")
-    assert "secret" not in str(raised.value)
+    ray = pytest.importorskip("ray")
+    assert not Workers(ray).look()
 
 
 def run(code: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -81,3 +78,53 @@ def test_a_cluster_that_is_not_there() -> None:
     done = run("import sys; from dsgan_datasets import *; RemoteSource('demo-faces', sys.argv[1]).batch([0])", where)
     assert "cannot be reached" in (last := done.stderr.splitlines()[-1]) and "ray start --head" in last
     assert "RemoteError" in last and "secret" not in done.stderr
+
+
+@pytest.mark.extended
+def test_a_cluster_that_goes_away_ends_in_an_error(monkeypatch: pytest.MonkeyPatch, faces: LabeledGenerator) -> None:
+    """Ray itself ends the process that is connected to it: that must not be this one."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    command = [sys.executable, "-c", CLUSTER]
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
+    cluster = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        stream = RemoteSource("demo-faces", address, timeout=20).stream(itertools.count())
+        got = [next(stream) for _ in range(40)]
+        assert all(torch.equal(a.image, b.image) for a, b in zip(got, faces.stream(range(40)), strict=True))
+        for process in (*psutil.Process(cluster.pid).children(recursive=True), cluster):
+            process.kill()
+        with pytest.raises(RemoteError, match=r"nobody serves demo-faces .*`dsgan serve demo-faces`"):
+            for _ in stream:
+                pass
+    finally:
+        cluster.kill()
+        cluster.wait()
+
+
+CLUSTER = """
+import ray
+from dsgan_datasets import LabeledGenerator
+from dsgan_datasets.remote import serve
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+print(ray.get_runtime_context().gcs_address, flush=True)
+for _ in serve(LabeledGenerator.from_pretrained("demo-faces", device="cpu"), "demo-faces", workers=1):
+    pass
+"""
+
+
+@pytest.mark.extended
+def test_kills_change_no_sample(tmp_path: Path) -> None:
+    """The benchmark, for twenty seconds; `dsgan serve` replaces the workers, and ends in order."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "remote.py"), "--runs", "0", "--seconds", "20", "--every", "5"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "result.json")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert json.loads((tmp_path / "result.json").read_text())["killing"]["kills"] >= 2

@@ -95,8 +95,8 @@ def unpack(packed: Mapping[str, tuple[str, Any]], request: Request, targets: tup
 
 
 def _tensor(dtype: str, array: Any) -> torch.Tensor:
-    """A tensor of its own: arrays may lie in memory that is shared and read-only."""
-    return torch.tensor(np.asarray(array), dtype=getattr(torch, dtype))
+    array = np.asarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).to(getattr(torch, dtype))
 
 
 def size_of(packed: Mapping[str, tuple[str, Any]]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections import Counter, deque
@@ -10,11 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from dsgan_datasets.remote.crew import Crew
 from dsgan_datasets.remote.errors import RemoteError, WorkerLost
 from dsgan_datasets.remote.messages import Request, unpack
+from dsgan_datasets.remote.waiting import Waiting
 from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.targets.base import Target
 
@@ -29,8 +27,6 @@ _TRIES = 4
 _TICK = 0.5
 #: Seconds without an answer after which a worker is asked how it is, and seconds that it has to say so.
 _ASK_AFTER, _ASK_FOR = 10.0, 5.0
-#: Seconds of a wait after which it shows.
-_SHOW_AFTER = 10.0
 
 
 @dataclass
@@ -75,7 +71,7 @@ class Asking:
             RemoteError: nobody is there to ask, or the next request failed with `_TRIES` workers or cannot be made.
         """
         more = True
-        waiting = _Waiting()
+        waiting = Waiting()
         alone_since = time.monotonic()
         try:
             while True:
@@ -107,6 +103,7 @@ class Asking:
                 yield first.outcome
         finally:
             waiting.over()
+            self._transport.drop([pending.call for pending in self._window if pending.call is not None])
 
     def _hand_out(self, workers: list[str]) -> None:
         """Give requests that nobody has to those with the fewest."""
@@ -167,6 +164,7 @@ class Asking:
             self._crew.rest(worker, why, seconds)
         for pending in self._window:
             if pending.worker == worker:
+                self._transport.drop([pending.call])
                 pending.worker = pending.call = None
                 self._failed(pending, worker, why)
 
@@ -221,30 +219,3 @@ class _News:
         if made is not None and made != self._made.get(worker):
             self._made[worker], self._last[worker] = made, now
         return now - self._last[worker]
-
-
-class _Waiting:
-    """A line on stderr while a wait takes long, with the seconds."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._bar: tqdm[Any] | None = None
-
-    def show(self, what: str) -> None:
-        """The wait goes on."""
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-        if self._bar is None and now - self._since > _SHOW_AFTER:
-            often = 1 if sys.stderr.isatty() else 30  # in a log each time is a line
-            self._bar = tqdm(bar_format="{desc}, {elapsed}", leave=False, mininterval=often, miniters=0)
-        if self._bar is not None:
-            self._bar.set_description_str(what, refresh=False)
-            self._bar.update(0)
-
-    def over(self) -> None:
-        """It has ended, or there was none."""
-        self._since = None
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

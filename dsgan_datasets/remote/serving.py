@@ -17,9 +17,11 @@ from dsgan_datasets.engines.ray import import_ray, in_short, put, resources_of, 
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.remote.errors import RemoteError
 from dsgan_datasets.remote.messages import difference
-from dsgan_datasets.remote.ray_transport import NAMESPACE, STATUS, RayTransport, connect
+from dsgan_datasets.remote.ray_cluster import NAMESPACE, Workers, connect
 from dsgan_datasets.remote.worker import GeneratorWorker
 
+#: Calls that are answered while a worker generates.
+STATUS = "status"
 #: Workers that may die in a row without a sample made in between.
 _TRIES = 4
 #: Seconds between two rounds of asking the workers how they are.
@@ -130,6 +132,22 @@ def _named_elsewhere() -> bool:
     return os.environ.get("RAY_ADDRESS", "auto") not in ("", "auto", "local")
 
 
+def _actor(ray: Any) -> type[GeneratorWorker]:
+    """The class of the actors. Which calls are answered at any time is said here: Ray's client cannot say it later."""
+    at_any_time = ray.method(concurrency_group=STATUS)
+
+    class Actor(GeneratorWorker):
+        @at_any_time
+        def facts(self) -> dict[str, Any]:
+            return super().facts()
+
+        @at_any_time
+        def status(self) -> dict[str, Any]:
+            return super().status()
+
+    return Actor
+
+
 class _Crew:
     """The workers of one `serve`."""
 
@@ -148,7 +166,7 @@ class _Crew:
         self._device = device or ("cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu")
         self._resources = resources_of(self._device, cpus)
         some_room(ray.cluster_resources(), self._resources, "--cpus-per-worker")
-        self._class = ray.remote(concurrency_groups={STATUS: 2}, max_restarts=0, **self._resources)(GeneratorWorker)
+        self._class = ray.remote(concurrency_groups={STATUS: 2}, max_restarts=0, **self._resources)(_actor(ray))
         self._labeled = put(ray, labeled)
         self._alive: dict[str, _Worker] = {}
         self._samples = self._bytes = self._lost = self._in_a_row = 0
@@ -162,7 +180,7 @@ class _Crew:
             actor = self._class.options(name=name, namespace=NAMESPACE).remote(
                 self._labeled, self._device, self._checkpoint
             )
-            self._alive[name] = _Worker(actor, actor.facts.options(concurrency_group=STATUS).remote())
+            self._alive[name] = _Worker(actor, actor.facts.remote())
         for name, worker in list(self._alive.items()):
             call = worker.ready if worker.facts is None else worker.call
             if call is not None:
@@ -174,7 +192,7 @@ class _Crew:
                 except ray.exceptions.RayError as error:
                     self._replace(name, in_short(error))
                     continue
-            worker.call = worker.actor.status.options(concurrency_group=STATUS).remote()
+            worker.call = worker.actor.status.remote()
         running = tuple(worker.facts["name"] for worker in self._alive.values() if worker.facts is not None)
         return Serving(self._place, wanted, running, self._samples, self._bytes, self._lost)
 
@@ -219,9 +237,9 @@ class _Crew:
 
     def _refuse_mixture(self, facts: dict[str, Any]) -> None:
         """Trainers would ask only those that were there first."""
-        transport = RayTransport()
+        workers = Workers(self._ray)
         for _ in range(10):
-            there = transport.workers()
+            there = workers.look()
             if None not in there.values():
                 break
             time.sleep(0.1)

@@ -16,7 +16,7 @@ from dsgan_datasets.device import Device
 from dsgan_datasets.latents import check_index, check_seed
 from dsgan_datasets.remote.crew import Crew
 from dsgan_datasets.remote.messages import Request
-from dsgan_datasets.remote.ray_transport import RayTransport
+from dsgan_datasets.remote.relay import Relay
 from dsgan_datasets.remote.requests import Asking
 from dsgan_datasets.remote.transport import Transport
 from dsgan_datasets.samples import Sample, SampleBatch
@@ -131,7 +131,7 @@ class RemoteSource(OfCheckpoint):
         """The workers, found once in each process."""
         with self._connecting:
             if self._connection is None or self._connection[0] != os.getpid():
-                transport = RayTransport(self.address) if self._transport is None else self._transport()
+                transport = Relay(self.address) if self._transport is None else self._transport()
                 self._connection = os.getpid(), Crew(transport, self.fingerprint, self.name)
             return self._connection[1]
 

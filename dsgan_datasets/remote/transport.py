@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
 from dsgan_datasets.remote.messages import Request
 
-Call = Hashable
+#: A transport's own; hashable.
+Call = Any
 
 
 class Transport(Protocol):
@@ -37,6 +38,9 @@ class Transport(Protocol):
 
     def answer(self, call: Call) -> Mapping[str, Any]:
         """What the worker's `generate` gave; `WorkerLost` if it died over it. Of a call that has ended, once."""
+
+    def drop(self, calls: Collection[Call]) -> None:
+        """The answers of some calls are not wanted any more. Those that were answered may be among them."""
 
     def status(self, worker: str, timeout: float) -> Mapping[str, Any] | None:
         """A worker's `status`; None if it does not give one within `timeout` seconds."""
