@@ -16,9 +16,12 @@ from dsgan_datasets.tools import (
     cluster,
     convert,
     doctor,
+    evaluate,
     export,
     fit,
     info,
+    invert,
+    label,
     preview,
     serve,
     shards,
@@ -28,7 +31,23 @@ from dsgan_datasets.tools.messages import explain, printable
 from dsgan_datasets.tools.options import Parser
 from dsgan_datasets.tools.process import Stopped, standard_streams, stoppable
 
-VERBS = (preview, info, convert, annotate, fit, cluster, calibrate, stats, shards, export, serve, doctor)
+VERBS = (
+    preview,
+    info,
+    convert,
+    annotate,
+    fit,
+    cluster,
+    calibrate,
+    stats,
+    invert,
+    label,
+    evaluate,
+    shards,
+    export,
+    serve,
+    doctor,
+)
 
 #: Set to 1 by someone who wants to see where an error came from.
 DEBUG = "DSGAN_DEBUG"

@@ -176,7 +176,7 @@ def _write(
     progress = tqdm(input.samples, "exporting", total=input.num_samples, unit="sample", delay=2)
 
     def encoded(item: tuple[Sample, str]) -> tuple[Sample, Slot, dict[str, bytes], Any]:
-        sample, slot = item[0], Slot(f"{int(item[0].index):09d}", item[1])
+        sample, slot = item[0], Slot(input.name_of(item[0]), item[1])
         files, summary = layout.annotate(sample, slot)
         files = {layout.image_path(slot): png(sample.image), **files}
         if schema is not None:
@@ -218,6 +218,8 @@ def _write(
 def _facts(sample: Sample, input: ExportInput) -> dict[str, Any]:
     """What made a sample, as in a shard's json."""
     facts: dict[str, Any] = {"index": int(sample.index), "seed": input.seed, "attempt": int(sample.attempt)}
+    if input.facts is not None:
+        facts |= input.facts[int(sample.index)]
     if "uncertainty_score" in sample:
         facts["uncertainty_score"] = round(float(sample["uncertainty_score"]), 6)
     if "class_label" in sample:
