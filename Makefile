@@ -82,6 +82,6 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
-	$(INSTALL) -e ".[test,annotate,clusters,coco,detectron2,http,hub,mmseg,pictures,ray,s3,ultralytics,webdataset]"
+	$(INSTALL) -e ".[test,annotate,clusters,coco,detectron2,http,hub,huggingface,lightning,mmseg,pictures,ray,s3,ultralytics,webdataset]"
 	.ci/install_frameworks.sh $(VENV)/bin/python
 	@touch $@

@@ -70,6 +70,8 @@ EXTRAS = {
     "s3": ["s3fs>=2024.6"],
     "ray": ["ray>=2.40"],
     "hub": ["huggingface_hub>=0.25"],
+    "huggingface": ["accelerate>=1.0", "datasets>=4", "huggingface_hub>=0.25", "transformers>=4.46"],
+    "lightning": ["lightning>=2.4"],
     "test": [
         "accelerate>=1.0",
         "boto3",

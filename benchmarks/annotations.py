@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 from measuring import cpu_name, write_report
+from torch import Tensor
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.fitting.evaluation import evaluate
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.interpreters import Frame, Interpreter, LabelingOptions
 from dsgan_datasets.latents import Purpose
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
@@ -39,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fully balanced": {"class_balance": 1.0},
     "features as they are": {"standardize": False},
     "annealed": {"anneal": True},
+    "convolutional": {"architecture": "convolutional"},
 }
 
 EXAMPLE = "example: python benchmarks/annotations.py --annotator annotator.safetensors --out annotations.json"
@@ -51,6 +54,17 @@ def annotate(generator: FeatureGenerator, annotator: Annotator, recipe: Recipe, 
     latents = sample_latents(indices, generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
     masks = [annotator.annotate(synthesize(generator, recipe, z)[0]) for z in latents.split(20)]
     return AnnotatedImages(latents, torch.cat(masks))
+
+
+def milliseconds(generator: FeatureGenerator, interpreter: Interpreter, recipe: Recipe, latents: Tensor) -> float:
+    """Median time of labeling one image, features given."""
+    frame, times = Frame(recipe.frame_size(generator.img_size)), []
+    for z in latents.split(1):
+        _, features = synthesize(generator, recipe, z)
+        start = time.perf_counter()
+        interpreter.predict(features, frame, LabelingOptions())
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
 
 
 def summary(runs: dict[str, Result], variants: Sequence[str], classes: Sequence[str]) -> Result:
@@ -67,6 +81,7 @@ def summary(runs: dict[str, Result], variants: Sequence[str], classes: Sequence[
             "iou": {c: round(statistics.mean(v), 4) for c, v in by_class.items()},
             "iou_std": {c: round(statistics.stdev(v), 4) for c, v in by_class.items()},
             "seconds": round(statistics.median(runs[f"{name}/{k}"]["seconds"] for k in range(CHOICES)), 1),
+            "milliseconds": statistics.median(runs[f"{name}/{k}"].get("milliseconds", 0.0) for k in range(CHOICES)),
         }
     if "published" in report:
         for name in variants:
@@ -124,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "mean_iou": round(quality.mean_iou, 5),
                 "pixel_accuracy": round(quality.pixel_accuracy, 5),
                 "seconds": round(seconds, 1),
+                "milliseconds": round(milliseconds(generator, interpreter, recipe, truth.latents[:30]), 1),
                 "iou": [round(value, 5) for value in quality.iou.tolist()],
             }
             print(f"{name}, choice {k}: mean IoU {quality.mean_iou:.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)

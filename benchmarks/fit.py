@@ -25,10 +25,11 @@ from measuring import PeakMemory, cpu_name, write_report
 
 from dsgan_datasets import AnnotatedImages, LabelSchema, Recipe, fit_interpreter, sample_latents
 from dsgan_datasets.fitting.evaluation import cross_validate, evaluate
-from dsgan_datasets.fitting.pixel_ensemble import FitSettings
+from dsgan_datasets.fitting.settings import FitSettings
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.stylegan1 import StyleGAN1, StyleGAN1Config
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.interpreters import ConvolutionalInterpreter, PixelEnsemble
 
 IMAGES, CLASSES, MEMBERS = 16, 20, 10
 MINUTES_LIMIT, GB_LIMIT = 15.0, 4.0
@@ -68,33 +69,34 @@ def annotate(generator: FeatureGenerator, recipe: Recipe, images: int, first: in
     return AnnotatedImages(latents, torch.stack(masks))
 
 
-def measure(side: int, steps: int, folds: int, threads: int, device: str) -> Result:
+def measure(side: int, steps: int, folds: int, threads: int, device: str, architecture: str) -> Result:
     """Fit and cross-validate once, as `dsgan fit` does."""
     torch.set_num_threads(threads)
     schema = LabelSchema(tuple(f"class {i}" for i in range(CLASSES)))
     recipe = Recipe(truncation_psi=0.7)
     settings = FitSettings(members=MEMBERS, steps=steps)
+    # The number of steps is that of the held-out check at most, and a fit without one takes half of them.
+    chosen = {"settings": settings, "architecture": architecture}
     with PeakMemory(0.005) as memory:
         generator = random_generator(side, device)
         annotated = annotate(generator, recipe, IMAGES)
         seconds = {}
         start = time.perf_counter()
-        interpreter = fit_interpreter(generator, annotated, schema, recipe=recipe, members=MEMBERS, steps=steps)
+        interpreter = fit_interpreter(generator, annotated, schema, recipe=recipe, folds=0, **chosen)
         seconds["fit"] = time.perf_counter() - start
         print(f"  fitted in {seconds['fit']:.0f} s", file=sys.stderr, flush=True)
         accuracy = evaluate(generator, interpreter, annotate(generator, recipe, 4, 1000), recipe=recipe).pixel_accuracy
         if folds:
             start = time.perf_counter()
-            cross_validate(generator, annotated, schema, recipe=recipe, folds=folds, settings=settings)
+            cross_validate(generator, annotated, schema, recipe=recipe, folds=folds, **chosen)
             seconds["held_out_check"] = time.perf_counter() - start
     return {
         "resolution": [side, side],
         "channels": sum(generator.feature_channels),
         "images": IMAGES,
         "classes": CLASSES,
-        "members": MEMBERS,
-        "hidden": interpreter.config["hidden"],
-        "steps": steps,
+        "interpreter": interpreter.config,
+        "steps": steps if architecture == PixelEnsemble.architecture else settings.convolutional.max_steps,
         "folds": folds,
         "pixel_accuracy_on_new_images": round(accuracy, 3),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -109,6 +111,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="Time the fitting of an interpreter.", epilog=EXAMPLE)
     parser.add_argument("--side", type=int, default=512, help="pixels, a power of two (default: 512)")
+    parser.add_argument(
+        "--architecture",
+        choices=[PixelEnsemble.architecture, ConvolutionalInterpreter.architecture],
+        default=PixelEnsemble.architecture,
+        help="(default: %(default)s)",
+    )
     parser.add_argument("--steps", type=int, default=FitSettings().steps, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--folds", type=int, default=4, help="of the held-out check, 0 for none (default: 4)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: all cores (%(default)s)")
@@ -122,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; 1 if nothing was learned, or with --check if a limit is missed."""
     args = parse(arguments)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        result = pool.submit(measure, args.side, args.steps, args.folds, args.threads, args.device).result()
+        given = args.side, args.steps, args.folds, args.threads, args.device, args.architecture
+        result = pool.submit(measure, *given).result()
     device = "cpu" if args.device == "cpu" else torch.cuda.get_device_name()
     report: Result = {"benchmark": "fit", "device": device, "cpu": cpu_name(), "threads": args.threads}
     report |= {"feature_dtype": "float32", "torch": torch.__version__, **result}

@@ -29,7 +29,7 @@ from measuring import conclude, cpu_name, progress
 from dsgan_datasets import LabeledGenerator
 from dsgan_datasets.annotations import export_annotations
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.export import FORMATS, ExportInput, export
+from dsgan_datasets.export import ExportInput, export, formats_for
 
 EXAMPLE = "example: python benchmarks/kill_exports.py --kills 400 --out benchmarks/results/kill_exports.json"
 SAMPLES, OUT = 5, "out"
@@ -59,7 +59,7 @@ def subjects(labeled: LabeledGenerator) -> dict[str, Subject]:
         f"export {name}": Subject(
             lambda out, name=name: export(ExportInput.generated(labeled, SAMPLES), out, name, splits={"val": 0.2})
         )
-        for name in FORMATS
+        for name in formats_for(labeled.targets)
     }
 
     def annotate(out: Path) -> object:

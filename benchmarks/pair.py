@@ -47,7 +47,10 @@ TARGETS = {
 }
 SHAPES = {name: LABELING_SHAPES[name] for name in TARGETS}
 STREAM_TARGET = 1.8
-MAX_CHANGED = {"float32": 0.0005, "bfloat16": 0.005}  # share of the labels
+#: Share of the labels. The networks here are random and amplify rounding: bfloat16 is checked for blunders only.
+#: What it changes in a trained network is measured by precision.py.
+MAX_CHANGED = {"float32": 0.0005, "bfloat16": 0.1}
+MAX_SCORE_MOVED = {"float32": 1e-3, "bfloat16": 1e-2}  # relative
 MIN_FRACTION = 0.5  # of torch.mm, that the classifiers of the published order must reach
 TOP_FRACTION = 0.1
 
@@ -252,8 +255,8 @@ def check_equal(sides: Sides) -> Result:
             "score": float(((got.score - expected.score) / expected.score).abs().max()),
         }
         check[dtype] = found
-        exact = dtype == "float32" and not (found["image_levels"] <= 1 and found["score"] <= 1e-3)
-        if exact or not found["labels_changed"] <= MAX_CHANGED[dtype]:
+        alike = found["labels_changed"] <= MAX_CHANGED[dtype] and found["score"] <= MAX_SCORE_MOVED[dtype]
+        if not alike or (dtype == "float32" and found["image_levels"] > 1):
             raise BenchmarkError(f"labels in {dtype} are not those of the published order: {found}")
     return check
 

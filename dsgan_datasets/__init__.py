@@ -12,6 +12,7 @@ from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.fitting.annotated import AnnotatedImages
 from dsgan_datasets.fitting.choosing import fit_interpreter
 from dsgan_datasets.generators import FeatureGenerator, load_generator, save_generator
+from dsgan_datasets.hub import push_to_hub
 from dsgan_datasets.interpreters import Labels, PixelEnsemble, load_interpreter
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
@@ -28,9 +29,11 @@ from dsgan_datasets.recipe import (
     Sampling,
     ScoreFilter,
 )
+from dsgan_datasets.remote import RemoteError, RemoteSource
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards import ShardDataset, ShardError, ShardMapDataset, verify_shards, write_shards
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
+from dsgan_datasets.sources.mixture import Mixture
 from dsgan_datasets.targets.dense_map import DenseMap
 from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -60,9 +63,12 @@ __all__ = [
     "LabeledGenerator",
     "Labeling",
     "Labels",
+    "Mixture",
     "PixelEnsemble",
     "Recipe",
     "RecipeOverrides",
+    "RemoteError",
+    "RemoteSource",
     "Rendering",
     "Sample",
     "SampleBatch",
@@ -80,6 +86,7 @@ __all__ = [
     "load_generator",
     "load_interpreter",
     "load_joint",
+    "push_to_hub",
     "sample_latents",
     "save_generator",
     "verify_shards",

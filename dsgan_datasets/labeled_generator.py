@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Unpack
 
@@ -21,6 +21,7 @@ from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.checkpoints.tensors import digest_tensors
 from dsgan_datasets.checks import integer, names
 from dsgan_datasets.device import Device, check_precision, resolve_device
+from dsgan_datasets.exits import closed_at_exit
 from dsgan_datasets.filtering import Acceptance, accepts
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import style_vectors
@@ -239,12 +240,12 @@ class LabeledGenerator:
         """
         checked = map(check_index, indices)
         draws = ((i, 0) for i in checked) if attempts is None else zip(checked, map(_attempt, attempts), strict=True)
-        return self._stream(draws, seed, filtered=attempts is None, extras=extras)
+        return closed_at_exit(self._stream(draws, seed, filtered=attempts is None, extras=extras))
 
     @torch.no_grad()
     def _stream(
         self, draws: Iterable[tuple[int, int]], seed: int, *, filtered: bool, extras: Collection[str]
-    ) -> Iterator[Sample]:
+    ) -> Generator[Sample]:
         """Samples of (index, attempt) pairs, in order; rejected ones are drawn again if `filtered`."""
         seed, wanted = check_seed(seed), self._checked_extras(extras)
         filtered = filtered and self._is_filtered()

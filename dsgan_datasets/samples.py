@@ -48,7 +48,7 @@ class Sample(_Fields):
     Attributes:
         image: uint8 RGB [3, H, W], on the generator's device.
         mask: int64 class ids [H, W], on the generator's device; of a source with masks. Other kinds of label have the
-            field that their target names.
+            field that their target names, such as keypoints float32 [K, 3] or depth float32 [C, H, W].
         index: int64 scalar on the CPU, what the sample was drawn as.
         attempt: int64 scalar on the CPU, how many draws of this index the filter had rejected.
 

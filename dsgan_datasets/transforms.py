@@ -57,24 +57,34 @@ class RandomHorizontalFlip(nn.Module):
         return tuple(mirrored[name] for name in ("image", *fields))
 
     def _mirrored(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        if "image" not in given:
+            raise ValueError(f'the dict needs an "image", whose width says where points go; it has {", ".join(given)}')
+        height, width = functional.get_size(given["image"])
         labels: dict[str, Any] = {}
-        size = functional.get_size(given["image"])
         for target in self.targets:
-            if isinstance(given.get(target.field), tv_tensors.TVTensor):
-                label = target.unwrap(given, (size[0], size[1])).as_subclass(Tensor)
-                labels |= target.wrap(target.mirror(label, (size[0], size[1])), (size[0], size[1]))
-            elif target.field in given:
-                labels[target.field] = target.mirror(given[target.field], (size[0], size[1]))
+            if target.field in given:
+                labels |= _mirrored(target, given, (height, width))
             if isinstance(target, LabelSchema) and "probabilities" in given:
                 labels["probabilities"] = _mirrored_probabilities(target, given["probabilities"])
-        return {
-            name: labels[name]
-            if name in labels
-            else functional.horizontal_flip(value)
-            if name == "image" or isinstance(value, tv_tensors.TVTensor)
-            else value
+        others = {
+            name: functional.horizontal_flip(value)
             for name, value in given.items()
+            if name not in labels and (name == "image" or isinstance(value, tv_tensors.TVTensor))
         }
+        return {**given, **others, **labels}
+
+
+def _mirrored(target: Target, given: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The entries of a label, mirrored: a tensor as samples hold it, or what the target's `wrap` makes of it."""
+    if not isinstance(given[target.field], tv_tensors.TVTensor):
+        return {target.field: target.mirror(given[target.field], size)}
+    try:
+        label = target.unwrap(given, size).as_subclass(Tensor)
+    except KeyError as error:
+        raise ValueError(
+            f"{target.field} is a tv_tensor without {error} beside it: pass all that wrap(…) gave"
+        ) from None
+    return target.wrap(target.mirror(label, size), size)
 
 
 def _mirrored_probabilities(schema: LabelSchema, values: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class Recorder(Hook):  # type: ignore[misc]
         self.losses.append(outputs["loss"].item())
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        self.predictions |= {sample.img_path: sample.pred_sem_seg.data[0] for sample in outputs}
+        masks = [sample for sample in outputs if "pred_sem_seg" in sample]
+        self.predictions |= {sample.img_path: sample.pred_sem_seg.data[0] for sample in masks}
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         self.metrics = metrics or {}

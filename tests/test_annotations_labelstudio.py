@@ -27,7 +27,7 @@ from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.labelstudio import decode_brush
 from dsgan_datasets.contents import ContentError
 
-Content = list[dict[str, Any]]
+Content = list[Any]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ MISTAKES: list[tuple[Callable[[Content], object], str]] = [
     (lambda tasks: tasks.append(tasks[0]), "as another task does"),
     (lambda tasks: tasks[0].update(data={"image": "x.png"}), "its data names no exported image"),
     (lambda tasks: tasks[0].pop("data"), "is not a task with data and annotations"),
-    (lambda tasks: tasks.append(3), "is not a task with data and annotations"),
+    (lambda tasks: tasks.append([]), "is not a task with data and annotations"),
 ]
 
 
@@ -119,7 +119,7 @@ def test_another_region_is_a_warning(both: Path) -> None:
     write_labelstudio(both)
     change(
         both / "labelstudio.json",
-        lambda tasks: tasks[0]["annotations"][1]["result"].append(region("cuboidlabels", "left")),  # type: ignore[arg-type, index]
+        lambda tasks: tasks[0]["annotations"][1]["result"].append(region("cuboidlabels", "left")),
     )
     (warning,) = load_annotations(both).warnings
     assert "a 'cuboidlabels' is not read" in warning

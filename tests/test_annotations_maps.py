@@ -199,7 +199,8 @@ class Seer:
     has_uncertainty = False
 
     def __init__(self, like: Any) -> None:
-        self.layout, self.channels, self.config, self.device = like.layout, like.channels, {}, like.device
+        self.layout, self.channels, self.device = like.layout, like.channels, like.device
+        self.config: dict[str, Any] = {}
 
     def check_options(self, options: LabelingOptions) -> None:
         pass
@@ -218,7 +219,7 @@ def seeing() -> LabeledGenerator:
     """The small checkpoint, whose interpreter of masks is joined by another."""
     small = small_labeled()
     parts = [small.interpreter, Seer(small.interpreter)]
-    labeler = InterpretedLabeler(small.generator, parts, (*small.targets, POINTS, DEPTH))  # type: ignore[list-item]
+    labeler = InterpretedLabeler(small.generator, parts, (*small.targets, POINTS, DEPTH))
     return LabeledGenerator(labeler, small.recipe)
 
 

@@ -243,9 +243,10 @@ def test_mistakes_in_coco_files(folder: Path, edit: Callable[[Content], object],
     assert names(folder)[0] in output[0] and all(each in output[0] for each in words), output
 
 
-@pytest.mark.parametrize("content", HOSTILE_JSON.values(), ids=HOSTILE_JSON)
-def test_hostile_json_is_a_mistake_of_its_file(folder: Path, content: bytes) -> None:
+@pytest.mark.parametrize("kind", ["nested", "digits", "twice"])
+def test_hostile_json_is_a_mistake_of_its_file(folder: Path, kind: str) -> None:
     write_labelme_points(folder)
+    content = HOSTILE_JSON[kind]
     first_file(folder).write_bytes(content)
     (output,) = mistakes(folder)
     assert first_file(folder).name in output and len(output) < 400
@@ -348,7 +349,9 @@ def write_both(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     marked = {name: json.loads((folder / "images" / f"{name}.json").read_text())["shapes"] for name in names(folder)}
     masks = write_labelme(folder)
     for name, shapes in marked.items():
-        change(folder / "images" / f"{name}.json", lambda c, more=shapes: c["shapes"].extend(more))
+        path = folder / "images" / f"{name}.json"
+        content = json.loads(path.read_text())
+        write(path, {**content, "shapes": [*content["shapes"], *shapes]})
     return masks, points
 
 

@@ -293,7 +293,9 @@ def test_coco_in_several_files_is_joined_if_no_image_is_in_two(folder: Path, tmp
         write(tmp_path / "all" / split / "_annotations.coco.json", {**whole, **part})
     assert equal(load_annotations(folder, files=tmp_path / "all"), masks)
     write(tmp_path / "all" / "again.json", whole)
-    assert any("as another file does" in output for output in mistakes(folder, files=tmp_path / "all"))
+    assert any(
+        "both annotate its mask: keep one of them" in output for output in mistakes(folder, files=tmp_path / "all")
+    )
 
 
 def test_a_file_may_have_any_name(folder: Path, tmp_path: Path) -> None:

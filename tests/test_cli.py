@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 import tarfile
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import GOLDEN
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator
+from dsgan_datasets._version import __version__
 from dsgan_datasets.tools.cli import build_parser, main
 
 
@@ -176,3 +179,27 @@ def test_any_recipe_field_can_be_set(tmp_path: Path, capsys: pytest.CaptureFixtu
     ):
         assert main([*common, "--out", str(out), "--set", wrong]) == status
         assert message in capsys.readouterr().err
+
+
+def test_version_and_help_of_a_bare_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dsgan {__version__}\n"
+    assert main([]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_doctor_says_what_is_there_and_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions are those of the environment, and a package that is missing is named with its extra."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    assert main(["doctor", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["dsgan_datasets"] == __version__ and found["versions"]["torch"] == torch.__version__
+    assert found["device"]["used"] == "cpu" and "samples/s" in found["device"]["speed"]
+    assert found["packages"]["webdataset"].startswith(metadata.version("webdataset"))
+    assert "pip install 'dsgan_datasets[s3]'" in found["packages"]["s3fs"]
+    assert main(["doctor", "--device", "cpu"]) == 0
+    assert "packages:" in capsys.readouterr().out
+    assert main(["doctor", "--device", "cuda:99"]) == 1
+    assert "cuda" in capsys.readouterr().err

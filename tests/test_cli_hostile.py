@@ -16,7 +16,7 @@ from conftest import GOLDEN, small_labeled
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, write_shards
 from dsgan_datasets.checkpoints.directory import PRETRAINED
-from dsgan_datasets.export import FORMATS, ExportInput, export
+from dsgan_datasets.export import ExportInput, export, formats_for
 from dsgan_datasets.tools import cli
 from dsgan_datasets.tools.cli import main
 from dsgan_datasets.tools.messages import printable
@@ -251,7 +251,7 @@ def test_text_that_is_not_unicode_loses_no_work(tmp_path: Path) -> None:
     labeled.save_pretrained(tmp_path / "checkpoint")
     assert LabeledGenerator.from_pretrained(tmp_path / "checkpoint", device="cpu").license == odd
     assert "half \\udce4 character" in (tmp_path / "checkpoint" / "README.md").read_text()
-    for name in FORMATS:
+    for name in formats_for(labeled.targets):
         export(ExportInput.generated(labeled, 4), tmp_path / name, name)
     stored = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())
     assert stored["licenses"][0]["name"] == odd

@@ -24,7 +24,7 @@ pycocotools_mask = pytest.importorskip("pycocotools.mask")
 pytest.importorskip("detectron2")
 
 import detectron2_support  # noqa: E402
-from detectron2.config import get_cfg  # noqa: E402
+from detectron2.config import CfgNode, get_cfg  # noqa: E402
 from detectron2.data import (  # noqa: E402
     DatasetCatalog,
     DatasetMapper,
@@ -88,7 +88,7 @@ def test_the_same_again_is_fine_and_anything_else_is_not(register: Callable[...,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "semantic"}, "task must be one of sem_seg, instances, panoptic, not 'semantic'"),
+        ({"task": "semantic"}, "task must be one of sem_seg, instances, panoptic, keypoints, not 'semantic'"),
         ({"instances": "parts"}, "instances must be one of classes, components, object"),
         ({"things": ["nose"]}, "no class 'nose'; the classes are: background, left"),
         ({"things": [], "task": "instances"}, "at least one class"),
@@ -121,7 +121,7 @@ DATASETS: {{TRAIN: [train], TEST: [test]}}
     with pytest.warns(UserWarning, match="train, test has left and right parts: the stock DatasetMapper"):
         adapter.register_from_config(cfg)
     assert cfg.INPUT.MASK_FORMAT == "bitmask"
-    assert len(DatasetCatalog.get("test")) == 4 and registry.lookup("train").rule.mode == "components"
+    assert len(DatasetCatalog.get("test")) == 4 and registry.lookup("train").labels.rule.mode == "components"
     assert registry.lookup("test").source.description.recipe.truncation_psi == 0.5
     cfg = cfg.clone()
     cfg.defrost()
@@ -162,7 +162,7 @@ def test_wrong_entries_are_named(clean: None, key: str, entry: Any, message: str
     with pytest.raises(ValueError, match=rf"DSGAN.{key}\[{1 if key == 'DATASETS' else 0}\].*{message}"):
         adapter.register_from_config(cfg)
     with pytest.raises(ValueError, match="add_dsgan_config"):
-        adapter.register_from_config(get_cfg())
+        adapter.register_from_config(CfgNode())
 
 
 @pytest.mark.parametrize("task", ["sem_seg", "instances"])

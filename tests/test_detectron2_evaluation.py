@@ -49,11 +49,11 @@ class Oracle(torch.nn.Module):
         outputs = []
         for record in inputs:
             assert not {"instances", "annotations"} & set(record)
-            mask = self.labeled.generate([record["image_id"]], seed=self.dataset.seed).mask[0]
-            masks, classes = self.dataset.instances(mask)
-            found = Instances((16, 16), pred_boxes=Boxes(tight_boxes(masks)), pred_masks=masks)
-            found.pred_classes, found.scores = classes, torch.ones(len(classes))
-            sem_seg = torch.nn.functional.one_hot(self.dataset.sem_seg(mask), 4).permute(2, 0, 1)
+            (sample,) = self.labeled.generate([record["image_id"]], seed=self.dataset.seed).rows()
+            truth = self.dataset.labels.instances(sample)
+            found = Instances((16, 16), pred_boxes=Boxes(tight_boxes(truth.masks)), pred_masks=truth.masks)
+            found.pred_classes, found.scores = truth.categories, torch.ones(len(truth.categories))
+            sem_seg = torch.nn.functional.one_hot(self.dataset.labels.sem_seg(sample.mask), 4).permute(2, 0, 1)
             outputs.append({"sem_seg": sem_seg, "instances": found})
         return outputs
 

@@ -19,7 +19,7 @@ import detectron2_support  # noqa: E402
 from detectron2.engine import defaults  # noqa: E402
 
 from dsgan_datasets.adapters import detectron2 as adapter  # noqa: E402
-from dsgan_datasets.adapters.detectron2 import registered as registry  # noqa: E402
+from dsgan_datasets.adapters.detectron2 import tasks  # noqa: E402
 
 labeled = detectron2_support.labeled
 checkpoint = detectron2_support.checkpoint
@@ -90,7 +90,7 @@ def test_benchmark(
     assert json.loads((tmp_path / "out.json").read_text())["samples_compared"] == 16
     assert benchmark.main([*words, "--check"]) == 1  # one run proves nothing
     assert "with so few runs" in capsys.readouterr().err
-    monkeypatch.setattr(registry.RegisteredDataset, "sem_seg", lambda self, mask: mask.flip(0))
+    monkeypatch.setattr(tasks.SemSeg, "sem_seg", lambda self, mask: mask.flip(0))
     assert benchmark.main(words) == 1
     assert "the mask of sample 0 is not that of" in capsys.readouterr().err
     assert benchmark.median_interval(range(7)) == (0, 6)  # tables of the sign test

@@ -106,7 +106,7 @@ def test_flip_and_crop_keep_image_and_labels_together(checkpoint: str, clean: No
     for index in range(6):
         mapped = mapper(dataset.record(index))
         sample = dataset.source.labeled.generate([index])
-        whole = torch.cat([sample.image[0].flip(0), dataset.sem_seg(sample.mask)]).to(torch.int64)
+        whole = torch.cat([sample.image[0].flip(0), dataset.labels.sem_seg(sample.mask)]).to(torch.int64)
         got = torch.cat([mapped["image"], mapped["sem_seg"][None]]).to(torch.int64)
         assert got.shape == (4, 40, 30)
         matches = [
@@ -151,7 +151,7 @@ def test_augmentations_move_image_and_targets_alike(
     sample = labeled.generate([1], seed=SEED)
     assert mapped is not None
     assert torch.equal(mapped["image"], sample.image[0, :, 4:10, 2:10])
-    assert torch.equal(mapped["sem_seg"], dataset.sem_seg(sample.mask[0, 4:10, 2:10]))
+    assert torch.equal(mapped["sem_seg"], dataset.labels.sem_seg(sample.mask[0, 4:10, 2:10]))
     assert torch.equal(mapped["instances"].gt_masks.tensor[0], sample.mask[0, 4:10, 2:10] == 1)
     assert (mapped["height"], mapped["width"]) == (16, 16)  # of the sample: what aspect-ratio grouping reads
 

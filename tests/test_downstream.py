@@ -19,6 +19,7 @@ from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
 from dsgan_datasets.annotations import export_annotations
+from dsgan_datasets.fitting import ConvolutionalSettings
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +76,9 @@ def small(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "LEVEL_DRAWS", 8)
     monkeypatch.setattr(segmentation.clusters, "SAMPLES", 8)
     monkeypatch.setattr(segmentation.clusters, "CLUSTERS_PER_CLASS", 2)
-    monkeypatch.setattr(rows, "fit_interpreter", functools.partial(rows.fit_interpreter, steps=5, pixels_per_image=50))
+    tiny = ConvolutionalSettings(members=1, width=4, steps=2, batch_images=2)
+    quick = functools.partial(rows.fit_interpreter, steps=5, pixels_per_image=50, convolutional=tiny)
+    monkeypatch.setattr(rows, "fit_interpreter", quick)
     monkeypatch.setattr(rows, "calibrate", functools.partial(rows.calibrate, num_samples=20))
 
 
@@ -173,6 +176,30 @@ def test_reused_samples_come_from_the_ring(segmentation: Any) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- rows
+
+
+def test_soft_labels_are_met_by_their_own_probabilities(segmentation: Any) -> None:
+    masks = torch.rand(2, 5, 8, 8, generator=torch.Generator().manual_seed(0)).softmax(1)
+    logits = masks.log().requires_grad_()
+    segmentation.students.segmentation_loss(logits, masks).backward()
+    assert logits.grad is not None and float(logits.grad.abs().max()) < 1e-6
+    other = torch.zeros_like(masks).requires_grad_()
+    segmentation.students.segmentation_loss(other, masks).backward()
+    assert other.grad is not None and float(other.grad.abs().max()) > 1e-5
+
+
+def test_soft_masks_move_with_their_images(segmentation: Any) -> None:
+    """A mask is drawn into the image, and both are augmented alike; sides are swapped in a mirror."""
+    schema = LabelSchema(("none", "left", "right"), flip_pairs=((1, 2),))
+    half = torch.arange(32).expand(1, 32, 32) < 16
+    soft = torch.stack([~half, half, torch.zeros_like(half)], 1).float().expand(8, -1, -1, -1)
+    image = (255 * half[:, None]).to(torch.uint8).expand(8, 3, -1, -1)
+    torch.manual_seed(0)
+    x, moved = segmentation.augment.augment(image, soft, "weak", schema)
+    part = moved[:, 1] + moved[:, 2]
+    assert float(((x[:, 0] > 0) == (part > 0.5)).float().mean()) > 0.97
+    sides = moved.mean((2, 3))[:, 1:].argmax(1)
+    assert set(sides.tolist()) == {0, 1} and bool((moved.sum(1) - 1 < 1e-5).all())
 
 
 @pytest.mark.extended

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from PIL import Image
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter, load_generator
 from dsgan_datasets.annotations import export_annotations
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs, cross_validate, evaluate
-from dsgan_datasets.fitting.settings import FitSettings
+from dsgan_datasets.fitting.settings import ConvolutionalSettings, FitSettings
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.base import Frame
 from dsgan_datasets.latents import Purpose, sample_latents
@@ -149,6 +151,31 @@ def test_fit_writes_a_checkpoint_with_its_card(
     assert all((out / name).read_bytes() != before for name, before in drawn.items())
     stricter.save_pretrained(out)
     assert not any((out / name).exists() or name in (out / "README.md").read_text() for name in pictures)
+
+
+def test_auto_prints_both_figures_and_takes_the_better(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ConvolutionalSettings(members=2, width=8, steps=30, learning_rate=1e-2, channel_dropout=0.0)
+    quick = functools.partial(FitSettings, convolutional=settings)
+    monkeypatch.setattr("dsgan_datasets.tools.fit.FitSettings", quick)
+    command = ["fit", str(GENERATOR), str(folder), str(tmp_path / "out"), *FAST, "--interpreter", "auto"]
+    assert main([*command[:-4], "--folds", "0", *command[-2:]]) == 1
+    assert "it needs two annotated images or more, and folds that are not 0" in capsys.readouterr().err
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    scores = {
+        name: float(re.search(rf"mask \({name}\).*?mean IoU ([0-9.]+)", printed, re.S)[1])  # type: ignore[index]
+        for name in ("pixels", "convolutional")
+    }
+    better = max(scores, key=lambda name: scores[name])
+    assert f"taken, as it labels held-out images better: {better}" in printed
+    labeled = LabeledGenerator.from_pretrained(tmp_path / "out", device="cpu")
+    assert labeled.interpreter.architecture == {"pixels": "pixel_ensemble"}.get(better, better)
+    assert (
+        labeled.fit is not None and f"{labeled.fit.quality['mask'].summary['mean IoU']:.3f}" == f"{scores[better]:.3f}"
+    )
+    assert len(list(labeled.stream(range(2)))) == 2
 
 
 def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tmp_path: Path) -> None:

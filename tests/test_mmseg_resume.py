@@ -116,10 +116,10 @@ def test_a_sampler_that_the_hook_cannot_advance(tmp_path: Path, checkpoint: str)
 
 @pytest.mark.parametrize(("before", "after"), [(2, 0), (0, 2)])
 def test_a_stream_resumes_with_other_workers(tmp_path: Path, checkpoint: str, before: int, after: int) -> None:
-    """And beyond the end of an epoch, which an iteration-based loop repeats."""
+    """And beyond the end of an epoch, which is followed by the next one."""
     saving = {"default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 3, "by_epoch": False}}}
-    data = stream(checkpoint, length=12)  # four batches of three, then the same again
-    order = [*range(12)] * 2
+    data = stream(checkpoint, length=12)  # four batches of three, then the next ones
+    order = [*range(24)]
     seen = run(tmp_path, loader(data, num_workers=before), iters=6, **saving, **HOOK)
     assert seen.indices == order[:18]
     for iteration in (3, 6):

@@ -23,11 +23,13 @@ pytestmark = [pytest.mark.frameworks, pytest.mark.usefixtures("one_thread")]
 pytest.importorskip("mmseg")
 
 import mmseg_support  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 from mmseg.registry import DATASETS  # noqa: E402
 from mmseg.utils import register_all_modules  # noqa: E402
 from mmseg_support import (  # noqa: E402
     LOADING,
     PACK,
+    ROOT,
     STOCK_PIPELINE,
     _runs,
     bgr,
@@ -169,3 +171,23 @@ def test_view_groups_stay_together(checkpoint: str, workers: int) -> None:
     assert sorted(itertools.chain(*seen)) == list(range(48))
     with pytest.raises(ValueError, match="must be multiples of the recipe's group_size, 4"):
         DATASETS.build(stream(checkpoint, length=49, group_size=4, mixing_layer=2))
+
+
+@pytest.mark.parametrize("kind", ["DSGANSegDataset", "DSGANSegIterableDataset"])
+def test_heads_that_do_not_fit_are_named_before_the_first_step(tmp_path: Path, checkpoint: str, kind: str) -> None:
+    """Not as a target that is out of bounds, which on a GPU is a device assert."""
+    message = (
+        rf"model.decode_head.num_classes is 3, but {kind} has 4 classes: background, left, right, hat; set it to 4"
+    )
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, loader(dataset(checkpoint, type=kind)), iters=1, model=model(3, 16))
+    chosen = dataset(checkpoint, type=kind, metainfo={"classes": ["hat", "left"]})
+    with pytest.raises(ValueError, match="num_classes is 4, but .* has 2 classes: hat, left"):
+        run(tmp_path, loader(chosen), iters=1, model=model(4, 16))
+
+
+def test_configs_that_come_with_mmsegmentation_are_found(tmp_path: Path) -> None:
+    """As docs/mmseg.md says: by a path, where `mmseg::` needs the distribution's original name."""
+    (line,) = re.findall(r"^_base_ = __import__.*$", (ROOT / "docs" / "mmseg.md").read_text(), re.MULTILINE)
+    (tmp_path / "config.py").write_text(line)
+    assert Config.fromfile(tmp_path / "config.py").model.type == "EncoderDecoder"

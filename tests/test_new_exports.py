@@ -183,9 +183,9 @@ def test_depth_in_the_folder(tmp_path: Path) -> None:
     out, batch = exported(tmp_path, ("mask", "keypoints", "depth"), "folder")
     for sample in batch.rows():
         name = f"{int(sample.index):09d}"
-        picture = Image.open(out / "depth" / f"{name}.png")
-        assert picture.mode == "I;16"
-        values = np.asarray(picture).astype(np.float64)
+        with Image.open(out / "depth" / f"{name}.png") as picture:
+            assert picture.mode == "I;16"
+            values = np.asarray(picture).astype(np.float64)
         depth = np.where(values > 0, DEPTH.low + (values - 1) * DEPTH.step, np.nan)
         np.testing.assert_allclose(depth, sample["depth"][0].numpy(), atol=1e-6)
         rows = json.loads((out / "keypoints" / f"{name}.json").read_text())

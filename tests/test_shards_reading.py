@@ -88,9 +88,9 @@ def test_workers_share_what_their_rank_has(folder: Path, workers: int) -> None:
 
 def test_shuffling_depends_on_seed_and_epoch_only(folder: Path) -> None:
     dataset = ShardDataset(folder, shuffle=8, seed=1)
-    first, again = indices(dataset), indices(dataset)
-    dataset.set_epoch(1)
-    second = indices(dataset)
+    first, second = indices(dataset), indices(dataset)
+    dataset.set_epoch(0)
+    again = indices(dataset)
     assert first == again != sorted(first)
     assert second != first and sorted(second) == sorted(first)
     assert indices(ShardDataset(folder, shuffle=8, seed=2)) != first
@@ -173,7 +173,8 @@ def test_generic_datasets_take_shards(folder: Path) -> None:
 
 @pytest.mark.parametrize("shuffle", [0, 6])
 def test_resuming_goes_on_exactly(folder: Path, shuffle: int) -> None:
-    whole = indices(ShardDataset(folder, shuffle=shuffle))
+    one = ShardDataset(folder, shuffle=shuffle)
+    whole, following = indices(one), indices(one)
     for stop in (0, 1, 9, SAMPLES):
         dataset = ShardDataset(folder, shuffle=shuffle)
         stream = iter(dataset)
@@ -182,7 +183,7 @@ def test_resuming_goes_on_exactly(folder: Path, shuffle: int) -> None:
         resumed = ShardDataset(folder, shuffle=shuffle)
         resumed.load_state_dict(state)
         assert head + indices(resumed) == whole
-        assert indices(resumed) == whole  # the next epoch begins at its beginning
+        assert indices(resumed) == following  # the next epoch begins at its beginning
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -342,7 +342,7 @@ def test_other_labels_are_refused(folder: Path, filtered: LabeledGenerator) -> N
     reference = content(folder)
     flip_a_bit(folder)
     damaged = content(folder)
-    with pytest.raises(ShardError, match="pixels have another class.*was left as it is"):
+    with pytest.raises(ShardError, match="counted elsewhere.*was left as it is"):
         repair_shards(folder, elsewhere(filtered, 1.0))
     assert content(folder) == damaged
     repair_shards(folder, filtered)

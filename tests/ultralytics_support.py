@@ -26,7 +26,7 @@ from ultralytics.utils import SETTINGS  # noqa: E402
 
 from dsgan_datasets.adapters import ultralytics as adapter  # noqa: E402
 
-SETTINGS.update({"sync": False})
+SETTINGS.update(dict.fromkeys(("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb"), False))
 
 MODEL = "yolo11n-seg.yaml"
 OPTIONS = {"imgsz": 64, "batch": 4, "device": "cpu", "plots": False, "amp": False, "seed": 0}

@@ -80,6 +80,26 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         metavar="CHECKPOINT",
         help="a first labeled checkpoint of this generator: drafts annotations to correct, and finds informative ones",
     )
+    add_targets(parser)
+    parser.add_argument(
+        "--candidates",
+        type=options.integer(1, 100_000),
+        help="draws to choose from, unless random (default: 4 for each image, 16 for informative ones)",
+    )
+    parser.add_argument(
+        "--start", type=options.index, help="index of the first candidate (default: behind the images of --after, or 0)"
+    )
+    options.add_seed(parser)
+    options.add_recipe(
+        parser,
+        psi="truncation psi (default: that of --after, the checkpoint or --interpreter; "
+        f"{options.BARE_PSI} for a bare generator)",
+    )
+    parser.set_defaults(run=run_export)
+
+
+def add_targets(parser: argparse._ActionsContainer) -> None:
+    """What to annotate, and with which features; see `targets_of`."""
     parser.add_argument(
         "--classes",
         type=_classes,
@@ -105,21 +125,17 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         choices=get_args(FeatureLayout),
         help="layout to fit on, of a bare generator (default: --interpreter's, or the first of the architecture)",
     )
-    parser.add_argument(
-        "--candidates",
-        type=options.integer(1, 100_000),
-        help="draws to choose from, unless random (default: 4 for each image, 16 for informative ones)",
-    )
-    parser.add_argument(
-        "--start", type=options.index, help="index of the first candidate (default: behind the images of --after, or 0)"
-    )
-    options.add_seed(parser)
-    options.add_recipe(
-        parser,
-        psi="truncation psi (default: that of --after, the checkpoint or --interpreter; "
-        f"{options.BARE_PSI} for a bare generator)",
-    )
-    parser.set_defaults(run=run_export)
+
+
+def targets_of(args: argparse.Namespace, usual: Sequence[Target]) -> tuple[Target, ...]:
+    """The labels that these options name; those that are usual otherwise."""
+    given = [*filter(None, (args.classes, args.keypoints)), *(args.targets or ())]
+    if not given and not usual:
+        raise ValueError(
+            "nothing to annotate is named: pass --classes background,head,… for masks (the first is the background), "
+            "--keypoints left_eye,right_eye,… for points, or --targets targets.json"
+        )
+    return tuple(given or usual)
 
 
 def _add_check(actions: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -189,16 +205,10 @@ def run_export(args: argparse.Namespace) -> None:
             args.interpreter, device=args.device, reject_fraction=0, require=()
         )
     earlier = [Exported.read(folder) for folder in args.after]
-    generator, targets, recipe = _parts(args, interpreter, earlier)
-    if given := [*filter(None, (args.classes, args.keypoints)), *(args.targets or ())]:
-        targets = tuple(given)
-    elif not targets and interpreter is not None:
-        targets = interpreter.targets
-    if not targets:
-        raise ValueError(
-            "nothing to annotate is named: pass --classes background,head,… for masks (the first is the background), "
-            "--keypoints left_eye,right_eye,… for points, or --targets targets.json"
-        )
+    generator, usual, recipe = parts(args, interpreter, earlier)
+    if not usual and interpreter is not None:
+        usual = interpreter.targets
+    targets = targets_of(args, usual)
     exported = export_annotations(
         generator,
         targets,
@@ -223,8 +233,8 @@ def run_export(args: argparse.Namespace) -> None:
     )
 
 
-def _parts(
-    args: argparse.Namespace, interpreter: LabeledGenerator | None, earlier: Sequence[Exported]
+def parts(
+    args: argparse.Namespace, interpreter: LabeledGenerator | None = None, earlier: Sequence[Exported] = ()
 ) -> tuple[FeatureGenerator, tuple[Target, ...], Recipe]:
     """Generator, labels and recipe: those of an earlier round, a labeled checkpoint, or the interpreter."""
     changes = args.recipe

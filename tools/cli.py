@@ -9,12 +9,45 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from dsgan_datasets.tools import annotate, calibrate, cluster, convert, export, fit, info, preview, shards, stats
+from dsgan_datasets._version import __version__
+from dsgan_datasets.tools import (
+    annotate,
+    calibrate,
+    cluster,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    fit,
+    info,
+    invert,
+    label,
+    preview,
+    serve,
+    shards,
+    stats,
+)
 from dsgan_datasets.tools.messages import explain, printable
 from dsgan_datasets.tools.options import Parser
 from dsgan_datasets.tools.process import Stopped, standard_streams, stoppable
 
-VERBS = (preview, info, convert, annotate, fit, cluster, calibrate, stats, shards, export)
+VERBS = (
+    preview,
+    info,
+    convert,
+    annotate,
+    fit,
+    cluster,
+    calibrate,
+    stats,
+    invert,
+    label,
+    evaluate,
+    shards,
+    export,
+    serve,
+    doctor,
+)
 
 #: Set to 1 by someone who wants to see where an error came from.
 DEBUG = "DSGAN_DEBUG"
@@ -31,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"example:\n  dsgan preview demo-faces --out faces.png\n\n{DEBUG}=1 shows where an error came from.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
@@ -58,7 +92,7 @@ def _run(words: Sequence[str]) -> int:
         parser = build_parser()
         for word in words:
             check_word(parser, word)
-        args = parser.parse_args(words)
+        args = parser.parse_args(words or ["--help"])
         return int(args.run(args) or 0)  # only a verb that finds fault with its input returns anything
     except SystemExit as end:  # argparse has printed help, or a usage error
         return int(end.code or 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dsgan_datasets.checkpoints.directory import is_built_in
 from dsgan_datasets.export import FORMATS, ExportInput, export
@@ -27,13 +29,24 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     options.add_checkpoint(parser, metavar="source", more="; or folder or URL of shards that `dsgan shards write` made")
     parser.add_argument("out", type=Path, help="folder to create; appears when it is complete")
+    add_layout(parser, FORMATS)
+    parser.add_argument("--num-samples", type=options.count, help="samples in all (default: all that the shards hold)")
+    parser.add_argument(
+        "--start", type=options.index, help="index of the first sample (default: 0, or the first in the shards)"
+    )
+    options.add_seed(parser)
+    parser.set_defaults(run=run, seed=None)
+
+
+def add_layout(parser: argparse.ArgumentParser, formats: Iterable[str], more: str = "") -> None:
+    """The format and what belongs to it, see `layout`; `more` describes further formats."""
     parser.add_argument(
         "--format",
         required=True,
-        choices=tuple(FORMATS),
-        help="folder: images and labels of every kind; coco: instances as run lengths, keypoints; mmseg: folders and "
-        "configs of MMSegmentation, for masks and depth; yolo-seg: polygons of YOLO's instance segmentation; "
-        "yolo-pose: its keypoints",
+        choices=tuple(formats),
+        help="folder: images and labels of every kind; imagefolder: the same for Hugging Face's load_dataset; coco: "
+        "instances as run lengths, keypoints; mmseg: folders and configs of MMSegmentation, for masks and depth; "
+        f"yolo-seg: polygons of YOLO's instance segmentation; yolo-pose: its keypoints{more}",
     )
     parser.add_argument(
         "--label",
@@ -42,11 +55,6 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         action="append",
         help="write this label only, such as mask; may be repeated (default: all that the samples have)",
     )
-    parser.add_argument("--num-samples", type=options.count, help="samples in all (default: all that the shards hold)")
-    parser.add_argument(
-        "--start", type=options.index, help="index of the first sample (default: 0, or the first in the shards)"
-    )
-    options.add_seed(parser)
     parser.add_argument(
         "--split",
         metavar="NAME=SHARE",
@@ -88,24 +96,18 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         metavar="NAME",
         help="coco, yolo-pose: what the object is called that the keypoints belong to (default: object)",
     )
-    parser.set_defaults(run=run, seed=None)
+
+
+def layout(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `export` that these options are."""
+    names = ("labels", "palette", "things", "instances", "min_instance_area", "category")
+    return {"splits": splits(args.split), **{name: getattr(args, name) for name in names}}
 
 
 def run(args: argparse.Namespace) -> None:
     """Generate or read, and write."""
     input = _input(args)
-    counts = export(
-        input,
-        args.out,
-        args.format,
-        labels=args.labels,
-        splits=splits(args.split),
-        palette=args.palette,
-        things=args.things,
-        instances=args.instances,
-        min_instance_area=args.min_instance_area,
-        category=args.category,
-    )
+    counts = export(input, args.out, args.format, **layout(args))
     parts = ", ".join(f"{count} {name}".rstrip() for name, count in counts.items())
     print(f"{counted(input.num_samples, 'sample')} as {args.format} ({parts}): {args.out.resolve()}")
 

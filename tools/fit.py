@@ -162,8 +162,8 @@ def run(args: argparse.Namespace) -> None:
         on_quality=print_quality,
     )
     if args.interpreter == AUTO:
-        taken = [found.architecture for found in fitted.labeled.labeler.interpreters if "mask" in found.fields]
-        print(f"taken, as it labels held-out images better: {', '.join(map(_word, taken))}")
+        taken = [each for each in getattr(fitted.labeled.labeler, "interpreters", ()) if "mask" in each.fields]
+        print(f"taken, as it labels held-out images better: {', '.join(_word(each.architecture) for each in taken)}")
     for line in report(fitted.labeled):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")

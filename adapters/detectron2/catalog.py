@@ -37,10 +37,10 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import check_seed
 from dsgan_datasets.recipe import RENAMED, RecipeOverrides
+from dsgan_datasets.remote.source import checkpoint_source
 from dsgan_datasets.shards.locations import Locations
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.base import NamedSource
-from dsgan_datasets.sources.local import CheckpointSource
 from dsgan_datasets.sources.relabeled import choose_classes
 from dsgan_datasets.targets.instances import InstanceMode
 
@@ -83,6 +83,7 @@ def register(
         classes: names of the classes to keep, in the order of their new ids; pixels of others are ignored.
         merge: new class name -> names of the classes it replaces, before `classes` are chosen.
         device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
+            "ray" or "ray://HOST:10001" are the workers of a Ray cluster, see `RemoteSource`.
         recipe: fields of `Recipe` to change, such as ``truncation_psi=0.7``.
 
     Returns:
@@ -100,7 +101,7 @@ def register(
     """
     return _register(
         name,
-        choose_classes(CheckpointSource(checkpoint, device=device, **recipe), classes, merge),
+        choose_classes(checkpoint_source(checkpoint, device=device, **recipe), classes, merge),
         seed=seed,
         length=length,
         task=task,
@@ -222,15 +223,11 @@ def _check_loader(name: str, *, endless: bool) -> None:
     """
     if endless:
         refuse_joining(name)
-    train, test = (caller_in("detectron2.data.build", function=f"_{kind}_loader_from_config") for kind in _LOADERS)
-    if endless and test is not None:
+    if endless and caller_in("detectron2.data.build", function="_test_loader_from_config") is not None:
         raise ValueError(f"DATASETS.TEST: {no_end(name)}")
-    for frame in (train, test):
-        if frame is not None:
-            check_config(frame.f_locals["cfg"], name)
-
-
-_LOADERS = ("train", "test")
+    training = caller_in("detectron2.data.build", function="_train_loader_from_config")
+    if training is not None:
+        check_config(training.f_locals["cfg"], name)
 
 
 def _mixture(name: str, generated: str, real: str, fraction: float, seed: int) -> MixedStream:

@@ -27,8 +27,8 @@ class DSGANDatasetMapper:
     Gives ``image`` (uint8 [3, H, W]), ``height``, ``width``, ``file_name``, ``image_id`` and, as the registered task
     says, ``sem_seg`` (int64 [H, W]) and ``instances`` (`Instances` with gt_boxes, gt_classes, gt_masks, a `BitMasks`,
     and gt_keypoints). All tensors lie where the samples are generated and are views of the generated batch wherever
-    they can be: do not change them in place. The size is that of the samples; INPUT.MIN_SIZE_* is not looked at. Finding
-    instances makes the host wait for their number, and copies nothing else.
+    they can be: do not change them in place. The size is that of the samples; INPUT.MIN_SIZE_* is not looked at.
+    Finding instances makes the host wait for their number, and copies nothing else.
 
     Built from a config (``DSGANDatasetMapper(cfg, is_train)``) it follows INPUT.FORMAT, RANDOM_FLIP and CROP.
 

@@ -17,7 +17,7 @@ from dsgan_datasets.checks import integer
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.polygons import mask_to_polygons
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.sources.addresses import Kind, SampleAddress, parse
+from dsgan_datasets.sources.addresses import SampleAddress, parse
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.targets.instances import InstanceMode
 
@@ -25,7 +25,7 @@ MaskFormat = Literal["bitmask", "polygon"]
 Record = dict[str, Any]
 
 #: Extensions of what `paths.encode` makes of a sample.
-_EXTENSIONS: dict[Kind, str] = {"image": "ppm", "mask": "pgm"}
+_EXTENSIONS = {"image": "ppm", "mask": "pgm"}
 
 #: name -> dataset, in this process: what an address is resolved against.
 REGISTERED: dict[str, RegisteredDataset] = {}
@@ -84,7 +84,7 @@ class RegisteredDataset:
             "mask_format": self.mask_format,
         }
 
-    def path(self, index: int, kind: Kind) -> str:
+    def path(self, index: int, kind: str) -> str:
         """Address of a sample's "image" or "mask"."""
         return str(SampleAddress(self.fingerprint[:8], kind, self.name, self.seed, index, _EXTENSIONS[kind]))
 
@@ -173,7 +173,7 @@ def lookup(name: str) -> RegisteredDataset:
     return REGISTERED[name]
 
 
-def resolve(path: str) -> tuple[RegisteredDataset, int, Kind]:
+def resolve(path: str) -> tuple[RegisteredDataset, int, str]:
     """The dataset, index and kind ("image" or "mask") that a path names.
 
     Raises:
@@ -181,6 +181,8 @@ def resolve(path: str) -> tuple[RegisteredDataset, int, Kind]:
     """
     address = parse(path)
     name, index = address.name, address.index
+    if address.kind not in _EXTENSIONS:
+        raise FileNotFoundError(f"{path}: Detectron2 reads only {' and '.join(_EXTENSIONS)} by an address")
     if name not in REGISTERED:
         raise FileNotFoundError(f"{path}: {name!r} is not registered in this process; call register({name!r}, …)")
     dataset = REGISTERED[name]

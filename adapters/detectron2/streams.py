@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from types import FrameType
 from typing import Any, overload
 
-import numpy as np
 from torch.utils.data import Dataset, get_worker_info
 
 from dsgan_datasets.adapters.detectron2.registered import Record, RegisteredDataset, lookup
 from dsgan_datasets.checks import position
 from dsgan_datasets.sources.datasets import SourceStream
-from dsgan_datasets.sources.streaming import Iteration
+from dsgan_datasets.sources.mixture import Mixture
 
 
 class RecordStream(SourceStream[Record]):
@@ -51,13 +49,10 @@ class RecordStream(SourceStream[Record]):
         Raises:
             ValueError: an evaluator of Detectron2 lists a stream without end.
         """
-        if self.length is None and caller_in("detectron2.evaluation", "detectron2.data.datasets"):
-            raise ValueError(no_end(self.registered.name))
+        if self.length is None:
+            _refuse_listing(self.registered.name)
         self._check_groups()
-        with self._iteration() as iteration:
-            for record in self._records(iteration):
-                self._deliver(iteration)
-                yield record
+        return super().__iter__()
 
     def __len__(self) -> int:
         """Records that this rank sees in an epoch; TypeError for a stream without end."""
@@ -65,10 +60,10 @@ class RecordStream(SourceStream[Record]):
             raise TypeError(no_end(self.registered.name))
         return super().__len__()
 
-    def _records(self, iteration: Iteration) -> Iterator[Record]:
-        for numbers, batch in self._numbered(iteration):
-            self.registered.keep(numbers, batch)
-            yield from map(self.registered.record, numbers)
+    def _made(self, numbers: Callable[[], Iterator[int]]) -> Generator[Record]:
+        for made, batch in self._batches(numbers):
+            self.registered.keep(made, batch)
+            yield from map(self.registered.record, made)
 
     def _check_groups(self) -> None:
         worker, item = get_worker_info(), self.loader_batch_size
@@ -84,13 +79,8 @@ class RecordStream(SourceStream[Record]):
         self.source = self.registered.source  # that of this process
 
 
-class MixedStream(RecordStream):
-    """Generated and real records in turn, in a stated ratio, without end.
-
-    Records have one order, whatever the number of ranks and workers: lane l of global batch g is generated if
-    floor((g + 1) · f + l / B) > floor(g · f + l / B). So the first g batches hold floor(g · B · f) generated records,
-    and what any lane has seen keeps the ratio too, as closely as whole numbers can. The real records are shuffled anew
-    in each epoch, and each is seen once before any is seen twice. Generated samples are made in batches all the same.
+class MixedStream(Mixture):
+    """Generated and real records in turn, in a stated ratio, without end: a `Mixture`.
 
     Args:
         dataset: name of a registered dataset, without view groups.
@@ -103,66 +93,20 @@ class MixedStream(RecordStream):
     """
 
     def __init__(self, dataset: str, real: Sequence[Record], *, generated_fraction: float, seed: int = 0) -> None:
-        super().__init__(dataset)
-        if self.group > 1:
+        generated = RecordStream(dataset)
+        if generated.group > 1:
             raise ValueError(
-                f"{dataset!r} has view groups of {self.group}, which a mixture with single real records would tear: "
-                "register it with group_size=1, or name both datasets in DATASETS.TRAIN"
+                f"{dataset!r} has view groups of {generated.group}, which a mixture with single real records would "
+                "tear: register it with group_size=1, or name both datasets in DATASETS.TRAIN"
             )
-        self.real = real
-        # 0.1 is meant as one tenth, not as the nearest binary fraction.
-        self.generated_fraction = Fraction(generated_fraction).limit_denominator(1_000_000)
-        self.mixing_seed = seed
+        fraction = Fraction(generated_fraction).limit_denominator(1_000_000)
+        super().__init__([generated, real], [fraction, 1 - fraction], seed=seed)
+        self.registered = generated.registered
 
-    def _records(self, iteration: Iteration) -> Iterator[Record]:
-        generated = super()._records(iteration)
-        place_of = self._places(iteration)
-        shuffled = lru_cache(maxsize=2)(self._shuffled)
-        for place in iteration.positions():
-            is_generated, number = place_of(place)
-            if is_generated:
-                yield next(generated)
-            else:
-                epoch, which = divmod(number, len(self.real))
-                yield self.real[int(shuffled(epoch)[which])]
-
-    def _numbers(self, iteration: Iteration) -> Iterator[int]:
-        """Numbers of the generated samples among the positions that are left."""
-        place_of = self._places(iteration)
-        places = map(place_of, iteration.positions())
-        return (number for is_generated, number in places if is_generated)
-
-    def _places(self, iteration: Iteration) -> Callable[[int], tuple[bool, int]]:
-        """A function: position -> (whether it is generated, its number among the generated or the real ones)."""
-        size, fraction = iteration.share.global_batch, self.generated_fraction
-
-        def before(g: int, lane: int) -> int:
-            """Generated records of a lane in the first g batches."""
-            return (g * fraction.numerator * size + lane * fraction.denominator) // (fraction.denominator * size)
-
-        @lru_cache(maxsize=2)
-        def lanes(g: int) -> tuple[list[bool], list[int]]:
-            """Of global batch g: which lanes are generated, and how many generated records precede each."""
-            chosen = [before(g + 1, lane) > before(g, lane) for lane in range(size)]
-            first = g * size * fraction.numerator // fraction.denominator
-            return chosen, [first, *(first + n for n in np.cumsum(chosen).tolist())]
-
-        def place_of(place: int) -> tuple[bool, int]:
-            g, lane = divmod(place, size)
-            chosen, generated_before = lanes(g)
-            made = generated_before[lane]
-            return chosen[lane], made if chosen[lane] else place - made
-
-        return place_of
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        """The order of the real records in an epoch of theirs."""
-        words = np.random.Philox(key=np.array([self.mixing_seed, epoch], dtype=np.uint64)).random_raw(len(self.real))
-        return words.argsort(kind="stable")
-
-    def _identity(self) -> dict[str, Any]:
-        mixed = {"real": len(self.real), "fraction": str(self.generated_fraction), "mixing_seed": self.mixing_seed}
-        return {**super()._identity(), **mixed}
+    def __iter__(self) -> Iterator[Record]:
+        """Records of this consumer; ValueError if an evaluator of Detectron2 lists them, as they have no end."""
+        _refuse_listing(self.registered.name)
+        return super().__iter__()
 
 
 class RecordList(Dataset[Record], Sequence[Record]):
@@ -210,6 +154,12 @@ def _endless(name: str) -> RegisteredDataset:
     if dataset.source.num_samples is not None:
         raise ValueError(f"dataset {name!r} is read from shards, which have an end: use RecordList")
     return dataset
+
+
+def _refuse_listing(name: str) -> None:
+    """ValueError if an evaluator of Detectron2 is about to list a stream without end."""
+    if caller_in("detectron2.evaluation", "detectron2.data.datasets"):
+        raise ValueError(no_end(name))
 
 
 def no_end(name: str) -> str:

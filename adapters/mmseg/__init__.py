@@ -7,8 +7,11 @@ The flow: files (paths of samples) -> datasets -> flip, resume.
 try:
     from dsgan_datasets.adapters.mmseg.datasets import (
         DSGANConcatDataset,
+        DSGANDepthDataset,
+        DSGANDepthIterableDataset,
         DSGANSegDataset,
         DSGANSegIterableDataset,
+        DSGANShardDepthDataset,
         DSGANShardSegDataset,
     )
     from dsgan_datasets.adapters.mmseg.flip import DSGANRandomFlip
@@ -25,9 +28,12 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "DSGANConcatDataset",
+    "DSGANDepthDataset",
+    "DSGANDepthIterableDataset",
     "DSGANRandomFlip",
     "DSGANResumeHook",
     "DSGANSegDataset",
     "DSGANSegIterableDataset",
+    "DSGANShardDepthDataset",
     "DSGANShardSegDataset",
 ]

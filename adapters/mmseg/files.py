@@ -14,12 +14,12 @@ from mmengine.fileio import BaseStorageBackend, register_backend
 
 from dsgan_datasets.device import Device
 from dsgan_datasets.images import png
+from dsgan_datasets.remote.source import checkpoint_source
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.shards.locations import Locations
 from dsgan_datasets.shards.source import ShardSource
-from dsgan_datasets.sources.addresses import Kind, SampleAddress, parse
+from dsgan_datasets.sources.addresses import SampleAddress, parse
 from dsgan_datasets.sources.base import NamedSource
-from dsgan_datasets.sources.local import CheckpointSource
 from dsgan_datasets.sources.relabeled import choose_classes
 
 Source = TypeVar("Source", bound=NamedSource)
@@ -65,8 +65,8 @@ class SampleStore(Generic[Source]):
             self.generate([index], seed)
         return self._recent[seed, index]
 
-    def path(self, kind: Kind, seed: int, index: int) -> str:
-        """Under which `DSGANBackend` finds the image or the mask of a sample."""
+    def path(self, kind: str, seed: int, index: int) -> str:
+        """Under which `DSGANBackend` finds the image or a label of a sample."""
         return str(SampleAddress(self.source.fingerprint[:8], kind, self.name, seed, index))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -99,7 +99,7 @@ def open_store(
 
     Args:
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
-        device: see `CheckpointSource`.
+        device: see `checkpoint_source`.
         recipe: fields of `Recipe` to change.
         classes, merge: see `choose_classes`.
 
@@ -107,7 +107,7 @@ def open_store(
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
         ValueError: an override or a class that is unknown or out of range.
     """
-    return _shared(choose_classes(CheckpointSource(checkpoint, device=device, **(recipe or {})), classes, merge))
+    return _shared(choose_classes(checkpoint_source(checkpoint, device=device, **(recipe or {})), classes, merge))
 
 
 def open_shards(
@@ -127,7 +127,9 @@ def open_shards(
 
 @register_backend("dsgan", prefixes="dsgan", force=True)
 class DSGANBackend(BaseStorageBackend):
-    """Reads the paths of `SampleStore` as PNG: images in RGB, masks as 8-bit grayscale whose pixels are class ids.
+    """Reads the paths of `SampleStore`: images as PNG in RGB, labels as their files in shards.
+
+    Masks are PNG in 8-bit grayscale whose pixels are class ids; maps of one channel are PNG in 16-bit grayscale.
 
     Example:
         >>> from mmengine import fileio
@@ -137,10 +139,11 @@ class DSGANBackend(BaseStorageBackend):
     """
 
     def get(self, filepath: str) -> bytes:
-        """PNG of an image or a mask.
+        """File of an image or a label.
 
         Raises:
-            FileNotFoundError: not such a path, or no dataset of this process has that checkpoint and recipe.
+            FileNotFoundError: not such a path, no dataset of this process has that checkpoint and recipe, or there is
+                no such label.
         """
         address = parse(str(filepath))
         stores = [store for (known, _), store in _STORES.items() if known.startswith(address.fingerprint)]
@@ -149,7 +152,11 @@ class DSGANBackend(BaseStorageBackend):
                 f"{filepath}: no dataset of this process has a checkpoint and recipe, or shards, with fingerprint "
                 f"{address.fingerprint}…; build the dataset that the path came from, with the same recipe, and keep it"
             )
-        return png(stores[0].sample(address.index, address.seed)[address.kind])
+        targets = {target.field: target for target in stores[0].source.targets}
+        if address.kind not in ("image", *targets):
+            raise FileNotFoundError(f"{filepath}: a sample has image, {', '.join(targets)}, and no {address.kind}")
+        sample = stores[0].sample(address.index, address.seed)
+        return png(sample.image) if address.kind == "image" else targets[address.kind].encode(sample[address.kind])
 
     def get_text(self, filepath: str, encoding: str = "utf-8") -> str:
         """Samples are pictures: a ValueError."""

@@ -18,7 +18,7 @@ class DSGANResumeHook(Hook):
     - `IterBasedTrainLoop`, resumed: the data continues after the last iteration. Without this hook, the original
       MMEngine generates all past batches again and throws them away, and so does its maintained fork for an iterable
       dataset. Works for any dataset under an `InfiniteSampler`, and for `DSGANSegIterableDataset`.
-    - `EpochBasedTrainLoop`: each epoch of a `DSGANSegIterableDataset` brings new samples (without this hook, the same).
+    - `EpochBasedTrainLoop`: the epochs of a `DSGANSegIterableDataset` are counted by the loop, also when it resumes.
 
     It gives a stream the global batch (batch size · ranks), so that the order of the samples is the same for any number
     of ranks and workers: use it in the first training too. A sampler must be the same as before: give `randomness` a
@@ -61,9 +61,9 @@ def _advance_stream(stream: ResumableStream[Any], batch_size: int, iteration: in
     if changed:
         stream.batch_by(batch_size * stream.share.world_size, batch_size)
     if iteration:
-        # Beyond one epoch an iteration-based loop repeats it.
         batches, within = divmod(iteration * batch_size, stream.share.rank_batch)
-        stream.resume(batches % stream.batches_per_epoch, within)
+        epoch, batches = divmod(batches, stream.batches_per_epoch)
+        stream.resume(batches, within, epoch=epoch)
     return changed or iteration > 0
 
 

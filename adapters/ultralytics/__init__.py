@@ -6,6 +6,7 @@ package does not depend on it and imports it only here.
 
 try:
     from dsgan_datasets.adapters.ultralytics.datasets import DSGANYOLODataset
+    from dsgan_datasets.adapters.ultralytics.generated import GeneratedSet
     from dsgan_datasets.adapters.ultralytics.trainers import (
         DSGANDetectionTrainer,
         DSGANDetectionValidator,
@@ -28,4 +29,5 @@ __all__ = [
     "DSGANSegmentationTrainer",
     "DSGANSegmentationValidator",
     "DSGANYOLODataset",
+    "GeneratedSet",
 ]

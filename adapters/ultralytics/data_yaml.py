@@ -80,11 +80,11 @@ def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any], task
     if "val" not in files:
         splits["val"] = _validation(path, node, dict(own or {}))
     sets = {split: _set(path, split, entry, task) for split, entry in splits.items() if entry is not None}
-    facts = {"names": list(sets["train"].labels.names), **sets["train"].labels.facts}
+    facts = {"names": list(sets["train"].annotator.names), **sets["train"].annotator.facts}
     _check_facts(path, content, facts)
-    if "val" in sets and sets["val"].labels.names != sets["train"].labels.names:
+    if "val" in sets and sets["val"].annotator.names != sets["train"].annotator.names:
         raise ValueError(
-            f"{path}: dsgan: classes for validation are {list(sets['val'].labels.names)}, those trained "
+            f"{path}: dsgan: classes for validation are {list(sets['val'].annotator.names)}, those trained "
             f"{facts['names']}"
         )
     root = path.resolve().parent

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import cv2
 import numpy as np
+import torch
 
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
@@ -21,6 +23,7 @@ from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.addresses import SampleAddress
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.sources.local import CheckpointSource
+from dsgan_datasets.sources.read_ahead import read_ahead
 from dsgan_datasets.sources.relabeled import choose_classes
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.instances import InstanceMode, InstanceRule, tight_boxes
@@ -29,11 +32,26 @@ from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+#: Samples that are made together.
+_BATCH = 8
 #: Samples of an epoch, and of a validation set, unless it is said.
 EPOCH_LENGTH, VALIDATION_LENGTH = 1000, 200
 
 
-class Labels(Protocol):
+@dataclass(frozen=True)
+class Drawn:
+    """A sample on its way to the process that augments it.
+
+    Attributes:
+        number: in its source.
+        fields: image, uint8 RGB [3, H, W], and labels, by name.
+    """
+
+    number: int
+    fields: dict[str, Array]
+
+
+class Annotator(Protocol):
     """What a task of Ultralytics makes of a sample.
 
     Attributes:
@@ -57,7 +75,7 @@ class Labels(Protocol):
 
 
 class Parts:
-    """Instances of parts, for detection and segmentation; see `Labels`.
+    """Instances of parts, for detection and segmentation; see `Annotator`.
 
     Args:
         targets: the labels of the samples.
@@ -176,7 +194,7 @@ class GeneratedSet:
 
     Attributes:
         source: gives the samples.
-        labels: what the task makes of a sample.
+        annotator: what the task makes of a sample.
         fresh: whether there are new samples for every epoch.
 
     Raises:
@@ -218,39 +236,42 @@ class GeneratedSet:
         self.fresh = end is None
         self.length = (end or EPOCH_LENGTH) if length is None else integer("length", length, 1, end or MAX_INDEX)
         self.seed = check_seed(seed)
-        self.labels: Labels
+        self.annotator: Annotator
         if task == "pose":
-            self.labels = Pose(self.source.targets, self.source.image_size, things=things, category=category)
+            self.annotator = Pose(self.source.targets, self.source.image_size, things=things, category=category)
         else:
-            self.labels = Parts(self.source.targets, things=things, mode=instances, min_area=min_instance_area)
+            self.annotator = Parts(self.source.targets, things=things, mode=instances, min_area=min_instance_area)
 
     def path(self, number: int) -> str:
         """Under which name Ultralytics knows a sample."""
         return str(SampleAddress(self.source.fingerprint[:8], "image", self.source.name, self.seed, number))
 
-    def make(self, numbers: Sequence[int]) -> list[tuple[Array, dict[str, Any]]]:
-        """Samples that are made together: images, uint8 BGR [H, W, 3], and labels as `YOLODataset` keeps them.
+    def draw(self, numbers: Iterable[int]) -> Iterator[Drawn]:
+        """The samples of some numbers, in order; made ahead on a thread (and a CUDA stream) of their own."""
+        numbers = list(numbers)
+        samples = self.source.stream(numbers, seed=self.seed)
+        left = iter(numbers)
+        for batch in read_ahead(samples, _BATCH, device=self.source.device, owner=self.source):
+            arrays = {field: value.cpu().numpy() for field, value in batch.items() if field in self._fields}
+            for row in range(batch.num_samples):
+                yield Drawn(next(left), {field: array[row] for field, array in arrays.items()})
 
-        Coordinates are shares of width and height.
+    @property
+    def _fields(self) -> tuple[str, ...]:
+        return ("image", *(target.field for target in self.source.targets))
 
-        Raises:
-            RuntimeError: in a DataLoader worker, if the device is a GPU.
-        """
-        batch = self.source.batch(numbers, seed=self.seed)
-        images = batch.image.flip(1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        labels = [self._label(number, sample) for number, sample in zip(numbers, batch.rows(), strict=True)]
-        return list(zip(images, labels, strict=True))
-
-    def _label(self, number: int, sample: Sample) -> dict[str, Any]:
-        found = self.labels.of(sample)
+    def labeled(self, drawn: Drawn) -> tuple[Array, dict[str, Any]]:
+        """Image, uint8 BGR [H, W, 3], and labels as `YOLODataset` keeps them; coordinates are shares of the size."""
+        sample = Sample({field: torch.from_numpy(array.copy()) for field, array in drawn.fields.items()})
+        found = self.annotator.of(sample)
         height, width = self.source.image_size
         size = np.array([width, height], dtype=np.float32)
         corners = found["bboxes"].reshape(-1, 2, 2) / size
         keypoints = found.get("keypoints")
         if keypoints is not None:
             keypoints[..., :2] /= size
-        return {
-            "im_file": self.path(number),
+        label = {
+            "im_file": self.path(drawn.number),
             "shape": (height, width),
             "cls": found["cls"].astype(np.float32),
             "bboxes": np.concatenate([corners.mean(1), corners[:, 1] - corners[:, 0]], 1).astype(np.float32),
@@ -259,6 +280,7 @@ class GeneratedSet:
             "normalized": True,
             "bbox_format": "xywh",
         }
+        return np.ascontiguousarray(drawn.fields["image"][::-1].transpose(1, 2, 0)), label
 
 
 def joined(polygons: Sequence[Array]) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,14 @@ from torch.utils.data import DataLoader, Sampler
 from ultralytics.data.build import seed_worker
 
 from dsgan_datasets.adapters.ultralytics.datasets import DSGANYOLODataset
+from dsgan_datasets.adapters.ultralytics.generated import Drawn
 from dsgan_datasets.sources.share import Share, current_rank
 
 
-class EpochSampler(Sampler[int]):
-    """Indices of an epoch that one rank takes.
+class EpochSampler(Sampler[Any]):
+    """What one rank takes of an epoch: indices of files, and samples that are drawn ahead on a thread.
+
+    So samples are made in the training process, and the workers of a DataLoader, which augment them, need no generator.
 
     Epoch e of a checkpoint has the samples e · length … (e + 1) · length - 1, in order. Where there are files, or only
     so many samples as in shards, an epoch has all of them, shuffled. Global batch g holds the positions g · B … of that
@@ -43,26 +46,39 @@ class EpochSampler(Sampler[int]):
     def __len__(self) -> int:
         return self.share.count(self.length)
 
-    def __iter__(self) -> Iterator[int]:
-        order = self._order()
-        return (order[position] for positions in self.share.positions(self.length) for position in positions)
+    def __iter__(self) -> Iterator[int | Drawn]:
+        files, order = self.dataset.num_files, self._order()
+        indices = [order[position] for positions in self.share.positions(self.length) for position in positions]
+        drawn = self.dataset.generated.draw(index - files for index in indices if index >= files)
+        for index in indices:
+            yield index if index < files else next(drawn)
 
-    def _order(self) -> Any:
+    def _order(self) -> Sequence[int]:
+        """Indices of the epoch, of all ranks."""
         files, generated = self.dataset.num_files, self.dataset.generated
         if not self.train:
             return range(len(self.dataset))
         first = files + (self.epoch * generated.length if generated.fresh else 0)
+        fresh = range(first, first + generated.length)
         if generated.fresh and not files:
-            return range(first, first + generated.length)
-        indices = torch.cat([torch.arange(files), torch.arange(first, first + generated.length)])
-        return indices[torch.randperm(len(indices), generator=torch.Generator().manual_seed(self.epoch))].tolist()
+            return fresh
+        indices = [*range(files), *fresh]
+        places = torch.randperm(len(indices), generator=torch.Generator().manual_seed(self.epoch))
+        return [indices[place] for place in places.tolist()]
 
 
 class EpochLoader(DataLoader[Any]):
-    """A DataLoader as Ultralytics' trainers use one; its workers begin anew with each epoch."""
+    """A DataLoader with what Ultralytics' trainers ask of theirs; its workers live until it is reset or closed."""
 
     def reset(self) -> None:
-        """Nothing: what a trainer changes in the dataset, the workers of the next epoch see."""
+        """Start anew with the next epoch: the dataset was changed, and living workers have a copy of it."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers. Uses private attributes of PyTorch's DataLoader; there are no public ones."""
+        iterator, self._iterator = self._iterator, None
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 def build_loader(
@@ -73,22 +89,22 @@ def build_loader(
     Args:
         dataset: the set.
         batch_size: of one rank.
-        workers: as many as Ultralytics would use; none if samples are made on a GPU.
+        workers: processes that augment.
         train: False reads it in order, the same samples each time.
         drop_last: leave out a last batch that is not full.
     """
     rank, world_size = current_rank() or (0, 1)
-    on_gpu = dataset.generated.source.device.type == "cuda"
     generator = torch.Generator()
     generator.manual_seed((torch.initial_seed() + rank) % 2**63)
     return EpochLoader(
         dataset,
         batch_size=min(batch_size, len(dataset)),
         sampler=EpochSampler(dataset, batch_size, train=train, rank=rank, world_size=world_size),
-        num_workers=0 if on_gpu else workers,
+        num_workers=workers,
+        persistent_workers=workers > 0,
         collate_fn=dataset.collate_fn,
         worker_init_fn=seed_worker,
-        pin_memory=torch.cuda.is_available() and not on_gpu,
+        pin_memory=torch.cuda.is_available(),
         drop_last=drop_last and len(dataset) > batch_size,
         generator=generator,
     )

@@ -25,11 +25,9 @@ class _ReadsGenerated:
         generated, files = generated_set(self.data, mode)
         if generated is None:
             return None
-        cache = self.args.cache
         return DSGANYOLODataset(
             generated,
             files=files,
-            keep=mode == "val" and (cache is True or str(cache).lower() == "ram"),
             img_path=img_path,
             imgsz=self.args.imgsz,
             batch_size=batch or 16,

@@ -75,6 +75,7 @@ class Sources:
             if not any(domain.glob(shards)):
                 raise ValueError(f"no {shards} in {domain}: --domain takes the folder of renders, with classes.json")
         self.labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
+        self._fitted: dict[str, LabeledGenerator] = {}
         self.schema = self.labeled.schema
 
     @cached_property
@@ -178,6 +179,17 @@ class Sources:
         labeler = InterpretedLabeler(labeled.generator, fitted, labeled.targets)
         unfiltered = LabeledGenerator(labeler, self.unfiltered.recipe)
         return calibrate(unfiltered, reject_fraction=labeled.recipe.reject_fraction)
+
+    def fitted_as(self, architecture: str) -> LabeledGenerator:
+        """An interpreter of the 16 annotated samples, of another architecture or the same, without a filter."""
+        if architecture not in self._fitted:
+            labeled, annotated = self.unfiltered, self.annotated(ANNOTATED)
+            fitted = fit_interpreter(
+                labeled.generator, annotated, self.schema, recipe=labeled.recipe, architecture=architecture
+            )
+            labeler = InterpretedLabeler(labeled.generator, fitted, labeled.targets)
+            self._fitted[architecture] = LabeledGenerator(labeler, labeled.recipe)
+        return self._fitted[architecture]
 
     @cached_property
     def ignore_level(self) -> float:
@@ -298,6 +310,10 @@ def _annotating(sources: Sources, seed: int, fresh: int) -> Samples:
     return ((batch.image, sources.annotator_network.annotate(batch.image)) for batch in dataset.batches())
 
 
+def _fitted_as(architecture: str) -> Callable[[Sources], LabeledGenerator]:
+    return lambda sources: sources.fitted_as(architecture)
+
+
 class Row(NamedTuple):
     """A row of the table.
 
@@ -350,6 +366,10 @@ GAPS = {
     "no-filter": Row("generated images, masks of the interpreter", ROWS["no-filter"].batches),
     "ours": Row("the same, filter on: the stream", ROWS["ours"].batches),
     "soft": Row("generated images, probabilities of the interpreter", ROWS["soft"].batches),
+    **{
+        name: Row(f"generated images, masks of {title} fitted to 16 of them", _stream(_fitted_as(name)), annotator=True)
+        for name, title in (("pixel_ensemble", "pixel classifiers"), ("convolutional", "a convolutional interpreter"))
+    },
 }
 #: The small configuration, for two CPU cores.
 SMALL = ("few", "semi", "clusters", "ours", "full")

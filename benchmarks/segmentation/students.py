@@ -115,6 +115,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     Pixels of `IGNORE` count in neither. Soft masks, probabilities [N, K, H, W], take the place of a one in the class.
     """
     if masks.is_floating_point():
+        # With squares, as the usual form is lowest where probabilities are 0 and 1, not where both are equal.
         p, area = logits.softmax(1), masks.sum((0, 2, 3))
         dice = 2 * (p * masks).sum((0, 2, 3)) / (p.square().sum((0, 2, 3)) + masks.square().sum((0, 2, 3))).clamp_min(1)
         weight = area / area.clamp_min(1)  # a class that hardly any pixel may be hardly counts

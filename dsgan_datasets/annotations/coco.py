@@ -148,8 +148,8 @@ def coco_sources(
     for annotation in annotations:
         by_image[identity(annotation.get("image_id"))].append(annotation)
     by_id = {identity(category.get("id")): category for category in categories}
-    file = _File(where, by_id, annotations, size)
-    readers = {target.field: READERS[target.kind](file, target) for target in wanted.targets}
+    shared = _File(where, by_id, annotations, size)
+    readers = {target.field: READERS[target.kind](shared, target) for target in wanted.targets}
     sources: dict[str, Source] = {}
     files: dict[str, str] = {}
     for image in images:

@@ -17,23 +17,19 @@ from dsgan_datasets.annotations.folder import (
     ExportedImage,
     as_targets,
     generator_fingerprint,
-    hash_pixels,
-    write_bytes,
 )
 from dsgan_datasets.annotations.kinds import kind_of
-from dsgan_datasets.annotations.projects import projects, write_drafts, write_projects, write_readme
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.annotations.shapes import shapely
+from dsgan_datasets.annotations.writing import write_folder
 from dsgan_datasets.checks import integer
-from dsgan_datasets.files import atomic_write, check_writable, written_whole
+from dsgan_datasets.files import check_writable
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
-from dsgan_datasets.images import png
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Purpose, sample_latents
-from dsgan_datasets.pictures import photo, sheet
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -114,7 +110,7 @@ def export_annotations(
         >>> sorted(path.name for path in (tmp / "to-annotate").glob("*.json"))
         ['annotations.json', 'classes.json']
     """
-    out, name, targets = Path(out), _without_folders(name), as_targets(targets)
+    out, name, targets = Path(out), without_folders(name), as_targets(targets)
     rounds = [(Path(folder).resolve().name, Exported.read(Path(folder))) for folder in earlier]
     if recipe is None:
         recipe = next((each.recipe for _, each in rounds), Recipe())
@@ -140,40 +136,27 @@ def export_annotations(
     rows = [fresh[i] for i in _chosen(generator, recipe, interpreter, latents[fresh], num, select)]
     latents = latents[rows]
     looked = _look(generator, recipe, interpreter, latents, "drawing")
-    images = looked.images.permute(0, 2, 3, 1).contiguous().numpy()
     drafts = {} if interpreter is None else _translated(looked.drafts, interpreter, targets)
-    stems = [f"{indices[row]:09d}" for row in rows]
-    size = recipe.image_size(generator.img_size)
-    with written_whole(out) as folder:
-        (folder / "images").mkdir()
-        for stem, image in zip(stems, images, strict=True):
-            write_bytes(folder / "images" / f"{stem}.png", png(image))
-        given = projects(targets, drafts)
-        write_projects(folder, given)
-        hashes = write_drafts(folder, stems, targets, given, drafts, size)
-        scores = [None] * num if looked.scores is None else looked.scores.tolist()
-        to_fit = [*(folder_name for folder_name, _ in rounds), out.resolve().name]
-        write_readme(folder, given, size, name, to_fit, drafted=bool(drafts))
-        exported = Exported(
-            generator=name,
-            fingerprint=generator_fingerprint(generator),
-            features=generator.features,
-            recipe=recipe,
-            seed=seed,
-            size=size,
-            targets=targets,
-            images=tuple(
-                ExportedImage(int(stem), f"images/{stem}.png", hash_pixels(image), score, draft)
-                for stem, image, score, draft in zip(stems, images, scores, hashes, strict=True)
-            ),
-            latents=latents,
-        )
-        _write_sheet(folder / "contact_sheet.png", exported, looked.images, drafts, select)
-        exported.write(folder)
-    return exported
+    scores = [None] * num if looked.scores is None else looked.scores.tolist()
+    exported = Exported(
+        generator=name,
+        fingerprint=generator_fingerprint(generator),
+        features=generator.features,
+        recipe=recipe,
+        seed=seed,
+        size=recipe.image_size(generator.img_size),
+        targets=targets,
+        images=tuple(
+            ExportedImage(indices[row], f"images/{indices[row]:09d}.png", uncertainty_score=score)
+            for row, score in zip(rows, scores, strict=True)
+        ),
+        latents=latents,
+    )
+    to_fit = [folder_name for folder_name, _ in rounds]
+    return write_folder(out, exported, looked.images, drafts, rounds=to_fit, how=f"{select} · seed {seed}")
 
 
-def _without_folders(name: str) -> str:
+def without_folders(name: str) -> str:
     """A name that says nothing about the machine: the last part of a path, and addresses as they are."""
     return name if "://" in name else Path(name).name or "generator"
 
@@ -323,21 +306,3 @@ def _translated(
                 labels = torch.tensor(labeled.recipe.class_map)[labels]
             translated[target.field] = kind_of(own).translated(labels, own, target)
     return translated
-
-
-def _write_sheet(path: Path, exported: Exported, images: Tensor, drafts: Mapping[str, Tensor], select: str) -> None:
-    """A picture of what is to be annotated, with the drafts if there are some."""
-    pictures, captions = [], []
-    for i, image in enumerate(exported.images):
-        cells = [photo(images[i])]
-        cells += [
-            target.draw(cells[0], drafts[target.field][i], exported.size)
-            for target in exported.targets
-            if target.field in drafts
-        ]
-        pictures.append(cells)
-        score = image.uncertainty_score
-        captions.append(image.name if score is None else f"{image.name}   score {score:.4f} nats")
-    title = f"{exported.generator} · {len(pictures)} images to annotate, {select} · seed {exported.seed}"
-    with atomic_write(path) as file:
-        sheet(pictures, captions, title, exported.targets, columns=4).save(file, format="PNG")

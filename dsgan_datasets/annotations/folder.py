@@ -45,18 +45,20 @@ class ExportedImage:
     """One image to annotate.
 
     Attributes:
-        index: number of its draw.
+        index: number of its draw, or of the photo.
         file: path within the folder.
         sha256: of its pixels, see `hash_pixels`.
         uncertainty_score: of the interpreter that drafted its annotation, nats; None without one.
         draft: SHA-256 of the LabelMe file that was drafted for it, None without one.
+        photo: of a photo, how well it was inverted and where its frame lies in it, as JSON; None of a draw.
     """
 
     index: int
     file: str
-    sha256: str
+    sha256: str = ""
     uncertainty_score: float | None = None
     draft: str | None = None
+    photo: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -77,7 +79,8 @@ class Exported:
         size: (H, W) of the images.
         targets: labels to annotate.
         images: in the order of `latents`.
-        latents: z of each image, float32 [A, z_dim].
+        latents: z of each image, float32 [A, z_dim]; of photos their styles, [A, num_ws, w_dim].
+        photo_license: of photos; None if the images are draws of the generator.
     """
 
     generator: str
@@ -89,6 +92,7 @@ class Exported:
     targets: tuple[Target, ...]
     images: tuple[ExportedImage, ...]
     latents: Tensor
+    photo_license: str | None = None
 
     @property
     def schema(self) -> LabelSchema:
@@ -110,6 +114,8 @@ class Exported:
             "latents_sha256": hashlib.sha256(latents.getvalue()).hexdigest(),
             "images": [{k: v for k, v in asdict(image).items() if v is not None} for image in self.images],
         }
+        if self.photo_license is not None:
+            manifest["photo_license"] = self.photo_license
         write_json(folder / ANNOTATION_MANIFEST, manifest)
 
     @classmethod
@@ -142,6 +148,7 @@ class Exported:
                 targets=targets,
                 images=images,
                 latents=latents[0],
+                photo_license=_license(stored),
             )
             names = [image.name for image in images]
             outside = [
@@ -157,7 +164,8 @@ class Exported:
             raise AnnotationError(
                 folder, f"{ANNOTATION_MANIFEST} is damaged: images are missing, listed twice or outside"
             )
-        if latents[1] != digest or len(found.latents) != len(images):
+        styles = 2 if found.photo_license is None else 3
+        if latents[1] != digest or len(found.latents) != len(images) or found.latents.dim() != styles:
             raise AnnotationError(
                 folder, f"{LATENTS} is not the one that was exported: restore it, the masks are useless without it"
             )
@@ -301,6 +309,11 @@ def _object(folder: Path, name: str, content: Any) -> dict[str, Any]:
     return content
 
 
+def _license(stored: Mapping[str, Any]) -> str | None:
+    license = stored.get("photo_license")
+    return license if license is None else str(license)
+
+
 def _size(value: Any) -> tuple[int, int]:
     height, width = (integer("a side of the images", side, 1) for side in value)
     if height * width > MOST_PIXELS:
@@ -311,14 +324,15 @@ def _size(value: Any) -> tuple[int, int]:
 def _read_latents(folder: Path) -> tuple[Tensor, str]:
     """Latents and the SHA-256 of their file."""
     content = _read(folder, LATENTS, _LONGEST_LATENTS)
-    return load_latents(folder, LATENTS, content), hashlib.sha256(content).hexdigest()
+    return load_latents(folder, LATENTS, content, axes=(2, 3)), hashlib.sha256(content).hexdigest()
 
 
-def load_latents(folder: Path, name: str, content: bytes) -> Tensor:
-    """Latents [A, z_dim] as float32 from the bytes of an .npy file, or an AnnotationError."""
+def load_latents(folder: Path, name: str, content: bytes, axes: Sequence[int] = (2,)) -> Tensor:
+    """Latents [A, z_dim] as float32 from the bytes of an .npy file, or an AnnotationError; `axes` are how many an array
+    may have: 3 for styles."""
     try:
         latents = np.load(io.BytesIO(content), allow_pickle=False)
-        if latents.ndim != 2 or latents.dtype.kind != "f" or not np.isfinite(latents).all():
+        if latents.ndim not in axes or latents.dtype.kind != "f" or not np.isfinite(latents).all():
             raise ValueError(f"it holds {latents.dtype} {list(latents.shape)}, expected finite floats [A, z_dim]")
     except Exception as error:  # a damaged file may raise anything at all
         raise AnnotationError(folder, f"{name} does not hold latents: {error!r:.200}") from error

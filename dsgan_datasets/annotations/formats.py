@@ -85,6 +85,10 @@ class _Place:
         return self.wanted.fields
 
 
+#: Reads files of one format: files, wanted, the export, names of its images, findings.
+_ReadFiles = Callable[[Sequence[File], Wanted, Exported, ImageNames, Findings], dict[str, list[Source]]]
+
+
 def annotation_sources(
     folder: Path, exported: Exported, asked: AnnotationFormat | None, given: Path | None, found: Findings
 ) -> dict[str, list[Source]]:
@@ -401,7 +405,7 @@ def _pictures(
 
 
 #: Format -> what reads its files; others are files of their own for each image.
-_READ = {
+_READ: dict[AnnotationFormat, _ReadFiles] = {
     "coco": partial(_documents, is_coco, coco_sources),
     "labelstudio": partial(_documents, is_labelstudio, labelstudio_sources),
     "labelme": _labelme,

@@ -203,9 +203,9 @@ def _read_points(
             )
             continue
         try:
-            group = shape.get("group_id")
+            (x, y), group = points[0].tolist(), shape.get("group_id")
             instance = None if group is None else f"group {shown(group)}"
-            marks.append(Mark(label, *points[0].tolist(), _visibility(shape), place, instance))
+            marks.append(Mark(label, x, y, _visibility(shape), place, instance))
         except ContentError as error:
             found.error(f"{where}, {place} ({shown(label)})", str(error))
     return None if found.count > before else placed(marks, target, size, where, found)
@@ -220,6 +220,15 @@ def _visibility(shape: Mapping[str, Any]) -> int:
     return visibility(words)
 
 
+#: Kinds of shapes -> points that they need. Those without a line of their own in `_region` are filled as polygons:
+#: LabelMe's oriented rectangle, and what X-AnyLabeling and others call it.
+_CORNERS = {
+    "polygon": 3,
+    "rectangle": 2,
+    "circle": 2,
+    "mask": 2,
+    **dict.fromkeys(("oriented_rectangle", "rotation", "rotated_rectangle", "rotated_rect", "quadrilateral", "obb"), 3),
+}
 #: Kind of label -> how it is read.
 READERS: dict[str, ShapesReader] = {
     Keypoints.kind: ShapesReader(lambda kind: kind == "point", _read_points),
@@ -290,15 +299,6 @@ def _region(shape: Mapping[str, Any], canvas: Canvas) -> Array:
     return canvas.polygons([points])
 
 
-#: Kinds of shapes -> points that they need. Those without a line of their own in `_region` are filled as polygons:
-#: LabelMe's oriented rectangle, and what X-AnyLabeling and others call it.
-_CORNERS = {
-    "polygon": 3,
-    "rectangle": 2,
-    "circle": 2,
-    "mask": 2,
-    **dict.fromkeys(("oriented_rectangle", "rotation", "rotated_rectangle", "rotated_rect", "quadrilateral", "obb"), 3),
-}
 _WITHOUT_AREA = ("line", "linestrip", "point", "points")
 _ALLOWED = "polygon, rectangle, oriented rectangle, circle or mask"
 

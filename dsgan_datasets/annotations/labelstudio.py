@@ -80,7 +80,7 @@ def _read(result: Any, where: str, wanted: Wanted, size: tuple[int, int], found:
     if not isinstance(result, list) or not all(isinstance(region, dict) for region in result):
         found.error(where, "its result is not a list of regions: export it again")
         return {}
-    words = defaultdict(list)  # what was chosen for a region, such as that it is hidden
+    words: dict[str, list[str]] = defaultdict(list)  # what was chosen for a region, such as that it is hidden
     for region in result:
         value = region.get("value")
         if isinstance(value, dict) and isinstance(value.get("choices"), list):

@@ -43,6 +43,7 @@ class Annotations:
         generator: with the feature layout of the annotations; None if none was given.
         warnings: what an annotator should check, one sentence each.
         fingerprint: of the generator that the images are of; None if neither the folder nor the caller says which.
+        photo_licenses: of the photos among the images; empty if all are draws of the generator.
     """
 
     annotated: AnnotatedImages
@@ -54,10 +55,16 @@ class Annotations:
     generator: FeatureGenerator | None = None
     warnings: tuple[str, ...] = ()
     fingerprint: str | None = None
+    photo_licenses: tuple[str, ...] = ()
+
+    @property
+    def are_photos(self) -> bool:
+        """Whether the latents are styles, to which the recipe's sampling does not apply."""
+        return self.latents.dim() == 3
 
     @property
     def latents(self) -> Tensor:
-        """float32 [A, z_dim]."""
+        """float32 [A, z_dim], or styles [A, num_ws, w_dim]."""
         return self.annotated.latents
 
     @property
@@ -112,6 +119,9 @@ def load_folder(
         target.field: torch.from_numpy(np.stack([its[target.field] for its in labels.values()]))
         for target in material.targets
     }
+    if material.unlike:
+        unlike = torch.from_numpy(np.stack([material.unlike[name] for name in labels]))
+        stacked |= {target.field: target.ignore(stacked[target.field], unlike) for target in material.targets}
     return Annotations(
         annotated=AnnotatedImages(material.latents[rows], stacked),
         targets=material.targets,
@@ -122,6 +132,7 @@ def load_folder(
         generator=material.generator,
         warnings=tuple(found.warnings),
         fingerprint=material.fingerprint,
+        photo_licenses=() if material.photo_license is None else (material.photo_license,),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -51,12 +51,15 @@ class Material:
     Attributes:
         targets: what is annotated.
         recipe: of the images.
-        latents: float32 [A, z_dim].
+        latents: float32 [A, z_dim], or styles [A, num_ws, w_dim].
         images: name -> uint8 RGB [H, W, 3], or None if it is not there; in the order of the latents.
         sources: name -> the files that annotate it.
         generator: of the images; None if none was given.
         fingerprint: of the generator of the images; None if it is not known.
         size: (H, W) of the images.
+        unlike: name -> pixels of a photo that its reconstruction does not show, bool [H, W]; features there are of
+            something else.
+        photo_license: of photos; None if the images are draws of the generator.
     """
 
     targets: tuple[Target, ...]
@@ -67,3 +70,5 @@ class Material:
     generator: FeatureGenerator | None
     fingerprint: str | None
     size: tuple[int, int]
+    unlike: Mapping[str, Array] = field(default_factory=dict)
+    photo_license: str | None = None

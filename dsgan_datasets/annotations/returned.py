@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from dsgan_datasets.annotations.folder import (
     ANNOTATION_MANIFEST,
@@ -31,6 +32,8 @@ from dsgan_datasets.recipe import FeatureLayout
 
 #: Levels of 0 … 255 by which an image may differ on average when another device generates it again.
 _SAME_IMAGE = 4.0
+#: Levels by which a photo may differ from its reconstruction around a pixel that is learned from (root mean square).
+_UNLIKE = 24.0
 
 
 def read_exported(
@@ -66,8 +69,17 @@ def read_exported(
                 "layout; rounds that are fitted together need the same one",
             )
     images = {image.name: _read_image(folder, image, exported.size, found) for image in exported.images}
+    unlike: dict[str, Array] = {}
     if generator is not None and not found.mistakes:
-        _check_rendering(generator, exported, images, found)
+        made = _rendered(generator, exported)
+        if exported.photo_license is None:
+            _check_rendering(made, images, found)
+        else:
+            unlike = {
+                name: unlike_pixels(image, again)
+                for (name, image), again in zip(images.items(), made, strict=True)
+                if image is not None
+            }
     sources = annotation_sources(folder, exported, asked, files, found)
     return Material(
         exported.targets,
@@ -78,19 +90,34 @@ def read_exported(
         generator,
         exported.fingerprint,
         exported.size,
+        unlike,
+        exported.photo_license,
     )
 
 
-@torch.no_grad()
-def _check_rendering(
-    generator: FeatureGenerator, exported: Exported, images: Mapping[str, Array | None], found: Findings
-) -> None:
+def unlike_pixels(photo: Array, reconstruction: Array) -> Array:
+    """Where a reconstruction does not show what its photo does, bool [H, W]: by the mean difference around a pixel.
+
+    Args:
+        photo, reconstruction: uint8 [H, W, 3].
+    """
+    difference = torch.from_numpy(photo.astype(np.float32) - reconstruction.astype(np.float32)).square().mean(2)
+    side = 2 * (min(photo.shape[:2]) // 32) + 1  # a sixteenth of the image
+    around = F.avg_pool2d(difference[None, None], side, 1, side // 2, count_include_pad=False)[0, 0]
+    unlike: Array = (around > _UNLIKE**2).numpy()
+    return unlike
+
+
+def _rendered(generator: FeatureGenerator, exported: Exported) -> Iterator[Array]:
+    """What latents and recipe give, uint8 [H, W, 3] each."""
+    for block in exported.latents.split(exported.recipe.compute_batch):
+        yield from synthesize(generator, exported.recipe, block)[0].cpu().permute(0, 2, 3, 1).numpy()
+
+
+def _check_rendering(made: Iterator[Array], images: Mapping[str, Array | None], found: Findings) -> None:
     """Labels fit the features only if latents and recipe still give the exported images."""
-    latents = exported.latents.split(exported.recipe.compute_batch)
-    made = (image for block in latents for image in synthesize(generator, exported.recipe, block)[0].cpu())
     for name, again in zip(images, made, strict=True):
-        stored = images[name]
-        expected = again.permute(1, 2, 0).numpy().astype(np.float32)
+        stored, expected = images[name], again.astype(np.float32)
         if stored is None or stored.shape != expected.shape or np.abs(stored - expected).mean() > _SAME_IMAGE:
             found.error(
                 name,

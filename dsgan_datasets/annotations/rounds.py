@@ -19,6 +19,8 @@ from dsgan_datasets.annotations.mistakes import AnnotationError, listed
 from dsgan_datasets.device import Device
 from dsgan_datasets.fitting.annotated import AnnotatedImages
 from dsgan_datasets.generators.base import FeatureGenerator
+from dsgan_datasets.generators.synthesis import style_vectors
+from dsgan_datasets.latents import Latents
 from dsgan_datasets.recipe import FeatureLayout, Recipe
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -161,13 +163,20 @@ def _joined(rounds: Sequence[_Round]) -> Annotations:
     mistakes = [mistake for later in rounds[1:] for mistake in _disagreements(rounds[0], later)]
     if mistakes:
         raise AnnotationError(", ".join(each.name for each in rounds), *mistakes)
-    first = rounds[0].found
+    first, drawn = rounds[0].found, [each.found for each in rounds if not each.found.are_photos]
+    generator = next((each.found.generator for each in rounds if each.found.generator is not None), None)
     last = {z.numpy().tobytes(): number for number, each in enumerate(rounds) for z in each.found.latents}
     kept = [
         torch.tensor([last[z.numpy().tobytes()] == number for z in each.found.latents])
         for number, each in enumerate(rounds)
     ]
-    latents = torch.cat([each.found.latents[rows] for each, rows in zip(rounds, kept, strict=True)])
+    mixed = 0 < len(drawn) < len(rounds)
+    latents = torch.cat(
+        [
+            (_styles(each, generator) if mixed else each.found.latents)[rows]
+            for each, rows in zip(rounds, kept, strict=True)
+        ]
+    )
     labels = {
         target.field: torch.cat(
             [_translated(each.found, target)[rows] for each, rows in zip(rounds, kept, strict=True)]
@@ -178,7 +187,7 @@ def _joined(rounds: Sequence[_Round]) -> Annotations:
     return Annotations(
         annotated=AnnotatedImages(latents, labels),
         targets=first.targets,
-        recipe=first.recipe,
+        recipe=(drawn or [first])[0].recipe,
         names=tuple(
             f"{each.name}/{name}"
             for each, rows in zip(rounds, kept, strict=True)
@@ -188,14 +197,27 @@ def _joined(rounds: Sequence[_Round]) -> Annotations:
         images=None
         if any(image is None for image in images)
         else torch.cat([image[rows] for image, rows in zip(images, kept, strict=True) if image is not None]),
-        generator=next((each.found.generator for each in rounds if each.found.generator is not None), None),
+        generator=generator,
         warnings=(
             *(f"{each.name}: {warning}" for each in rounds for warning in each.found.warnings),
             *_annotated_again(rounds, kept, last),
         ),
         fingerprint=next((each.found.fingerprint for each in rounds if each.found.fingerprint), None),
         size=first.size,
+        photo_licenses=tuple(dict.fromkeys(license for each in rounds for license in each.found.photo_licenses)),
     )
+
+
+@torch.no_grad()
+def _styles(each: _Round, generator: FeatureGenerator | None) -> Tensor:
+    """Styles [A, num_ws, w_dim] of a round of photos or of draws."""
+    if each.found.are_photos:
+        return each.found.latents
+    if generator is None:
+        raise AnnotationError(
+            each.name, "draws and photos are joined by their styles, which the generator makes: give the generator"
+        )
+    return style_vectors(generator, each.found.recipe, Latents.of(each.found.recipe, each.found.latents)).cpu()
 
 
 def _annotated_again(rounds: Sequence[_Round], kept: Sequence[Tensor], last: Mapping[bytes, int]) -> list[str]:
@@ -249,7 +271,7 @@ def _different_fields(a: Annotations, b: Annotations) -> dict[str, tuple[Any, An
     def fields(found: Annotations) -> dict[str, Any]:
         recipe: Recipe = found.recipe
         stored = recipe.to_dict()
-        decisive = {**stored["sampling"], **stored["rendering"]}
+        decisive = {**({} if a.are_photos or b.are_photos else stored["sampling"]), **stored["rendering"]}
         height, width = found.size
         return {**{k: v for k, v in decisive.items() if k not in _SAME_IMAGES}, "size": f"{width}×{height}"}
 

@@ -8,6 +8,8 @@ work is restarted forever.
 
 from __future__ import annotations
 
+import signal
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -94,7 +96,7 @@ class RayPool:
             except ray.exceptions.RayActorError as error:
                 deaths += 1
                 if deaths >= self.TRIES:
-                    raise WorkersDied(item, deaths, _in_short(error)) from error
+                    raise WorkersDied(item, deaths, in_short(error)) from error
                 if item is None:
                     stillborn = deaths
                 else:
@@ -147,20 +149,18 @@ def ray_pool(
         >>> with ray_pool(Painter, labeled, cpus=2) as pool:  # doctest: +SKIP
         ...     images = list(pool.map_unordered("paint", range(100)))
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError('the engine "ray" needs Ray: pip install "dsgan_datasets[ray]"') from error
+    ray = import_ray()
     pool: RayPool | None = None
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        start(ray)
     try:
-        resources = {"num_gpus": 1, "num_cpus": cpus} if labeled.device.type == "cuda" else {"num_cpus": cpus}
-        room = _room(ray.cluster_resources(), resources)
+        device = labeled.device.type
+        resources = resources_of(device, cpus)
+        fitting = some_room(ray.cluster_resources(), resources, "--cpus-per-generator")
         remote_class = ray.remote(**resources)(worker)
-        packed, device = _put(ray, labeled), labeled.device.type
-        size = room if most is None else min(room, most)
+        packed = put(ray, labeled)
+        size = fitting if most is None else min(fitting, most)
         pool = RayPool(ray, lambda: remote_class.remote(packed, device, *arguments), size)
         yield pool
     except ray.exceptions.RayTaskError as error:
@@ -174,25 +174,56 @@ def ray_pool(
             ray.shutdown()
 
 
-def _in_short(error: Exception) -> str:
+def import_ray() -> Any:
+    """The module; ImportError that names the extra."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('this needs Ray: pip install "dsgan_datasets[ray]"') from error
+    return ray
+
+
+def start(ray: Any, address: str | None = None, **options: Any) -> None:
+    """Connect this process to a cluster; None starts one on this machine. How it handles signals stays as it is."""
+    options = {"log_to_driver": False, "logging_level": "ERROR", **options}
+    if address is None:
+        options["include_dashboard"] = False
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, **options)
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)  # Ray's own ends the process at once
+
+
+def in_short(error: Exception) -> str:
     """The first and the last line of what Ray says: what happened, and the error that it comes from, if any."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " … ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
-def _room(cluster: Mapping[str, float], resources: Mapping[str, int]) -> int:
+def resources_of(device: str, cpus: int) -> dict[str, int]:
+    """What an actor that computes on such a device takes of a cluster."""
+    return {"num_gpus": 1, "num_cpus": cpus} if device == "cuda" else {"num_cpus": cpus}
+
+
+def room(cluster: Mapping[str, float], resources: Mapping[str, int]) -> int:
     """Actors that fit on the cluster at once."""
-    fitting = min(int(cluster.get(_RESOURCES[name], 0)) // count for name, count in resources.items())
-    if fitting < 1:
+    return min(int(cluster.get(_RESOURCES[name], 0)) // count for name, count in resources.items())
+
+
+def some_room(cluster: Mapping[str, float], resources: Mapping[str, int], option: str) -> int:
+    """Actors that fit on the cluster at once; ValueError if not one does, which names the option for fewer cores."""
+    if (fitting := room(cluster, resources)) < 1:
         needs = ", ".join(f"{count} {_RESOURCES[name]}" for name, count in resources.items())
         raise ValueError(
             f"a generator needs {needs}, but the Ray cluster has {int(cluster.get('CPU', 0))} CPU and "
-            f"{int(cluster.get('GPU', 0))} GPU in all: lower cpus_per_generator (--cpus-per-generator), or add machines"
+            f"{int(cluster.get('GPU', 0))} GPU in all: give each fewer cores ({option}), or add machines"
         )
     return fitting
 
 
-def _put(ray: Any, labeled: LabeledGenerator) -> Any:
+def put(ray: Any, labeled: LabeledGenerator) -> Any:
     """The generator in Ray's store, its tensors on the CPU."""
     home = labeled.device
     try:

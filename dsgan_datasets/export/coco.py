@@ -102,8 +102,8 @@ class Coco:
     Source: https://cocodataset.org/#format-data
     """
 
-    holds: ClassVar[tuple[str, ...]] = tuple(_TASKS)
-    needs: ClassVar[tuple[str, ...]] = holds
+    holds: ClassVar[tuple[str, ...] | None] = tuple(_TASKS)
+    needs: ClassVar[tuple[str, ...]] = tuple(_TASKS)
     default_splits: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:

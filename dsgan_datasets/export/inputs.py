@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dsgan_datasets.checks import integer, names
 from dsgan_datasets.latents import MAX_INDEX
@@ -27,6 +28,8 @@ class ExportInput:
         start: index of the first sample, which differs from its number in shards that do not begin at index 0.
         fingerprint: of the checkpoint that made the samples.
         labels: fields of the labels that are exported, such as ("mask",); None for all.
+        names: what the files of each sample are called, by index; None for nine digits of the index.
+        facts: what samples.jsonl says of each sample beside the usual, by index; None for nothing.
     """
 
     source: SampleSource
@@ -35,6 +38,8 @@ class ExportInput:
     start: int
     fingerprint: str
     labels: tuple[str, ...] | None = None
+    names: Sequence[str] | None = None
+    facts: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
     def generated(cls, source: SampleSource, num_samples: int, *, start: int = 0, seed: int = 0) -> ExportInput:
@@ -86,6 +91,11 @@ class ExportInput:
     def samples(self) -> Iterator[Sample]:
         """The samples, in order."""
         return self.source.stream(self.numbers, seed=self.seed)
+
+    def name_of(self, sample: Sample) -> str:
+        """What the files of a sample are called, without folder and ending."""
+        index = int(sample.index)
+        return f"{index:09d}" if self.names is None else self.names[index]
 
     @property
     def num_samples(self) -> int:

@@ -20,8 +20,8 @@ class MMSeg(FolderLayout):
     ``depth_dir/{train,val}/*.png`` and ``dataset_depth.py``.
     """
 
-    holds: ClassVar[tuple[str, ...]] = (LabelSchema.kind, DenseMap.kind)
-    needs: ClassVar[tuple[str, ...]] = holds
+    holds: ClassVar[tuple[str, ...] | None] = (LabelSchema.kind, DenseMap.kind)
+    needs: ClassVar[tuple[str, ...]] = (LabelSchema.kind, DenseMap.kind)
     default_splits: ClassVar[Mapping[str, float]] = {"val": 0.1}
     images = "img_dir"
 

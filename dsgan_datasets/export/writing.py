@@ -10,9 +10,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from dsgan_datasets.cards import dataset_card
 from dsgan_datasets.checks import integer
 from dsgan_datasets.export.coco import Coco
-from dsgan_datasets.export.folder import FolderLayout
+from dsgan_datasets.export.folder import FolderLayout, ImageFolder
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.export.layouts import Layout, Options, Slot
 from dsgan_datasets.export.mmseg import MMSeg
@@ -28,6 +29,7 @@ from dsgan_datasets.targets.parts import part_names
 #: What `export` can write.
 FORMATS: dict[str, type[Layout]] = {
     "folder": FolderLayout,
+    "imagefolder": ImageFolder,
     "coco": Coco,
     "mmseg": MMSeg,
     "yolo-seg": YoloSeg,
@@ -65,7 +67,7 @@ def export(
     Args:
         input: the samples.
         out: folder to make; nothing may be there, or an empty folder.
-        format: "folder", "coco", "mmseg", "yolo-seg" or "yolo-pose".
+        format: "folder", "imagefolder", "coco", "mmseg", "yolo-seg" or "yolo-pose".
         labels: fields of the labels to write, such as ``["mask"]``; None for all that the samples have. A label that
             the format cannot hold is an error, not left out in silence.
         splits: name -> share of the samples, such as ``{"val": 0.1}``: the last ones, in this order, and "train" is the
@@ -94,35 +96,45 @@ def export(
     if format not in FORMATS:
         raise ValueError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     input = input.choose(labels)
-    _check_labels(format, input)
+    _check_labels(format, input.targets)
     options = _options(input, things, instances, min_instance_area, category)
     layout_type = FORMATS[format]
     counts = _counts(input, layout_type.default_splits if splits is None else splits)
     with written_whole(Path(out)) as folder:
         layout = layout_type(folder, input, options, {} if "" in counts else counts)
-        _write(folder, layout, input, counts, palette)
+        _write(folder, layout, input, counts, palette, format)
     return counts
 
 
-def _check_labels(format: str, input: ExportInput) -> None:
+def formats_for(targets: Sequence[Target]) -> tuple[str, ...]:
+    """Names of the formats that hold all of these labels.
+
+    Example:
+        >>> formats_for([Keypoints(("nose", "chin"))])
+        ('folder', 'coco', 'yolo-pose')
+    """
+    return tuple(name for name, layout in FORMATS.items() if _fits(layout, targets))
+
+
+def _fits(layout: type[Layout], targets: Sequence[Target]) -> bool:
+    kinds = {target.kind for target in targets}
+    held = layout.holds is None or kinds <= set(layout.holds)
+    return held and (not layout.needs or not kinds.isdisjoint(layout.needs))
+
+
+def _check_labels(format: str, targets: Sequence[Target]) -> None:
     """ValueError if the format cannot hold some of the labels, or needs others."""
-    layout, fields = FORMATS[format], [target.field for target in input.targets]
-
-    def fits(layout: type[Layout], targets: Sequence[Target]) -> bool:
-        kinds = {target.kind for target in targets}
-        held = layout.holds is None or kinds <= set(layout.holds)
-        return held and (not layout.needs or not kinds.isdisjoint(layout.needs))
-
-    if fits(layout, input.targets):
+    if format in (able := formats_for(targets)):
         return
-    able = ", ".join(name for name, other in FORMATS.items() if fits(other, input.targets))
-    way_out = f"the formats that hold {' and '.join(fields)} are: {able}"
-    foreign = [target.field for target in input.targets if target.kind not in (layout.holds or ())]
-    if foreign and fits(layout, kept := [target for target in input.targets if target.field not in foreign]):
+    layout, fields = FORMATS[format], " and ".join(target.field for target in targets)
+    way_out = f"the formats that hold {fields} are: {', '.join(able)}"
+    kept = [target for target in targets if layout.holds is None or target.kind in layout.holds]
+    foreign = " and ".join(target.field for target in targets if target not in kept)
+    if foreign and _fits(layout, kept):
         names = [target.field for target in kept]
         options = " ".join(f"--label {name}" for name in names)
-        way_out += f"; or leave out {' and '.join(foreign)} with labels={names} ({options})"
-    problem = f"cannot hold {' and '.join(foreign)}" if foreign else f"needs {' or '.join(layout.needs)}"
+        way_out += f"; or leave out {foreign} with labels={names} ({options})"
+    problem = f"cannot hold {foreign}" if foreign else f"needs {' or '.join(layout.needs)}"
     raise ValueError(f"format {format} {problem}; {way_out}")
 
 
@@ -156,13 +168,15 @@ def _counts(input: ExportInput, splits: Mapping[str, float]) -> dict[str, int]:
     return {"train": end, **{name: counts[name] for name in splits}}
 
 
-def _write(folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str, int], palette: bool) -> None:
+def _write(
+    folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str, int], palette: bool, format: str
+) -> None:
     schema = input.schema if palette else None
     splits = (split for split, count in counts.items() for _ in range(count))
     progress = tqdm(input.samples, "exporting", total=input.num_samples, unit="sample", delay=2)
 
     def encoded(item: tuple[Sample, str]) -> tuple[Sample, Slot, dict[str, bytes], Any]:
-        sample, slot = item[0], Slot(f"{int(item[0].index):09d}", item[1])
+        sample, slot = item[0], Slot(input.name_of(item[0]), item[1])
         files, summary = layout.annotate(sample, slot)
         files = {layout.image_path(slot): png(sample.image), **files}
         if schema is not None:
@@ -188,11 +202,24 @@ def _write(folder: Path, layout: Layout, input: ExportInput, counts: Mapping[str
         description.write_text(json.dumps(target.to_dict(), indent=1) + "\n", encoding="utf-8")
     title = f"{input.num_samples} samples · seed {input.seed} · {input.fingerprint[:8]} · {input.source.license}"
     contact_sheet(SampleBatch.stack(shown), input.targets, title=title).save(folder / "preview.png")
+    card = dataset_card(
+        input.targets,
+        num_samples=input.num_samples,
+        image_size=input.source.image_size,
+        license=input.source.license,
+        fingerprint=input.fingerprint,
+        seed=input.seed,
+        start=input.start,
+        layout=f"Files: format {format} of `dsgan export`; `samples.jsonl` says what made each sample.",
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _facts(sample: Sample, input: ExportInput) -> dict[str, Any]:
     """What made a sample, as in a shard's json."""
     facts: dict[str, Any] = {"index": int(sample.index), "seed": input.seed, "attempt": int(sample.attempt)}
+    if input.facts is not None:
+        facts |= input.facts[int(sample.index)]
     if "uncertainty_score" in sample:
         facts["uncertainty_score"] = round(float(sample["uncertainty_score"]), 6)
     if "class_label" in sample:

@@ -70,8 +70,8 @@ class YoloSeg(_Yolo):
     Source: https://docs.ultralytics.com/datasets/segment/
     """
 
-    holds: ClassVar[tuple[str, ...]] = (LabelSchema.kind,)
-    needs: ClassVar[tuple[str, ...]] = holds
+    holds: ClassVar[tuple[str, ...] | None] = (LabelSchema.kind,)
+    needs: ClassVar[tuple[str, ...]] = (LabelSchema.kind,)
 
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         super().__init__(folder, input, options, splits)
@@ -97,7 +97,7 @@ class YoloPose(_Yolo):
     Source: https://docs.ultralytics.com/datasets/pose/
     """
 
-    holds: ClassVar[tuple[str, ...]] = (Keypoints.kind, LabelSchema.kind)
+    holds: ClassVar[tuple[str, ...] | None] = (Keypoints.kind, LabelSchema.kind)
     needs: ClassVar[tuple[str, ...]] = (Keypoints.kind,)
 
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:

@@ -18,7 +18,8 @@ class AnnotatedImages:
     """Images of a generator that a person has annotated.
 
     Args:
-        latents: z of each image, float32 [A, z_dim].
+        latents: z of each image, float32 [A, z_dim]; or its style vectors [A, num_ws, w_dim], such as those that
+            photos were inverted to.
         labels: field of the target ("mask", "keypoints", …) -> labels [A, ...] of its kind; or the masks alone. Masks
             are integer class ids [A, H, W], of the interpreter's classes; pixels of `ignore_index` are not learned
             from. H and W are those of the images that the recipe makes, after a crop if it has one.
@@ -52,9 +53,10 @@ class AnnotatedImages:
         for field, values in self.labels.items() or {"labels": torch.empty(0)}.items():
             is_mask = field == "mask"
             wrong = values.dim() != 3 if is_mask else values.dim() < 2
-            if self.latents.dim() != 2 or wrong or len(values) != len(self.latents):
+            if self.latents.dim() not in (2, 3) or wrong or len(values) != len(self.latents):
+                kind = "masks [A, H, W]" if is_mask else f"{field} [A, ...]"
                 raise ValueError(
-                    f"latents must be [A, z_dim] and {'masks [A, H, W]' if is_mask else f'{field} [A, ...]'}, "
+                    f"latents must be [A, z_dim] or [A, num_ws, w_dim], and {kind}; "
                     f"got {list(self.latents.shape)} and {list(values.shape)}"
                 )
 
@@ -89,8 +91,12 @@ def _as_label(field: str, values: Tensor) -> Tensor:
 
 def check_annotated(generator: FeatureGenerator, annotated: AnnotatedImages, target: Target, recipe: Recipe) -> None:
     """ValueError if latents or the labels of a target do not fit the generator, the recipe or the target."""
-    if annotated.latents.shape[1] != generator.z_dim:
-        raise ValueError(f"latents have {annotated.latents.shape[1]} numbers, the generator's z has {generator.z_dim}")
+    z, styles = (generator.z_dim,), (generator.num_ws, generator.w_dim)
+    if (given := tuple(annotated.latents.shape[1:])) not in (z, styles):
+        numbers, of_styles = ("×".join(map(str, shape)) for shape in (given, styles))
+        raise ValueError(
+            f"latents have {numbers} numbers; the generator's z has {generator.z_dim}, its style vectors {of_styles}"
+        )
     size = recipe.image_size(generator.img_size)
     for number, value in enumerate(annotated.of(target.field)):
         try:

@@ -1,5 +1,4 @@
-"""Whole annotated images -> a `ConvolutionalInterpreter`, and how long to train it so that it does not learn them by
-heart.
+"""Whole annotated images -> a `ConvolutionalInterpreter` that has not learned them by heart.
 
 Sixteen images are few for a network that sees neighbors. It is kept from learning them by heart by whole channels of
 features that are left out at random and by noise on the rest, by averaging its weights over the steps, and by the
@@ -8,6 +7,7 @@ number of steps: held-out images say how many are best, and as many are then mad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby, pairwise
@@ -128,21 +128,21 @@ class ConvolutionalTrainer:
         return self._trained(images, self.random, self.lengths, description)
 
     def train(self, trial: int | None = None) -> ConvolutionalInterpreter:
-        """An interpreter for all images after as many steps as trial number `trial`; None where nothing was held out:
-        after half of the most."""
-        lengths = self.lengths
-        steps = lengths[(len(lengths) - 1) // 2 if trial is None else trial]
+        """An interpreter for all images, after as many steps as in a trial; half of the most if there was none."""
         # Of its own, so that the weights do not depend on what was held out before.
         random = torch.Generator().manual_seed(self.settings.seed)
-        return self._trained(torch.arange(len(self.maps.masks)), random, [steps], "training the interpreter")[0]
+        images = torch.arange(len(self.maps.masks))
+        return self._trained(images, random, [self._steps(trial)], "training the interpreter")[0]
 
     def reported(self, interpreter: Any, trial: int | None = None) -> dict[str, str | float | None]:
         """The settings of `train`, as a card shows them."""
         settings = self.settings.convolutional
         names = ("batch_images", "region", "learning_rate", "weight_decay", "channel_dropout", "noise", "dice")
-        lengths = self.lengths
-        steps = lengths[(len(lengths) - 1) // 2 if trial is None else trial]
-        return {"steps": steps, **{name: getattr(settings, name) for name in names}, "seed": self.settings.seed}
+        own = {name: getattr(settings, name) for name in names}
+        return {"steps": self._steps(trial), **own, "seed": self.settings.seed}
+
+    def _steps(self, trial: int | None) -> int:
+        return self.lengths[(self.ways - 1) // 2 if trial is None else trial]
 
     def _trained(
         self, images: Tensor, random: torch.Generator, at: Sequence[int], description: str
@@ -204,8 +204,8 @@ class _Member:
     """One network in training.
 
     Attributes:
-        maps: all images.
-        draws: images of each step, int64 [steps, batch_images].
+        maps: of all images.
+        rows: numbers of the images that it learns from, int64.
         scaled: mean and standard deviation of each level.
         settings: of the training.
         dtype: of products.
@@ -235,7 +235,7 @@ class _Member:
         device = maps.masks.device
 
         def normal(*shape: int, fan_in: int) -> Tensor:
-            return torch.randn(shape, generator=random) * (2 / fan_in) ** 0.5
+            return torch.randn(shape, generator=random) * math.sqrt(2 / fan_in)
 
         weights: dict[str, Tensor] = {}
         below = 0

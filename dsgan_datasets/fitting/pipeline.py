@@ -143,7 +143,7 @@ def fit_checkpoint(
         num_images=len(annotated),
         folds=folds,
         quality={target.field: quality[target.field].figures(target) for target in targets if quality},
-        settings=_together(reported),
+        settings=_together(reported) | _photos(annotations),
         generator=generator_name or name_of(generator),
         description=description,
     )
@@ -243,6 +243,12 @@ def _together(reported: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     names = dict.fromkeys(name for settings in reported for name in settings)
     values = {name: list(dict.fromkeys(settings[name] for settings in reported if name in settings)) for name in names}
     return {name: found[0] if len(found) == 1 else ", ".join(map(str, found)) for name, found in values.items()}
+
+
+def _photos(annotations: Annotations) -> dict[str, str]:
+    """What the card says of photos among the annotated images; none of them is stored."""
+    licenses = annotations.photo_licenses
+    return {"license of the photos among them": ", ".join(licenses)} if licenses else {}
 
 
 def name_of(generator: FeatureGenerator) -> str:

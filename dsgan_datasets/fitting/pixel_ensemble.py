@@ -71,12 +71,12 @@ class PixelTrainer:
         """One."""
         return 1
 
-    def trials(self, images: Tensor, description: str) -> list[Ensemble]:
+    def trials(self, images: Tensor, description: str) -> list[Any]:
         """An ensemble for some of the images, int64 numbers; ValueError if the training diverged."""
         rows = torch.isin(self.pixels.image, images).nonzero()[:, 0]
         return [self._trained(rows, description)]
 
-    def train(self, trial: int | None = None) -> Ensemble:
+    def train(self, trial: int | None = None) -> Any:
         """An ensemble for all images; ValueError if the training diverged."""
         return self._trained(torch.arange(len(self.pixels.image)), "training the interpreter")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from torch import Tensor
@@ -53,7 +54,7 @@ class Region:
             convolutions: 3×3 convolutions of each level.
         """
         axes = [
-            _axis(part, size[axis], [level[axis] for level in levels], convolutions)
+            _axis(part, size[axis], tuple(level[axis] for level in levels), tuple(convolutions))
             for axis, part in enumerate((rows, columns))
         ]
         spans = list(zip(*(axis_spans for axis_spans, _ in axes), strict=True))
@@ -71,7 +72,10 @@ class Region:
         return x[..., columns] if isinstance(columns, slice) else x @ columns.to(x).mT
 
 
-def _axis(part: Span, outer: int, sides: Sequence[int], convolutions: Sequence[int]) -> tuple[list[Span], list[Step]]:
+@lru_cache(maxsize=64)
+def _axis(
+    part: Span, outer: int, sides: tuple[int, ...], convolutions: tuple[int, ...]
+) -> tuple[list[Span], list[Step]]:
     """Of one axis: what is read of each level, and the steps between them."""
     spans: list[Span] = [part]
     steps: list[Step] = []

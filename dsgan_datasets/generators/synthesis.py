@@ -24,7 +24,8 @@ def synthesize(generator: FeatureGenerator, recipe: Recipe, latents: Latents | T
     Args:
         generator: makes them.
         recipe: truncation, noise, mixing, size, crop, precision.
-        latents: all that the recipe leaves to chance; if that is z alone, simply z [N, z_dim].
+        latents: all that the recipe leaves to chance; if that is z alone, simply z [N, z_dim]. Or style vectors
+            [N, num_ws, w_dim], to which the recipe's sampling does not apply.
 
     Returns:
         uint8 RGB images [N, 3, H, W], resized and cropped, and the generator's feature maps (neither).
@@ -33,6 +34,8 @@ def synthesize(generator: FeatureGenerator, recipe: Recipe, latents: Latents | T
         ValueError: z alone was given, but the recipe draws more.
     """
     if isinstance(latents, Tensor):
+        if latents.dim() == 3:
+            return render(generator, recipe, latents.to(generator.device))
         latents = Latents.of(recipe, latents)
     return render(generator, recipe, style_vectors(generator, recipe, latents))
 
@@ -50,8 +53,14 @@ def style_vectors(generator: FeatureGenerator, recipe: Recipe, latents: Latents)
 
 def render(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Images uint8 [N, 3, H, W] and feature maps of style vectors [N, num_ws, w_dim]."""
+    image, features = frame(generator, recipe, ws)
+    return _to_uint8(image, generator), features
+
+
+def frame(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """As `render`, but images float32, nominally in the generator's `image_range`; with gradients where they are on."""
     image, features = generator.synthesis(ws, noise_mode=recipe.noise_mode, dtype=recipe.torch_dtype)
-    return _to_uint8(_to_frame(image, generator, recipe), generator), features
+    return _to_frame(image, generator, recipe), features
 
 
 def render_channels(generator: FeatureGenerator, recipe: Recipe, ws: Tensor) -> tuple[Tensor, Tensor]:

@@ -219,4 +219,5 @@ def logits(weights: FusionWeights, levels: Sequence[Tensor], resize: Resize) -> 
     assert x is not None
     head = weights.head.flatten(0, 1)[:, :, None, None]
     found = conv2d(x.float(), head, weights.head_bias.flatten(), groups=members)
-    return resize(found, len(levels)).unflatten(1, (members, weights.num_classes))
+    framed = resize(found, len(levels))
+    return framed.view(len(framed), members, weights.num_classes, *framed.shape[2:])

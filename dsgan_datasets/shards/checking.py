@@ -269,9 +269,9 @@ def _compare(before: Shard, after: Shard, strict: bool) -> None:
         scored = abs(after.uncertainty_score - before.uncertainty_score) / max(before.uncertainty_score, 1e-6)
     if moved > _MOVED or scored > _SCORE:
         raise ShardError(
-            f"{before.name}: regenerated here, {moved:.2%} of the pixels have another class (at most {_MOVED:.1%}) and "
-            f"the mean score differs by {scored:.1%} (at most {_SCORE:.0%}); the shard was left as it is. Repair it "
-            "with the versions and on the device of the manifest"
+            f"{before.name}: regenerated here, {moved:.2%} of what its labels count (such as pixels of a class) is "
+            f"counted elsewhere (at most {_MOVED:.1%}), and the mean score differs by {scored:.1%} (at most "
+            f"{_SCORE:.0%}); the shard was left as it is. Repair it with the versions and on the device of the manifest"
         )
 
 

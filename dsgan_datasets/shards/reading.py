@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,7 @@ from dsgan_datasets.samples import Sample
 from dsgan_datasets.shards.locations import Locations, ShardSet
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.datasets import DSGANDataset, SampleStream
-from dsgan_datasets.sources.streaming import Iteration, Uneven
+from dsgan_datasets.sources.streaming import Uneven
 from dsgan_datasets.sources.transforming import Transforms
 
 __all__ = ["Locations", "ShardDataset", "ShardMapDataset", "ShardSet"]
@@ -93,7 +93,7 @@ class ShardDataset(_OfShards, SampleStream):
         shuffle: samples of a shuffling window; 0 keeps the order. As many records are held in memory, not decoded.
         seed: 0 … 2^64-1, of the shuffling.
         rank, world_size, split_by_rank, global_batch, loader_batch_size, uneven: see `DSGANIterableDataset`.
-        same_epoch: make `set_epoch` keep the order of epoch 0.
+        same_epoch: give every epoch the order of epoch 0.
         check_hashes: read each shard once in full before its first sample, and compare its SHA-256.
         transforms: torchvision v2 transforms of a dict of tv_tensors, see `DSGANIterableDataset`.
         extras: fields that the samples must have: "uncertainty", "latent". What is stored is always read.
@@ -151,22 +151,22 @@ class ShardDataset(_OfShards, SampleStream):
         """Whether SHA-256 digests are compared."""
         return self.source.check_hashes
 
-    def _samples(self, iteration: Iteration) -> Iterator[Sample]:
+    def _samples(self, numbers: Callable[[], Iterator[int]]) -> Generator[Sample]:
         # Without a thread: reading and decoding leave nothing to wait for, and workers do it side by side.
-        return self.source.stream(self._numbers(iteration), extras=self.extras)
+        yield from self.source.stream(numbers(), extras=self.extras)
 
-    def _numbers(self, iteration: Iteration) -> Iterator[int]:
+    def _numbering(self, epoch: int) -> Callable[[int], int]:
         length = len(self.shards)
         if not self.shuffle:
-            return (position % length for position in iteration.positions())
+            return lambda position: position % length
         order = ShuffledOrder(
             [place.shard.count for place in self.shards.places],
             window=self.shuffle,
             seed=self.seed,
-            epoch=0 if self.same_epoch else iteration.epoch,
+            epoch=0 if self.same_epoch else epoch,
             group=self.source.group,
         )
-        return (order.number(position % length) for position in iteration.positions())
+        return lambda position: order.number(position % length)
 
     def _identity(self) -> dict[str, Any]:
         return {

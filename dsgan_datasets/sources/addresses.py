@@ -2,27 +2,24 @@
 
     dsgan://FINGERPRINT/KIND/NAME_SEED_INDEX.EXTENSION        dsgan://0525d18e/image/demo-faces_0_7.png
 
-FINGERPRINT is the first eight digits of the source's; KIND is "image" or "mask"; NAME is the last part of the
-checkpoint's path in MMSegmentation, and the registered name in Detectron2, percent-encoded. The last part alone is
-different for each sample of a dataset, as tools save pictures under it. Both adapters read them with this module.
+FINGERPRINT is the first eight digits of the source's; KIND is "image" or the field of a label, such as "mask"; NAME is
+the last part of the checkpoint's path in MMSegmentation and Ultralytics, and the registered name in Detectron2,
+percent-encoded. The last part alone is different for each sample of a dataset, as tools save pictures under it.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import quote, unquote
 
 from dsgan_datasets.latents import MAX_INDEX
 
-Kind = Literal["image", "mask"]
-
 SCHEME = "dsgan://"
-GRAMMAR = f"{SCHEME}FINGERPRINT/KIND/NAME_SEED_INDEX.png, KIND being image or mask"
+GRAMMAR = f"{SCHEME}FINGERPRINT/KIND/NAME_SEED_INDEX.png, KIND being image, mask or another label"
 
 _PATTERN = re.compile(
-    rf"{SCHEME}(?P<fingerprint>[0-9a-f]{{8}})/(?P<kind>image|mask)/"
+    rf"{SCHEME}(?P<fingerprint>[0-9a-f]{{8}})/(?P<kind>[a-z][a-z0-9_]*)/"
     r"(?P<name>[^/]+)_(?P<seed>0|[1-9][0-9]*)_(?P<index>0|[1-9][0-9]*)\.(?P<extension>png|ppm|pgm)"
 )
 
@@ -33,7 +30,7 @@ class SampleAddress:
 
     Attributes:
         fingerprint: the first eight digits of the source's.
-        kind: "image" or "mask".
+        kind: "image", or the field of a label.
         name: a word for people, or the registered name.
         seed: of the dataset.
         index: number of the sample.
@@ -48,7 +45,7 @@ class SampleAddress:
     """
 
     fingerprint: str
-    kind: Kind
+    kind: str
     name: str
     seed: int
     index: int
@@ -71,7 +68,7 @@ def parse(address: str) -> SampleAddress:
     parts = found.groupdict()
     return SampleAddress(
         parts["fingerprint"],
-        "image" if parts["kind"] == "image" else "mask",
+        parts["kind"],
         unquote(parts["name"]),
         int(parts["seed"]),
         int(parts["index"]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -12,11 +14,12 @@ from torch.utils.data import Dataset, get_worker_info
 
 from dsgan_datasets._deprecation import renamed_keywords, warn_renamed
 from dsgan_datasets.checks import boolean, integer, names, position
+from dsgan_datasets.exits import closed_at_exit
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.sources.base import SampleSource
 from dsgan_datasets.sources.read_ahead import check_duty_cycle, read_ahead
-from dsgan_datasets.sources.streaming import Iteration, ResumableStream, Uneven
+from dsgan_datasets.sources.streaming import ResumableStream, Uneven
 from dsgan_datasets.sources.transforming import Transforms, check_transforms, transformed
 from dsgan_datasets.targets.base import Target
 
@@ -41,7 +44,7 @@ class _OfSource:
 
 
 class SourceStream(_OfSource, ResumableStream[Item_co]):
-    """A stream over a source; subclasses say what they hand out of the batches of `_numbered`.
+    """A stream over a source; subclasses make in `_made` what they hand out, of `_batches`.
 
     Args:
         source: gives the samples.
@@ -50,7 +53,7 @@ class SourceStream(_OfSource, ResumableStream[Item_co]):
         length: samples an epoch has, over all ranks and workers; None for a stream without end, or for all samples of a
             source that has an end.
         batch_size: samples prepared at a time.
-        same_epoch: give every epoch the samples (and the order) of epoch 0.
+        same_epoch: give every epoch the samples (and the order) of epoch 0, instead of new ones.
         prefetch: batches that are prepared before they are asked for, at most (None: two).
         duty_cycle: part of the time that may go into preparing samples, in (0, 1].
         extras: further fields of the samples.
@@ -97,36 +100,37 @@ class SourceStream(_OfSource, ResumableStream[Item_co]):
         self.extras = _check_extras(extras)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to another epoch, which takes effect when iteration starts, in living workers too.
+        """Go to an epoch of your choice, which takes effect when iteration starts, in living workers too.
 
-        A generator then gives the samples start + epoch · length …, unless `same_epoch`. Without a length there is one
-        endless epoch and nothing changes.
+        Epochs follow each other without it. A generator gives the samples start + epoch · length …, unless
+        `same_epoch`. Without a length there is one endless epoch and nothing changes.
         """
         super().set_epoch(epoch)
 
-    def _numbers(self, iteration: Iteration) -> Iterator[int]:
-        """Numbers of the samples that are left of an iteration; pure, it may be asked for several times."""
+    def _numbering(self, epoch: int) -> Callable[[int], int]:
         length = self.length
         if length is None:
-            return (self.start + position for position in iteration.positions())
+            return lambda position: self.start + position
         moves = not self.same_epoch and self.source.num_samples is None
-        first = self.start + (iteration.epoch * length if moves else 0)
-        return (first + position % length for position in iteration.positions())
+        first = self.start + (epoch * length if moves else 0)
+        return lambda position: first + position % length
 
-    def _numbered(self, iteration: Iteration) -> Iterator[tuple[list[int], SampleBatch]]:
-        """The samples that are left of an iteration in batches, prepared ahead, with their numbers."""
+    def _batches(self, numbers: Callable[[], Iterator[int]]) -> Generator[tuple[list[int], SampleBatch]]:
+        """The samples of some numbers in batches, prepared ahead, with their numbers."""
         refuse_cuda_in_worker(self.source.device)
-        samples = self.source.stream(self._numbers(iteration), seed=self.seed, extras=self.extras)
-        numbers = self._numbers(iteration)
-        for batch in read_ahead(
+        samples = self.source.stream(numbers(), seed=self.seed, extras=self.extras)
+        batches = read_ahead(
             samples,
             self.batch_size,
             device=self.source.device,
             owner=self.source,
             prefetch=self.prefetch,
             duty_cycle=self.duty_cycle,
-        ):
-            yield list(islice(numbers, batch.num_samples)), batch
+        )
+        rest = numbers()
+        with closing(batches):
+            for batch in batches:
+                yield list(islice(rest, batch.num_samples)), batch
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -152,18 +156,17 @@ class SampleStream(SourceStream[Sample]):
         super().__init__(source, **options)
         self.transforms = check_transforms(transforms)
 
-    def __iter__(self) -> Iterator[Sample]:
-        """Samples of this consumer, one by one."""
-        with self._iteration() as iteration:
-            for sample in self._samples(iteration):
+    def _made(self, numbers: Callable[[], Iterator[int]]) -> Generator[Sample]:
+        with closing(self._samples(numbers)) as samples:
+            for sample in samples:
                 if self.transforms is not None:
                     sample = transformed(sample, self.transforms, self.source.targets)
-                self._deliver(iteration)  # not before: a sample whose transforms fail was not handed out
                 yield sample
 
-    def _samples(self, iteration: Iteration) -> Iterator[Sample]:
-        for _, batch in self._numbered(iteration):
-            yield from batch.rows()
+    def _samples(self, numbers: Callable[[], Iterator[int]]) -> Generator[Sample]:
+        with closing(self._batches(numbers)) as batches:
+            for _, batch in batches:
+                yield from batch.rows()
 
     def batches(self) -> Iterator[SampleBatch]:
         """Whole batches of `batch_size` samples (the last may be shorter), as they were generated or read.
@@ -175,8 +178,11 @@ class SampleStream(SourceStream[Sample]):
             raise ValueError(
                 "batches() gives samples as generated; apply transforms to the batch, or iterate the dataset"
             )
-        with self._iteration() as iteration:
-            for _, batch in self._numbered(iteration):
+        return closed_at_exit(self._iterate_batches())
+
+    def _iterate_batches(self) -> Generator[SampleBatch]:
+        with self._iteration() as iteration, closing(self._batches(partial(self._numbers, iteration))) as batches:
+            for _, batch in batches:
                 self._deliver(iteration, batch.num_samples)
                 yield batch
 
@@ -205,12 +211,14 @@ class DSGANIterableDataset(SampleStream):
         loader_batch_size: batch size of the DataLoader, if it is not global_batch / ranks, as with accumulated
             gradients.
         transforms: torchvision v2 transforms of a dict: "image" (a tv_tensors.Image), the labels ("mask", a
-            tv_tensors.Mask), and "uncertainty" and "probabilities" (Masks too) if they are among the extras.
+            tv_tensors.Mask; "keypoints", a KeyPoints; see `Target.wrap`), and "uncertainty" and "probabilities" (Masks
+            too) if they are among the extras.
         uneven: what happens to a last global batch that is not full (without `global_batch`: to samples, or view
             groups, that do not divide by the number of ranks): "keep" gives some ranks less, "drop" leaves it out,
             "pad" fills it up with the first samples. None is "keep" on one rank and "drop" on several, as ranks that
             wait for each other after every step (DDP) would hang at the end of an epoch.
-        same_epoch: make `set_epoch` keep the samples of epoch 0.
+        same_epoch: give every epoch the samples of epoch 0. Otherwise a pass that came to its end is followed by one
+            over new samples, `length` further on; one that was left early is repeated.
         prefetch: batches that are generated before they are asked for, at most (None: two); each takes memory.
         duty_cycle: part of the time that may go into generating, in (0, 1]. With 0.25 the generating thread rests
             three times as long as each batch took (less what it had to wait for the consumer), and what trains on the

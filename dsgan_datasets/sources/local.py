@@ -21,12 +21,11 @@ from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 
-class CheckpointSource:
-    """A labeled checkpoint whose weights load on first use; a `SampleSource`.
+class OfCheckpoint:
+    """What a source of a checkpoint's samples knows without its weights.
 
     Args:
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
-        device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
         recipe: fields of `Recipe` to change.
 
     Attributes:
@@ -35,53 +34,17 @@ class CheckpointSource:
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
         ValueError: an override that is unknown or out of range.
-
-    Example:
-        >>> source = CheckpointSource("demo-faces", device="cpu")
-        >>> source.description.schema.classes[1]
-        'skin'
-        >>> source.batch([0]).num_samples
-        1
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str], *, device: Device = None, **recipe: Any) -> None:
+    def __init__(self, checkpoint: str | os.PathLike[str], **recipe: Any) -> None:
         self.description = Checkpoint.open(checkpoint, **recipe)
         self.checkpoint = os.fspath(checkpoint)
         self.overrides = recipe
-        self._requested = None if device is None else named_device(device)
-        self._labeled: LabeledGenerator | None = None
-        # Asked here: in a process forked from one that uses CUDA, PyTorch finds no GPU and would fall back to the CPU.
-        self._on_cuda = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
-
-    @property
-    def labeled(self) -> LabeledGenerator:
-        """The generator, loaded once in each process.
-
-        Raises:
-            RuntimeError: in a DataLoader worker, if the device is a GPU.
-        """
-        refuse_cuda_in_worker(self.device)
-        if self._labeled is None:
-            device = resolve_device(self._requested)
-            self._labeled = LabeledGenerator.from_pretrained(self.checkpoint, device=device, **self.overrides)
-        return self._labeled
 
     @property
     def name(self) -> str:
         """Last part of the checkpoint's path."""
         return os.path.basename(os.path.abspath(self.checkpoint))
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Checkpoint and device, as they were given."""
-        return {"checkpoint": self.checkpoint, "device": None if self._requested is None else str(self._requested)}
-
-    @property
-    def device(self) -> torch.device:
-        """That samples are, or will be, made on."""
-        if self._requested is not None:
-            return self._requested
-        return torch.device("cuda" if self._on_cuda else "cpu")
 
     @property
     def schema(self) -> LabelSchema:
@@ -116,14 +79,70 @@ class CheckpointSource:
         return group
 
     @property
-    def block(self) -> int:
-        """Samples that cost together no more than one of them: a GPU computes whole batches."""
-        return self.description.recipe.compute_batch if self.device.type == "cuda" else 1
-
-    @property
     def num_samples(self) -> None:
         """None: there is no end."""
         return None
+
+
+class CheckpointSource(OfCheckpoint):
+    """A labeled checkpoint whose weights load on first use; a `SampleSource`.
+
+    Args:
+        checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name".
+        device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
+        recipe: fields of `Recipe` to change.
+
+    Attributes:
+        description: what config.json says: targets, recipe, fingerprint, image size.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its config.json is damaged.
+        ValueError: an override that is unknown or out of range.
+
+    Example:
+        >>> source = CheckpointSource("demo-faces", device="cpu")
+        >>> source.description.schema.classes[1]
+        'skin'
+        >>> source.batch([0]).num_samples
+        1
+    """
+
+    def __init__(self, checkpoint: str | os.PathLike[str], *, device: Device = None, **recipe: Any) -> None:
+        super().__init__(checkpoint, **recipe)
+        self._requested = None if device is None else named_device(device)
+        self._labeled: LabeledGenerator | None = None
+        # Asked here: in a process forked from one that uses CUDA, PyTorch finds no GPU and would fall back to the CPU.
+        self._on_cuda = torch.cuda.is_available() and (device is None or str(device).startswith("cuda"))
+
+    @property
+    def labeled(self) -> LabeledGenerator:
+        """The generator, loaded once in each process.
+
+        Raises:
+            RuntimeError: in a DataLoader worker, if the device is a GPU.
+        """
+        refuse_cuda_in_worker(self.device)
+        if self._labeled is None:
+            device = resolve_device(self._requested)
+            self._labeled = LabeledGenerator.from_pretrained(self.checkpoint, device=device, **self.overrides)
+        return self._labeled
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Checkpoint and device, as they were given."""
+        return {"checkpoint": self.checkpoint, "device": None if self._requested is None else str(self._requested)}
+
+    @property
+    def device(self) -> torch.device:
+        """That samples are, or will be, made on."""
+        if self._requested is not None:
+            return self._requested
+        return torch.device("cuda" if self._on_cuda else "cpu")
+
+    @property
+    def block(self) -> int:
+        """Samples that cost together no more than one of them: a GPU computes whole batches."""
+        return self.description.recipe.compute_batch if self.device.type == "cuda" else 1
 
     def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
         """See `LabeledGenerator.stream`; RuntimeError in a DataLoader worker, if the device is a GPU."""

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from weakref import WeakKeyDictionary
@@ -28,7 +28,7 @@ def read_ahead(
     owner: object | None = None,
     prefetch: int | None = None,
     duty_cycle: float = 1.0,
-) -> Iterator[SampleBatch]:
+) -> Generator[SampleBatch]:
     """Batches of samples, in order, prepared on a thread (and a CUDA stream) of their own.
 
     Args:
@@ -77,6 +77,8 @@ def read_ahead(
         if os.getpid() == process:  # a forked child has no such thread, and perhaps the locks that it was holding
             rest.end()
             thread.shutdown(cancel_futures=True)
+            if isinstance(samples, Generator):
+                samples.close()
 
 
 #: Libraries keep memory for every stream that they ever saw: an epoch must not bring a new one.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dsgan_datasets.checks import boolean, integer
+from dsgan_datasets.exits import closed_at_exit
 from dsgan_datasets.latents import MAX_INDEX
-from dsgan_datasets.sources.board import Board
+from dsgan_datasets.sources.board import Board, Pass
 from dsgan_datasets.sources.share import Share, accelerate_is_reading, current_rank
 
 Uneven = Literal["drop", "pad", "keep"]
@@ -48,19 +50,21 @@ class Iteration:
         start: where it began.
         share: which positions this consumer has.
         length: positions of the epoch, after dropping or padding.
-        delivered: samples that it has handed out.
         process: that it runs in.
+        in_worker: that is a DataLoader worker.
+        named: `Board.named` when it began.
+        delivered: samples that it has handed out.
         running: until it ends or is left.
-        finished: it came to its end.
     """
 
     start: Start
     share: Share
     length: int
     process: int
+    in_worker: bool
+    named: int
     delivered: int = 0
     running: bool = True
-    finished: bool = False
 
     @property
     def epoch(self) -> int:
@@ -78,9 +82,16 @@ class Iteration:
         rank_batch = self.share.rank_batch
         return self.running, self.start.batches * rank_batch + self.start.within + self.place.consumed
 
+    @property
+    def finished(self) -> bool:
+        """Whether all of its samples were handed out."""
+        return next(self._positions(self.place), None) is None
+
     def positions(self) -> Iterator[int]:
-        """Positions that are left, one by one; it may be asked for several times before something is delivered."""
-        start = self.start
+        """Its positions, one by one; a new iterator each time."""
+        return self._positions(self.start)
+
+    def _positions(self, start: Start) -> Iterator[int]:
         ranges = self.share.positions(
             self.length, batches_done=start.batches, within=start.within, samples_done=start.consumed
         )
@@ -90,8 +101,14 @@ class Iteration:
 class ResumableStream(IterableDataset[Item_co]):
     """A stream that shares out its positions among ranks and workers, and can continue in the middle of an epoch.
 
-    A subclass iterates inside `_iteration`, gives `_deliver` the number of samples that it hands out, and says in
-    `_identity` what a saved state belongs to.
+    A pass that comes to its end makes the next epoch the one that follows; one that is left early is repeated. With
+    DataLoader workers it ends when the loader has asked all of them in vain, which it does while the loop has up to
+    ``prefetch_factor - 1`` batches of each to go: a loop that counts batches and stops about there should call
+    `set_epoch`.
+
+    A subclass says in `_numbering` which samples an epoch has, makes them in `_made`, and says in `_identity` what a
+    saved state belongs to. One that hands out something else than single items iterates inside `_iteration`, and gives
+    `_deliver` the number of samples that it hands out.
 
     Args:
         length: positions of an epoch, over all ranks; None for no end.
@@ -147,6 +164,8 @@ class ResumableStream(IterableDataset[Item_co]):
         self._board = Board()
         self._iterations: list[Iteration] = []  # of this process, in the epoch
         self._own_start: Start | None = None  # of a DataLoader worker that was given its own state
+        self._pass: Pass | None = None  # that this DataLoader worker takes part in
+        self._joined = False  # and that it has not begun yet
         self._version = 0  # of the board's start that was loaded here
         self._version_seen: int | None = None  # of the latest that this DataLoader worker could take
         self._warned = False
@@ -218,35 +237,105 @@ class ResumableStream(IterableDataset[Item_co]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker has no process group: it is given the rank of the process that sent it there."""
-        state = {**self.__dict__, "_iterations": []}
+        state = {**self.__dict__, "_iterations": [], "_pass": None, "_joined": False}
         if current_rank() is not None:
             state["rank"], state["world_size"] = self._rank_and_world_size()
         return state
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to another epoch; takes effect when iteration starts, in living workers too."""
-        self._board.epoch = integer("epoch", epoch, 0, MAX_INDEX)
+        """Go to an epoch of your choice; takes effect when iteration starts, in living workers too.
+
+        Without it the epochs follow each other: each begins when all workers have finished the one before. A loaded
+        state is about one epoch; naming another one drops it, with a warning.
+        """
+        epoch = integer("epoch", epoch, 0, MAX_INDEX)
+        start = self._waiting_start()
+        if start is not None and start.epoch == self._board.next_epoch() != epoch:
+            warnings.warn(
+                f"set_epoch({epoch}) drops the loaded state, which is in epoch {start.epoch}: continue a training with "
+                f"set_epoch({start.epoch})",
+                stacklevel=2,
+            )
+        self._board.name_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Item_co]:
+        """What this consumer gets of an epoch, one by one."""
+        # Not with the first item: torchdata's loader asks a worker for its state before that.
+        self._join_pass()
+        return closed_at_exit(self._iterate())
+
+    def _iterate(self) -> Generator[Item_co]:
+        with self._iteration() as iteration, closing(self._made(partial(self._numbers, iteration))) as items:
+            for item in items:
+                self._deliver(iteration)  # not before: what could not be made was not handed out
+                yield item
+
+    def _numbers(self, iteration: Iteration) -> Iterator[int]:
+        """Numbers of the samples that are left of an iteration."""
+        return map(self._numbering(iteration.epoch), iteration.positions())
+
+    def _numbering(self, epoch: int) -> Callable[[int], int]:
+        """A function: position in an epoch (padding goes beyond its length) -> number of a sample; any at once."""
+        raise NotImplementedError
+
+    def _made(self, numbers: Callable[[], Iterator[int]]) -> Generator[Item_co]:
+        """What the stream hands out for some numbers, in order.
+
+        Args:
+            numbers: gives a new iterator over them with each call.
+        """
+        raise NotImplementedError
 
     @contextmanager
     def _iteration(self) -> Iterator[Iteration]:
         """One iteration over an epoch, or over the rest of it after a state was loaded."""
         share = self.share
-        start = self._place_to_begin(share)
-        iteration = Iteration(start, share, self._even_length(share), os.getpid())
+        self._join_pass()
+        iteration = self._iteration_from(self._place_to_begin(share), share)
+        self._joined = False
         resumed = self._take_start()
-        if get_worker_info() is not None:
-            self._board.read_epoch = iteration.epoch
         # What a state may be about: of earlier iterations those that are running, and the furthest that was left.
-        before = [i for i in self._iterations if i.epoch == iteration.epoch and i.process == iteration.process]
+        before = [i for i in self._here() if i.epoch == iteration.epoch]
         left = sorted((i for i in before if not i.running and not i.finished), key=lambda i: i.progress)
         self._iterations = [*(i for i in before if i.running), *left[-1:], iteration]
         try:
             yield iteration
-            iteration.finished = True
+            # In a worker not with its last sample: the loader is ahead of the loop, which may be left before.
+            self._leave_pass()
         finally:  # at the end, and where the consumer leaves early
             iteration.running = False
-            if resumed and not iteration.finished:
+            if iteration.finished:
+                self._end(iteration)
+            elif resumed:
                 self._give_back_start(resumed)
+
+    def _iteration_from(self, start: Start, share: Share) -> Iteration:
+        in_worker = get_worker_info() is not None
+        return Iteration(start, share, self._even_length(share), os.getpid(), in_worker, self._board.named)
+
+    def _join_pass(self, epoch: int | None = None) -> None:
+        """In a worker: take part in the next pass of its loader, unless it has joined that already."""
+        worker = get_worker_info()
+        if worker is None or self._joined:
+            return
+        loader, number = worker.seed - worker.id, 1 if self._pass is None else self._pass.number + 1
+        if self._version_seen is None and self._version != self._board.version:
+            # Made before a state was loaded: its loader may be gone, and what it reads says nothing about that state.
+            self._pass = Pass(0, loader, number, self._board.next_epoch(), worker.num_workers, self._board.named)
+        else:
+            self._pass = self._board.join(worker.id, worker.num_workers, loader, number, epoch)
+        self._joined = True
+
+    def _leave_pass(self) -> None:
+        """In a worker: it came to its end."""
+        worker = get_worker_info()
+        if worker is not None and self._pass is not None:
+            self._board.leave(worker.id, self._pass)
+
+    def _end(self, iteration: Iteration) -> None:
+        """Of an iteration in this process that gave all of its samples: the next epoch is next."""
+        if not iteration.in_worker:  # a worker that exits may no longer know that it is one
+            self._board.end_pass(iteration.epoch, iteration.named)
 
     def _place_to_begin(self, share: Share) -> Start:
         """Where an iteration that begins now begins.
@@ -254,7 +343,10 @@ class ResumableStream(IterableDataset[Item_co]):
         Raises:
             ValueError: a loaded state is for other numbers than those here. It stays loaded.
         """
-        epoch = self._board.epoch
+        for iteration in self._here():  # some may be held by what has read all of their samples
+            if iteration.running and iteration.finished:
+                self._end(iteration)
+        epoch = self._next_epoch()
         start = self._waiting_start()
         if start is None or start.epoch != epoch:
             return Start(epoch)
@@ -311,13 +403,17 @@ class ResumableStream(IterableDataset[Item_co]):
 
     def _begin_at(self, start: Start) -> None:
         board = self._board
-        board.epoch, self._iterations = start.epoch, []
+        self._iterations = []
         if get_worker_info() is not None:
-            self._own_start = start
+            self._own_start, self._joined = start, False
+            self._join_pass(start.epoch)
+            if self._iteration_from(start, self.share).finished:
+                self._leave_pass()
             return
+        board.name_epoch(start.epoch)
         board.start_epoch, board.batches, board.within = start.epoch, start.batches, start.within
         board.global_batch, board.world_size = start.global_batch, start.world_size
-        board.read_epoch, board.taken_by = -1, Board.NOBODY
+        board.taken_by = Board.NOBODY
         self._version = board.version = board.version + 1
 
     @property
@@ -328,9 +424,16 @@ class ResumableStream(IterableDataset[Item_co]):
         share = self.share
         return -(-self._even_length(share) // share.global_batch)
 
-    def resume(self, batches: int, within: int = 0) -> None:
-        """Start the next iteration of this epoch after some global batches, and `within` samples of each rank."""
-        start = Start(self._board.epoch, integer("batches", batches, 0), integer("within", within, 0))
+    def resume(self, batches: int, within: int = 0, *, epoch: int | None = None) -> None:
+        """Start the next iteration after some global batches of an epoch, and `within` samples of each rank.
+
+        Args:
+            batches: global batches of the epoch that were done.
+            within: samples of the next one that each rank was given.
+            epoch: None is the one that the next iteration would be over.
+        """
+        epoch = self._board.next_epoch() if epoch is None else integer("epoch", epoch, 0, MAX_INDEX)
+        start = Start(epoch, integer("batches", batches, 0), integer("within", within, 0))
         ranks = self.share.world_size if within or self.global_batch is None else 0
         self._begin_at(start._replace(global_batch=self.global_batch or 0, world_size=ranks))
 
@@ -343,8 +446,9 @@ class ResumableStream(IterableDataset[Item_co]):
         over one epoch, the state is that of the one that is running, and of these the one that is furthest.
 
         Args:
-            step: global batches that the training has done in this epoch. Needed where DataLoader workers read the
-                stream, which the process that trains cannot count; None counts what this process handed out.
+            step: global batches that the training has done in this epoch, which is the one that was read last; 0 after
+                its end means the next one. Needed where DataLoader workers read the stream, which the process that
+                trains cannot count; None counts what this process handed out.
 
         Raises:
             ValueError: no step although workers read the stream, or a step without `global_batch`.
@@ -353,18 +457,39 @@ class ResumableStream(IterableDataset[Item_co]):
         if step is not None:
             if self.global_batch is None:
                 raise ValueError("a step counts global batches: give the stream a global_batch")
-            return self._state(Start(at.epoch, integer("step", step, 0)))
-        if get_worker_info() is None and self._board.read_epoch == at.epoch:
+            step = integer("step", step, 0)
+            return self._state(Start(self._epoch_read_last() if step else at.epoch, step))
+        if get_worker_info() is None and self._board.latest is not None:
             raise ValueError(
                 "DataLoader workers read this stream, and this process cannot count what they delivered: pass "
                 "state_dict(step=…), the number of global batches done in this epoch (which needs a global_batch)"
             )
         return self._state(at)
 
+    def _here(self) -> list[Iteration]:
+        """Iterations in this process, which may be a copy of another one."""
+        process = os.getpid()
+        return [iteration for iteration in self._iterations if iteration.process == process]
+
+    def _next_epoch(self) -> int:
+        """Of the iteration that begins next; in a worker, of the pass that it takes part in."""
+        in_pass = self._pass is not None and get_worker_info() is not None
+        return self._pass.epoch if in_pass and self._pass is not None else self._board.next_epoch()
+
+    def _epoch_read_last(self) -> int:
+        """That of which a training has just done some steps."""
+        board = self._board
+        running = [i for i in self._here() if i.running]
+        if running:
+            return max(running, key=lambda i: i.progress).epoch
+        if board.latest is not None:
+            return board.latest.epoch
+        return board.ended_epoch if board.ended_named == board.named else board.epoch
+
     def _position(self) -> Start:
         """What was delivered up to now."""
-        epoch, process = self._board.epoch, os.getpid()
-        counting = [i for i in self._iterations if i.process == process and (i.running or i.epoch == epoch)]
+        epoch = self._next_epoch()
+        counting = [] if self._joined else [i for i in self._here() if i.running or i.epoch == epoch]
         if counting and self._own_start is None:
             return max(counting, key=lambda i: i.progress).place
         start = self._waiting_start()

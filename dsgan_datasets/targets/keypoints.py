@@ -219,9 +219,8 @@ class Keypoints:
                 canvas.line([places[a], places[b]], fill=middle, width=unit)
         for (x, y), state, color in zip(places, states, colors, strict=True):
             if state:
-                box, radius = (x, y, x, y), 2 * unit
-                box = (x - radius, y - radius, x + radius, y + radius)
-                canvas.ellipse(box, fill=color if state == 2 else None, outline=color, width=unit)
+                r = 2 * unit
+                canvas.ellipse((x - r, y - r, x + r, y + r), color if state == 2 else None, color, unit)
         return drawn
 
     def to_dict(self) -> dict[str, Any]:

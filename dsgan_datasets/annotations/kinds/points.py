@@ -37,7 +37,7 @@ class Points:
 
     def settled(self, label: Array, target: Keypoints, name: str, cleaning: Cleaning, found: Findings) -> Array | None:
         """The points, none of which lacks a mark; with `allow_missing` one that does is not in the image."""
-        unmarked = np.isnan(label).any(1)
+        unmarked: Array = np.isnan(label[:, 2])
         lacking = [point for point, lacks in zip(target.names, unmarked, strict=True) if lacks]
         if not (label[~unmarked, 2] > 0).any():
             found.error(

@@ -1,0 +1,130 @@
+"""Remote samples over a real Ray cluster of this machine: workers in processes of their own, which are killed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
+from dsgan_datasets.remote import RemoteSource, serve
+from dsgan_datasets.remote.ray_cluster import Workers
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster with room for two workers, to which this process is connected."""
+    ray = pytest.importorskip("ray")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def faces() -> LabeledGenerator:
+    return LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced(address: str, faces: LabeledGenerator) -> None:
+    """Of the only worker; what it was asked for comes from the next one."""
+    reports = serve(faces, "demo-faces", workers=1)
+    while not (first := next(reports)).running:
+        pass
+    stream = iter(DSGANIterableDataset(RemoteSource("demo-faces"), length=400))
+    for seen, expected in enumerate(faces.stream(range(400))):
+        got = next(stream)
+        assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
+        if seen == 40:
+            os.kill(int(first.running[0].rpartition(":")[2]), signal.SIGKILL)
+            with pytest.warns(UserWarning, match=r"worker \S+ died and is replaced"):
+                while not (now := next(reports)).running or now.running == first.running:
+                    pass
+    assert next(stream, None) is None and now.lost == 1
+    reports.close()
+    ray = pytest.importorskip("ray")
+    assert not Workers(ray).look()
+
+
+def run(code: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"ray://me:secret@127.0.0.1:{free.getsockname()[1]}"
+    done = run("import sys; from dsgan_datasets import *; RemoteSource('demo-faces', sys.argv[1]).batch([0])", where)
+    assert "cannot be reached" in (last := done.stderr.splitlines()[-1]) and "ray start --head" in last
+    assert "RemoteError" in last and "secret" not in done.stderr
+
+
+@pytest.mark.extended
+def test_a_cluster_that_goes_away_ends_in_an_error(monkeypatch: pytest.MonkeyPatch, faces: LabeledGenerator) -> None:
+    """Ray itself ends the process that is connected to it: that must not be this one."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    command = [sys.executable, "-c", CLUSTER]
+    environment = {**ENVIRONMENT, "RAY_AUTH_MODE": "disabled"}
+    cluster = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        stream = RemoteSource("demo-faces", address, timeout=20).stream(itertools.count())
+        got = [next(stream) for _ in range(40)]
+        assert all(torch.equal(a.image, b.image) for a, b in zip(got, faces.stream(range(40)), strict=True))
+        for process in (*psutil.Process(cluster.pid).children(recursive=True), cluster):
+            process.kill()
+        with pytest.raises(RemoteError, match=r"nobody serves demo-faces .*`dsgan serve demo-faces`"):
+            for _ in stream:
+                pass
+    finally:
+        cluster.kill()
+        cluster.wait()
+
+
+CLUSTER = """
+import ray
+from dsgan_datasets import LabeledGenerator
+from dsgan_datasets.remote import serve
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+print(ray.get_runtime_context().gcs_address, flush=True)
+for _ in serve(LabeledGenerator.from_pretrained("demo-faces", device="cpu"), "demo-faces", workers=1):
+    pass
+"""
+
+
+@pytest.mark.extended
+def test_kills_change_no_sample(tmp_path: Path) -> None:
+    """The benchmark, for twenty seconds; `dsgan serve` replaces the workers, and ends in order."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "remote.py"), "--runs", "0", "--seconds", "20", "--every", "5"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "result.json")],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert json.loads((tmp_path / "result.json").read_text())["killing"]["kills"] >= 2

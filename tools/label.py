@@ -1,0 +1,67 @@
+"""`dsgan label`: real photos -> labels that the checkpoint's interpreter reads from their inversions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dsgan_datasets.export import FORMATS, export
+from dsgan_datasets.inversion.folder import export_photos
+from dsgan_datasets.inversion.labeled_photos import LabeledPhotos
+from dsgan_datasets.inversion.work import finish_work
+from dsgan_datasets.tools import invert, options
+from dsgan_datasets.tools.export import add_layout, layout
+from dsgan_datasets.tools.messages import counted
+
+#: The format that a person corrects.
+DRAFTS = "drafts"
+
+
+def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = options.add_verb(
+        verbs,
+        "label",
+        "label real photos: find the styles that the generator makes them of, and read their labels there",
+        "dsgan label my-faces photos labeled --format folder --sheet inversions.png\n"
+        "  dsgan label my-faces photos to-correct --format drafts       # for a person to correct, then `dsgan fit`\n"
+        "  dsgan label my-faces photos.json labeled --format coco --align boxes --margin 0.2",
+        kept=invert.KEPT,
+    )
+    options.add_checkpoint(parser, filtered=False)
+    parser.add_argument("photos", help="folder, zip archive, COCO file, or folder or URL of shards")
+    parser.add_argument("out", type=Path, help="folder to create; appears when it is complete")
+    add_layout(parser, (*FORMATS, DRAFTS), "; drafts: a folder of `dsgan annotate`, with drafts for LabelMe and CVAT")
+    parser.add_argument(
+        "--keep-untrusted", action="store_true", help="label photos with a score above 1 too, which are left out else"
+    )
+    invert.add_reading(parser.add_argument_group("reading the photos"))
+    invert.add_inversion(parser.add_argument_group("inversion"))
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Invert, label, write."""
+    invert.check_out(args)
+    labeled = options.load(args, reject_fraction=0.0, require=())
+    photos = invert.photos_of(args, labeled.image_size)
+    work = invert.work_of(args.out)
+    found = invert.inverted(args, labeled.generator, labeled.recipe, photos, work)
+    invert.print_scores(photos, found)
+    source = LabeledPhotos(labeled, photos, found, keep_untrusted=args.keep_untrusted)
+    if args.format == DRAFTS:
+        export_photos(
+            labeled.generator,
+            labeled.targets,
+            args.out,
+            photos,
+            found,
+            recipe=labeled.recipe,
+            labeled=source,
+            keep_untrusted=args.keep_untrusted,
+            name=args.checkpoint,
+        )
+    else:
+        export(source.as_input(), args.out, args.format, **layout(args))
+    finish_work(work)
+    print(f"{counted(len(source), 'labeled photo')} as {args.format}: {args.out.resolve()}")
