@@ -143,7 +143,7 @@ def test_fit_writes_a_checkpoint_with_its_card(
     assert stricter.fit == labeled.fit and stricter.fingerprint != labeled.fingerprint
     for kept in (
         "# shades\n\nSquares in three shades.\n\nGenerator",
-        "Held out: mean IoU",
+        "Held out:\n\n- mask: mean IoU",
         "| steps | 60 |",
         "6 annotated",
     ):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsgan_datasets import (
     AnnotatedImages,
+    CheckpointError,
     DenseMap,
     InterpretedLabeler,
     Keypoints,
@@ -25,6 +26,7 @@ from dsgan_datasets import (
     ShardDataset,
     calibrate,
     fit_interpreter,
+    load_interpreter,
     sample_latents,
     write_shards,
 )
@@ -107,7 +109,7 @@ def test_unknown_values_teach_nothing(labeled: LabeledGenerator) -> None:
     masked = AnnotatedImages(data.latents, {"depth": depth})
     trainer = PixelTrainer.of(labeled.generator, masked, DEPTH, RECIPE, QUICK)
     assert len(trainer.pixels.image) == 6 * 16 * 8 and not trainer.pixels.learned.isnan().any()
-    with pytest.raises(ValueError, match="no image has anything in its depth to learn from"):
+    with pytest.raises(ValueError, match="the depth of every image is ignored: there is nothing to learn from"):
         nothing = AnnotatedImages(data.latents, {"depth": torch.full_like(depth, torch.nan)})
         fit_interpreter(labeled.generator, nothing, DEPTH, recipe=RECIPE, settings=QUICK)
 
@@ -220,6 +222,10 @@ def test_all_labels_come_from_one_checkpoint(checkpoint: Path, faces: LabeledGen
     )
     attempts = batch.attempt
     assert torch.equal(alone.generate(range(3), attempts=attempts).keypoints, batch.keypoints)
+    assert load_interpreter(checkpoint, field="keypoints", device="cpu").fields == ("keypoints",)
+    assert load_interpreter(checkpoint, field="mask", device="cpu").fields == ("mask",)
+    with pytest.raises(CheckpointError, match="none of its interpreters predicts 'nose'"):
+        load_interpreter(checkpoint, field="nose", device="cpu")
     copy = pickle.loads(pickle.dumps(faces)).to("cpu")
     assert torch.equal(copy.generate([1]).keypoints, batch.keypoints[1:2]) and copy.fingerprint == faces.fingerprint
 
@@ -309,8 +315,6 @@ def test_interpreters_that_do_not_go_together(faces: LabeledGenerator) -> None:
 
 
 def test_a_missing_part_is_named(checkpoint: Path, tmp_path: Path) -> None:
-    from dsgan_datasets import CheckpointError
-
     config = json.loads((checkpoint / "config.json").read_text())
     for path in checkpoint.iterdir():
         if path.stem != "interpreter_keypoints":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dsgan_datasets.checkpoints.calibration_report import Calibration
 from dsgan_datasets.fitting.pipeline import calibrate_checkpoint
-from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.tools import options
 from dsgan_datasets.uncertainty import score_unit
 
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
         ignore_fraction=args.ignore_fraction,
         seed=args.seed,
     )
-    for line in report(done.labeled):
+    labeled = done.labeled
+    for line in report(labeled.recipe, labeled.calibration, score_unit(labeled.targets)):
         print(line)
     if len(done.scores):
         print(f"histogram: {(args.out / 'calibration.png').resolve()}")
@@ -76,9 +78,8 @@ def refuse_threshold(args: argparse.Namespace, verb: str) -> None:
         raise ValueError(f"--set {given.pop()}: {verb} finds the threshold itself; pass --reject-fraction instead")
 
 
-def report(labeled: LabeledGenerator) -> list[str]:
+def report(recipe: Recipe, found: Calibration | None, unit: str = "nats") -> list[str]:
     """What was found, in lines."""
-    recipe, found, unit = labeled.recipe, labeled.calibration, score_unit(labeled.targets)
     lines = []
     if found is not None:
         units = f"groups of {recipe.group_size} views" if recipe.group_size > 1 else "draws"

@@ -18,6 +18,7 @@ from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.calibrate import add_filter_options, refuse_threshold, report
+from dsgan_datasets.uncertainty import score_unit
 
 #: Words of --interpreter -> architecture.
 INTERPRETERS = {
@@ -164,7 +165,8 @@ def run(args: argparse.Namespace) -> None:
     if args.interpreter == AUTO:
         taken = [each for each in getattr(fitted.labeled.labeler, "interpreters", ()) if "mask" in each.fields]
         print(f"taken, as it labels held-out images better: {', '.join(_word(each.architecture) for each in taken)}")
-    for line in report(fitted.labeled):
+    labeled = fitted.labeled
+    for line in report(labeled.recipe, labeled.calibration, score_unit(labeled.targets)):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")
 

@@ -104,4 +104,4 @@ def check_annotated(generator: FeatureGenerator, annotated: AnnotatedImages, tar
         except ValueError as error:
             raise ValueError(f"annotated image {number}: {error}") from error
     if not target.tally(annotated.of(target.field)).any():
-        raise ValueError(f"no image has anything in its {target.field} to learn from: every part of it is ignored")
+        raise ValueError(f"the {target.field} of every image is ignored: there is nothing to learn from")

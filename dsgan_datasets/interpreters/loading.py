@@ -44,13 +44,16 @@ ARCHITECTURES: dict[str, type[Interpreter]] = {
 }
 
 
-def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vote: Vote | None = None) -> Interpreter:
+def load_interpreter(
+    path: str | os.PathLike[str], *, field: str | None = None, device: Device = None, vote: Vote | None = None
+) -> Interpreter:
     """Load an interpreter. No code from the files is run.
 
     Args:
         path: a checkpoint directory or the name of a built-in checkpoint; or a folder of ``model_0.pth``,
             ``model_1.pth``, … as DatasetGAN and EditGAN publish them, of which the feature layout is not known
             (`PixelEnsemble.with_layout` adds it).
+        field: of the label that it predicts, such as "keypoints", of a checkpoint with several; None is the first one.
         device: where to put it; None is the current CUDA device if there is one, else the CPU.
         vote: deprecated; pass ``LabelingOptions(vote=…)`` to `predict`.
 
@@ -66,12 +69,15 @@ def load_interpreter(path: str | os.PathLike[str], *, device: Device = None, vot
     """
     source = checkpoint_directory.find(path)
     if (source / "config.json").is_file():
-        config, tensors = checkpoint_directory.read_part(
-            checkpoint_directory.read_config(source), "interpreter", source
-        )
+        stored = checkpoint_directory.read_config(source)
+        other = f"interpreter_{field}" in checkpoint_directory.section(stored, "parts", source)
+        stem = f"interpreter_{field}" if other else "interpreter"
+        config, tensors = checkpoint_directory.read_part(stored, stem, source)
         interpreter = build_interpreter(config, tensors, device=device, source=source)
     else:
         interpreter = _published(source).to(resolve_device(device))
+    if field is not None and field not in interpreter.fields:
+        raise CheckpointError(f"{source}: none of its interpreters predicts {field!r:.40}")
     if vote is not None:
         warn_renamed("load_interpreter(vote=…)", "interpreter.predict(…, LabelingOptions(vote=…))")
         interpreter.check_options(LabelingOptions(vote))
