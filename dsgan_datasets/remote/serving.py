@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,7 +66,7 @@ def serve(
     workers: int | None = None,
     device: str | None = None,
     cpus_per_worker: int = 1,
-) -> Iterator[Serving]:
+) -> Generator[Serving, None, None]:
     """Run workers that make a checkpoint's samples for any `RemoteSource`; what they did, about once a second.
 
     Workers live as long as this iterator. One that dies is replaced; if `_TRIES` die in a row without having made a
@@ -134,7 +134,8 @@ def _named_elsewhere() -> bool:
 
 def _actor(ray: Any) -> type[GeneratorWorker]:
     """The class of the actors. Which calls are answered at any time is said here: Ray's client cannot say it later."""
-    at_any_time = ray.method(concurrency_group=STATUS)
+    Method = Callable[[Any], dict[str, Any]]
+    at_any_time: Callable[[Method], Method] = ray.method(concurrency_group=STATUS)
 
     class Actor(GeneratorWorker):
         @at_any_time
