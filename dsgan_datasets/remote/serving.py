@@ -17,7 +17,7 @@ from dsgan_datasets.engines.ray import import_ray, in_short, put, resources_of, 
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.remote.errors import RemoteError
 from dsgan_datasets.remote.messages import difference
-from dsgan_datasets.remote.ray_cluster import NAMESPACE, Workers, connect
+from dsgan_datasets.remote.ray_cluster import NAMESPACE, Workers, connect, probe
 from dsgan_datasets.remote.worker import GeneratorWorker
 
 #: Calls that are answered while a worker generates.
@@ -99,9 +99,11 @@ def serve(
     labeled.fingerprint  # noqa: B018  hashed once, here
     with _cluster(address) as (ray, place):
         crew = _Crew(ray, place, labeled, checkpoint, workers, device, cpus_per_worker)
+        heart = address if address is not None and "://" in address else ray.get_runtime_context().gcs_address
         try:
             while True:
-                yield crew.look()
+                if _beats(heart, place):
+                    yield crew.look()
                 time.sleep(_EVERY)
         finally:
             crew.end()
@@ -126,6 +128,19 @@ def _cluster(address: str | None) -> Iterator[tuple[Any, str]]:
     finally:
         if not was_connected:
             ray.shutdown()
+
+
+def _beats(heart: str, place: str) -> bool:
+    """Whether the cluster takes connections. If not, Ray is asked nothing: it would not return."""
+    try:
+        probe(heart, place)
+    except RemoteError as error:
+        warnings.warn(
+            f"{error}. If it stays away for a minute, Ray ends this process: start it again when the cluster is back",
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 def _named_elsewhere() -> bool:
