@@ -67,6 +67,17 @@ def test_the_same_epoch_if_that_is_asked_for(options: dict[str, Any]) -> None:
     assert [read(loader) for _ in range(2)] == [list(range(8))] * 2
 
 
+@pytest.mark.parametrize("options", WORKERS, ids=str)
+def test_naming_an_epoch_that_has_begun_changes_nothing(options: dict[str, Any]) -> None:
+    dataset = stream(16, global_batch=4)
+    loader = DataLoader(dataset, batch_size=4, **options)
+    rows = iter(loader)
+    next(rows)
+    dataset.set_epoch(0)
+    read(rows)
+    assert read(loader) == list(range(16, 32))
+
+
 def test_an_endless_stream_begins_again() -> None:
     loader = DataLoader(stream(None), batch_size=4)
     assert [next(iter(loader)).index.tolist() for _ in range(2)] == [[0, 1, 2, 3]] * 2

@@ -229,8 +229,9 @@ def test_boxes_and_keypoints_of_a_coco_file_make_a_photo_of_each_object(tmp_path
 
 
 def test_a_stopped_run_goes_on_where_it_was(
-    labeled: LabeledGenerator, inverter: Inverter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    labeled: LabeledGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    inverter = Inverter(labeled.generator, labeled.recipe.override(compute_batch=1), InversionSettings(steps=1))
     photos = read_photos(save(tmp_path / "photos", own_images(labeled, range(10))), SIZE)
     undisturbed = invert_photos(inverter, photos)
     asked: list[int] = []

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
-from dsgan_datasets.remote import RemoteSource, serve
+from dsgan_datasets.remote import RemoteError, RemoteSource, serve
 from dsgan_datasets.remote.ray_cluster import Workers
 
 ROOT = Path(__file__).parent.parent

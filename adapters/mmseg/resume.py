@@ -50,9 +50,10 @@ class DSGANResumeHook(Hook):
             restart(loop, iteration)
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Give a stream the number of the epoch that begins."""
-        if isinstance(runner.train_loop.dataloader.dataset, ResumableStream):
-            runner.train_loop.dataloader.dataset.set_epoch(runner.epoch)
+        """Give a stream the number of the epoch that begins, in a loop that counts epochs."""
+        loop = runner.train_loop
+        if isinstance(loop.dataloader.dataset, ResumableStream) and not hasattr(loop, "dataloader_iterator"):
+            loop.dataloader.dataset.set_epoch(runner.epoch)
 
 
 def _advance_stream(stream: ResumableStream[Any], batch_size: int, iteration: int) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from dsgan_datasets.export.inputs import ExportInput
-from dsgan_datasets.export.layouts import Options, Slot, object_box
+from dsgan_datasets.export.layouts import Options, Slot, foreground, instances, object_box
 from dsgan_datasets.polygons import encode_rle
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.instances import tight_box
@@ -40,17 +40,21 @@ class _Instances:
     name: ClassVar[str] = "instances"
 
     def __init__(self, input: ExportInput, options: Options) -> None:
-        self.options = options
-        self.schema = input.schema
-        self.things = options.things_of(input.schema)
+        self.rule = options.rule(input.schema)
 
     def annotations(self, sample: Sample) -> list[dict[str, Any]]:
         """The instances."""
-        return [{"category_id": thing, **_region(mask)} for thing, mask in self.options.instances(sample, self.things)]
+        return [
+            {"category_id": self.rule.things[category], **_region(mask)}
+            for category, mask in instances(self.rule, sample)
+        ]
 
     def categories(self) -> list[dict[str, Any]]:
         """The classes."""
-        return [{"id": thing, "name": self.schema.classes[thing], "supercategory": "part"} for thing in self.things]
+        return [
+            {"id": thing, "name": name, "supercategory": "part"}
+            for thing, name in zip(self.rule.things, self.rule.names, strict=True)
+        ]
 
 
 class _Keypoints:
@@ -62,12 +66,13 @@ class _Keypoints:
         self.input = input
         self.options = options
         self.target = keypoints_of(input.targets)
+        self.rule = options.object_rule(input.targets)
 
     def annotations(self, sample: Sample) -> list[dict[str, Any]]:
         """The object, unless it has neither a point nor a pixel in the image."""
         value: Tensor = sample[self.target.field].cpu()
-        foreground = self.options.foreground(sample, self.input.targets)
-        if (box := object_box(value, foreground, self.input.source.image_size)) is None:
+        pixels = foreground(self.rule, sample)
+        if (box := object_box(value, pixels, self.input.source.image_size)) is None:
             return []
         left, top, right, bottom = (round(edge, 4) for edge in box)
         width, height = round(right - left, 4), round(bottom - top, 4)
@@ -75,7 +80,7 @@ class _Keypoints:
         return [
             {
                 "category_id": 1,
-                **(region if foreground is None else _region(foreground)),
+                **(region if pixels is None else _region(pixels)),
                 "keypoints": [number for row in value.tolist() for number in _coco_point(*row)],
                 "num_keypoints": int((value[:, 2] > 0).sum()),
             }

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.polygons import Array
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.base import Target
-from dsgan_datasets.targets.instances import find_instances, tight_box
+from dsgan_datasets.targets.instances import InstanceMode, InstanceRule, tight_box
 from dsgan_datasets.targets.keypoints import box_around
 from dsgan_datasets.targets.segmentation import LabelSchema
 
@@ -25,42 +23,36 @@ class Options:
     """What the user chose.
 
     Attributes:
-        things: class ids that instances are made of; None for all but class 0.
-        components: whether each connected region of a class is an instance, or all regions of a class are one.
+        things: names of the classes that instances are made of; None for all but class 0.
+        mode: "classes" or "components", see `InstanceRule`.
         min_area: pixels; smaller instances are left out.
         category: what the object is called that keypoints belong to.
     """
 
-    things: tuple[int, ...] | None
-    components: bool
+    things: tuple[str, ...] | None
+    mode: InstanceMode
     min_area: int
     category: str
 
-    def things_of(self, schema: LabelSchema) -> tuple[int, ...]:
-        """Class ids that instances are made of."""
-        return tuple(range(1, schema.num_classes)) if self.things is None else self.things
+    def rule(self, schema: LabelSchema, mode: InstanceMode | None = None) -> InstanceRule:
+        """Which parts of a mask are instances."""
+        return InstanceRule(schema, things=self.things, mode=mode or self.mode, min_area=self.min_area)
 
-    def instances(
-        self, sample: Sample, things: tuple[int, ...], *, components: bool | None = None
-    ) -> list[tuple[int, Array]]:
-        """(class id, bool mask [H, W]) of every instance of some classes."""
-        categories = torch.full((256,), -1, device="cpu")
-        categories[list(things)] = torch.tensor(things, device="cpu")
-        masks, classes = find_instances(
-            sample.mask.cpu(),
-            categories,
-            components=self.components if components is None else components,
-            min_area=self.min_area,
-        )
-        return list(zip(classes.tolist(), masks.numpy(), strict=True))
-
-    def foreground(self, sample: Sample, targets: Sequence[Target]) -> Array | None:
-        """The pixels of all instances together, bool [H, W]; None without masks, or if there are none."""
+    def object_rule(self, targets: Sequence[Target]) -> InstanceRule | None:
+        """The rule that makes one object of all of them; None without masks."""
         schema = next((target for target in targets if isinstance(target, LabelSchema)), None)
-        if schema is None:
-            return None
-        found: Array = np.isin(sample.mask.cpu().numpy(), self.things_of(schema))
-        return found if found.any() else None
+        return None if schema is None else self.rule(schema, "object")
+
+
+def instances(rule: InstanceRule, sample: Sample) -> list[tuple[int, Array]]:
+    """(category, bool mask [H, W]) of every instance in the mask of a sample."""
+    masks, categories = rule.find(sample.mask.cpu())
+    return list(zip(categories.tolist(), masks.numpy(), strict=True))
+
+
+def foreground(rule: InstanceRule | None, sample: Sample) -> Array | None:
+    """The pixels of the one object in a sample, bool [H, W]; None without masks, or if there are none."""
+    return None if rule is None else next((mask for _, mask in instances(rule, sample)), None)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dsgan_datasets.parallel import ahead
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.instances import InstanceMode
 from dsgan_datasets.targets.parts import part_names
 
 #: What `export` can write.
@@ -37,7 +38,7 @@ FORMATS: dict[str, type[Layout]] = {
 }
 
 #: What distinguishes instances.
-INSTANCES = ("classes", "components")
+INSTANCES: tuple[InstanceMode, ...] = ("classes", "components")
 
 #: Samples on the contact sheet.
 _SHOWN = 12
@@ -138,13 +139,15 @@ def _check_labels(format: str, targets: Sequence[Target]) -> None:
     raise ValueError(f"format {format} {problem}; {way_out}")
 
 
-def _options(input: ExportInput, things: Sequence[str] | None, instances: str, min_area: int, category: str) -> Options:
-    if instances not in INSTANCES:
-        raise ValueError(f"instances must be one of {', '.join(INSTANCES)}, not {instances!r}")
-    names = [things] if isinstance(things, str) else things
-    ids = None if names is None else tuple(sorted({input.schema.index(name) for name in names}))
+def _options(input: ExportInput, things: Sequence[str] | None, mode: str, min_area: int, category: str) -> Options:
+    if mode not in INSTANCES:
+        raise ValueError(f"instances must be one of {', '.join(INSTANCES)}, not {mode!r}")
+    chosen = (things,) if isinstance(things, str) else None if things is None else tuple(things)
     (category,) = part_names("category", [category])
-    return Options(ids, instances == "components", integer("min_instance_area", min_area, 1), category)
+    options = Options(chosen, mode, integer("min_instance_area", min_area, 1), category)
+    if chosen is not None:
+        options.rule(input.schema)  # fails at once for an unknown class
+    return options
 
 
 def _counts(input: ExportInput, splits: Mapping[str, float]) -> dict[str, int]:

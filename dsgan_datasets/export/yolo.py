@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from dsgan_datasets.export.inputs import ExportInput
-from dsgan_datasets.export.layouts import Options, Slot, object_box
+from dsgan_datasets.export.layouts import Options, Slot, foreground, instances, object_box
 from dsgan_datasets.polygons import INSET, Array, mask_to_polygons
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.keypoints import Keypoints, keypoints_of
@@ -75,17 +75,17 @@ class YoloSeg(_Yolo):
 
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         super().__init__(folder, input, options, splits)
-        self.things = options.things_of(input.schema)
+        self.rule = options.rule(input.schema, "components")
 
     def lines(self, sample: Sample) -> Iterable[str]:
         """The polygons."""
-        for thing, mask in self.options.instances(sample, self.things, components=True):
+        for category, mask in instances(self.rule, sample):
             for polygon in mask_to_polygons(mask, INSET):
-                yield f"{self.things.index(thing)} {_shares(polygon, self.input.source.image_size)}\n"
+                yield f"{category} {_shares(polygon, self.input.source.image_size)}\n"
 
     def facts(self) -> dict[str, Any]:
         """The classes."""
-        return {"names": {i: self.input.schema.classes[thing] for i, thing in enumerate(self.things)}}
+        return {"names": dict(enumerate(self.rule.names))}
 
 
 class YoloPose(_Yolo):
@@ -103,12 +103,13 @@ class YoloPose(_Yolo):
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         super().__init__(folder, input, options, splits)
         self.keypoints = keypoints_of(input.targets)
+        self.rule = options.object_rule(input.targets)
 
     def lines(self, sample: Sample) -> Iterable[str]:
         """The object, unless it has neither a point nor a pixel in the image."""
         size = self.input.source.image_size
         value: Tensor = sample[self.keypoints.field].cpu()
-        if (box := object_box(value, self.options.foreground(sample, self.input.targets), size)) is None:
+        if (box := object_box(value, foreground(self.rule, sample), size)) is None:
             return
         left, top, right, bottom = box
         corners = np.array([((left + right) / 2, (top + bottom) / 2), (right - left, bottom - top)])

@@ -24,6 +24,8 @@ from dsgan_datasets.inversion.photos import Photos
 
 #: Bytes of a file of styles: 100,000 photos of 18 vectors of 512 are 3.7e9.
 _LONGEST_STYLES = 2**32
+#: Batches that are inverted side by side, on as many cores as there are, and kept in one file.
+_BATCHES_KEPT = 8
 _FIELDS = tuple(field.name for field in dataclasses.fields(Inversion))
 
 
@@ -45,7 +47,7 @@ def invert_photos(
     """
     if not len(photos):
         raise ValueError("there are no photos to invert")
-    together = inverter.recipe.compute_batch
+    together = _BATCHES_KEPT * inverter.recipe.compute_batch
     decisive = [
         generator_fingerprint(inverter.generator),
         inverter.recipe.to_dict()["rendering"],

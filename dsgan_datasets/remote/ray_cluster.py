@@ -32,7 +32,7 @@ def connect(address: str | None) -> tuple[Any, str]:
     place = "the Ray cluster of this machine" if given == "auto" else f"the Ray cluster {without_credentials(given)}"
     if ray.is_initialized():
         return ray, place
-    _probe(given, place)
+    probe(given, place)
     try:
         start(ray, given, namespace=NAMESPACE)
     except Exception as error:  # of many kinds
@@ -46,8 +46,12 @@ def connect(address: str | None) -> tuple[Any, str]:
     return ray, place
 
 
-def _probe(address: str, place: str) -> None:
-    """Fail early where nobody listens: Ray would try for minutes."""
+def probe(address: str, place: str) -> None:
+    """Fail early where nobody listens: Ray would try for minutes, or end the process.
+
+    Raises:
+        RemoteError: no connection within seconds, or an address without a port.
+    """
     parts = urlsplit(address if "://" in address else f"//{address}")
     try:
         host, port = parts.hostname, parts.port

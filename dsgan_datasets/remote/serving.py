@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ from dsgan_datasets.engines.ray import import_ray, in_short, put, resources_of, 
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.remote.errors import RemoteError
 from dsgan_datasets.remote.messages import difference
-from dsgan_datasets.remote.ray_cluster import NAMESPACE, Workers, connect
+from dsgan_datasets.remote.ray_cluster import NAMESPACE, Workers, connect, probe
 from dsgan_datasets.remote.worker import GeneratorWorker
 
 #: Calls that are answered while a worker generates.
@@ -66,7 +66,7 @@ def serve(
     workers: int | None = None,
     device: str | None = None,
     cpus_per_worker: int = 1,
-) -> Iterator[Serving]:
+) -> Generator[Serving, None, None]:
     """Run workers that make a checkpoint's samples for any `RemoteSource`; what they did, about once a second.
 
     Workers live as long as this iterator. One that dies is replaced; if `_TRIES` die in a row without having made a
@@ -99,9 +99,11 @@ def serve(
     labeled.fingerprint  # noqa: B018  hashed once, here
     with _cluster(address) as (ray, place):
         crew = _Crew(ray, place, labeled, checkpoint, workers, device, cpus_per_worker)
+        heart = address if address is not None and "://" in address else ray.get_runtime_context().gcs_address
         try:
             while True:
-                yield crew.look()
+                if _beats(heart, place):
+                    yield crew.look()
                 time.sleep(_EVERY)
         finally:
             crew.end()
@@ -128,13 +130,27 @@ def _cluster(address: str | None) -> Iterator[tuple[Any, str]]:
             ray.shutdown()
 
 
+def _beats(heart: str, place: str) -> bool:
+    """Whether the cluster takes connections. If not, Ray is asked nothing: it would not return."""
+    try:
+        probe(heart, place)
+    except RemoteError as error:
+        warnings.warn(
+            f"{error}. If it stays away for a minute, Ray ends this process: start it again when the cluster is back",
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
 def _named_elsewhere() -> bool:
     return os.environ.get("RAY_ADDRESS", "auto") not in ("", "auto", "local")
 
 
 def _actor(ray: Any) -> type[GeneratorWorker]:
     """The class of the actors. Which calls are answered at any time is said here: Ray's client cannot say it later."""
-    at_any_time = ray.method(concurrency_group=STATUS)
+    Method = Callable[[Any], dict[str, Any]]
+    at_any_time: Callable[[Method], Method] = ray.method(concurrency_group=STATUS)
 
     class Actor(GeneratorWorker):
         @at_any_time

@@ -99,7 +99,8 @@ class RemoteSource(OfCheckpoint):
     @property
     def block(self) -> int:
         """Samples that cost together no more than one of them: what a GPU computes at a time."""
-        return self.description.recipe.compute_batch
+        compute_batch: int = self.description.recipe.compute_batch
+        return compute_batch
 
     def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
         """The samples of some indices, in order; up to 64 requests of them are taken ahead.

@@ -256,7 +256,14 @@ class ResumableStream(IterableDataset[Item_co]):
                 f"set_epoch({start.epoch})",
                 stacklevel=2,
             )
-        self._board.name_epoch(epoch)
+        if not (epoch == self._board.next_epoch() and self._is_read()):  # a trainer may name an epoch that has begun
+            self._board.name_epoch(epoch)
+
+    def _is_read(self) -> bool:
+        """Whether the next epoch has begun already, here or in workers."""
+        latest, epoch = self._board.latest, self._board.next_epoch()
+        in_workers = latest is not None and not self._board.is_finished(latest)
+        return in_workers or any(i.running and i.epoch == epoch for i in self._here())
 
     def __iter__(self) -> Iterator[Item_co]:
         """What this consumer gets of an epoch, one by one."""

@@ -17,7 +17,7 @@ def distinct_colors(count: int) -> tuple[Color, ...]:
 
     Example:
         >>> distinct_colors(2)
-        ((142, 242, 109), (61, 156, 242))
+        ((61, 242, 114), (192, 121, 242))
     """
     hues = (colorsys.hsv_to_rgb(i * 0.381966 % 1.0, 0.75 if i % 2 else 0.5, 0.95) for i in range(1, count + 1))
     return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in hues)

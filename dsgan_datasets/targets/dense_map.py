@@ -64,9 +64,9 @@ class DenseMap:
 
     Example:
         >>> depth = DenseMap("depth", low=0, high=10, unit="m")
-        >>> value = depth.rounded(torch.tensor([[[[2.5, torch.nan]]]]))[0]
+        >>> value = depth.rounded(torch.tensor([[[[5.0, torch.nan]]]]))[0]
         >>> depth.decode(depth.encode(value), (1, 2))
-        tensor([[[2.5000,    nan]]])
+        tensor([[[5., nan]]])
     """
 
     kind: ClassVar[str] = "dense_map"
