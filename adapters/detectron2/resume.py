@@ -30,7 +30,9 @@ class ResumeHook(HookBase):
         iteration = self.trainer.start_iter
         stream, batch, item = find_stream(self.trainer.data_loader)
         if stream is not None:
-            check_model(self.trainer.model, stream.registered.name)
+            registered = getattr(stream, "registered", None)
+            if registered is not None:
+                check_model(self.trainer.model, registered.name)
             if stream.global_batch is None:
                 stream.batch_by(batch * stream.share.world_size, item)
             if iteration:
