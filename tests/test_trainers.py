@@ -76,7 +76,9 @@ NEEDS = {"Lightning": "lightning", "Trainer of transformers": "transformers", "d
 
 
 @pytest.mark.parametrize("section", BLOCKS)
-def test_the_guide_runs(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guide_runs(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGenerator
+) -> None:
     pytest.importorskip(NEEDS.get(section, "torch"))
     pytest.importorskip("accelerate")
     monkeypatch.chdir(tmp_path)
@@ -87,6 +89,7 @@ def test_the_guide_runs(section: str, tmp_path: Path, monkeypatch: pytest.Monkey
         names["network"] = network()
     assert PRELUDE is not None
     exec(PRELUDE[1], names)
+    names["labeled"] = unfiltered  # faster
     exec(BLOCKS[section], names)
     seen = [batch.index.tolist() for batch in trained if "index" in batch]
     if section == "PyTorch":
@@ -168,12 +171,12 @@ def test_lightning_cuts_epochs_short_and_takes_mixtures() -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
-def test_the_trainer_of_transformers(tmp_path: Path, workers: int) -> None:
+def test_the_trainer_of_transformers(tmp_path: Path, workers: int, unfiltered: LabeledGenerator) -> None:
     """A tiny SegFormer, which is told nothing about columns, and continues in the middle of an epoch."""
     transformers = pytest.importorskip("transformers")
     from dsgan_datasets.adapters.huggingface import for_trainer, label_names
 
-    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    labeled = unfiltered
     pictures = [labeled.generate([i]).image[0].float() / 255 for i in range(36)]
 
     def trained(steps: int, **options: Any) -> list[int]:
@@ -233,7 +236,7 @@ def test_items_of_the_trainer() -> None:
     assert for_trainer(DSGANDataset(source, 3)).__getitems__([2, 0])[0].keys() == {"pixel_values", "labels"}  # type: ignore[arg-type]
 
 
-def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGenerator) -> None:
     pytest.importorskip("datasets")
     import numpy as np
     from datasets.distributed import split_dataset_by_node
@@ -241,7 +244,7 @@ def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
     from dsgan_datasets.adapters import huggingface
 
     monkeypatch.setattr(huggingface, "_BLOCK", 4)
-    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    labeled = unfiltered
 
     def rows() -> Any:
         return huggingface.to_hf_dataset(labeled, 18, seed=3, start=2)
