@@ -78,9 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
                 value = line["value"]
                 assert value["encoding"] == "base64"
                 self.server.files[f"{kind}/{owner}/{repository}"][value["path"]] = base64.b64decode(value["content"])
-        return self.answer(
-            {"success": True, "commitOid": "0" * 40, "commitUrl": f"{url}/commit/0", "pullRequestUrl": None}
-        )
+        commit = f"{url}/{'datasets/' * (kind == 'datasets')}{owner}/{repository}/commit/0"
+        return self.answer({"success": True, "commitOid": "0" * 40, "commitUrl": commit, "pullRequestUrl": None})
 
 
 @pytest.fixture
