@@ -14,7 +14,7 @@ from conftest import small_labeled
 from remote_yard import Yard
 from torch.utils.data import DataLoader
 
-from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Sample
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Mixture, Sample
 from dsgan_datasets.remote import RemoteError, RemoteSource, Request, crew, requests
 from dsgan_datasets.remote.messages import pack
 from dsgan_datasets.sources import choose_classes
@@ -164,6 +164,11 @@ def test_every_dataset_takes_it(checkpoint: Path, filtered: LabeledGenerator, ya
     assert_equal(dataset.__getitems__([29, 0, -1]), DSGANDataset(filtered, 30, seed=4).__getitems__([29, 0, -1]))
     batches = list(DataLoader(DSGANIterableDataset(source, length=8), batch_size=4))
     assert torch.equal(torch.cat([batch.image for batch in batches]), filtered.generate(range(8)).image)
+    mixed = [
+        list(Mixture([DSGANIterableDataset(each), DSGANDataset(filtered, 3, seed=9)], weights=[3, 1], length=12))
+        for each in (source, filtered)
+    ]
+    assert_equal(*mixed)
     chosen = choose_classes(source, ["hat", "background"])
     assert chosen.schema.classes == ("hat", "background")
     assert torch.equal(chosen.batch([3]).mask == 0, filtered.batch([3]).mask == 3)

@@ -46,6 +46,19 @@ def faces() -> LabeledGenerator:
 
 
 @pytest.mark.slow
+def test_samples_of_a_worker_are_those_of_the_checkpoint(address: str, faces: LabeledGenerator) -> None:
+    reports = serve(faces, "demo-faces", workers=1)
+    while not next(reports).running:
+        pass
+    for got, expected in zip(RemoteSource("demo-faces").stream(range(24)), faces.stream(range(24)), strict=True):
+        assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
+    while (now := next(reports)).samples < 24:
+        pass
+    assert now.bytes > 24 * 3 * 64 * 64 and now.lost == 0
+    reports.close()
+
+
+@pytest.mark.extended
 def test_a_worker_that_is_killed_is_replaced(address: str, faces: LabeledGenerator) -> None:
     """Of the only worker; what it was asked for comes from the next one."""
     reports = serve(faces, "demo-faces", workers=1)
