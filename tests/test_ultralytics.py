@@ -294,10 +294,13 @@ def test_the_guide_runs(tmp_path: Path) -> None:
     assert len(first.splitlines()) == 1 and len(blocks[0].splitlines()) < 10
     train, resume, validate = blocks
     names: dict[str, Any] = {}
-    exec(train.replace("epochs=100", "epochs=1, batch=4, device='cpu', plots=False"), names)
-    assert Path("runs/segment/train/weights/last.pt").exists() and len(names["model"].names) == 11
-    assert "runs/segment/train/weights/last.pt" in resume
-    exec(validate, {**names, "DSGANSegmentationValidator": adapter.DSGANSegmentationValidator})
+    exec(train.replace("epochs=100", f"epochs=1, batch=4, device='cpu', plots=False, project={str(tmp_path)!r}"), names)
+    assert (tmp_path / "train" / "weights" / "last.pt").exists() and len(names["model"].names) == 11
+    assert "train/weights/last.pt" in resume
+    exec(
+        validate.replace(")", f", project={str(tmp_path)!r})"),
+        {**names, "DSGANSegmentationValidator": adapter.DSGANSegmentationValidator},
+    )
     undocumented = {name for name in adapter.__all__ if name not in guide}
     assert undocumented == {"DSGANYOLODataset", "GeneratedSet"}
 
