@@ -148,9 +148,12 @@ def test_a_sample_does_not_depend_on_how_it_is_reached(small: str) -> None:
     )
 
 
-@pytest.mark.parametrize("hyp", [{"mosaic": 1.0}, {"mixup": 1.0}, {"cutmix": 1.0}, {"copy_paste": 1.0}], ids=str)
-def test_augmentations_that_mix_images(hyp: dict[str, float]) -> None:
-    mixing = dataset(checkpoint="demo-faces", hyp={"mosaic": 0.0, **hyp})
+MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
+
+
+@pytest.mark.parametrize("steps", [MIXING, *(pytest.param((s,), marks=pytest.mark.extended) for s in MIXING)], ids=str)
+def test_augmentations_that_mix_images(steps: tuple[str, ...]) -> None:
+    mixing = dataset(checkpoint="demo-faces", hyp={"mosaic": 0.0, **dict.fromkeys(steps, 1.0)})
     random.seed(0)
     loader = build_loader(mixing, 3, 0, train=True)
     batches = list(loader)
@@ -291,14 +294,18 @@ def test_the_guide_runs(tmp_path: Path) -> None:
     assert len(first.splitlines()) == 1 and len(blocks[0].splitlines()) < 10
     train, resume, validate = blocks
     names: dict[str, Any] = {}
-    exec(train.replace("epochs=100", "epochs=1, batch=4, device='cpu', plots=False"), names)
-    assert Path("runs/segment/train/weights/last.pt").exists() and len(names["model"].names) == 11
-    assert "runs/segment/train/weights/last.pt" in resume
-    exec(validate, {**names, "DSGANSegmentationValidator": adapter.DSGANSegmentationValidator})
+    exec(train.replace("epochs=100", f"epochs=1, batch=4, device='cpu', plots=False, project={str(tmp_path)!r}"), names)
+    assert (tmp_path / "train" / "weights" / "last.pt").exists() and len(names["model"].names) == 11
+    assert "train/weights/last.pt" in resume
+    exec(
+        validate.replace(")", f", project={str(tmp_path)!r})"),
+        {**names, "DSGANSegmentationValidator": adapter.DSGANSegmentationValidator},
+    )
     undocumented = {name for name in adapter.__all__ if name not in guide}
     assert undocumented == {"DSGANYOLODataset", "GeneratedSet"}
 
 
+@pytest.mark.extended
 def test_without_ultralytics_the_import_says_what_to_install() -> None:
     code = (
         "import sys, dsgan_datasets, dsgan_datasets.adapters\n"
