@@ -71,7 +71,8 @@ def serve(
     """Run workers that make a checkpoint's samples for any `RemoteSource`; what they did, about once a second.
 
     Workers live as long as this iterator. One that dies is replaced; if `_TRIES` die in a row soon after their start,
-    and no sample was made, that is the end. The generator travels through Ray: the other machines need the package and Ray, no files.
+    and no sample was made, that is the end. The generator travels through Ray: the other machines need the package and
+    Ray, no files.
 
     Args:
         labeled: on the CPU.
@@ -248,8 +249,8 @@ class _Crew:
         why = without_credentials(why)
         if self._in_a_row >= _TRIES:
             raise RemoteError(
-                f"{_TRIES} workers in a row died soon after their start and made no sample; the last, {who}: {why}. Do they have enough "
-                "memory? Fewer on a machine: cpus_per_worker. The logs of Ray say more"
+                f"{_TRIES} workers in a row died soon after their start and made no sample; the last, {who}: {why}. Do "
+                "they have enough memory? Fewer on a machine: cpus_per_worker. The logs of Ray say more"
             )
         warnings.warn(f"{who} died and is replaced: {why}", stacklevel=2)
 
