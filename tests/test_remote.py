@@ -62,7 +62,7 @@ def test_samples_are_those_of_the_checkpoint(
     """Of a filtered generator, in an order with gaps, with every extra."""
     names = yard.serve(filtered, workers)
     source = remote(checkpoint, yard)
-    indices, extras = [*range(20), 2**62, 7, 3], ("uncertainty", "latent")
+    indices, extras = [*range(20), 300, 2**62, 7, 3], ("uncertainty", "latent")
     assert_equal(source.stream(iter(indices), seed=5, extras=extras), filtered.stream(indices, seed=5, extras=extras))
     assert set(yard.made) == set(names)
     got, expected = source.batch([9, 4], seed=5), filtered.batch([9, 4], seed=5)
