@@ -146,7 +146,7 @@ def region(kind: str, label: str, **value: Any) -> dict[str, Any]:
 
 def brush(mask: Array, label: str, **how: bool) -> dict[str, Any]:
     pixels = np.zeros((*SIZE, 4), np.uint8)
-    pixels[mask] = (10, 20, 30, 255)
+    pixels[mask] = (0, 20, 30, 255)
     return region("brushlabels", label, format="rle", rle=packed(pixels.flatten(), **how))
 
 

@@ -31,7 +31,10 @@ clean = detectron2_support.clean
 register = detectron2_support.register
 
 
-@pytest.fixture(scope="module", params=[("mask", "keypoints"), ("keypoints",)], ids="+".join)
+ALONE = pytest.param(("keypoints",), marks=pytest.mark.extended)
+
+
+@pytest.fixture(scope="module", params=[("mask", "keypoints"), ALONE], ids="+".join)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("checkpoint") / "points"
     labeled_with(*request.param).save_pretrained(path)

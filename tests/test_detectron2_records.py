@@ -112,8 +112,8 @@ def test_polygons_are_the_same_instances(
     register: Register, labeled: LabeledGenerator, tmp_path: Path, mode: str
 ) -> None:
     """Through the stock mapper, in both of its formats."""
-    rle = register("rle", length=6, task="instances", instances=mode)
-    register("polygons", length=6, task="instances", instances=mode, mask_format="polygon")
+    register("rle", length=6, task="instances", instances=mode, mask_format="bitmask")
+    polygons = register("polygons", length=6, task="instances", instances=mode)
     cfg = config(tmp_path, "GeneralizedRCNN")
     masks = {}
     for name, mask_format in (("rle", "bitmask"), ("polygons", "bitmask"), ("polygons", "polygon")):
@@ -132,7 +132,7 @@ def test_polygons_are_the_same_instances(
             assert np.array_equal(a, b)
     with pytest.raises(ValueError, match="mask_format must be one of bitmask, polygon, not 'rle'"):
         register("wrong", length=6, task="instances", mask_format="rle")
-    assert rle.mask_format == "bitmask"
+    assert polygons.mask_format == "polygon"
 
 
 def test_a_config_with_polygons_trains(clean: None, checkpoint: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from annotation_folders import blocks, export_to, write_masks
 from conftest import SCHEMA, small_labeled
 from PIL import Image
 
-from dsgan_datasets import AnnotatedImages, LabeledGenerator, fit_interpreter, sample_latents
+from dsgan_datasets import AnnotatedImages, DSGANDataset, LabeledGenerator, fit_interpreter, sample_latents
 from dsgan_datasets.annotations import AnnotationError, load_annotations
 from dsgan_datasets.contents import ContentError
 from dsgan_datasets.export import export
@@ -231,8 +231,10 @@ def test_boxes_and_keypoints_of_a_coco_file_make_a_photo_of_each_object(tmp_path
 def test_a_stopped_run_goes_on_where_it_was(
     labeled: LabeledGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inverter = Inverter(labeled.generator, labeled.recipe.override(compute_batch=1), InversionSettings(steps=1))
-    photos = read_photos(save(tmp_path / "photos", own_images(labeled, range(10))), SIZE)
+    inverter = Inverter(
+        labeled.generator, labeled.recipe.override(compute_batch=1), InversionSettings(steps=1, starts=1)
+    )
+    photos = read_photos(save(tmp_path / "photos", own_images(labeled, range(9))), SIZE)
     undisturbed = invert_photos(inverter, photos)
     asked: list[int] = []
     invert = inverter.invert
@@ -249,7 +251,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     (kept,) = (tmp_path / "work").iterdir()
     asked[:] = [0, 0]
     resumed = invert_photos(inverter, photos, work=tmp_path / "work")
-    assert asked == [0, 0, 2]  # eight of ten were kept
+    assert asked == [0, 0, 1]  # eight of nine were kept
     assert resumed.styles.equal(undisturbed.styles)
     kept.write_bytes(b"damaged")
     assert invert_photos(inverter, photos, work=tmp_path / "work").scores.equal(undisturbed.scores)
@@ -291,11 +293,16 @@ def test_labeled_photos_hold_the_photo_and_leave_out_what_is_not_trusted(
     assert source.untrusted == ("photo1",)
     assert source.names == ("photo0", "photo2", "photo3")
     assert source.license == "CC0-1.0"
-    batch = source.batch([2, 0], extras=["uncertainty"])
+    batch = source.batch([2, 0], extras=["uncertainty", "probabilities"])
     assert isinstance(batch, SampleBatch)
     assert batch.image[0].equal(photos[3].image)
     assert batch.mask.equal(labeled.labeler.label(found.styles[[3, 0]], labeled.recipe)["mask"])
     assert batch["uncertainty"].shape == (2, *SIZE)
+    assert batch["probabilities"].shape == (2, 4, *SIZE)
+    assert "uncertainty" not in source.batch([0]) and "uncertainty_score" in source.batch([0])
+    assert DSGANDataset(source)[1].mask.equal(source.batch([1]).mask[0])
+    with pytest.raises(ValueError, match="photos have the extras uncertainty, probabilities, not latent"):
+        source.batch([0], extras=["latent"])
     assert len(LabeledPhotos(labeled, photos, found, keep_untrusted=True)) == 4
     with pytest.raises(ValueError, match="none of the 4 photos can be trusted"):
         LabeledPhotos(labeled, photos, with_scores(found, [2, 3, 4, 5]))

@@ -44,7 +44,7 @@ def test_pictures_are_read_by_path(checkpoint: str, unfiltered: LabeledGenerator
     ("path", "message"),
     [
         ("dsgan://00000000/image/small_0_1.png", "no dataset of this process.*build the dataset"),
-        ("dsgan://591b198d/depth/small_0_1.png", "names no sample; expected dsgan://FINGERPRINT/KIND/NAME"),
+        ("dsgan://591b198d/Depth/small_0_1.png", "names no sample; expected dsgan://FINGERPRINT/KIND/NAME"),
         ("dsgan://small", "names no sample"),
     ],
 )

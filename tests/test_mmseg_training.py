@@ -181,8 +181,8 @@ def test_heads_that_do_not_fit_are_named_before_the_first_step(tmp_path: Path, c
     )
     with pytest.raises(ValueError, match=message):
         run(tmp_path, loader(dataset(checkpoint, type=kind)), iters=1, model=model(3, 16))
-    chosen = dataset(checkpoint, type=kind, metainfo={"classes": ["hat", "left"]})
-    with pytest.raises(ValueError, match="num_classes is 4, but .* has 2 classes: hat, left"):
+    chosen = dataset(checkpoint, type=kind, metainfo={"classes": ["hat", "background"]})
+    with pytest.raises(ValueError, match="num_classes is 4, but .* has 2 classes: hat, background"):
         run(tmp_path, loader(chosen), iters=1, model=model(4, 16))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scalar_map import depth_labeled
 from torch import Tensor
 
 from dsgan_datasets import DenseMap, LabeledGenerator, SampleBatch
-from dsgan_datasets.export import ExportInput, export
+from dsgan_datasets.export import ExportInput, export, formats_for
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets import target_from_dict
 from dsgan_datasets.targets.instances import tight_box
@@ -234,21 +235,30 @@ def test_configs_hold_no_words_of_strangers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "format", "message"),
+    ("fields", "format", "problem", "kept"),
     [
-        (("mask", "keypoints"), "mmseg", "cannot hold keypoints; the formats that hold mask and keypoints are: folder, "
-         r"coco, yolo-pose; or leave out keypoints with labels=\['mask'\] \(--label mask\)"),
-        (("mask", "keypoints"), "yolo-seg", r"cannot hold keypoints; .*labels=\['mask'\]"),
-        (("mask", "depth"), "coco", "cannot hold depth; the formats that hold mask and depth are: folder, mmseg; or"),
-        (("keypoints",), "yolo-seg", "cannot hold keypoints; the formats that hold keypoints are: folder, coco, yolo"),
-        (("depth",), "yolo-pose", "cannot hold depth; the formats that hold depth are: folder, mmseg$"),
-        (("mask",), "yolo-pose", "needs keypoints; the formats that hold mask are: folder, coco, mmseg, yolo-seg$"),
+        (("mask", "keypoints"), "mmseg", "cannot hold keypoints", "mask"),
+        (("mask", "keypoints"), "yolo-seg", "cannot hold keypoints", "mask"),
+        (("mask", "depth"), "coco", "cannot hold depth", "mask"),
+        (("keypoints",), "yolo-seg", "cannot hold keypoints", ""),
+        (("depth",), "yolo-pose", "cannot hold depth", ""),
+        (("mask",), "yolo-pose", "needs keypoints", ""),
     ],
-)  # fmt: skip
-def test_what_a_format_cannot_hold(tmp_path: Path, fields: tuple[str, ...], format: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"format {format} {message}"):
-        export(ExportInput.generated(labeled(*fields), 12), tmp_path / "out", format)
+)
+def test_what_a_format_cannot_hold(
+    tmp_path: Path, fields: tuple[str, ...], format: str, problem: str, kept: str
+) -> None:
+    source = ExportInput.generated(labeled(*fields), 12)
+    able = formats_for(source.targets)
+    assert "folder" in able and format not in able
+    message = f"format {format} {problem}; the formats that hold {' and '.join(fields)} are: {', '.join(able)}"
+    if kept:
+        message += f"; or leave out {fields[1]} with labels=['{kept}'] (--label {kept})"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        export(source, tmp_path / "out", format)
     assert list(tmp_path.iterdir()) == []
+    if kept:
+        export(source, tmp_path / "out", format, labels=[kept])
 
 
 def test_labels_are_chosen_by_their_fields(tmp_path: Path) -> None:
@@ -264,7 +274,7 @@ def test_labels_are_chosen_by_their_fields(tmp_path: Path) -> None:
 
 def test_a_kind_of_a_third_party_goes_into_the_folder_only(tmp_path: Path) -> None:
     source = ExportInput.generated(depth_labeled(bare=True), 12)
-    with pytest.raises(ValueError, match="cannot hold depth; the formats that hold depth are: folder$"):
+    with pytest.raises(ValueError, match="cannot hold depth; the formats that hold depth are: folder"):
         export(source, tmp_path / "out", "mmseg")
 
 

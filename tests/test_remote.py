@@ -14,7 +14,7 @@ from conftest import small_labeled
 from remote_yard import Yard
 from torch.utils.data import DataLoader
 
-from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Sample
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Mixture, Sample
 from dsgan_datasets.remote import RemoteError, RemoteSource, Request, crew, requests
 from dsgan_datasets.remote.messages import pack
 from dsgan_datasets.sources import choose_classes
@@ -62,7 +62,7 @@ def test_samples_are_those_of_the_checkpoint(
     """Of a filtered generator, in an order with gaps, with every extra."""
     names = yard.serve(filtered, workers)
     source = remote(checkpoint, yard)
-    indices, extras = [*range(20), 2**62, 7, 3], ("uncertainty", "latent")
+    indices, extras = [*range(20), 300, 2**62, 7, 3], ("uncertainty", "latent")
     assert_equal(source.stream(iter(indices), seed=5, extras=extras), filtered.stream(indices, seed=5, extras=extras))
     assert set(yard.made) == set(names)
     got, expected = source.batch([9, 4], seed=5), filtered.batch([9, 4], seed=5)
@@ -164,6 +164,11 @@ def test_every_dataset_takes_it(checkpoint: Path, filtered: LabeledGenerator, ya
     assert_equal(dataset.__getitems__([29, 0, -1]), DSGANDataset(filtered, 30, seed=4).__getitems__([29, 0, -1]))
     batches = list(DataLoader(DSGANIterableDataset(source, length=8), batch_size=4))
     assert torch.equal(torch.cat([batch.image for batch in batches]), filtered.generate(range(8)).image)
+    mixed = [
+        list(Mixture([DSGANIterableDataset(each), DSGANDataset(filtered, 3, seed=9)], weights=[3, 1], length=12))
+        for each in (source, filtered)
+    ]
+    assert_equal(*mixed)
     chosen = choose_classes(source, ["hat", "background"])
     assert chosen.schema.classes == ("hat", "background")
     assert torch.equal(chosen.batch([3]).mask == 0, filtered.batch([3]).mask == 3)

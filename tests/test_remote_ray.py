@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from test_shards_remote import Deadly
 
 from dsgan_datasets import DSGANIterableDataset, LabeledGenerator
 from dsgan_datasets.remote import RemoteError, RemoteSource, serve
@@ -46,6 +47,19 @@ def faces() -> LabeledGenerator:
 
 
 @pytest.mark.slow
+def test_samples_of_a_worker_are_those_of_the_checkpoint(address: str, faces: LabeledGenerator) -> None:
+    reports = serve(faces, "demo-faces", workers=1)
+    while not next(reports).running:
+        pass
+    for got, expected in zip(RemoteSource("demo-faces").stream(range(24)), faces.stream(range(24)), strict=True):
+        assert got.keys() == expected.keys() and all(torch.equal(got[name], expected[name]) for name in expected)
+    while (now := next(reports)).samples < 24:
+        pass
+    assert now.bytes > 24 * 3 * 64 * 64 and now.lost == 0
+    reports.close()
+
+
+@pytest.mark.extended
 def test_a_worker_that_is_killed_is_replaced(address: str, faces: LabeledGenerator) -> None:
     """Of the only worker; what it was asked for comes from the next one."""
     reports = serve(faces, "demo-faces", workers=1)
@@ -64,6 +78,21 @@ def test_a_worker_that_is_killed_is_replaced(address: str, faces: LabeledGenerat
     reports.close()
     ray = pytest.importorskip("ray")
     assert not Workers(ray).look()
+
+
+@pytest.mark.usefixtures("address")
+def test_a_cluster_without_room(faces: LabeledGenerator) -> None:
+    with pytest.raises(ValueError, match=r"needs 64 CPU, but the Ray cluster has 2 .*--cpus-per-worker"):
+        next(serve(faces, "demo-faces", cpus_per_worker=64))
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("address")
+@pytest.mark.filterwarnings("ignore:.* died and is replaced")
+def test_workers_that_cannot_start_are_given_up(filtered: LabeledGenerator) -> None:
+    with pytest.raises(RemoteError, match="4 workers in a row died soon after their start and made no sample"):
+        for _ in serve(Deadly(filtered), "small", workers=1):  # type: ignore[arg-type]
+            pass
 
 
 def run(code: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:

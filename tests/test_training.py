@@ -195,6 +195,18 @@ def test_standardizing_folds_into_the_first_layer(unfiltered: LabeledGenerator) 
     assert torch.allclose(hidden, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_frequencies_that_drawing_changed_are_taken_back(unfiltered: LabeledGenerator, balance: float) -> None:
+    """Pixels of frequency p are drawn with weight p ** -balance: the logit of their class rises by -balance · log p."""
+    data = annotated(unfiltered, range(2))
+    fit = functools.partial(fit_interpreter, unfiltered.generator, data, SCHEMA, recipe=RECIPE, members=2, steps=2)
+    biases = [fit(class_balance=balance, prior=prior).b3 for prior in (0.0, 0.5, 1.0)]
+    frequency = data.masks.flatten().bincount(minlength=3) / data.masks.numel()
+    for share, bias in zip((0.5, 1.0), biases[1:], strict=True):
+        taken = bias - biases[0]
+        torch.testing.assert_close(taken, (share * balance * frequency.log()).expand(2, -1), atol=1e-5, rtol=1e-4)
+
+
 def test_bfloat16_learns_as_float32_does(unfiltered: LabeledGenerator) -> None:
     data, held_out = annotated(unfiltered, range(8)), annotated(unfiltered, range(100, 110))
     accuracy = {}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +148,12 @@ def test_a_sample_does_not_depend_on_how_it_is_reached(small: str) -> None:
     )
 
 
-@pytest.mark.parametrize("hyp", [{"mosaic": 1.0}, {"mixup": 1.0}, {"cutmix": 1.0}, {"copy_paste": 1.0}], ids=str)
-def test_augmentations_that_mix_images(hyp: dict[str, float]) -> None:
-    mixing = dataset(checkpoint="demo-faces", hyp={"mosaic": 0.0, **hyp})
+MIXING = ("mosaic", "mixup", "cutmix", "copy_paste")
+
+
+@pytest.mark.parametrize("steps", [MIXING, *(pytest.param((s,), marks=pytest.mark.extended) for s in MIXING)], ids=str)
+def test_augmentations_that_mix_images(steps: tuple[str, ...]) -> None:
+    mixing = dataset(checkpoint="demo-faces", hyp={"mosaic": 0.0, **dict.fromkeys(steps, 1.0)})
     random.seed(0)
     loader = build_loader(mixing, 3, 0, train=True)
     batches = list(loader)
@@ -183,7 +189,7 @@ def test_classes_and_one_class(small: str) -> None:
 
 
 @pytest.mark.parametrize("files", [0, 3])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
 def test_ranks_share_an_epoch(tmp_path: Path, small: str, files: int, workers: int) -> None:
     """Two epochs: what 1, 2 and 3 ranks see together, in order of global batches, is the same."""
     if files:
@@ -267,9 +273,46 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, small: str) -> Non
             train(tmp_path, data_yaml(tmp_path, {"dsgan": node}), epochs=1)
 
 
+@pytest.mark.extended
 def test_a_yaml_without_generated_images_is_left_alone(tmp_path: Path) -> None:
     faces = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
     folder = exported(tmp_path / "export", faces, "yolo-seg")
     _, trainer = train(tmp_path, str(folder / "data.yaml"), epochs=1)
     assert type(trainer.train_loader.dataset) is YOLODataset
     assert np.isfinite(trainer.metrics["metrics/mAP50-95(B)"])
+
+
+@pytest.mark.extended
+def test_the_guide_runs(tmp_path: Path) -> None:
+    """Its blocks, in order, with smaller numbers; the YAML of the user's own images names files that are not here."""
+    guide = (Path(__file__).parent.parent / "docs" / "ultralytics.md").read_text()
+    (first, _), blocks = (
+        re.findall(r"^```yaml\n(.*?)^```", guide, re.M | re.S),
+        re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S),
+    )
+    (tmp_path / "faces.yaml").write_text(first.replace("demo-faces", "demo-faces, length: 4, val: {length: 2}"))
+    assert len(first.splitlines()) == 1 and len(blocks[0].splitlines()) < 10
+    train, resume, validate = blocks
+    names: dict[str, Any] = {}
+    exec(train.replace("epochs=100", f"epochs=1, batch=4, device='cpu', plots=False, project={str(tmp_path)!r}"), names)
+    assert (tmp_path / "train" / "weights" / "last.pt").exists() and len(names["model"].names) == 11
+    assert "train/weights/last.pt" in resume
+    exec(
+        validate.replace(")", f", project={str(tmp_path)!r})"),
+        {**names, "DSGANSegmentationValidator": adapter.DSGANSegmentationValidator},
+    )
+    undocumented = {name for name in adapter.__all__ if name not in guide}
+    assert undocumented == {"DSGANYOLODataset", "GeneratedSet"}
+
+
+@pytest.mark.extended
+def test_without_ultralytics_the_import_says_what_to_install() -> None:
+    code = (
+        "import sys, dsgan_datasets, dsgan_datasets.adapters\n"
+        "assert not any(m.partition('.')[0] == 'ultralytics' for m in sys.modules)\n"
+        "sys.modules['ultralytics'] = None\n"
+        "try: import dsgan_datasets.adapters.ultralytics\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "needs Ultralytics" in done.stdout and "pip install ultralytics (its license is" in done.stdout, done.stderr

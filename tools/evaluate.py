@@ -45,7 +45,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Invert, label, compare."""
     invert.check_out(args)
-    labeled = options.load(args, reject_fraction=0.0, require=())
+    labeled = options.load(args)
     photos = invert.photos_of(args, labeled.image_size)
     masks = read_masks(args.masks, photos, labeled.schema)
     work = invert.work_of(args.out)

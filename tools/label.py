@@ -43,7 +43,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Invert, label, write."""
     invert.check_out(args)
-    labeled = options.load(args, reject_fraction=0.0, require=())
+    labeled = options.load(args)
     photos = invert.photos_of(args, labeled.image_size)
     work = invert.work_of(args.out)
     found = invert.inverted(args, labeled.generator, labeled.recipe, photos, work)

@@ -9,7 +9,7 @@ from detectron2.engine import HookBase
 from torch.utils.data import DataLoader
 
 from dsgan_datasets.adapters.detectron2.heads import check_model
-from dsgan_datasets.sources.streaming import ResumableStream
+from dsgan_datasets.adapters.detectron2.streams import MixedStream, RecordStream
 
 
 class ResumeHook(HookBase):
@@ -30,7 +30,9 @@ class ResumeHook(HookBase):
         iteration = self.trainer.start_iter
         stream, batch, item = find_stream(self.trainer.data_loader)
         if stream is not None:
-            check_model(self.trainer.model, stream.registered.name)
+            registered = getattr(stream, "registered", None)
+            if registered is not None:
+                check_model(self.trainer.model, registered.name)
             if stream.global_batch is None:
                 stream.batch_by(batch * stream.share.world_size, item)
             if iteration:
@@ -42,13 +44,13 @@ class ResumeHook(HookBase):
             )
 
 
-def find_stream(loader: Any) -> tuple[ResumableStream[Any] | None, int, int]:
+def find_stream(loader: Any) -> tuple[RecordStream | MixedStream | None, int, int]:
     """(stream at the bottom of a loader, this rank's records of an iteration, records that a DataLoader takes at once).
 
     The one place that knows how Detectron2 nests its loaders.
     """
     batches = item = 1
-    while loader is not None and not isinstance(loader, ResumableStream):
+    while loader is not None and not isinstance(loader, RecordStream | MixedStream):
         if isinstance(loader, DataLoader):
             item = loader.batch_size or 1
         else:  # Detectron2 groups by aspect ratio outside of a DataLoader of single records

@@ -197,7 +197,9 @@ class ObjectKeypoints:
         schema = next((target for target in source.targets if isinstance(target, LabelSchema)), None)
         if things is not None and schema is None:
             raise ValueError("`things` choose classes of a mask, and these samples have keypoints only: leave it out")
-        self.rule = schema and InstanceRule(schema, things=things, mode="object", min_area=min_area)
+        self.rule = None
+        if schema is not None:
+            self.rule = InstanceRule(schema, things=things, mode="object", min_area=min_area)
         self.targets: tuple[Target, ...] = (self.keypoints,) if schema is None else (self.keypoints, schema)
 
     @property

@@ -20,7 +20,7 @@ _LOOKED_AT = 32
 _LONGEST_BUFFER = 1000
 
 
-class DSGANYOLODataset(YOLODataset):  # type: ignore[misc]
+class DSGANYOLODataset(YOLODataset):
     """A `YOLODataset` whose images are generated; the trainers of this package make it.
 
     Indices below the number of files are those files. The others are sample numbers, counted from there: of a
@@ -36,6 +36,8 @@ class DSGANYOLODataset(YOLODataset):  # type: ignore[misc]
     Raises:
         ValueError: ``rect``, which sorts files by their shape; things with sides of which a mirror would make others.
     """
+
+    im_files: list[str]
 
     def __init__(
         self,

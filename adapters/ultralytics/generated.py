@@ -143,7 +143,7 @@ class Pose:
         schema = next((target for target in targets if isinstance(target, LabelSchema)), None)
         if things is not None and schema is None:
             raise ValueError("`things` choose classes of a mask, and these samples have keypoints only: leave it out")
-        self.rule = schema and InstanceRule(schema, things=things, mode="object")
+        self.rule = None if schema is None else InstanceRule(schema, things=things, mode="object")
         self.names = (category,)
 
     @property

@@ -76,7 +76,8 @@ class EpochLoader(DataLoader[Any]):
 
     def close(self) -> None:
         """Stop the workers. Uses private attributes of PyTorch's DataLoader; there are no public ones."""
-        iterator, self._iterator = self._iterator, None
+        iterator: Any = self._iterator
+        self._iterator = None
         if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
 

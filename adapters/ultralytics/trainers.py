@@ -102,14 +102,14 @@ class _ValidatesOnGenerated(_ReadsGenerated):
         return build_loader(dataset, batch_size, self.args.workers, train=False)
 
 
-class DSGANDetectionTrainer(_TrainsOnGenerated, DetectionTrainer):  # type: ignore[misc]
+class DSGANDetectionTrainer(_TrainsOnGenerated, DetectionTrainer):
     """Trains detection on generated images: ``YOLO(…).train(trainer=DSGANDetectionTrainer, data="faces.yaml", …)``.
 
     See `DSGANSegmentationTrainer`.
     """
 
 
-class DSGANSegmentationTrainer(_TrainsOnGenerated, SegmentationTrainer):  # type: ignore[misc]
+class DSGANSegmentationTrainer(_TrainsOnGenerated, SegmentationTrainer):
     """Trains instance segmentation on images that are generated meanwhile; nothing of them is written.
 
     With a data YAML that has one line, ``dsgan: {checkpoint: demo-faces}``::
@@ -126,20 +126,20 @@ class DSGANSegmentationTrainer(_TrainsOnGenerated, SegmentationTrainer):  # type
     """
 
 
-class DSGANPoseTrainer(_TrainsOnGenerated, PoseTrainer):  # type: ignore[misc]
+class DSGANPoseTrainer(_TrainsOnGenerated, PoseTrainer):
     """Trains pose estimation on generated images, of a checkpoint with keypoints: one object in each image.
 
     See `DSGANSegmentationTrainer`; ``kpt_shape``, ``flip_idx`` and names of points come from the checkpoint.
     """
 
 
-class DSGANDetectionValidator(_ValidatesOnGenerated, DetectionValidator):  # type: ignore[misc]
+class DSGANDetectionValidator(_ValidatesOnGenerated, DetectionValidator):
     """Validates detection on generated images: ``model.val(validator=DSGANDetectionValidator, data="faces.yaml")``."""
 
 
-class DSGANSegmentationValidator(_ValidatesOnGenerated, SegmentationValidator):  # type: ignore[misc]
+class DSGANSegmentationValidator(_ValidatesOnGenerated, SegmentationValidator):
     """Validates segmentation on generated images: ``model.val(validator=DSGANSegmentationValidator, data=…)``."""
 
 
-class DSGANPoseValidator(_ValidatesOnGenerated, PoseValidator):  # type: ignore[misc]
+class DSGANPoseValidator(_ValidatesOnGenerated, PoseValidator):
     """Validates pose estimation on generated images: ``model.val(validator=DSGANPoseValidator, data="faces.yaml")``."""

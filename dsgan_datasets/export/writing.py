@@ -112,7 +112,7 @@ def formats_for(targets: Sequence[Target]) -> tuple[str, ...]:
 
     Example:
         >>> formats_for([Keypoints(("nose", "chin"))])
-        ('folder', 'coco', 'yolo-pose')
+        ('folder', 'imagefolder', 'coco', 'yolo-pose')
     """
     return tuple(name for name, layout in FORMATS.items() if _fits(layout, targets))
 
@@ -215,7 +215,7 @@ def _write(
         start=input.start,
         layout=f"Files: format {format} of `dsgan export`; `samples.jsonl` says what made each sample.",
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # a license may be anything
 
 
 def _facts(sample: Sample, input: ExportInput) -> dict[str, Any]:

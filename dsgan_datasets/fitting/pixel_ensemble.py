@@ -138,6 +138,9 @@ def train_ensemble(
     if offset is not None and scale is not None:  # the last layer gave (value − offset) / scale
         weights["w3"] = weights["w3"] * scale
         weights["b3"] = weights["b3"] * scale + offset
+    # Members that saw pixels of frequency p with weight p ** -b expect them that much more often.
+    expected = torch.as_tensor(task.log_prior(pixels.strata[rows])).to(weights["b3"])
+    weights["b3"] = weights["b3"] + settings.prior * settings.class_balance * expected
     ensemble = task.interpreter(weights).to(device)
     some = pixels.features[rows[:64]]
     if not ensemble.outputs([some.t()[None, :, None]], (1, len(some))).isfinite().all():

@@ -45,11 +45,11 @@ class ConvolutionalSettings:
     width: int = 32
     convolutions: int = 1
     steps: int | None = None
-    max_steps: int = 400
+    max_steps: int = 480
     tries: int = 8
     batch_images: int = 4
     region: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     weight_decay: float = 1e-2
     channel_dropout: float = 0.2
     noise: float = 0.2
@@ -95,6 +95,9 @@ class FitSettings:
         class_balance: pixels of a class of frequency p are drawn with weight p ** -class_balance: 0 draws pixels as
             they come (as published), 1 draws every class equally often. Small parts need some of it. The neighborhood
             of each keypoint counts as a class.
+        prior: share of what `class_balance` does to the frequencies of classes that is taken back after the training,
+            from the biases of the last layer, 0 … 1: else small parts are drawn too large. With 0 (published) nothing
+            is, with 1 the members believe in the frequencies of the annotated masks.
         standardize: bring every feature to mean 0 and variance 1 first (published: unchanged); it folds into the first
             layer afterwards.
         anneal: let the learning rate fall to 0 along a cosine; otherwise it is constant.
@@ -119,6 +122,7 @@ class FitSettings:
     batch_pixels: int = 256
     learning_rate: float = 1e-3
     class_balance: float = 0.5
+    prior: float = 0.5
     standardize: bool = True
     anneal: bool = False
     sigma: float = 0.02
@@ -134,8 +138,9 @@ class FitSettings:
             raise ValueError(f"hidden must be the widths of two layers, not {self.hidden}")
         if self.dtype not in (None, "float32", "bfloat16"):
             raise ValueError(f"dtype must be float32, bfloat16 or None, not {self.dtype!r}")
-        if not 0 <= self.class_balance <= 1:
-            raise ValueError(f"class_balance must lie in 0 … 1, not {self.class_balance}")
+        for name in ("class_balance", "prior"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0 … 1, not {getattr(self, name)}")
         if not 0 < self.sigma < 1:
             raise ValueError(f"sigma must lie between 0 and 1, not {self.sigma}")
         if not self.learning_rate > 0:

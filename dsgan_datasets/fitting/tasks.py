@@ -49,6 +49,10 @@ class PixelTask(Protocol):
     def loss(self, outputs: Tensor, learned: Tensor) -> Tensor:
         """Mean over pixels and members, of outputs [M, P, K] and what is learned there, [M, P, ...]."""
 
+    def log_prior(self, strata: Tensor) -> Tensor | float:
+        """Logarithm of how often each output is to be expected by the groups of some pixels, [K]; 0 if that says
+        nothing."""
+
     def interpreter(self, weights: Mapping[str, Tensor], **layout: Any) -> Ensemble:
         """The interpreter whose members have these weights."""
 
@@ -78,6 +82,11 @@ class Classes:
     def loss(self, outputs: Tensor, learned: Tensor) -> Tensor:
         """Cross-entropy."""
         return F.cross_entropy(outputs.flatten(0, 1), learned.flatten())
+
+    def log_prior(self, strata: Tensor) -> Tensor:
+        """Of the classes."""
+        counts = torch.bincount(strata, minlength=self.outputs).clamp(min=1)
+        return (counts / counts.sum()).log()
 
     def interpreter(self, weights: Mapping[str, Tensor], **layout: Any) -> PixelEnsemble:
         """Members that vote."""
@@ -124,6 +133,10 @@ class Heat:
         """Square error, summed over the maps."""
         return (outputs - learned).square().sum(2).mean()
 
+    def log_prior(self, strata: Tensor) -> float:
+        """Nothing: no classes compete."""
+        return 0.0
+
     def interpreter(self, weights: Mapping[str, Tensor], **layout: Any) -> KeypointEnsemble:
         """Members that regress heat."""
         return KeypointEnsemble(weights, sigma=self.share, **layout)
@@ -155,6 +168,10 @@ class Values:
         """Square error of what is known."""
         known = ~learned.isnan()
         return torch.where(known, outputs - learned.nan_to_num(), 0).square().sum() / known.sum().clamp_min(1)
+
+    def log_prior(self, strata: Tensor) -> float:
+        """Nothing: no classes compete."""
+        return 0.0
 
     def interpreter(self, weights: Mapping[str, Tensor], **layout: Any) -> MapEnsemble:
         """Members that regress values."""

@@ -59,7 +59,7 @@ class LabeledPhotos:
             )
         if photos.size != labeled.image_size:
             raise ValueError(f"photos are {photos.size}, the checkpoint's images {labeled.image_size}: align them anew")
-        self.labeled = labeled
+        self.labeled = labeled.with_recipe(labeled.recipe.unfiltered())  # rules are for draws
         self.photos = photos
         self.inversion = inversion
         trusted = inversion.trusted.tolist()
@@ -177,34 +177,43 @@ class LabeledPhotos:
             ValueError: an unknown extra.
             IndexError: there is no such photo.
         """
-        wanted = [extras] if isinstance(extras, str) else list(extras)
-        if unknown := [name for name in wanted if name != "uncertainty" or not self.labeled.labeler.has_uncertainty]:
-            raise ValueError(f"photos have no extra {unknown[0]!r}: leave it out")
+        labeler = self.labeled.labeler
+        known = [score.removesuffix("_score") for score in labeler.scores.values()]
+        known += ["probabilities"] * labeler.has_probabilities
+        wanted = {extras} if isinstance(extras, str) else set(extras)
+        if unknown := wanted - set(known):
+            raise ValueError(f"photos have the extras {', '.join(known) or 'none'}, not {', '.join(sorted(unknown))}")
+        unwanted = set(known) - wanted
         waiting: list[int] = []
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"there is no photo {index}: they are numbered 0 … {len(self) - 1}")
             waiting.append(index)
             if len(waiting) == self.labeled.recipe.compute_batch:
-                yield from self._labeled(waiting, "uncertainty" in wanted)
+                yield from self._labeled(waiting, wanted, unwanted)
                 waiting = []
-        yield from self._labeled(waiting, "uncertainty" in wanted)
+        yield from self._labeled(waiting, wanted, unwanted)
 
     @torch.no_grad()
-    def _labeled(self, indices: Sequence[int], uncertainty: bool) -> list[Sample]:
+    def _labeled(self, indices: Sequence[int], wanted: set[str], unwanted: set[str]) -> list[Sample]:
         rows = [self._rows[index] for index in indices]
-        labels = parallel_map(self._label, [self.inversion.styles[row] for row in rows], self.device)
-        samples = []
-        for index, row, fields in zip(indices, rows, labels, strict=True):
-            kept = {name: value for name, value in fields.items() if uncertainty or name != "uncertainty"}
-            kept["image"] = self.photos[row].image.to(self.device)
-            kept |= {"index": torch.tensor(index), "attempt": torch.tensor(0)}
-            samples.append(Sample({**kept, "inversion_score": self.inversion.scores[row]}))
-        return samples
 
-    def _label(self, styles: Tensor) -> dict[str, Tensor]:
-        fields = self.labeled.labeler.label(styles[None].to(self.device), self.labeled.recipe)
-        return {name: value[0].cpu() if name.endswith("_score") else value[0] for name, value in fields.items()}
+        def label(row: int) -> dict[str, Tensor]:
+            styles = self.inversion.styles[row : row + 1].to(self.device)
+            fields = self.labeled.labeler.label(styles, self.labeled.recipe, wanted)
+            return {
+                name: value[0].cpu() if name.endswith("_score") else value[0]
+                for name, value in fields.items()
+                if name not in unwanted
+            }
+
+        samples = []
+        for index, row, fields in zip(indices, rows, parallel_map(label, rows, self.device), strict=True):
+            image = self.photos[row].image.to(self.device)
+            numbers = {"index": torch.tensor(index), "attempt": torch.tensor(0)}
+            score = {"inversion_score": self.inversion.scores[row]}
+            samples.append(Sample({**fields, "image": image, **numbers, **score}))
+        return samples
 
 
 def photo_facts(photo: Photo, score: float) -> dict[str, Any]:

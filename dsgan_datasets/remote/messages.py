@@ -86,7 +86,7 @@ def unpack(packed: Mapping[str, tuple[str, Any]], request: Request, targets: tup
         RemoteError: they are not those that were asked for.
     """
     batch = SampleBatch({name: _tensor(dtype, array) for name, (dtype, array) in packed.items()})
-    fields = {"image", "index", *(target.field for target in targets), *request.extras}
+    fields = {"image", "index", *(target.field for target in targets)}
     if missing := sorted(fields - batch.keys()):
         raise RemoteError(f"the answer has no {', '.join(missing)}")
     if batch.index.tolist() != list(request.indices):

@@ -94,10 +94,11 @@ class _Link:
         self._child.kill()
         self._child.wait()
         with self.news:
-            if self.ended is None:
+            if not self._log.closed:
                 self._log.seek(0)
                 lines = self._log.read()[-4000:].decode(errors="replace").splitlines() or ["it left no word"]
-                self.ended = one_line(without_credentials(lines[-1], self._known), 300)
+                self._log.close()
+                self.ended = self.ended or one_line(without_credentials(lines[-1], self._known), 300)
             self.news.notify_all()
 
 

@@ -22,8 +22,8 @@ from dsgan_datasets.remote.worker import GeneratorWorker
 
 #: Calls that are answered while a worker generates.
 STATUS = "status"
-#: Workers that may die in a row without a sample made in between.
-_TRIES = 4
+#: Workers that may die in a row within a minute of their start, without a sample made in between.
+_TRIES, _YOUNG = 4, 60.0
 #: Seconds between two rounds of asking the workers how they are.
 _EVERY = 1.0
 
@@ -54,6 +54,7 @@ class _Worker:
     actor: Any
     ready: Any  # the call of `facts`
     facts: dict[str, Any] | None = None
+    since: float = 0.0  # it is ready
     call: Any = None  # of `status`
     status: dict[str, Any] = field(default_factory=dict)
 
@@ -69,8 +70,9 @@ def serve(
 ) -> Generator[Serving, None, None]:
     """Run workers that make a checkpoint's samples for any `RemoteSource`; what they did, about once a second.
 
-    Workers live as long as this iterator. One that dies is replaced; if `_TRIES` die in a row without having made a
-    sample, that is the end. The generator travels through Ray: the other machines need the package and Ray, no files.
+    Workers live as long as this iterator. One that dies is replaced; if `_TRIES` die in a row soon after their start,
+    and no sample was made, that is the end. The generator travels through Ray: the other machines need the package and
+    Ray, no files.
 
     Args:
         labeled: on the CPU.
@@ -225,7 +227,7 @@ class _Crew:
         if worker.facts is None:
             if found["trouble"] is not None:
                 raise RemoteError(f"worker {found['name']} cannot work: {found['trouble']}")
-            worker.facts = found
+            worker.facts, worker.since = found, time.monotonic()
             if not self._checked:
                 self._checked = True
                 self._refuse_mixture(found)
@@ -241,13 +243,14 @@ class _Crew:
         worker = self._alive.pop(name)
         self._ray.kill(worker.actor)  # it may only be out of reach
         self._lost += 1
-        self._in_a_row += 1
+        if worker.facts is None or time.monotonic() - worker.since < _YOUNG:
+            self._in_a_row += 1  # one that had been there for long was taken away, with its machine perhaps
         who = f"worker {worker.facts['name']}" if worker.facts is not None else "a worker that was starting"
         why = without_credentials(why)
         if self._in_a_row >= _TRIES:
             raise RemoteError(
-                f"{_TRIES} workers in a row died and made no sample; the last, {who}: {why}. Do they have enough "
-                "memory? Fewer on a machine: cpus_per_worker. The logs of Ray say more"
+                f"{_TRIES} workers in a row died soon after their start and made no sample; the last, {who}: {why}. Do "
+                "they have enough memory? Fewer on a machine: cpus_per_worker. The logs of Ray say more"
             )
         warnings.warn(f"{who} died and is replaced: {why}", stacklevel=2)
 

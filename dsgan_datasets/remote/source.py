@@ -138,7 +138,7 @@ class RemoteSource(OfCheckpoint):
 
     def _default_size(self) -> int:
         height, width = self.image_size
-        affordable = _ANSWER_BYTES // (height * width * (3 + len(self.targets)))
+        affordable = _ANSWER_BYTES // (height * width * (3 + 4 * len(self.targets)))
         return max(self.block, min(affordable, _ANSWER_SAMPLES) // self.block * self.block)
 
     def _whole_groups(self, size: int) -> int:

@@ -93,6 +93,7 @@ class Board:
     within: int
     global_batch: int
     world_size: int
+    _shared: Any
 
     def __init__(self, values: bytes | None = None, shared: Any = None) -> None:
         if shared is None:

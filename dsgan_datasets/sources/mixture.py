@@ -252,7 +252,7 @@ def _division(fraction: Fraction, size: int) -> Callable[[int], tuple[bool, int]
     return place_of
 
 
-def _checked_weights(weights: Sequence[float | Fraction], parts: int) -> tuple[Fraction, ...]:
+def _checked_weights(weights: Any, parts: int) -> tuple[Fraction, ...]:
     """The weights as fractions; ValueError unless there is a positive number for each part."""
     listed = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else None
     if listed is None or len(listed) != parts or not all(is_number(w) and 0 < w < float("inf") for w in listed):

@@ -26,18 +26,9 @@ STEPS = 65534
 _BINS = 8
 _MOST_CHANNELS = 64
 #: Fields of samples, endings of files, and files and folders of exports that have another meaning.
-_FIELDS = (
-    "attempt",
-    "class_label",
-    "image",
-    "index",
-    "keypoints",
-    "latent",
-    "mask",
-    "uncertainty",
-    "uncertainty_score",
-)
+_FIELDS = ("attempt", "class_label", "image", "index", "keypoints", "latent", "mask", "probabilities", "uncertainty")
 _ENDINGS = ("jpg", "json", "png", "seg")
+_BESIDE = ("_known", "uncertainty", "uncertainty_score")
 _FOLDERS = ("annotations", "classes", "images", "labels", "masks", "masks_color", "targets")
 
 
@@ -87,7 +78,7 @@ class DenseMap:
                 f"field must be a short name of lowercase letters, digits and underscores, such as depth, not "
                 f"{self.field!r:.60}"
             )
-        if self.field in (*_FIELDS, *_ENDINGS, *_FOLDERS):
+        if self.field in (*_FIELDS, *_ENDINGS, *_FOLDERS) or self.field.endswith(_BESIDE):
             raise ValueError(f"field {self.field!r} has another meaning in samples and files: choose another name")
         if not all(is_number(end) and abs(end) < 1e30 for end in (self.low, self.high)) or not self.low < self.high:
             raise ValueError(

@@ -1,0 +1,172 @@
+"""What helps an interpreter of sixteen annotated samples of `demo-faces`: corrected frequencies, neighbors, or both.
+
+Like `annotations.py`, a segmentation network annotates in place of a person, and interpreters fitted to five choices of
+sixteen random samples are compared with it on further samples. Here one fit serves several variants: what is kept of
+it are the mean probabilities of its members on the held-out samples, whose largest is the class.
+
+    python benchmarks/interpreters.py --annotator annotator.safetensors --cells cells --only pixels
+    python benchmarks/interpreters.py --annotator annotator.safetensors --cells cells --only convolutional
+    python benchmarks/interpreters.py --annotator annotator.safetensors --cells cells --out interpreters.json
+
+The first two commands may run side by side; what lies in the folder of cells is not fitted again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from annotations import CHOICES, HELD_OUT_START, IMAGES, annotate, milliseconds
+from annotator import load_annotator, report_path
+from measuring import cpu_name, write_report
+from torch import Tensor
+
+from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
+from dsgan_datasets.files import atomic_write
+from dsgan_datasets.fitting import ConvolutionalSettings, FitSettings
+from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
+from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.interpreters import Frame, LabelingOptions
+
+ARCHITECTURES = {"pixels": "pixel_ensemble", "convolutional": "convolutional"}
+
+Result = dict[str, Any]
+
+
+def fitted(labeled: LabeledGenerator, recipe: Recipe, chosen: AnnotatedImages, name: str, args: Any, seed: int) -> Any:
+    """The interpreter of some images, with the frequencies that its training draws."""
+    few = ConvolutionalSettings(members=args.convolutional_members, steps=args.convolutional_steps)
+    settings = FitSettings(members=args.members, steps=args.steps, prior=0.0, seed=seed, convolutional=few)
+    given: Result = {"recipe": recipe, "settings": settings, "architecture": ARCHITECTURES[name]}
+    return fit_interpreter(labeled.generator, chosen, labeled.schema, **given)
+
+
+@torch.no_grad()
+def probabilities(labeled: LabeledGenerator, recipe: Recipe, interpreter: Any, latents: Tensor) -> Tensor:
+    """Mean over the members, float16 [A, K, H, W]."""
+    frame, options = Frame(recipe.frame_size(labeled.generator.img_size)), LabelingOptions(probabilities=True)
+    made = []
+    for z in latents.split(10):
+        found = interpreter.predict(synthesize(labeled.generator, recipe, z)[1], frame, options).probabilities
+        assert found is not None
+        made.append(found)
+    return torch.cat(made)
+
+
+def variants(cells: dict[str, Result], masks: Tensor) -> dict[str, Tensor]:
+    """Name -> probabilities of the held-out samples, of one choice of the sixteen.
+
+    Args:
+        cells: of each architecture that is finished.
+        masks: of the sixteen.
+    """
+    made: dict[str, Tensor] = {name: cell["probabilities"].float() for name, cell in cells.items()}
+    if "pixels" in made:
+        pixels = made["pixels"]
+        counts = torch.bincount(masks.flatten(), minlength=pixels.shape[1]).clamp(min=1)
+        frequency = (counts / counts.sum())[:, None, None]
+        for prior in (0.5, 1.0):
+            corrected = pixels * frequency ** (prior * FitSettings().class_balance)
+            made[f"pixels, prior {prior:g}"] = corrected / corrected.sum(1, keepdim=True)
+        if "convolutional" in made:
+            made["both"] = made["pixels, prior 0.5"] + made["convolutional"]
+    return made
+
+
+def agreement(truth: Tensor, found: Tensor, schema: LabelSchema) -> list[float]:
+    """IoU of each class."""
+    pairs = count_pairs(truth, found.argmax(1), schema.num_classes, schema.ignore_index)
+    return [round(value, 5) for value in ConfusionMatrix(pairs).iou.tolist()]
+
+
+def summary(iou: dict[str, dict[int, list[float]]], classes: Sequence[str]) -> Result:
+    """Mean and standard deviation over the choices, and the gain over pixels on the same choice."""
+    report: Result = {}
+    for name, by_choice in iou.items():
+        means = {k: statistics.mean(values) for k, values in by_choice.items()}
+        gains = [m - statistics.mean(iou["pixels"][k]) for k, m in means.items() if k in iou.get("pixels", {})]
+        report[name] = {
+            "choices": sorted(by_choice),
+            "mean_iou": round(statistics.mean(means.values()), 4),
+            "std_over_choices": round(statistics.pstdev(means.values()), 4),
+            "mean_iou_of_each_choice": [round(means[k], 4) for k in sorted(means)],
+            "gain_over_pixels_of_each_choice": [round(gain, 4) for gain in gains],
+            "iou": {c: round(statistics.mean(v[i] for v in by_choice.values()), 4) for i, c in enumerate(classes)},
+        }
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fit what the folder of cells does not hold, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotator", type=Path, required=True, help="weights written by demo/train_annotator.py")
+    parser.add_argument("--cells", type=Path, required=True, metavar="DIR", help="folder of what is fitted")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--only", choices=ARCHITECTURES, help="fit this one only (default: both)")
+    parser.add_argument("--choices", type=int, default=CHOICES, help="of sixteen samples (default: %(default)s)")
+    parser.add_argument("--held-out", type=int, default=200, help="further samples (default: %(default)s)")
+    parser.add_argument("--members", type=int, default=10, help="pixel classifiers (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="of their training (default: %(default)s)")
+    parser.add_argument("--convolutional-members", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--convolutional-steps", type=int, default=240, help="(default: %(default)s)")
+    args = parser.parse_args(arguments)
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    annotator, schema = load_annotator(args.annotator), labeled.schema
+    recipe = Recipe(truncation_psi=labeled.recipe.truncation_psi)
+    args.cells.mkdir(parents=True, exist_ok=True)
+    held_out = range(HELD_OUT_START, HELD_OUT_START + args.held_out)
+    truth = annotate(labeled.generator, annotator, recipe, held_out)
+    iou: dict[str, dict[int, list[float]]] = {}
+    costs: Result = {name: {"fit_seconds": [], "milliseconds": []} for name in ARCHITECTURES}
+    for k in range(args.choices):
+        chosen = annotate(labeled.generator, annotator, recipe, range(k * IMAGES, (k + 1) * IMAGES))
+        cells = {}
+        for name in ARCHITECTURES:
+            path = args.cells / f"{name}-{k}.pt"
+            if not path.is_file() and args.only in (None, name) and not args.out:
+                start = time.perf_counter()
+                interpreter = fitted(labeled, recipe, chosen, name, args, k)
+                cell = {"seconds": round(time.perf_counter() - start, 1)}
+                cell["milliseconds"] = round(
+                    milliseconds(labeled.generator, interpreter, recipe, truth.latents[:30]), 2
+                )
+                cell["probabilities"] = probabilities(labeled, recipe, interpreter, truth.latents)
+                with atomic_write(path) as file:
+                    torch.save(cell, file)
+            if path.is_file():
+                cells[name] = torch.load(path, weights_only=True)
+                costs[name]["fit_seconds"].append(cells[name]["seconds"])
+                costs[name]["milliseconds"].append(cells[name]["milliseconds"])
+        for name, found in variants(cells, chosen.masks).items():
+            iou.setdefault(name, {})[k] = agreement(truth.masks, found, schema)
+            line = f"choice {k}, {name}: mean IoU {statistics.mean(iou[name][k]):.4f}"
+            print(line, file=sys.stderr, flush=True)
+    known = report_path(args.annotator)
+    report: Result = {
+        "benchmark": "interpreters",
+        "checkpoint": "demo-faces",
+        "generator": labeled.config["weights"]["generator"],
+        "annotator": json.loads(known.read_text()) if known.is_file() else None,
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "held_out": args.held_out,
+        "settings": {name: value for name, value in vars(args).items() if "members" in name or "steps" in name},
+        "costs": costs,
+        "variants": summary(iou, schema.classes),
+    }
+    print(json.dumps(report["variants"], indent=2))
+    if args.out:
+        write_report(args.out, report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""The guide's blocks, and what Lightning, the Trainer of transformers and accelerate really read, index by index."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from sources import NumberSource
+from test_distributed import _free_port
+from torch.utils.data import DataLoader
+
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Mixture, export, push_to_hub  # noqa: F401
+
+GUIDE = (Path(__file__).resolve().parent.parent / "docs" / "trainers.md").read_text()
+BLOCKS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL))
+PRELUDE = re.search(r"^```python\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
+#: A SegFormer as small as can be.
+SMALL: dict[str, Any] = {
+    "hidden_sizes": [8, 16, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 1, 1],
+    "decoder_hidden_size": 16,
+    "semantic_loss_ignore_index": 255,
+}
+
+
+def numbers(length: int | None = None, **options: Any) -> DSGANIterableDataset:
+    return DSGANIterableDataset(NumberSource(), length=length, **options)  # type: ignore[arg-type]
+
+
+def network() -> Any:
+    """A LightningModule that notes what it sees."""
+    lightning = pytest.importorskip("lightning")
+
+    class Network(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 12, 1)
+            self.seen: list[list[int]] = []
+            self.validated: list[int] = []
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            self.seen.append(batch.index.tolist())
+            return torch.nn.functional.cross_entropy(self.layer(batch.image / 255), batch.mask)
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.validated += batch.index.tolist()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    return Network()
+
+
+def test_the_guide_has_a_block_for_each_trainer() -> None:
+    assert list(BLOCKS) == [
+        "PyTorch",
+        "torchdata",
+        "Lightning",
+        "Trainer of transformers",
+        "datasets",
+        "accelerate",
+        "Mixtures with real data",
+    ]
+    assert all(len(block.strip().splitlines()) <= 10 for block in BLOCKS.values())
+    assert GUIDE.count("```python") == len(BLOCKS) + 1
+
+
+NEEDS = {"Lightning": "lightning", "Trainer of transformers": "transformers", "datasets": "datasets"}
+
+
+@pytest.mark.parametrize("section", BLOCKS)
+def test_the_guide_runs(
+    section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGenerator
+) -> None:
+    pytest.importorskip(NEEDS.get(section, "torch"))
+    pytest.importorskip("accelerate")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    trained: list[Any] = []
+    names: dict[str, Any] = {"train": trained.append, "small": SMALL}
+    if section == "Lightning":
+        names["network"] = network()
+    assert PRELUDE is not None
+    exec(PRELUDE[1], names)
+    if section != "Trainer of transformers":  # whose network wants more than 16 pixels
+        names["labeled"] = unfiltered  # faster
+    exec(BLOCKS[section], names)
+    seen = [batch.index.tolist() for batch in trained if "index" in batch]
+    if section == "PyTorch":
+        assert list(chain(*seen)) == list(range(128))
+        names["stream"].load_state_dict({**names["state"], "batches": 3})
+        assert int(next(iter(names["stream"])).index) == 64 + 24
+    if section == "accelerate":
+        assert list(chain(*seen)) == list(range(96))
+    if section == "Lightning":
+        assert list(chain(*names["network"].seen)) == list(range(32))
+        assert (tmp_path / "lightning.ckpt").is_file()
+    if section == "Mixtures with real data":
+        assert len(trained) == 8 and names["mixture"].origin(63).part in (0, 1)
+
+
+# --- Lightning ------------------------------------------------------------------------------------------------------
+
+
+def fit(net: Any, data: Any, **options: Any) -> Any:
+    import lightning
+
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False, **options
+    )
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("length", "saved_at"), [(None, 3), (20, 3), (20, 5), (20, 7)])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
+def test_lightning_continues_with_the_next_sample(
+    tmp_path: Path, length: int | None, saved_at: int, workers: int
+) -> None:
+    pytest.importorskip("lightning")
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from dsgan_datasets.adapters.lightning import DSGANDataModule
+
+    def data() -> Any:
+        return DSGANDataModule(NumberSource(), batch_size=4, length=length, val_length=8, num_workers=workers)  # type: ignore[arg-type]
+
+    def trained(steps: int, **options: Any) -> Any:
+        net = network()
+        saving = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=saved_at, save_top_k=-1)
+        module = data()
+        trainer = fit(net, module, max_steps=steps, max_epochs=-1, callbacks=[saving], val_check_interval=None)
+        trainer.fit(net, datamodule=module, **options)
+        return net
+
+    first = trained(saved_at)
+    whole = [list(range(4 * i, 4 * i + 4)) for i in range(12)]
+    assert first.seen == whole[:saved_at]
+    second = trained(12, ckpt_path=str(tmp_path / f"step={saved_at}.ckpt"))
+    assert second.seen == whole[saved_at:]
+    assert set(second.validated) <= set(range(8))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lightning_cuts_epochs_short_and_takes_mixtures() -> None:
+    pytest.importorskip("lightning")
+    from dsgan_datasets.adapters.lightning import DSGANDataModule
+
+    net = network()
+    module = DSGANDataModule(NumberSource(), batch_size=4, length=20)  # type: ignore[arg-type]
+    fit(net, module, max_epochs=2, limit_train_batches=2, enable_checkpointing=False).fit(net, datamodule=module)
+    assert list(chain(*net.seen)) == [*range(8), *range(20, 28)]
+    net = network()
+    real = DSGANDataset(NumberSource(), 3)  # type: ignore[arg-type]
+    mixture = Mixture([numbers(start=10), real], [1, 1], length=8)
+    module = DSGANDataModule(mixture, batch_size=4)
+    fit(net, module, max_epochs=2, enable_checkpointing=False).fit(net, datamodule=module)
+    assert list(chain(*net.seen)) == [mixture.origin(n).number for n in range(16)]
+    with pytest.raises(ValueError, match="give one instead of a stream"):
+        DSGANDataModule(mixture, batch_size=4, val_length=4)
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
+def test_the_trainer_of_transformers(tmp_path: Path, workers: int) -> None:
+    """A tiny SegFormer, which is told nothing about columns, and continues in the middle of an epoch."""
+    transformers = pytest.importorskip("transformers")
+    from dsgan_datasets.adapters.huggingface import for_trainer, label_names
+
+    labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+    pictures = [image.float() / 255 for image in labeled.generate(range(18)).image]
+
+    def trained(steps: int, **options: Any) -> list[int]:
+        seen: list[int] = []
+
+        class Noting(transformers.SegformerForSemanticSegmentation):  # type: ignore[misc, name-defined]
+            def forward(self, pixel_values: torch.Tensor, labels: Any = None, **more: Any) -> Any:
+                if self.training:
+                    seen.extend(
+                        next((i for i, p in enumerate(pictures) if torch.equal(p, image)), -1) for image in pixel_values
+                    )
+                return super().forward(pixel_values, labels=labels, **more)
+
+        config = transformers.SegformerConfig(**label_names(labeled.targets), **SMALL)
+        arguments = transformers.TrainingArguments(
+            str(tmp_path),
+            max_steps=steps,
+            per_device_train_batch_size=2,
+            save_steps=4,
+            dataloader_num_workers=workers,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        stream = DSGANIterableDataset(labeled, length=6)
+        trainer = transformers.Trainer(
+            Noting(config),
+            arguments,
+            train_dataset=for_trainer(stream),
+            eval_dataset=for_trainer(DSGANDataset(labeled, 4, seed=1)),
+        )
+        trainer.train(**options)
+        assert "eval_loss" in trainer.evaluate()
+        return seen
+
+    assert trained(4) == list(range(8))
+    assert trained(8, resume_from_checkpoint=True) == list(range(8, 16))
+
+
+def test_items_of_the_trainer() -> None:
+    pytest.importorskip("transformers")
+    from dsgan_datasets.adapters.huggingface import for_trainer
+
+    with pytest.raises(ValueError, match="expected a stream or a map-style dataset of samples, not 7"):
+        for_trainer(7)
+    source = NumberSource()
+    endless = for_trainer(DSGANIterableDataset(source))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        len(endless)
+    finite = for_trainer(numbers(6), preprocess=lambda image: image.float() - 1)
+    assert len(finite) == 6 and next(iter(finite))["pixel_values"].tolist() == [[[-1.0]]] * 3
+    rows = iter(finite)
+    next(rows), next(rows)
+    again = for_trainer(numbers(6))
+    again.load_state_dict(finite.state_dict())
+    assert len(list(again)) == 4
+    assert for_trainer(DSGANDataset(source, 3)).__getitems__([2, 0])[0].keys() == {"pixel_values", "labels"}  # type: ignore[arg-type]
+
+
+def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGenerator) -> None:
+    pytest.importorskip("datasets")
+    import numpy as np
+    from datasets.distributed import split_dataset_by_node
+
+    from dsgan_datasets.adapters import huggingface
+
+    monkeypatch.setattr(huggingface, "_BLOCK", 4)
+    labeled = unfiltered
+
+    def rows() -> Any:
+        return huggingface.to_hf_dataset(labeled, 18, seed=3, start=2)
+
+    def indices(dataset: Any) -> list[int]:
+        return [row["index"] for row in dataset]
+
+    whole = list(range(2, 20))
+    first = rows()
+    started = iter(first)
+    seen = [next(started) for _ in range(7)]
+    sample = labeled.generate([2], seed=3)
+    assert np.array_equal(np.array(seen[0]["image"]).transpose(2, 0, 1), sample.image[0].numpy())
+    assert np.array_equal(np.array(seen[0]["mask"]), sample.mask[0].numpy())
+    second = rows()
+    second.load_state_dict(first.state_dict())
+    assert [row["index"] for row in seen] + indices(second) == whole
+    for ranks in (1, 2, 3):
+        parts = [indices(split_dataset_by_node(rows(), rank=rank, world_size=ranks)) for rank in range(ranks)]
+        assert sorted(chain(*parts)) == whole
+    loader = DataLoader(rows().select_columns("index"), batch_size=2, num_workers=2)
+    assert sorted(i for batch in loader for i in batch["index"].tolist()) == whole
+    with pytest.raises(ValueError, match="length must be an integer"):
+        huggingface.to_hf_dataset(labeled, 0)
+
+
+# --- accelerate -----------------------------------------------------------------------------------------------------
+
+
+def _accelerated(rank: int, port: int, folder: str, ranks: int, state: Any) -> None:
+    import os
+
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank)
+    )
+    torch.set_num_threads(1)
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    if ranks == 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", rank=0, world_size=1)
+    results = {}
+    for kind in ("alone", "prepared"):
+        split = None if kind == "alone" else False
+        stream = numbers(48, global_batch=12, split_by_rank=split)
+        loader: Any = DataLoader(stream, batch_size=12 // ranks)
+        if kind == "prepared":
+            loader = accelerator.prepare(loader)
+        if state is not None:
+            stream.load_state_dict(state)
+            if kind == "prepared" and hasattr(loader, "set_epoch"):
+                loader.set_epoch(state["epoch"])
+        epochs = range(2 if state is None else 2 - state["epoch"])
+        results[kind] = [batch.index.tolist() for _ in epochs for batch in loader]
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def accelerated(folder: Path, ranks: int, state: Any = None) -> dict[str, list[list[int]]]:
+    """Steps of two epochs, or of what is left of them: indices of all ranks."""
+    running = mp.start_processes(
+        _accelerated, args=(_free_port(), str(folder), ranks, state), nprocs=ranks, join=False, start_method="spawn"
+    )
+    try:
+        assert running.join(timeout=200) or running.join(timeout=60), "the ranks hang"
+    finally:
+        for process in running.processes:
+            process.kill()
+    parts = [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+    return {
+        kind: [list(chain(*step)) for step in zip(*(part[kind] for part in parts), strict=True)] for kind in parts[0]
+    }
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_accelerate_loses_and_doubles_nothing(tmp_path: Path, ranks: int) -> None:
+    """Two epochs, and the same after a stop in the middle of the second one: in order of global batches."""
+    pytest.importorskip("accelerate")
+    whole = [list(range(12 * g, 12 * g + 12)) for g in range(8)]
+    assert accelerated(tmp_path, ranks)["alone"] == whole
+    prepared = accelerated(tmp_path, ranks)["prepared"]
+    assert [sorted(step) for step in prepared] == whole
+    saving = numbers(48, global_batch=12)
+    saving.set_epoch(1)
+    rest = accelerated(tmp_path, ranks, saving.state_dict(step=2))
+    assert rest["alone"] == whole[6:] and [sorted(step) for step in rest["prepared"]] == whole[6:]
