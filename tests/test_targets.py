@@ -164,7 +164,7 @@ def test_the_folder_needs_no_masks(tmp_path: Path) -> None:
     labeled = depth_labeled(bare=True)
     export(ExportInput.generated(labeled, 2), tmp_path / "out", "folder")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"images", "depths", "depth.json", "samples.jsonl", "preview.png"}
+    assert names == {"images", "depths", "depth.json", "samples.jsonl", "preview.png", "README.md"}
     record = json.loads((tmp_path / "out" / "samples.jsonl").read_text().splitlines()[0])
     assert "uncertainty_score" not in record
 
