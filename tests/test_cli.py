@@ -120,7 +120,6 @@ def test_calibrate_does_not_replace_unasked(
         (["shards", "write", "demo-faces", "/proc/nowhere", "--num-samples", "1"], 1, "/proc/nowhere"),
         (["calibrate", "demo-faces", "out", "--num-samples", "3"], 1, "num_samples must be an integer of at least 20"),
         (["calibrate", "demo-faces", "out", "--reject-fraction", "2"], 1, "reject_fraction must be a number in [0, 1)"),
-        ([], 2, "required"),
     ],
 )
 def test_mistakes_end_in_one_clear_line(

@@ -84,7 +84,7 @@ HOSTILE = [
     ("cluster GENERATOR OUT --names DEEP.json", "DEEP.json is not valid JSON"),
     ("cluster GENERATOR OUT --masks FOLDER.png", "annotations.json is missing"),
     ("annotate export GENERATOR OUT --classes a,a", "no name twice"),
-    ("annotate export GENERATOR OUT --classes DEEP.json", "recursion"),
+    ("annotate export GENERATOR OUT --classes DEEP.json", "nested too deeply"),
     ("annotate export GENERATOR OUT --classes a,b\udce4", "is not UTF-8"),
     ("annotate export GENERATOR OUT --classes a,b --num 99999999", "is not an integer in 1 … 10,000"),
     ("annotate export GENERATOR FILE --classes a,b", "FILE is a file"),

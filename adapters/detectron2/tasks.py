@@ -40,7 +40,7 @@ class Found:
 class Task(Protocol):
     """A task.
 
-    Constructed with the source and what `register` was told of instances.
+    Constructed with the source and the arguments of `register` that concern instances.
 
     Attributes:
         semantic: whether records name a mask of class ids.

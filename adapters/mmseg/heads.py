@@ -16,7 +16,7 @@ _HEADS = ("decode_head", "auxiliary_head")
 def check_heads(classes: Sequence[str], *, of: str) -> None:
     """ValueError if a runner of MMEngine builds this dataset for a model with another number of classes.
 
-    The runner is found on the stack of calls: a dataset is not told what it is for.
+    The runner is found on the stack of calls, because MMEngine does not pass it to datasets.
 
     Args:
         classes: of the dataset.

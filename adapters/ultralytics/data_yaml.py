@@ -101,7 +101,7 @@ def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any], task
 
 
 def _validation(path: Path, train: Mapping[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the validation set: those for training, with a seed and a length of its own."""
+    """The arguments of the validation set: those for training, with another seed and length."""
     if "shards" in own:
         return {**{key: value for key, value in train.items() if key in _OF_ANY_SOURCE}, **own}
     if "shards" in train:

@@ -159,8 +159,8 @@ class Pose:
     def of(self, sample: Sample) -> dict[str, Any]:
         """The object; nothing if it has neither a point nor a pixel in the image."""
         points = sample[self.keypoints.field].cpu()
-        masks: Array | list[Array] = [] if self.rule is None else self.rule.find(sample.mask)[0].cpu().numpy()
-        box = object_box(points, masks[0] if len(masks) else None, self.size)
+        masks = None if self.rule is None else self.rule.find(sample.mask)[0].cpu().numpy()
+        box = object_box(points, masks[0] if masks is not None and len(masks) else None, self.size)
         boxes = np.array([] if box is None else [box]).reshape(-1, 4)
         return {
             "cls": np.zeros((len(boxes), 1)),
