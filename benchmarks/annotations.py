@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report: Result = {
         "benchmark": "annotations",
         "checkpoint": "demo-faces",
-        "generator": labeled.config["weights"]["generator"],
+        "generator": labeled.weights["generator"],
         "psi": recipe.truncation_psi,
     }
     report |= {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}

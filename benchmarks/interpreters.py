@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report: Result = {
         "benchmark": "interpreters",
         "checkpoint": "demo-faces",
-        "generator": labeled.config["weights"]["generator"],
+        "generator": labeled.weights["generator"],
         "annotator": json.loads(known.read_text()) if known.is_file() else None,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
