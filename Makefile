@@ -11,6 +11,8 @@ SHELL := /bin/bash
 # The interpreter that creates .venv; if empty, the first working Python 3.11 or 3.12 on PATH.
 PYTHON ?=
 PYTEST_ARGS ?=
+# Two processes; a file's tests run in one of them, in order.
+PARALLEL := -n 2 --dist loadfile
 GOLDEN ?=
 
 VENV := .venv
@@ -41,13 +43,13 @@ lint: $(VENV)/.stamp-dev  ## ruff (rules and format), mypy, and import-linter (l
 	.venv/bin/lint-imports
 
 test: $(VENV)/.stamp-test  ## the tests, under 12 minutes on two cores; installs the frameworks (PYTEST_ARGS="-k name")
-	.venv/bin/python -m pytest -m "not extended" $(PYTEST_ARGS)
+	.venv/bin/python -m pytest $(PARALLEL) -m "not extended" $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.stamp-test  ## what is quick, under 3 minutes: for use while editing
-	.venv/bin/python -m pytest -m "not extended and not slow and not frameworks" $(PYTEST_ARGS)
+	.venv/bin/python -m pytest $(PARALLEL) -m "not extended and not slow and not frameworks" $(PYTEST_ARGS)
 
 test-extended: $(VENV)/.stamp-test  ## what takes long and rarely breaks, under 20 minutes
-	.venv/bin/python -m pytest -m extended $(PYTEST_ARGS)
+	.venv/bin/python -m pytest $(PARALLEL) -m extended $(PYTEST_ARGS)
 
 test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere: make test-golden GOLDEN="dir dir"
 	@[ -n "$(GOLDEN)" ] || { echo "pass the folders of the reference arrays: make test-golden GOLDEN=\"dir dir\"" >&2; exit 2; }
