@@ -146,7 +146,7 @@ def carrying() -> Result:
         ready = loaded(Ready)
         ready.side = side
         size = size_of(pack(ready.generate(range(8)))) // 8
-        samples = CARRIED // size // 64 * 64
+        samples = max(CARRIED // size, 64)
         source = RemoteSource(CHECKPOINT, request_size=max(1, min(32, (1 << 24) // size)))
         with served(ready):
             list(source.stream(range(64)))
