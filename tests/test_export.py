@@ -400,7 +400,7 @@ def test_what_is_there_stays(tmp_path: Path, source: ExportInput) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": "voc"}, "no format 'voc'; the formats are: folder, coco, mmseg, yolo-seg"),
+        ({"format": "voc"}, "no format 'voc'; the formats are: folder, imagefolder, coco, mmseg, yolo-seg, yolo-pose"),
         ({"splits": {"val": 1.5}}, "val=1.5"),
         ({"splits": {"train": 0.5}}, "train is the rest"),
         ({"splits": {"../val": 0.5}}, "a split is a name"),

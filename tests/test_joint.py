@@ -80,7 +80,7 @@ def test_there_is_no_uncertainty_rather_than_a_faked_one(name: str) -> None:
 def test_filtering_by_uncertainty_is_refused_with_the_way_out(asked: dict[str, float]) -> None:
     labeler, recipe = joint("sg2ada_4ch_32"), Recipe(**asked)  # type: ignore[arg-type]
     for refuse in (lambda: labeler.check(recipe), lambda: LabeledGenerator(labeler, recipe)):
-        with pytest.raises(ValueError, match=r"use reject_fraction=0.*\(require\) work"):
+        with pytest.raises(ValueError, match=r"use reject_fraction=0.*\(require, visible\) work"):
             refuse()
 
 

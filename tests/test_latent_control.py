@@ -182,7 +182,7 @@ def test_replaying_needs_no_company(grouped: LabeledGenerator) -> None:
     reference = rows_by_index(grouped.generate(range(12), seed=2))
     calls: list[int] = []
     compute = grouped._compute
-    grouped._compute = lambda latents: (calls.append(len(latents)), compute(latents))[1]  # type: ignore[method-assign]
+    grouped._compute = lambda latents, *more: (calls.append(len(latents)), compute(latents, *more))[1]  # type: ignore
     try:
         replayed = grouped.generate([6], seed=2, attempts=int(reference[6].attempt))
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from images import tar_files
-from PIL import Image
 from renders import CLASSES, MERGE, SIDE, read_renders
 from torch import Tensor
 
 from dsgan_datasets import DenseMap, Keypoints, LabelSchema
+from dsgan_datasets.images import read_pixels
 
 VALIDATION = 240  # the last training renders, as in downstream.py
 #: Of a pixel that shows the background: as far away as the range goes. No part of a head is nearly as far.
@@ -76,7 +75,7 @@ def _pngs(tar: Path) -> list[bytes]:
 
 def _depth(data: bytes, side: int) -> np.ndarray:
     """Head heights [side, side]; where pixels are halved, the mean of what is not background, if that is most."""
-    levels = np.asarray(Image.open(io.BytesIO(data))).astype(np.float32)
+    levels = read_pixels(data, "I;16").astype(np.float32)
     scale = SIDE // side
     blocks = levels.reshape(side, scale, side, scale).swapaxes(1, 2).reshape(side, side, -1)
     known = blocks > 0
