@@ -215,6 +215,19 @@ def test_a_shape_of_the_other_kind(both: Path, shape: Content, words: str) -> No
     assert any(words in output and shape["label"] in output for output in mistakes(both))
 
 
+def test_a_copy_that_was_given_back_is_read_itself(folder: Path, both: Path, tmp_path: Path) -> None:
+    write_labelme_points(folder)
+    back = Path(shutil.copytree(folder, tmp_path / "back"))
+    change(back / "images" / first_file(folder).name, lambda c: c["shapes"][0].update(points=[[3, 4]]))
+    found = points_of(load_annotations(folder, files=back))
+    assert (
+        found[0, 0].tolist() == [3, 4, 2] and found[0, 0].tolist() != points_of(load_annotations(folder))[0, 0].tolist()
+    )
+    change(both / "annotations.json", lambda c: c["images"][0].update(sha256="0" * 64))
+    with pytest.raises(AnnotationError, match="an export of other images"):
+        load_annotations(folder, files=both)
+
+
 @pytest.mark.parametrize(("file", "lost"), [("classes.json", "mask"), ("targets.json", "keypoints")])
 def test_a_lost_description_of_a_label_is_no_smaller_task(both: Path, file: str, lost: str) -> None:
     write_labelme_points(both)
