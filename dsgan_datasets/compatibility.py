@@ -101,6 +101,10 @@ def class_ids(overrides: Mapping[str, Any], targets: Sequence[Target]) -> dict[s
     for rule, (field, part, parts) in _NAMED.items():
         given = [overrides[rule]] if isinstance(overrides.get(rule), str) else overrides.get(rule)
         if isinstance(given, Sequence | set | frozenset):
+            if field not in known and any(isinstance(each, str) for each in given):
+                raise ValueError(
+                    f"{rule} names {parts}, and there are none: the labels of this source are {', '.join(known)}"
+                )
             replaced[rule] = tuple(
                 index_of(part, known.get(field, ()), each, parts) if isinstance(each, str) else each for each in given
             )

@@ -113,8 +113,8 @@ def claims(shape: tuple[int, ...]) -> bytes:
 
 
 MISTAKES: list[tuple[str, bytes, str]] = [
-    (".png", picture("L"), "8-bit, too coarse for a map: save it as 16-bit gray PNG or as .npy"),
-    (".png", picture("RGB"), "8-bit in color, too coarse"),
+    (".png", picture("L"), "is a picture of 8 bits, too coarse for a map: save it as 16-bit gray PNG or as .npy"),
+    (".png", picture("RGB"), "is a picture of 8 bits in color, too coarse"),
     (".png", png(np.ones((8, 8), np.uint16)), "is 8×8 pixels, its image is 16×16"),
     (".png", png(np.zeros(SIZE, np.uint16)), "the depth map is empty: every pixel is unknown"),
     (".png", b"", "is empty"),
@@ -132,6 +132,7 @@ MISTAKES: list[tuple[str, bytes, str]] = [
     (".npy", array(np.array([{"a": 1}], dtype=object), allow_pickle=True), "is not an .npy file of numbers"),
     (".npy", claims((10**9, 10**9)), "is not an .npy file of numbers"),
     (".npy", claims((-4, -4)), "is not an .npy file of numbers"),
+    (".npy", array(np.zeros(SIZE, np.float32))[:-3], "it holds 1021 bytes of values, its header says 1024"),
     (".npy", b"PK\x03\x04", "is not an .npy file of numbers"),
     (".jpg", b"\xff\xd8\xff", "is not a PNG or .npy file but JPEG"),
 ]

@@ -201,6 +201,42 @@ SHAPES: list[tuple[Callable[[Content], object], tuple[str, ...]]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"label": "nose", "shape_type": "polygon", "points": [[1, 1], [5, 1], [5, 5]]}, "draw it as a point"),
+        ({"label": SCHEMA.classes[1], "shape_type": "point", "points": [[1, 1]]}, "draw it as an outline"),
+    ],
+)
+def test_a_shape_of_the_other_kind(both: Path, shape: Content, words: str) -> None:
+    write_labelme_points(both)
+    write_masks(both)
+    change(first_file(both), lambda c: c["shapes"].append({"flags": {}, "group_id": None, **shape}))
+    assert any(words in output and shape["label"] in output for output in mistakes(both))
+
+
+def test_a_copy_that_was_given_back_is_read_itself(folder: Path, both: Path, tmp_path: Path) -> None:
+    write_labelme_points(folder)
+    back = Path(shutil.copytree(folder, tmp_path / "back"))
+    change(back / "images" / first_file(folder).name, lambda c: c["shapes"][0].update(points=[[3, 4]]))
+    found = points_of(load_annotations(folder, files=back))
+    assert (
+        found[0, 0].tolist() == [3, 4, 2] and found[0, 0].tolist() != points_of(load_annotations(folder))[0, 0].tolist()
+    )
+    change(both / "annotations.json", lambda c: c["images"][0].update(sha256="0" * 64))
+    with pytest.raises(AnnotationError, match="an export of other images"):
+        load_annotations(folder, files=both)
+
+
+@pytest.mark.parametrize(("file", "lost"), [("classes.json", "mask"), ("targets.json", "keypoints")])
+def test_a_lost_description_of_a_label_is_no_smaller_task(both: Path, file: str, lost: str) -> None:
+    write_labelme_points(both)
+    write_masks(both)
+    (both / file).unlink()
+    (output,) = mistakes(both)
+    assert file in output and lost in output and "restore it" in output
+
+
 @pytest.mark.parametrize(("edit", "words"), SHAPES)
 def test_mistakes_in_labelme_files(folder: Path, edit: Callable[[Content], object], words: tuple[str, ...]) -> None:
     write_labelme_points(folder)
@@ -477,9 +513,14 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
     more = [*export[:3], str(tmp_path / "b"), *export[4:]]
     assert main([*more, "--classes", "background,eye", "--keypoints", str(points)]) == 0
     assert load_text(tmp_path / "b" / "targets.json")[0]["skeleton"] == [[0, 1]]
+    listed, nameless = tmp_path / "listed.json", tmp_path / "nameless.json"
+    write(listed, ["nose"])
+    write(nameless, [{"kind": "keypoints"}])
     for given, words in (
         (["--keypoints", "missing.json"], "cannot be read"),
         (["--keypoints", "a,a"], "no name twice"),
+        (["--keypoints", str(listed)], "expected an object"),
+        (["--targets", str(nameless)], "it lacks 'names'"),
     ):
         assert main([*more, *given]) == 2
         assert words in capsys.readouterr().err

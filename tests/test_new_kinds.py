@@ -31,6 +31,7 @@ from dsgan_datasets import (
     write_shards,
 )
 from dsgan_datasets.arrays import npy
+from dsgan_datasets.compatibility import class_ids
 from dsgan_datasets.images import png
 from dsgan_datasets.interpreters import loading
 from dsgan_datasets.shards import repair_shards
@@ -398,6 +399,12 @@ def test_a_checkpoint_comes_back(checkpoint: str, whole: LabeledGenerator) -> No
     assert strict.recipe.visible == (1,) and strict.recipe.require == (3,)
     with pytest.raises(ValueError, match="no point 'ear'; the points are: nose, left_eye, right_eye, chin"):
         LabeledGenerator.from_pretrained(checkpoint, device="cpu", visible=["ear"])
+
+
+@pytest.mark.parametrize("rule", ["visible", "require"])
+def test_a_rule_on_a_label_that_is_not_there_names_the_labels(rule: str) -> None:
+    with pytest.raises(ValueError, match=f"{rule} names .* labels of this source are depth"):
+        class_ids({rule: ["ear"]}, kinds_labeled(("depth",)).targets)
 
 
 def test_info_says_what_labels_hold(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:

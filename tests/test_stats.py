@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from new_kinds import kinds_labeled
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator
@@ -66,6 +68,17 @@ def test_command(filtered: LabeledGenerator, tmp_path: Path, capsys: pytest.Capt
     assert math.isclose(numbers["uncertainty_score"]["median"], found.score_quantiles[1])
     with Image.open(tmp_path / "new" / "s.png") as picture:
         assert picture.width == 720
+
+
+def test_scores_of_a_map_are_not_in_nats(
+    filtered: LabeledGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = replace(measure(kinds_labeled(("depth",)), range(4)), scores=torch.linspace(0, 1, 4))
+    monkeypatch.setattr("dsgan_datasets.tools.stats.measure", lambda *_, **__: found)
+    filtered.save_pretrained(tmp_path / "c")
+    assert main(["stats", str(tmp_path / "c"), "--device", "cpu", "--out", str(tmp_path / "s.png")]) == 0
+    printed = capsys.readouterr().out
+    assert "half of the samples below 0.5, 5 % below" in printed
 
 
 def test_the_command_says_what_charts_need(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.kinds.points import sides
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.labeled import Checkpoint
-from dsgan_datasets.contents import LONGEST_JSON, parse_json, read_bounded
+from dsgan_datasets.contents import LONGEST_JSON, parse_json, read_bounded, shown
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.synthesis import synthesize
@@ -334,7 +334,10 @@ def _described(
     try:
         if named is not None and not text.endswith(".json"):
             return named(tuple(name.strip() for name in text.split(",")))
-        return parsed(parse_json(read_bounded(text, LONGEST_JSON)))
+        content = parse_json(read_bounded(text, LONGEST_JSON))
+        if named is not None and not isinstance(content, dict):
+            raise ValueError(f"it holds {shown(content)}, expected an object, as an export writes it")
+        return parsed(content)
     except OSError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} cannot be read ({error.strerror}): give a JSON file that is there"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dsgan_datasets.checkpoints.directory import is_built_in
+from dsgan_datasets.checkpoints.directory import find, is_built_in
 from dsgan_datasets.export import FORMATS, ExportInput, export
 from dsgan_datasets.export.writing import INSTANCES
 from dsgan_datasets.shards.manifest import MANIFEST
@@ -127,6 +127,8 @@ def _input(args: argparse.Namespace) -> ExportInput:
         return ExportInput.read(where, args.num_samples, start=args.start)
     elif path.is_dir() and not (path / "config.json").exists():
         raise ValueError(f"{where} holds neither a checkpoint (config.json) nor shards ({MANIFEST})")
+    elif not where.startswith("hf://"):
+        find(where)  # a wrong name is the first thing to say
     if args.num_samples is None:
         raise ValueError("a checkpoint is endless: pass --num-samples")
     return ExportInput.generated(options.load(args), args.num_samples, start=args.start or 0, seed=args.seed or 0)

@@ -135,8 +135,9 @@ def run(args: argparse.Namespace) -> None:
         name=args.generator,
     )
     finish_work(work)
+    painted = sum(image.name in masks for image in exported.images)
     print(
-        f"{counted(len(exported.images), 'photo')} to annotate{f', {len(masks)} with masks' if masks else ''}: "
+        f"{counted(len(exported.images), 'photo')} to annotate{f', {painted} with masks' if masks else ''}: "
         f"{args.out.resolve()}\nphoto, reconstruction and difference: {args.out.resolve() / 'inversions.png'}\n"
         f"what to do next: {args.out.resolve() / 'README.txt'}"
     )

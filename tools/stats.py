@@ -75,7 +75,9 @@ def _print_tables(found: Statistics) -> None:
         _print_table(field, label)
     if found.score_quantiles is not None:
         low, middle, high = found.score_quantiles
-        print(f"score: half of the samples below {middle:.4g} nats, 5 % below {low:.4g}, 5 % above {high:.4g}")
+        unit = score_unit([label.target for label in found.labels.values()])
+        half = f"{middle:.4g} {unit}".rstrip()
+        print(f"score: half of the samples below {half}, 5 % below {low:.4g}, 5 % above {high:.4g}")
 
 
 def _print_table(field: str, label: LabelStatistics) -> None:

@@ -111,6 +111,7 @@ class Exported:
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
             "size": list(self.size),
+            "labels": [target.field for target in self.targets],
             "latents_sha256": hashlib.sha256(latents.getvalue()).hexdigest(),
             "images": [{k: v for k, v in asdict(image).items() if v is not None} for image in self.images],
         }
@@ -133,6 +134,7 @@ class Exported:
                 f"and {FORMAT_VERSION}: import with the version that exported",
             )
         targets = read_targets(folder)
+        _check_fields(folder, stored.get("labels", []), targets)
         try:
             if version == 1:
                 stored = _from_1(stored)
@@ -230,6 +232,20 @@ def read_targets(folder: Path) -> tuple[Target, ...]:
         raise error if isinstance(error, AnnotationError) else AnnotationError(folder, f"{TARGETS}: {error}") from error
 
 
+def _check_fields(folder: Path, exported: Any, targets: Sequence[Target]) -> None:
+    """AnnotationError if the file that describes a label is lost: its annotations would be passed over in silence.
+
+    Labels that were described after the export are fine.
+    """
+    lost = set(map(str, exported if isinstance(exported, list) else [])) - {target.field for target in targets}
+    if lost:
+        where = CLASSES if "mask" in lost else TARGETS
+        raise AnnotationError(
+            folder,
+            f"{where} is missing, or lacks {', '.join(sorted(lost))}, to be annotated here: restore it from the export",
+        )
+
+
 def targets_from(content: Any) -> list[Target]:
     """The targets of a parsed targets.json: a list of their JSON forms.
 
@@ -278,7 +294,7 @@ def read_json(folder: Path, name: str) -> Any:
     try:
         return parse_json(_read(folder, name, LONGEST_JSON))
     except ContentError as error:
-        raise AnnotationError(folder, f"{name} {error}: restore it from the export") from None
+        raise AnnotationError(folder, f"{name} {error}, or restore it from the export") from None
 
 
 def _read(folder: Path, name: str, at_most: int) -> bytes:
@@ -335,5 +351,7 @@ def load_latents(folder: Path, name: str, content: bytes, axes: Sequence[int] = 
         if latents.ndim not in axes or latents.dtype.kind != "f" or not np.isfinite(latents).all():
             raise ValueError(f"it holds {latents.dtype} {list(latents.shape)}, expected finite floats [A, z_dim]")
     except Exception as error:  # a damaged file may raise anything at all
-        raise AnnotationError(folder, f"{name} does not hold latents: {error!r:.200}") from error
+        # what NumPy says of a damaged file is to allow pickles, which run code
+        why = "it is not a plain .npy file" if "pickle" in str(error) else f"{error!s:.200}"
+        raise AnnotationError(folder, f"{name} does not hold latents ({why}): restore it from the export") from error
     return torch.from_numpy(latents.astype(np.float32))

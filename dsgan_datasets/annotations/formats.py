@@ -111,9 +111,12 @@ def annotation_sources(
     if given is not None and not given.exists():
         raise AnnotationError(folder, f"{given}: no such file or folder with annotations")
     places = _places(folder, exported.targets)
-    if given is None or (given / ANNOTATION_MANIFEST).is_file():  # the exported folder itself
-        chosen = _there(folder, exported, places, asked, name)
-        files = [(place, _files_at(place, name, folder)) for place in chosen]
+    if given is None:
+        files = _at_home(folder, exported, asked, name)
+    elif (given / ANNOTATION_MANIFEST).is_file():  # the exported folder itself, or a copy that an annotator gave back
+        if Exported.read(given).images != exported.images:
+            raise AnnotationError(folder, f"{given} is an export of other images: give the annotations of these images")
+        files = _at_home(given, exported, asked, name)
     else:
         files = _handed_over(folder, exported, places, asked, given, name)
         beside = _beside(places, [place for place, _ in files], asked)
@@ -126,6 +129,14 @@ def annotation_sources(
         for image, more in read(its, place.wanted, exported, names, found).items():
             sources.setdefault(image, []).extend(more)
     return sources
+
+
+def _at_home(
+    folder: Path, exported: Exported, asked: AnnotationFormat | None, name: Callable[[Path], str]
+) -> list[tuple[_Place, list[File]]]:
+    """The files of an exported folder, where an export says that they are put."""
+    chosen = _there(folder, exported, _places(folder, exported.targets), asked, name)
+    return [(place, _files_at(place, name, folder)) for place in chosen]
 
 
 def _places(folder: Path, targets: Sequence[Target]) -> list[_Place]:

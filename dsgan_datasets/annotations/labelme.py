@@ -133,8 +133,13 @@ def labels_of(
     its: dict[str, list[tuple[int, Any]]] = {target.field: [] for target in targets}
     for number, shape in enumerate(shapes, 1):
         kind = shape.get("shape_type") or "polygon"  # old files have none
-        taker = next((target for target in targets if READERS[target.kind].takes(kind)), targets[0])
-        its[taker.field].append((number, shape))
+        taker, label = next((t for t in targets if READERS[t.kind].takes(kind)), targets[0]), shape.get("label")
+        meant = None if label in taker.tally_names else next((t for t in targets if label in t.tally_names), None)
+        if meant is None:
+            its[taker.field].append((number, shape))
+        else:
+            how = READERS[meant.kind].drawn
+            found.error(f"{where}, shape {number} ({shown(label)})", f"is drawn as {shown(kind)}: draw it as {how}")
     labels = {
         target.field: READERS[target.kind].read(its[target.field], where, target, size, found)
         for target in targets
@@ -147,10 +152,12 @@ class ShapesReader(NamedTuple):
     """How a kind of label is read from shapes.
 
     Attributes:
+        drawn: as what the tool draws it.
         takes: whether a type of shape belongs to this kind.
         read: numbered shapes, the file's name, target and (H, W) -> label; None if mistakes were noted.
     """
 
+    drawn: str
     takes: Callable[[Any], bool]
     read: Callable[[Sequence[tuple[int, Any]], str, Any, tuple[int, int], Findings], Array | None]
 
@@ -231,8 +238,10 @@ _CORNERS = {
 }
 #: Kind of label -> how it is read.
 READERS: dict[str, ShapesReader] = {
-    Keypoints.kind: ShapesReader(lambda kind: kind == "point", _read_points),
-    LabelSchema.kind: ShapesReader(lambda kind: isinstance(kind, str) and kind in _CORNERS, _read_mask),
+    Keypoints.kind: ShapesReader("a point (Create Point)", lambda kind: kind == "point", _read_points),
+    LabelSchema.kind: ShapesReader(
+        "an outline (Create Polygons)", lambda kind: isinstance(kind, str) and kind in _CORNERS, _read_mask
+    ),
 }
 
 

@@ -82,7 +82,8 @@ def placed(marks: Sequence[Mark], target: Keypoints, size: tuple[int, int], wher
     if unknown:
         found.error(
             where,
-            f"unknown point {listed(list(unknown))}: rename it to one of {listed(target.names, 30)}, or remove it",
+            f"unknown {'point' if len(unknown) == 1 else 'points'} {listed(list(unknown))}: rename to one of "
+            f"{listed(target.names, 30)}, or remove",
         )
     if _several_instances(its.values(), where, found):
         return points

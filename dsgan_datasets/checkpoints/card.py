@@ -11,7 +11,7 @@ from dsgan_datasets.targets.base import target_from_dict
 
 #: Pictures that may lie beside a card, and what they show.
 PICTURES = {
-    "preview.png": "Samples: image, mask, uncertainty",
+    "preview.png": "Samples: image, {labels}, uncertainty",
     "calibration.png": "Scores of the draws, and the threshold",
 }
 
@@ -44,21 +44,22 @@ def model_card(config: Mapping[str, Any], pictures: Collection[str] = ()) -> str
     """
     generator = config["parts"]["generator"]["config"]
     fit = FitReport.from_dict(config["fit"]) if config["fit"] else None
+    shown = ", ".join(target_from_dict(target).field for target in config["targets"])
     return f"""# {fit.title if fit else "Labeled-image generator"}
 {f"{chr(10)}{fit.description}{chr(10)}" if fit and fit.description else ""}
 Generator: {generator["architecture"]}, {"×".join(map(str, image_size(generator)))}. {_labels_from(config["parts"])}
 Truncation psi {config["recipe"]["sampling"]["truncation_psi"]}. License: {config["license"]}.
 
-{_picture("preview.png", pictures)}{_filtering(config)}
+{_picture("preview.png", pictures, shown)}{_filtering(config)}
 
-{_picture("calibration.png", pictures)}{_labels(config["targets"], fit, config["calibration"] or {})}
+{_picture("calibration.png", pictures, shown)}{_labels(config["targets"], fit, config["calibration"] or {})}
 {_fitting(fit) if fit else ""}
 Fingerprint: `{config["fingerprint"]}`
 """
 
 
-def _picture(name: str, present: Collection[str]) -> str:
-    return f"![{PICTURES[name]}]({name})\n\n" if name in present else ""
+def _picture(name: str, present: Collection[str], labels: str) -> str:
+    return f"![{PICTURES[name].format(labels=labels)}]({name})\n\n" if name in present else ""
 
 
 def _labels_from(parts: Mapping[str, Any]) -> str:

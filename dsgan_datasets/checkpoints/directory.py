@@ -93,7 +93,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         config = parse_json(path.read_bytes())
     except ContentError as error:
-        raise CheckpointError(f"{path} {error}: copy the checkpoint again") from error
+        raise CheckpointError(f"{path} {error}, or copy the checkpoint again") from error
     try:
         check_content(config, size)
     except CheckpointError as error:

@@ -193,7 +193,8 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise CheckpointError(f"{where}: {error!r:.300}") from error
+            why = f"{error!s:.300}" if type(error) is ValueError else f"{error!r:.300}"
+            raise CheckpointError(f"{where}: {why}") from error
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The tensors of each part, read and compared with the recorded digests.

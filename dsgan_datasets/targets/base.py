@@ -131,5 +131,7 @@ def target_from_dict(data: Mapping[str, Any]) -> Target:
         raise ValueError(f"unknown kind of label {kind!r:.40}; known: {', '.join(sorted(KINDS))}")
     try:
         return KINDS[kind](data)
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+    except KeyError as error:
+        raise ValueError(f"damaged description of a {kind} label: it lacks {error}") from error
+    except (TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"damaged description of a {kind} label: {error!r:.200}") from error

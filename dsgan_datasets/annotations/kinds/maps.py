@@ -161,7 +161,7 @@ def _levels(file: File, content: bytes, target: DenseMap, size: tuple[int, int],
         found.error(file.name, f"is a picture, and {target.field} has {target.num_channels} channels: save it as .npy")
         return None
     if picture.mode != "I;16":
-        depth = "8-bit" if picture.mode in ("L", "P", "RGB", "RGBA", "LA", "1") else f"of mode {picture.mode}"
+        depth = "of 8 bits" if picture.mode in ("L", "P", "RGB", "RGBA", "LA", "1") else f"of mode {picture.mode}"
         found.error(
             file.name,
             f"is a picture {depth}{'' if picture.mode == 'L' else ' in color' if 'RGB' in picture.mode else ''}, too "
@@ -182,6 +182,8 @@ def _array(file: File, content: bytes, found: Findings) -> Array | None:
         values = content[stream.tell() :]
         if kind.kind not in "fiu":
             raise ValueError(f"it holds {kind}")
+        if len(values) != (expected := math.prod(shape) * kind.itemsize):
+            raise ValueError(f"it holds {len(values)} bytes of values, its header says {expected}")
         array: Array = np.frombuffer(values, kind).reshape(shape, order="F" if columns_first else "C")
     except Exception as error:  # a damaged file may raise anything at all
         found.error(
