@@ -149,6 +149,23 @@ def test_lightning_continues_with_the_next_sample(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lightning_continues_after_an_epoch_with_workers(tmp_path: Path) -> None:
+    """Lightning loads no state of the loader then, and its workers begin before a callback can name the epoch."""
+    pytest.importorskip("lightning")
+    from dsgan_datasets.adapters.lightning import DSGANDataModule
+
+    seen = []
+    for epochs, checkpoint in ((1, None), (3, str(tmp_path / "end.ckpt"))):
+        net = network()
+        module = DSGANDataModule(NumberSource(), batch_size=4, length=8, num_workers=1)  # type: ignore[arg-type]
+        trainer = fit(net, module, max_epochs=epochs, enable_checkpointing=False)
+        trainer.fit(net, datamodule=module, ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        seen.append(list(chain(*net.seen)))
+    assert seen == [[*range(8)], [*range(8, 24)]]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lightning_cuts_epochs_short_and_takes_mixtures() -> None:
     pytest.importorskip("lightning")
     from dsgan_datasets.adapters.lightning import DSGANDataModule
