@@ -266,6 +266,10 @@ def test_items_of_the_trainer() -> None:
 
     with pytest.raises(ValueError, match="expected a stream or a map-style dataset of samples, not 7"):
         for_trainer(7)
+    with pytest.raises(ValueError, match="expected a stream or a map-style dataset of samples, not 'faces'"):
+        for_trainer("faces")
+    with pytest.raises(ValueError, match="items need masks; these samples have 1"):
+        for_trainer([1])[0]
     source = NumberSource()
     endless = for_trainer(DSGANIterableDataset(source))  # type: ignore[arg-type]
     with pytest.raises(TypeError):
@@ -289,6 +293,9 @@ def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGe
 
     monkeypatch.setattr(huggingface, "_BLOCK", 4)
     labeled = unfiltered
+    for wrong in ("demo-faces", DSGANIterableDataset(labeled)):
+        with pytest.raises(ValueError, match="expected a LabeledGenerator or another source of samples"):
+            huggingface.to_hf_dataset(wrong, 3)  # type: ignore[arg-type]
 
     def rows() -> Any:
         return huggingface.to_hf_dataset(labeled, 18, seed=3, start=2)
