@@ -18,6 +18,7 @@ from dsgan_datasets.images import png
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.sources.base import SampleSource
+from dsgan_datasets.sources.datasets import check_source
 from dsgan_datasets.sources.streaming import ResumableStream
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import schema_of
@@ -65,7 +66,7 @@ def for_trainer(dataset: Any, preprocess: Preprocess | None = None) -> Any:
     """
     if isinstance(dataset, ResumableStream):
         return _TrainerStream(dataset, preprocess)
-    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+    if isinstance(dataset, str) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ValueError(f"expected a stream or a map-style dataset of samples, not {dataset!r:.80}")
     return _TrainerDataset(dataset, preprocess)
 
@@ -77,8 +78,9 @@ class _Items:
         self.preprocess = preprocess
 
     def item(self, sample: Sample) -> Item:
-        if "mask" not in sample:
-            raise ValueError(f"the Trainer's items need masks; these samples have {', '.join(sample)}")
+        if not isinstance(sample, dict) or "mask" not in sample:
+            found = ", ".join(map(str, sample)) if isinstance(sample, dict) else f"{sample!r:.80}"
+            raise ValueError(f"the Trainer's items need masks; these samples have {found}")
         image = sample["image"].as_subclass(Tensor)
         if self.preprocess is not None:
             image = self.preprocess(image)
@@ -144,7 +146,7 @@ def to_hf_dataset(source: SampleSource, length: int, *, seed: int = 0, start: in
         start: number of the first sample.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or something other than a source.
         ImportError: datasets is not installed.
 
     Example:
@@ -157,6 +159,7 @@ def to_hf_dataset(source: SampleSource, length: int, *, seed: int = 0, start: in
         import datasets
     except ImportError as error:
         raise ImportError('to_hf_dataset needs datasets: pip install "dsgan_datasets[huggingface]"') from error
+    check_source(source)
     end = MAX_INDEX if source.num_samples is None else source.num_samples
     start = integer("start", start, 0, end - 1)
     stop = start + integer("length", length, 1, end - start)

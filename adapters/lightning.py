@@ -118,6 +118,15 @@ class _ResumableLoader(DataLoader[Sample]):
         super().__init__(stream, **options)
         self.stream = stream
         self.trainer = trainer
+        self._begun = False
+
+    def __iter__(self) -> Any:
+        """The batches of the epoch that Lightning begins, or the rest of the one in a loaded state."""
+        if not self._begun and self.trainer is not None and self.stream.length is not None:
+            # Lightning begins to read before `on_train_epoch_start`, and loads no state that was saved between epochs.
+            self.stream.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        self._begun = True
+        return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, whatever was loaded ahead of it."""
@@ -129,4 +138,5 @@ class _ResumableLoader(DataLoader[Sample]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue there."""
+        self._begun = True
         self.stream.load_state_dict(state)

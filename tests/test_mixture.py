@@ -115,6 +115,7 @@ def test_states_of_other_mixtures_are_refused() -> None:
     ("parts", "weights", "message"),
     [
         ([], [], "parts must be a list of datasets"),
+        ("ab", [1, 1], "parts must be a list of datasets, not 'ab'"),
         ([real(1)], [1, 2], "weights must be 1 positive numbers"),
         ([real(1), real(1)], [1, 0], "weights must be 2 positive numbers"),
         ([real(1), real(1)], [1, float("inf")], "positive numbers"),
@@ -128,3 +129,8 @@ def test_states_of_other_mixtures_are_refused() -> None:
 def test_what_cannot_be_mixed(parts: Any, weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Mixture(parts, weights)
+
+
+def test_items_without_fields_are_refused() -> None:
+    with pytest.raises(ValueError, match="fields must name at least one field"):
+        Mixture([real(1)], [1], fields=[])

@@ -164,7 +164,9 @@ def test_a_global_batch_that_is_set_later_is_compared_when_iteration_starts() ->
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_state_beyond_the_epoch_is_refused(workers: int) -> None:
     dataset = stream(24, global_batch=B)
-    dataset.load_state_dict(dataset.state_dict(step=7))
+    with pytest.raises(ValueError, match="global batches of this epoch, which has 6, not 7"):
+        dataset.state_dict(step=7)
+    dataset.load_state_dict({**dataset.state_dict(step=6), "batches": 7})
     with pytest.raises(ValueError, match="7 global batches were done in the saved state, an epoch has 6"):
         read(DataLoader(dataset, batch_size=B, num_workers=workers))
     dataset.load_state_dict(dataset.state_dict(step=6))

@@ -149,6 +149,23 @@ def test_lightning_continues_with_the_next_sample(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+def test_lightning_continues_after_an_epoch_with_workers(tmp_path: Path) -> None:
+    """Lightning loads no state of the loader then, and its workers begin before a callback can name the epoch."""
+    pytest.importorskip("lightning")
+    from dsgan_datasets.adapters.lightning import DSGANDataModule
+
+    seen = []
+    for epochs, checkpoint in ((1, None), (3, str(tmp_path / "end.ckpt"))):
+        net = network()
+        module = DSGANDataModule(NumberSource(), batch_size=4, length=8, num_workers=1)  # type: ignore[arg-type]
+        trainer = fit(net, module, max_epochs=epochs, enable_checkpointing=False)
+        trainer.fit(net, datamodule=module, ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        seen.append(list(chain(*net.seen)))
+    assert seen == [[*range(8)], [*range(8, 24)]]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lightning_cuts_epochs_short_and_takes_mixtures() -> None:
     pytest.importorskip("lightning")
     from dsgan_datasets.adapters.lightning import DSGANDataModule
@@ -249,6 +266,10 @@ def test_items_of_the_trainer() -> None:
 
     with pytest.raises(ValueError, match="expected a stream or a map-style dataset of samples, not 7"):
         for_trainer(7)
+    with pytest.raises(ValueError, match="expected a stream or a map-style dataset of samples, not 'faces'"):
+        for_trainer("faces")
+    with pytest.raises(ValueError, match="items need masks; these samples have 1"):
+        for_trainer([1])[0]
     source = NumberSource()
     endless = for_trainer(DSGANIterableDataset(source))  # type: ignore[arg-type]
     with pytest.raises(TypeError):
@@ -272,6 +293,9 @@ def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGe
 
     monkeypatch.setattr(huggingface, "_BLOCK", 4)
     labeled = unfiltered
+    for wrong in ("demo-faces", DSGANIterableDataset(labeled)):
+        with pytest.raises(ValueError, match="expected a LabeledGenerator or another source of samples"):
+            huggingface.to_hf_dataset(wrong, 3)  # type: ignore[arg-type]
 
     def rows() -> Any:
         return huggingface.to_hf_dataset(labeled, 18, seed=3, start=2)

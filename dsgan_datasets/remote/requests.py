@@ -1,4 +1,4 @@
-"""Requests in, answers out, in order: whoever is free is asked, and what a lost worker had is asked of another one."""
+"""Requests in, answers out, in order: a free worker is asked, and what a lost worker had is asked of another one."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Transport(Protocol):
         most.
 
         Raises:
-            RemoteError: whoever knows the workers does not answer.
+            RemoteError: the process that knows the workers does not answer.
         """
 
     def ask(self, worker: str, request: Request) -> Call:

@@ -77,7 +77,7 @@ class SourceStream(_OfSource, ResumableStream[Item_co]):
         extras: Collection[str] = (),
         **sharing: Any,
     ) -> None:
-        _check_source(source)
+        check_source(source)
         end = source.num_samples
         start = integer("start", start, 0, MAX_INDEX if end is None else end - 1)
         last = MAX_INDEX if end is None else end - 1
@@ -311,7 +311,7 @@ class DSGANDataset(_OfSource, Dataset[Sample]):
         transforms: Transforms | None = None,
         extras: Collection[str] = (),
     ) -> None:
-        _check_source(source)
+        check_source(source)
         if length is None and source.num_samples is None:
             raise ValueError("this source has no end: give the dataset a length")
         self.source = source
@@ -339,7 +339,12 @@ class DSGANDataset(_OfSource, Dataset[Sample]):
         return [transformed(sample, self.transforms, self.source.targets) for sample in samples]
 
 
-def _check_source(source: SampleSource) -> None:
+def check_source(source: SampleSource) -> None:
+    """Refuse what makes no samples.
+
+    Raises:
+        ValueError: it is something else.
+    """
     # Not isinstance: before Python 3.12 that reads every property, and a fingerprint hashes all weights.
     if any(inspect.getattr_static(source, member, None) is None for member in ("stream", "batch", "fingerprint")):
         raise ValueError(

@@ -87,7 +87,9 @@ class Mixture(ResumableStream[Any]):
         self.seed = check_seed(seed)
         self.same_epoch = boolean("same_epoch", same_epoch)
         self.fields = None if fields is None else names("fields", fields)
-        if not isinstance(parts, Sequence) or not parts:
+        if self.fields == ():
+            raise ValueError("fields must name at least one field, such as image; None keeps items as they are")
+        if isinstance(parts, str) or not isinstance(parts, Sequence) or not parts:
             raise ValueError(f"parts must be a list of datasets, not {parts!r:.80}")
         self.parts = tuple(parts)
         self.weights = _checked_weights(weights, len(self.parts))

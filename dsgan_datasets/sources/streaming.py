@@ -361,12 +361,16 @@ class ResumableStream(IterableDataset[Item_co]):
         self._refuse_other(global_batch=start.global_batch or None)
         if start.world_size:
             self._refuse_other(world_size=start.world_size)
-        batches = None if self.length is None else -(-self.length // share.global_batch)
+        batches = self._most_batches(share)
         if batches is not None and start.batches > batches:
             raise ValueError(
                 f"cannot resume: {start.batches} global batches were done in the saved state, an epoch has {batches}"
             )
         return start
+
+    def _most_batches(self, share: Share) -> int | None:
+        """Global batches of an epoch if none is dropped; None for no end."""
+        return None if self.length is None else -(-self.length // share.global_batch)
 
     def _waiting_start(self) -> Start | None:
         """The start that was set and not yet taken, as this process or DataLoader worker sees it."""
@@ -458,13 +462,19 @@ class ResumableStream(IterableDataset[Item_co]):
                 trains cannot count; None counts what this process handed out.
 
         Raises:
-            ValueError: no step although workers read the stream, or a step without `global_batch`.
+            ValueError: no step although workers read the stream, or a step without `global_batch` or beyond the epoch.
         """
         at = self._position()
         if step is not None:
             if self.global_batch is None:
                 raise ValueError("a step counts global batches: give the stream a global_batch")
             step = integer("step", step, 0)
+            batches = self._most_batches(self.share)
+            if batches is not None and step > batches:  # such a state could not be loaded
+                raise ValueError(
+                    f"step must count the global batches of this epoch, which has {batches}, not {step}: begin at 0 in "
+                    "each epoch"
+                )
             return self._state(Start(self._epoch_read_last() if step else at.epoch, step))
         if get_worker_info() is None and self._board.latest is not None:
             raise ValueError(
