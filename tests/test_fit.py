@@ -270,3 +270,18 @@ def test_what_is_no_checkpoint_is_not_replaced(
         assert main([verb, *first, str(out), "--overwrite"]) == 1
         assert message in capsys.readouterr().err
     assert [p.name for p in photos.iterdir()] == ["cat.jpg"] and file.read_text() == "text"
+
+
+def test_an_option_that_nothing_uses_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = str(GOLDEN / "sg2ada_fullsnapshot16.pkl")
+    fit = ["fit", generator, str(folder), str(tmp_path / "out"), "--interpreter", "convolutional"]
+    assert main([*fit, "--batch-pixels", "64"]) == 1
+    told = capsys.readouterr().err
+    assert "--batch-pixels is an option of pixel classifiers" in told and not (tmp_path / "out").exists()
+    short = ["--members", "1", "--steps", "2", "--folds", "0", "--num-samples", "20", "--device", "cpu"]
+    assert main([*fit, *short, "--reject-fraction", "0"]) == 0
+    labeled = LabeledGenerator.from_pretrained(tmp_path / "out", device="cpu")
+    assert labeled.interpreter.architecture == "convolutional" and labeled.interpreter.config["members"] == 1
+    assert labeled.fit is not None and labeled.fit.settings["steps"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsgan_datasets.annotations import load_annotations
@@ -12,7 +13,7 @@ from dsgan_datasets.checkpoints.fit_report import Figures
 from dsgan_datasets.fitting.choosing import AUTO
 from dsgan_datasets.fitting.evaluation import Quality
 from dsgan_datasets.fitting.pipeline import fit_checkpoint, sample_recipe
-from dsgan_datasets.fitting.settings import FitSettings
+from dsgan_datasets.fitting.settings import ConvolutionalSettings, FitSettings
 from dsgan_datasets.interpreters import ConvolutionalInterpreter, PixelEnsemble
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -20,12 +21,16 @@ from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.calibrate import add_filter_options, refuse_threshold, report
 from dsgan_datasets.uncertainty import score_unit
 
+_CONVOLUTIONAL = "convolutional"
 #: Words of --interpreter -> architecture.
 INTERPRETERS = {
     "pixels": PixelEnsemble.architecture,
-    "convolutional": ConvolutionalInterpreter.architecture,
+    _CONVOLUTIONAL: ConvolutionalInterpreter.architecture,
     AUTO: AUTO,
 }
+#: Settings of the training that both kinds of interpreters have, and those that only one has; None is its default.
+_OF_BOTH = ("members", "steps")
+_OF_PIXELS = ("hidden", "pixels_per_image", "batch_pixels", "learning_rate", "sigma", "class_balance")
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -64,17 +69,16 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _add_training(parser: argparse._ArgumentGroup) -> None:
-    default = FitSettings()
     parser.add_argument(
         "--interpreter",
         choices=list(INTERPRETERS),
         default="pixels",
         help="of masks: pixels (classifiers that see one pixel, as published), convolutional (small networks that see "
-        "its neighbors; most options of the training below are of pixels), or auto, which takes what labels held-out "
-        "images better (default: pixels)",
+        "its neighbors; of the options below it has --members and --steps), or auto, which takes what labels held-out "
+        "images better (--steps are of pixels then; default: pixels)",
     )
     parser.add_argument(
-        "--members", type=options.integer(1, 1000), default=default.members, help="classifiers (default: 10)"
+        "--members", type=options.integer(1, 1000), help="classifiers, or networks (default: 10; convolutional: 5)"
     )
     parser.add_argument(
         "--hidden",
@@ -84,33 +88,29 @@ def _add_training(parser: argparse._ArgumentGroup) -> None:
         help="units of the hidden layers (default: 128 32 up to 31 classes, 256 128 from 32)",
     )
     parser.add_argument(
-        "--steps", type=options.integer(1, 10**8), default=default.steps, help="optimizer steps (default: 1500)"
+        "--steps",
+        type=options.integer(1, 10**8),
+        help="optimizer steps (default: 1500; convolutional: what held-out images prefer)",
     )
     parser.add_argument(
         "--pixels-per-image",
         type=options.integer(1, 2**26),
-        default=default.pixels_per_image,
         help="pixels to use (default: 4096)",
     )
     parser.add_argument(
         "--batch-pixels",
         type=options.integer(1, 10**6),
-        default=default.batch_pixels,
         help="pixels per step and member (default: 256)",
     )
-    parser.add_argument(
-        "--learning-rate", type=options.number, default=default.learning_rate, help="of Adam (default: 0.001)"
-    )
+    parser.add_argument("--learning-rate", type=options.number, help="of Adam (default: 0.001)")
     parser.add_argument(
         "--sigma",
         type=options.number,
-        default=default.sigma,
         help="standard deviation of the Gaussian around a keypoint, as a share of the longer side (default: 0.02)",
     )
     parser.add_argument(
         "--class-balance",
         type=options.number,
-        default=default.class_balance,
         help="0 draws pixels as they come, 1 every class equally often (default: 0.5)",
     )
     parser.add_argument(
@@ -130,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_threshold(args, "fit")
     settings = _settings(args)
     found = load_annotations(args.annotations, args.generator, **annotate.reading(args))
+    _check_used(args, found.targets)
     for warning in found.warnings:
         print(f"warning: {warning}")
     if args.folds and len(found.annotated) < 2:
@@ -177,17 +178,24 @@ def _word(architecture: str) -> str:
 
 
 def _settings(args: argparse.Namespace) -> FitSettings:
-    return FitSettings(
-        members=args.members,
-        hidden=tuple(args.hidden) if args.hidden else None,
-        pixels_per_image=args.pixels_per_image,
-        steps=args.steps,
-        batch_pixels=args.batch_pixels,
-        learning_rate=args.learning_rate,
-        class_balance=args.class_balance,
-        sigma=args.sigma,
-        seed=args.seed,
-    )
+    given = {name: getattr(args, name) for name in (*_OF_BOTH, *_OF_PIXELS) if getattr(args, name) is not None}
+    if "hidden" in given:
+        given["hidden"] = tuple(given["hidden"])
+    own = _OF_BOTH if args.interpreter == _CONVOLUTIONAL else ("members",)
+    convolutional = ConvolutionalSettings(**{name: given[name] for name in own if name in given})
+    return FitSettings(**given, convolutional=convolutional, seed=args.seed)
+
+
+def _check_used(args: argparse.Namespace, targets: Sequence[Target]) -> None:
+    """ValueError for an option that nothing of what is fitted has."""
+    if args.interpreter == _CONVOLUTIONAL and all(target.kind == LabelSchema.kind for target in targets):
+        for name in _OF_PIXELS:
+            if getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{option} is an option of pixel classifiers, and --interpreter convolutional fits none: leave "
+                    f"{option} out, or fit with --interpreter pixels"
+                )
 
 
 def figure_lines(figures: Figures) -> list[str]:
