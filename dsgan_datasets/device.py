@@ -28,9 +28,11 @@ def resolve_device(device: Device = None) -> torch.device:
         return _current_cuda_device() if torch.cuda.is_available() else torch.device("cpu")
     resolved = named_device(device)
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} was asked for, but PyTorch finds no CUDA device here; use device='cpu'")
+        raise ValueError(f"device '{resolved}' was asked for, but PyTorch finds no CUDA device here; use device='cpu'")
     if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):
-        raise ValueError(f"device {device!r} was asked for, but PyTorch finds {count} here: cuda:0 … cuda:{count - 1}")
+        raise ValueError(
+            f"device '{resolved}' was asked for, but PyTorch finds {count} here: cuda:0 … cuda:{count - 1}"
+        )
     return resolved
 
 

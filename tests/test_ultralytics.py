@@ -238,6 +238,7 @@ def test_shards_are_shuffled_and_repeated(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"dsgan": "demo-faces"}, "dsgan must be a mapping such as {checkpoint: demo-faces}, not 'demo-faces'"),
+        ({"dsgan": None}, "dsgan must be a mapping such as {checkpoint: demo-faces}, not None"),
         ({"dsgan": {"chekpoint": "demo-faces"}}, "dsgan has unknown keys chekpoint; allowed: val, checkpoint, shards"),
         ({"dsgan": {"length": 5}}, "name either a checkpoint or shards"),
         ({"dsgan": {"checkpoint": "nowhere"}}, "no file or directory 'nowhere'"),

@@ -187,8 +187,8 @@ def test_kernels_are_launched_on_the_device_of_the_maps(cuda: FakeCuda, monkeypa
 
 def test_a_device_that_there_is_not(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="cuda:7.*cuda:0 … cuda:1"):
-        resolve_device("cuda:7")
+    with pytest.raises(ValueError, match="device 'cuda:7' was.*cuda:0 … cuda:1"):
+        resolve_device(torch.device("cuda:7"))
 
 
 def test_ranks_that_share_a_gpu_by_mistake_are_warned(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,9 @@ def completed(data: Any, folder: Path, task: str) -> str:
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         return str(data)
     content = YAML.load(path)
-    node = content.get("dsgan") if isinstance(content, Mapping) else None
-    if node is None or _is_complete(node):
+    if not isinstance(content, Mapping) or "dsgan" not in content or _is_complete(content["dsgan"]):
         return str(data)
+    node = content["dsgan"]
     if not isinstance(node, Mapping):
         raise ValueError(f"{path}: dsgan must be a mapping such as {{checkpoint: demo-faces}}, not {node!r:.80}")
     out = folder / "data.yaml"
