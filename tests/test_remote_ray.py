@@ -122,7 +122,7 @@ def test_a_cluster_that_goes_away_ends_in_an_error(monkeypatch: pytest.MonkeyPat
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
         # Long enough for a worker to start beside other tests.
-        stream = RemoteSource("demo-faces", address, timeout=60).stream(itertools.count())
+        stream = RemoteSource("demo-faces", address, timeout=40).stream(itertools.count())
         got = [next(stream) for _ in range(40)]
         assert all(torch.equal(a.image, b.image) for a, b in zip(got, faces.stream(range(40)), strict=True))
         for process in (*psutil.Process(cluster.pid).children(recursive=True), cluster):
