@@ -26,7 +26,7 @@ class LabelStatistics:
         target: of the label.
         frequency: for each of ``target.tally_names`` (such as classes), the share of the samples in which it appears.
         mean_share: the mean share of a label (of the pixels, for a mask) that each has where it appears; NaN if it
-            never does.
+            never does, or if the tally says only whether something is there, as of points.
         ignored: share of all labels (of all pixels, for masks) that is not counted.
     """
 
@@ -39,6 +39,12 @@ class LabelStatistics:
     def names(self) -> tuple[str, ...]:
         """What is counted, such as class names."""
         return self.target.tally_names
+
+    @property
+    def columns(self) -> dict[str, tuple[float, ...]]:
+        """Heading -> numbers, for tables and charts."""
+        shares = {"mean share where it appears": self.mean_share} if self.target.tally_measures else {}
+        return {"samples in which it appears": self.frequency, **shares}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; an undefined mean share becomes null."""
@@ -123,9 +129,12 @@ def _of_label(target: Target, tallies: Tensor, image_size: tuple[int, int]) -> L
     """Statistics of tallies int64 [N, T]."""
     shares = tallies.double() / target.tally_total(image_size)
     present = shares > 0
+    mean_share = (
+        shares.sum(0) / present.sum(0) if target.tally_measures else shares.new_full(shares.shape[1:], torch.nan)
+    )
     return LabelStatistics(
         target,
         frequency=tuple(present.double().mean(0).tolist()),
-        mean_share=tuple((shares.sum(0) / present.sum(0)).tolist()),
+        mean_share=tuple(mean_share.tolist()),
         ignored=1 - tallies.sum().item() / (len(tallies) * target.tally_total(image_size)),
     )

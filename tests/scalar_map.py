@@ -43,6 +43,7 @@ class ScalarMap:
         return tuple((int(r), int(g), int(b)) for r, g, b in row)
 
     tally_unit: ClassVar[str] = "pixels"
+    tally_measures: ClassVar[bool] = True
     rounding: ClassVar[None] = None
     summary: ClassVar[str] = "depth from 0 to 1"
 

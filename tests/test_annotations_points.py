@@ -528,3 +528,22 @@ def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.C
 
 def load_text(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def test_a_flag_that_says_nothing_of_a_point_is_a_warning(folder: Path) -> None:
+    write_labelme_points(folder)
+    change(first_file(folder), lambda c: c["shapes"][0].update(flags={"Hiden": True, "difficult": False}))
+    (warning,) = load_annotations(folder).warnings
+    assert "the flag Hiden says nothing of a point; those that do are hidden, occluded, absent, outside" in warning
+    change(first_file(folder), lambda c: c["shapes"][0].update(flags=["hidden"]))
+    assert "its flags are ['hidden'], not an object" in mistakes(folder)[0]
+
+
+def test_a_misspelled_key_of_a_description_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    described = tmp_path / "points.json"
+    described.write_text(json.dumps({"names": ["left_eye", "right_eye"], "flip_pair": [[0, 1]], "source": "a comment"}))
+    export = ["annotate", "export", str(GENERATOR), str(tmp_path / "out"), "--num", "1"]
+    assert main([*export, "--keypoints", str(described)]) == 2
+    assert "described with 'flip_pair'; rename it to 'flip_pairs', or remove it" in capsys.readouterr().err
+    described.write_text(described.read_text().replace("flip_pair", "flip_pairs"))
+    assert main([*export, "--keypoints", str(described), "--device", "cpu"]) == 0

@@ -281,3 +281,23 @@ def test_a_kind_of_a_third_party_goes_into_the_folder_only(tmp_path: Path) -> No
 def test_categories_are_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="category names must be"):
         export(given(torch.zeros(4, 3)), tmp_path / "out", "coco", category="")
+
+
+@pytest.mark.parametrize(
+    ("format", "labels", "argument"),
+    [
+        ("folder", None, {"things": ["left"]}),
+        ("folder", None, {"category": "face"}),
+        ("coco", ["mask"], {"category": "face"}),
+        ("yolo-pose", ["keypoints"], {"instances": "components"}),
+        ("mmseg", ["mask"], {"min_instance_area": 5}),
+    ],
+)
+def test_an_argument_without_effect_is_refused(
+    tmp_path: Path, format: str, labels: list[str] | None, argument: dict[str, Any]
+) -> None:
+    (name,) = argument
+    source = ExportInput.generated(labeled("mask", "keypoints", "depth"), 2)
+    with pytest.raises(ValueError, match=rf"{name} \(--.*\) changes nothing in format {format} with .*formats"):
+        export(source, tmp_path / "out", format, labels=labels, **argument)
+    assert not (tmp_path / "out").exists()

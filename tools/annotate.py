@@ -12,7 +12,7 @@ from PIL import Image
 
 from dsgan_datasets.annotations import Annotations, export_annotations, load_annotations
 from dsgan_datasets.annotations.export import Selection
-from dsgan_datasets.annotations.folder import Exported, targets_from
+from dsgan_datasets.annotations.folder import Exported, check_keys, targets_from
 from dsgan_datasets.annotations.formats import AnnotationFormat
 from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.kinds.points import sides
@@ -315,7 +315,7 @@ def _classes(text: str) -> LabelSchema:
 
 def _keypoints(text: str) -> Keypoints:
     """Names with commas, or a JSON file; names of sides alone make flip pairs."""
-    found = _described(text, Keypoints, Keypoints.from_dict)
+    found = _described(text, Keypoints, lambda content: check_keys(Keypoints.from_dict(content), content))
     return found if text.endswith(".json") else Keypoints(found.names, flip_pairs=sides(found.names))
 
 

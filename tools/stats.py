@@ -45,12 +45,7 @@ def run(args: argparse.Namespace) -> None:
     _print_tables(found)
     title = f"{options.short(args.checkpoint)}: {found.num_samples} samples, seed {args.seed}"
     charts = [
-        tally_bars(
-            {"samples in which it appears": label.frequency, "mean share where it appears": label.mean_share},
-            label.target,
-            title=f"{title} · {field}",
-        )
-        for field, label in found.labels.items()
+        tally_bars(label.columns, label.target, title=f"{title} · {field}") for field, label in found.labels.items()
     ]
     if found.scores is not None:
         scores = found.scores.numpy()
@@ -82,8 +77,9 @@ def _print_tables(found: Statistics) -> None:
 
 def _print_table(field: str, label: LabelStatistics) -> None:
     width = max(map(len, (*label.names, field)))
-    print(f"{field:>{width}}  samples  mean share where it appears")
+    print(f"{field:>{width}}  samples" + "  mean share where it appears" * label.target.tally_measures)
     for name, often, share in zip(label.names, label.frequency, label.mean_share, strict=True):
-        print(f"{name:>{width}}  {often:>7.1%}  {'none' if share != share else f'{share:.2%}'}")
+        shown = f"  {'none' if share != share else f'{share:.2%}'}" if label.target.tally_measures else ""
+        print(f"{name:>{width}}  {often:>7.1%}{shown}")
     if label.ignored:
         print(f"{'(ignored)':>{width}}  {label.ignored:.2%} of all {label.target.tally_unit}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsgan_datasets.export.layouts import object_box
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.sources.base import NamedSource
-from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.base import Target, find_target
 from dsgan_datasets.targets.instances import InstanceMode, InstanceRule, tight_boxes
 from dsgan_datasets.targets.keypoints import keypoints_of
 from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
@@ -194,7 +194,7 @@ class ObjectKeypoints:
     def __init__(self, source: NamedSource, *, things: Sequence[str] | None, mode: InstanceMode, min_area: int) -> None:
         self.keypoints = keypoints_of(source.targets)
         self.size = source.image_size
-        schema = next((target for target in source.targets if isinstance(target, LabelSchema)), None)
+        schema = find_target(source.targets, LabelSchema)
         if things is not None and schema is None:
             raise ValueError("`things` choose classes of a mask, and these samples have keypoints only: leave it out")
         self.rule = None

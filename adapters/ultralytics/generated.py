@@ -25,7 +25,7 @@ from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.sources.local import CheckpointSource
 from dsgan_datasets.sources.read_ahead import read_ahead
 from dsgan_datasets.sources.relabeled import choose_classes
-from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.base import Target, find_target
 from dsgan_datasets.targets.instances import InstanceMode, InstanceRule, tight_boxes
 from dsgan_datasets.targets.keypoints import keypoints_of
 from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
@@ -140,7 +140,7 @@ class Pose:
     ) -> None:
         self.keypoints = keypoints_of(targets)
         self.size = size
-        schema = next((target for target in targets if isinstance(target, LabelSchema)), None)
+        schema = find_target(targets, LabelSchema)
         if things is not None and schema is None:
             raise ValueError("`things` choose classes of a mask, and these samples have keypoints only: leave it out")
         self.rule = None if schema is None else InstanceRule(schema, things=things, mode="object")

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.images import MOST_PIXELS
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets import target_from_dict
-from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.base import AnyTarget, Target
 from dsgan_datasets.targets.segmentation import LabelSchema, schema_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -255,11 +256,25 @@ def targets_from(content: Any) -> list[Target]:
     if not isinstance(content, list):
         raise ValueError(f"it holds {shown(content)}, expected a list of labels, such as {_EXAMPLE}")
     try:
-        return [target_from_dict(entry) for entry in content]
+        return [check_keys(target_from_dict(entry), entry) for entry in content]
     except ValueError:
         raise
     except Exception as error:  # a stranger's values may make anything at all fail
         raise ValueError(f"its labels make no sense ({error!r:.200}): {_EXAMPLE}") from error
+
+
+def check_keys(target: AnyTarget, described: Mapping[str, Any]) -> AnyTarget:
+    """The target itself, as a person described it; ValueError for a key that looks like one of its own, misspelled.
+
+    Other keys, such as a comment, have no meaning and do no harm.
+    """
+    known = target.to_dict()
+    for key in described.keys() - known.keys():
+        if similar := get_close_matches(str(key), known, 1, 0.8):
+            raise ValueError(
+                f"{target.field} is described with {shown(key)}; rename it to {similar[0]!r}, or remove it"
+            )
+    return target
 
 
 def as_targets(given: Target | Sequence[Target]) -> tuple[Target, ...]:

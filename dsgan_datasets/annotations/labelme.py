@@ -212,10 +212,28 @@ def _read_points(
         try:
             (x, y), group = points[0].tolist(), shape.get("group_id")
             instance = None if group is None else f"group {shown(group)}"
+            _check_flags(shape.get("flags"), f"{where}, {place} ({shown(label)})", found)
             marks.append(Mark(label, x, y, _visibility(shape), place, instance))
         except ContentError as error:
             found.error(f"{where}, {place} ({shown(label)})", str(error))
     return None if found.count > before else placed(marks, target, size, where, found)
+
+
+def _check_flags(flags: Any, where: str, found: Findings) -> None:
+    """A warning for flags that say nothing of a point: they may be misspelled.
+
+    Raises:
+        ContentError: flags that cannot be read.
+    """
+    if not isinstance(flags, dict | None):
+        raise ContentError(f'its flags are {shown(flags)}, not an object such as {{"{HIDDEN[0]}": true}}')
+    known = (*HIDDEN, *ABSENT)
+    if strange := [name for name, value in (flags or {}).items() if value and str(name).strip().lower() not in known]:
+        found.warning(
+            where,
+            f"the flag {listed(strange)} says nothing of a point; those that do are {', '.join(known)}: correct it if "
+            "it was meant to be one of them",
+        )
 
 
 def _visibility(shape: Mapping[str, Any]) -> int:

@@ -109,6 +109,7 @@ class Coco:
 
     holds: ClassVar[tuple[str, ...] | None] = tuple(_TASKS)
     needs: ClassVar[tuple[str, ...]] = tuple(_TASKS)
+    takes: ClassVar[tuple[str, ...]] = ("things", "instances", "min_instance_area", "category")
     default_splits: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:

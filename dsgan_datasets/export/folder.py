@@ -22,6 +22,7 @@ class FolderLayout:
 
     holds: ClassVar[tuple[str, ...] | None] = None
     needs: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ()
     default_splits: ClassVar[Mapping[str, float]] = {}
     images: ClassVar[str] = "images"
 

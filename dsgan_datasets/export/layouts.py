@@ -12,7 +12,7 @@ from torch import Tensor
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.polygons import Array
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.base import Target, find_target
 from dsgan_datasets.targets.instances import InstanceMode, InstanceRule, tight_box
 from dsgan_datasets.targets.keypoints import box_around
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -40,7 +40,7 @@ class Options:
 
     def object_rule(self, targets: Sequence[Target]) -> InstanceRule | None:
         """The rule that makes one object of all of them; None without masks."""
-        schema = next((target for target in targets if isinstance(target, LabelSchema)), None)
+        schema = find_target(targets, LabelSchema)
         return None if schema is None else self.rule(schema, "object")
 
 
@@ -94,6 +94,8 @@ class Layout(Protocol):
     holds: ClassVar[tuple[str, ...] | None]
     #: Kinds of which it needs one or more.
     needs: ClassVar[tuple[str, ...]]
+    #: What else the format takes, by the names of the arguments of `export`.
+    takes: ClassVar[tuple[str, ...]]
     #: Splits that the format's users expect; empty for one dataset.
     default_splits: ClassVar[Mapping[str, float]]
 

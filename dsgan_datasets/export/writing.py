@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,9 @@ from dsgan_datasets.images import png
 from dsgan_datasets.parallel import ahead
 from dsgan_datasets.pictures import contact_sheet
 from dsgan_datasets.samples import Sample, SampleBatch
-from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.base import Target, find_target
 from dsgan_datasets.targets.instances import InstanceMode
+from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.parts import part_names
 
 #: What `export` can write.
@@ -98,8 +100,10 @@ def export(
         raise ValueError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     input = input.choose(labels)
     _check_labels(format, input.targets)
-    options = _options(input, things, instances, min_instance_area, category)
     layout_type = FORMATS[format]
+    given = {"things": things, "instances": instances, "min_instance_area": min_instance_area, "category": category}
+    options = _options(input, things, instances, min_instance_area, category)
+    _check_used(format, input.targets, given)
     counts = _counts(input, layout_type.default_splits if splits is None else splits)
     with written_whole(Path(out)) as folder:
         layout = layout_type(folder, input, options, {} if "" in counts else counts)
@@ -137,6 +141,23 @@ def _check_labels(format: str, targets: Sequence[Target]) -> None:
         way_out += f"; or leave out {foreign} with labels={names} ({options})"
     problem = f"cannot hold {foreign}" if foreign else f"needs {' or '.join(layout.needs)}"
     raise ValueError(f"format {format} {problem}; {way_out}")
+
+
+def _check_used(format: str, targets: Sequence[Target], given: Mapping[str, Any]) -> None:
+    """ValueError for an argument that changes nothing in this format, with these labels."""
+    usual = inspect.signature(export).parameters
+    used = set(FORMATS[format].takes)
+    if find_target(targets, Keypoints) is None:
+        used.discard("category")
+    for name, value in given.items():
+        if name not in used and value != usual[name].default:
+            able = ", ".join(other for other, layout in FORMATS.items() if name in layout.takes)
+            option = "--instance-class" if name == "things" else f"--{name.replace('_', '-')}"
+            labels = " and ".join(target.field for target in targets)
+            raise ValueError(
+                f"{name} ({option}) changes nothing in format {format} with {labels}: leave it out; formats that have "
+                f"it are: {able}"
+            )
 
 
 def _options(input: ExportInput, things: Sequence[str] | None, mode: str, min_area: int, category: str) -> Options:

@@ -72,6 +72,7 @@ class YoloSeg(_Yolo):
 
     holds: ClassVar[tuple[str, ...] | None] = (LabelSchema.kind,)
     needs: ClassVar[tuple[str, ...]] = (LabelSchema.kind,)
+    takes: ClassVar[tuple[str, ...]] = ("things", "instances", "min_instance_area")
 
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         super().__init__(folder, input, options, splits)
@@ -99,6 +100,7 @@ class YoloPose(_Yolo):
 
     holds: ClassVar[tuple[str, ...] | None] = (Keypoints.kind, LabelSchema.kind)
     needs: ClassVar[tuple[str, ...]] = (Keypoints.kind,)
+    takes: ClassVar[tuple[str, ...]] = ("things", "min_instance_area", "category")
 
     def __init__(self, folder: Path, input: ExportInput, options: Options, splits: Mapping[str, int]) -> None:
         super().__init__(folder, input, options, splits)

@@ -6,8 +6,8 @@ A new kind is a class with these members and an entry in `KINDS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 from torch import Tensor
@@ -31,6 +31,7 @@ class Target(Protocol):
         tally_names: what the numbers of `tally` count, such as class names.
         tally_colors: a color for each of them, used in legends and charts.
         tally_unit: what is counted, such as "pixels".
+        tally_measures: whether a number of the tally says how much there is, as of pixels, and not only whether.
         summary: what the label holds, in one line for people.
         ignored_as: what `ignore` puts in place of a label, as JSON, such as a class id; it is a part of fingerprints.
         rounding: what decides `rounded`, as JSON, a part of fingerprints; None if it changes nothing.
@@ -55,6 +56,9 @@ class Target(Protocol):
 
     @property
     def tally_unit(self) -> str: ...
+
+    @property
+    def tally_measures(self) -> bool: ...
 
     @property
     def summary(self) -> str: ...
@@ -105,6 +109,27 @@ class Target(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with "kind" and "field"; `target_from_dict` reads it."""
+
+
+AnyTarget = TypeVar("AnyTarget")
+
+
+def find_target(targets: Iterable[Target], kind: type[AnyTarget]) -> AnyTarget | None:
+    """The first target of a class; None if there is none."""
+    return next((target for target in targets if isinstance(target, kind)), None)
+
+
+def require_target(targets: Iterable[Target], kind: type[AnyTarget], noun: str) -> AnyTarget:
+    """The first target of a class, for what makes sense with such labels only.
+
+    Raises:
+        ValueError: there is none; `noun` says what is missing.
+    """
+    targets = tuple(targets)
+    if (found := find_target(targets, kind)) is None:
+        labels = ", ".join(target.field for target in targets)
+        raise ValueError(f"this needs {noun}, and there are none; the labels are: {labels}")
+    return found
 
 
 #: Kind -> `from_dict` of that kind's JSON form. Third parties add theirs with `register`.

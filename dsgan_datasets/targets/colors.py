@@ -12,14 +12,18 @@ from dsgan_datasets.targets.base import Color
 _HEAT = np.array([(12, 8, 38), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=np.float64)
 
 
-def distinct_colors(count: int) -> tuple[Color, ...]:
+def distinct_colors(count: int, *, saturations: tuple[float, float] = (0.5, 0.75)) -> tuple[Color, ...]:
     """Hues a golden angle apart, so that neighbors in the list differ most.
+
+    Args:
+        count: of colors.
+        saturations: of every other color, 0 … 1; kinds of labels that are drawn together have different ones.
 
     Example:
         >>> distinct_colors(2)
         ((61, 242, 114), (192, 121, 242))
     """
-    hues = (colorsys.hsv_to_rgb(i * 0.381966 % 1.0, 0.75 if i % 2 else 0.5, 0.95) for i in range(1, count + 1))
+    hues = (colorsys.hsv_to_rgb(i * 0.381966 % 1.0, saturations[i % 2], 0.95) for i in range(1, count + 1))
     return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in hues)
 
 

@@ -62,6 +62,7 @@ class DenseMap:
 
     kind: ClassVar[str] = "dense_map"
     tally_unit: ClassVar[str] = "values"
+    tally_measures: ClassVar[bool] = True
     ignored_as: ClassVar[None] = None
 
     field: str

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dsgan_datasets.checks import is_number
-from dsgan_datasets.targets.base import Color, Target, register
+from dsgan_datasets.targets.base import Color, Target, register, require_target
 from dsgan_datasets.targets.colors import distinct_colors
 from dsgan_datasets.targets.parts import flip_pairs, id_pairs, index_of, part_names
 
@@ -57,6 +57,7 @@ class Keypoints:
     folder: ClassVar[str] = "keypoints"
     extension: ClassVar[str] = "keypoints.json"
     tally_unit: ClassVar[str] = "points"
+    tally_measures: ClassVar[bool] = False
     ignored_as: ClassVar[int] = 0
     rounding: ClassVar[None] = None
 
@@ -106,7 +107,7 @@ class Keypoints:
     @property
     def tally_colors(self) -> tuple[Color, ...]:
         """The color of each point in pictures."""
-        return distinct_colors(self.num_points)
+        return distinct_colors(self.num_points, saturations=(0.9, 1.0))
 
     @property
     def summary(self) -> str:
@@ -260,11 +261,7 @@ def keypoints_of(targets: Iterable[Target]) -> Keypoints:
     Raises:
         ValueError: the source has no keypoints.
     """
-    targets = tuple(targets)
-    for target in targets:
-        if isinstance(target, Keypoints):
-            return target
-    raise ValueError(f"this needs keypoints, and there are none; the labels are: {', '.join(t.field for t in targets)}")
+    return require_target(targets, Keypoints, "keypoints")
 
 
 def box_around(value: Tensor, size: tuple[int, int]) -> tuple[float, float, float, float] | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsgan_datasets.checks import names
 from dsgan_datasets.images import png, read_pixels
-from dsgan_datasets.targets.base import Color, Target, register
+from dsgan_datasets.targets.base import Color, Target, register, require_target
 from dsgan_datasets.targets.colors import distinct_colors
 from dsgan_datasets.targets.parts import flip_pairs, index_of, part_names
 
@@ -50,6 +50,7 @@ class LabelSchema:
     folder: ClassVar[str] = "masks"
     extension: ClassVar[str] = "seg.png"
     tally_unit: ClassVar[str] = "pixels"
+    tally_measures: ClassVar[bool] = True
     rounding: ClassVar[None] = None
 
     classes: tuple[str, ...]
@@ -326,11 +327,7 @@ def schema_of(targets: Iterable[Target]) -> LabelSchema:
     Raises:
         ValueError: the source has no masks.
     """
-    targets = tuple(targets)
-    for target in targets:
-        if isinstance(target, LabelSchema):
-            return target
-    raise ValueError(f"this needs masks, and there are none; the labels are: {', '.join(t.field for t in targets)}")
+    return require_target(targets, LabelSchema, "masks")
 
 
 def _color(values: Sequence[int]) -> Color:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dsgan_datasets.annotations.folder import Array
-from dsgan_datasets.annotations.mistakes import Findings
+from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.targets.base import Color
 
 
@@ -45,6 +45,32 @@ class Project:
     task: str = ""
     files: Sequence[str] = ()
     parts: str = ""
+
+
+def part_disagreements(
+    parts: tuple[Sequence[str], Sequence[str]],
+    pairs: tuple[Iterable[tuple[int, int]], Iterable[tuple[int, int]]],
+    rounds: tuple[str, str],
+    file: str,
+    lack: Callable[[str, str, str], str],
+) -> list[str]:
+    """What two rounds whose labels have named parts disagree on: the names, or which of them trade places in a mirror.
+
+    Args:
+        parts: names of the first round, and of the later one.
+        pairs: of ids, likewise.
+        rounds: their folders.
+        file: that describes the parts in each.
+        lack: what to say of names that a round lacks: names for people, the round, the other one.
+    """
+    mistakes = []
+    for here, there in ((0, 1), (1, 0)):
+        if lacking := [name for name in parts[there] if name not in parts[here]]:
+            mistakes.append(f"{rounds[here]}: {file} {lack(listed(lacking), rounds[here], rounds[there])}")
+    first, later = ({frozenset(names[i] for i in p) for p in ids} for names, ids in zip(parts, pairs, strict=True))
+    if not mistakes and first != later:
+        mistakes.append(f"{rounds[1]}: flip_pairs in {file} are not those of {rounds[0]}: make them the same")
+    return mistakes
 
 
 class Kind(Protocol):

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from dsgan_datasets.annotations.folder import CLASSES, IGNORE, Array
-from dsgan_datasets.annotations.kinds.base import Cleaning, Project, as_hex
-from dsgan_datasets.annotations.mistakes import Findings, listed
+from dsgan_datasets.annotations.kinds.base import Cleaning, Project, as_hex, part_disagreements
+from dsgan_datasets.annotations.mistakes import Findings
 from dsgan_datasets.annotations.regions import absorb_specks, drop_rare
 from dsgan_datasets.targets.base import Color
 from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
@@ -58,16 +58,16 @@ class Masks:
 
     def disagreements(self, first: LabelSchema, later: LabelSchema, rounds: tuple[str, str]) -> list[str]:
         """Names of classes, and flip pairs, must be the same."""
-        mistakes = []
-        for one, other, name, other_name in ((first, later, *rounds), (later, first, *rounds[::-1])):
-            if lacking := [c for c in other.classes if c not in one.classes]:
-                mistakes.append(
-                    f"{name}: {CLASSES} lacks {listed(lacking)}, which {other_name} has, so such pixels have another "
-                    f"class in {name}: append the names to its {CLASSES}, and annotate them if its images show any"
-                )
-        if not mistakes and _sides(first) != _sides(later):
-            mistakes.append(f"{rounds[1]}: flip_pairs in {CLASSES} are not those of {rounds[0]}: make them the same")
-        return mistakes
+        return part_disagreements(
+            (first.classes, later.classes),
+            (first.flip_pairs, later.flip_pairs),
+            rounds,
+            CLASSES,
+            lambda names, here, there: (
+                f"lacks {names}, which {there} has, so such pixels have another class in {here}: "
+                f"append the names to its {CLASSES}, and annotate them if its images show any"
+            ),
+        )
 
     def check_drafts(self, predicted: LabelSchema, target: LabelSchema) -> None:
         """The classes of drafts are among those to annotate."""
@@ -134,7 +134,3 @@ What no shape covers is "{schema.classes[0]}". Where shapes overlap, the later o
             ),
             parts=f"Classes (names and colors: {CLASSES}):\n{classes}",
         )
-
-
-def _sides(schema: LabelSchema) -> set[frozenset[str]]:
-    return {frozenset(schema.classes[i] for i in pair) for pair in schema.flip_pairs}

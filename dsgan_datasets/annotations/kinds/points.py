@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from dsgan_datasets.annotations.folder import TARGETS, Array
-from dsgan_datasets.annotations.kinds.base import Cleaning, Project, as_hex
+from dsgan_datasets.annotations.kinds.base import Cleaning, Project, as_hex, part_disagreements
 from dsgan_datasets.annotations.marks import ABSENT, HIDDEN, OBJECT
 from dsgan_datasets.annotations.mistakes import Findings, listed
 from dsgan_datasets.targets.base import Color
@@ -82,16 +82,16 @@ class Points:
 
     def disagreements(self, first: Keypoints, later: Keypoints, rounds: tuple[str, str]) -> list[str]:
         """Names and flip pairs must be the same."""
-        mistakes = []
-        for one, other, name, other_name in ((first, later, *rounds), (later, first, *rounds[::-1])):
-            if lacking := [point for point in other.names if point not in one.names]:
-                mistakes.append(
-                    f"{name}: {TARGETS} lacks the point {listed(lacking)}, which {other_name} has: append the names to "
-                    f"its {TARGETS}, and mark them in its images"
-                )
-        if not mistakes and _sides(first) != _sides(later):
-            mistakes.append(f"{rounds[1]}: flip_pairs in {TARGETS} are not those of {rounds[0]}: make them the same")
-        return mistakes
+        return part_disagreements(
+            (first.names, later.names),
+            (first.flip_pairs, later.flip_pairs),
+            rounds,
+            TARGETS,
+            lambda names, here, there: (
+                f"lacks the point {names}, which {there} has: append the names to its {TARGETS}, "
+                "and mark them in its images"
+            ),
+        )
 
     def check_drafts(self, predicted: Keypoints, target: Keypoints) -> None:
         """Drafts have all points that are to be marked, and no others."""
@@ -208,10 +208,6 @@ def sides(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
     number = {name.lower(): i for i, name in enumerate(names)}
     others = {i: number.get(re.sub(r"left", "right", name.lower())) for i, name in enumerate(names)}
     return tuple((i, other) for i, other in others.items() if other is not None and other != i)
-
-
-def _sides(target: Keypoints) -> set[frozenset[str]]:
-    return {frozenset(target.names[i] for i in pair) for pair in target.flip_pairs}
 
 
 def _write_names(picture: Image.Image, marked: Sequence[tuple[float, float, str, Color]]) -> None:
