@@ -111,7 +111,7 @@ class Target(Protocol):
         """JSON form, with "kind" and "field"; `target_from_dict` reads it."""
 
 
-AnyTarget = TypeVar("AnyTarget")
+AnyTarget = TypeVar("AnyTarget", bound=Target)
 
 
 def find_target(targets: Iterable[Target], kind: type[AnyTarget]) -> AnyTarget | None:
