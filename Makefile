@@ -11,8 +11,8 @@ SHELL := /bin/bash
 # The interpreter that creates .venv; if empty, the first working Python 3.11 or 3.12 on PATH.
 PYTHON ?=
 PYTEST_ARGS ?=
-# Two processes; a file's tests run in one of them, in order.
-PARALLEL := -n 2 --dist loadfile
+# Two processes; a file's tests run in one of them, in order. A test that ends its process is tried in two more.
+PARALLEL := -n 2 --dist loadfile --max-worker-restart 2
 GOLDEN ?=
 
 VENV := .venv

@@ -82,6 +82,7 @@ EXTRAS = {
         "moto[s3]>=5",
         "psutil>=5.9",
         "pytest>=8",
+        "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "setuptools>=77",
         "torchdata>=0.11,<0.12",

@@ -217,7 +217,12 @@ def test_nobody_serves_this(checkpoint: Path, yard: Yard) -> None:
         next(remote(checkpoint, yard, timeout=0.1).stream([0]))
 
 
-def test_everybody_dies(checkpoint: Path, filtered: LabeledGenerator, yard: Yard) -> None:
+@pytest.mark.parametrize("rest", [30, 0.01])
+def test_everybody_dies(
+    checkpoint: Path, filtered: LabeledGenerator, yard: Yard, monkeypatch: pytest.MonkeyPatch, rest: float
+) -> None:
+    """Also if the timeout is longer than a lost worker is left alone: it was asked again and again, without an end."""
+    monkeypatch.setattr(crew, "_REST", rest)
     yard.serve(filtered, 2)
     stream = remote(checkpoint, yard, timeout=0.1).stream(range(99))
     got = list(islice(stream, 6))

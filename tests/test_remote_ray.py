@@ -23,21 +23,26 @@ from dsgan_datasets.remote import RemoteError, RemoteSource, serve
 from dsgan_datasets.remote.ray_cluster import Workers
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+#: Ray lets its workers run after everything else (niceness 15): beside other tests they would hardly run.
+POLITENESS = {"RAY_worker_niceness": "0"}
+ENVIRONMENT = {**os.environ, **POLITENESS, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster with room for two workers, to which this process is connected."""
     ray = pytest.importorskip("ray")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in POLITENESS.items():
+            patch.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

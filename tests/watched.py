@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = int(os.environ.get("WATCHED_TIMEOUT", "60"))  # seconds
+TIMEOUT = int(os.environ.get("WATCHED_TIMEOUT", "20"))  # seconds
 ADDRESS_SPACE = 2 * 2**30  # bytes, beyond what the process has when it is ready
 
 #: Audit events of a program that is started.
@@ -44,7 +44,7 @@ class Outcome:
         kind: "loaded", "refused" (with the error that the library documents), "error" (another one) or "died".
         message: of the exception.
         events: forbidden audit events while it was loaded.
-        seconds: of processor time, which other work on the machine does not change.
+        seconds: wall time.
         megabytes: peak of resident memory above what there was before.
     """
 
@@ -244,7 +244,7 @@ def _watch(how: str, load: Callable[[str], Any], path: str, hook: _Hook) -> dict
     documented = _documented(how)
     hook.may_write = how == "command"
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before, start = _status("VmRSS"), time.process_time()
+    before, start = _status("VmRSS"), time.perf_counter()
     kind, message, hook.events = "loaded", "", []
     signal.alarm(TIMEOUT)
     hook.active = True
@@ -257,7 +257,7 @@ def _watch(how: str, load: Callable[[str], Any], path: str, hook: _Hook) -> dict
     finally:
         hook.active = False
         signal.alarm(0)
-    seconds = time.process_time() - start
+    seconds = time.perf_counter() - start
     memory = {"megabytes": _status("VmHWM") - before}
     return {"kind": kind, "message": message, "events": hook.events, "seconds": seconds, **memory}
 

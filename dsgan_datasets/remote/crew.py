@@ -65,10 +65,15 @@ class Crew:
         """Machine and process of a worker."""
         return self._names.get(worker, worker)
 
-    def rest(self, worker: str, why: str, seconds: float = _REST) -> None:
-        """Ask this one nothing for a while."""
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the cluster answered the last look at it."""
+        return self._unreachable is None
+
+    def rest(self, worker: str, why: str, seconds: float | None = None) -> None:
+        """Ask this one nothing for a while, by default `_REST` seconds."""
         with self._lock:
-            self._resting[worker] = time.monotonic() + seconds
+            self._resting[worker] = time.monotonic() + (_REST if seconds is None else seconds)
             self._last_loss = f"worker {self.name(worker)}: {why}"
 
     def nobody(self) -> str:

@@ -72,13 +72,14 @@ class Asking:
         """
         more = True
         waiting = Waiting()
-        alone_since = time.monotonic()
+        hope = time.monotonic()  # when there was last somebody to ask, or an answer
         try:
             while True:
                 workers = self._crew.workers()
-                if workers:
-                    alone_since = time.monotonic()
-                elif time.monotonic() - alone_since > self._timeout:
+                # Workers of a cluster that is away may answer, but that they are known is no reason to wait for them.
+                if workers and self._crew.is_reachable:
+                    hope = time.monotonic()
+                elif time.monotonic() - hope > self._timeout:
                     raise RemoteError(f"no samples for {self._timeout:.0f} s: {self._crew.nobody()}")
                 room = max(1, min((_EACH + 1) * len(workers), _MOST))
                 while more and len(self._window) < room:
@@ -101,6 +102,7 @@ class Asking:
                 waiting.over()
                 self._window.popleft()
                 yield first.outcome
+                hope = time.monotonic()
         finally:
             waiting.over()
             self._transport.drop([pending.call for pending in self._window if pending.call is not None])
@@ -158,10 +160,7 @@ class Asking:
 
     def _lose(self, worker: str, why: str, seconds: float | None = None) -> None:
         """Whatever this worker had is to be asked of others."""
-        if seconds is None:
-            self._crew.rest(worker, why)
-        else:
-            self._crew.rest(worker, why, seconds)
+        self._crew.rest(worker, why, seconds)
         for pending in self._window:
             if pending.worker == worker:
                 self._transport.drop([pending.call])
