@@ -22,7 +22,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --retrie
 INSTALL := PYTHONWARNINGS="ignore:Editable installation" $(PIP) install --quiet --no-build-isolation -c constraints.txt
 FRAMEWORKS := .ci/install_frameworks.sh .ci/frameworks.txt .ci/detectron2.txt .ci/ultralytics.txt
 
-.PHONY: help demo lint test test-fast test-extended test-golden clean
+.PHONY: help demo docs lint test test-fast test-extended test-golden clean
 
 help:  ## list the targets
 	@echo "Targets (PYTHON=... chooses the interpreter, Python 3.11 or 3.12):"
@@ -36,11 +36,15 @@ demo: $(VENV)/.stamp-run  ## install, then write a preview sheet and small shard
 	.venv/bin/dsgan shards verify demo-out/shards
 	@echo; echo "Labeled faces to look at:  $(CURDIR)/demo-out/preview.png"; echo "A small WebDataset:         $(CURDIR)/demo-out/shards"
 
-lint: $(VENV)/.stamp-dev  ## ruff (rules and format), mypy, and import-linter (layers and circles)
+lint: $(VENV)/.stamp-dev  ## ruff (rules and format), mypy, import-linter (layers and circles), and the website
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
+	@$(MAKE) --no-print-directory docs
+
+docs: $(VENV)/.stamp-dev  ## the website, into site/: fails at broken links, anchors and references; needs no network
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict  # --quiet would hide warnings from --strict, too
 
 test: $(VENV)/.stamp-test  ## the tests, under 12 minutes on two cores; installs the frameworks (PYTEST_ARGS="-k name")
 	.venv/bin/python -m pytest $(PARALLEL) -m "not extended" $(PYTEST_ARGS)
@@ -56,7 +60,7 @@ test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere
 	.venv/bin/python tests/compare_golden.py $(GOLDEN)
 
 clean:  ## remove .venv, caches, build artifacts and demo-out/
-	rm -rf .venv demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv demo-out site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A version manager's shim may be on PATH and still fail: each candidate is run, not only found.
@@ -80,10 +84,10 @@ $(VENV)/.stamp-run: $(VENV)/.stamp-venv setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
-	$(INSTALL) -e ".[dev]"
+	$(INSTALL) -e ".[dev,docs]"
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
-	$(INSTALL) -e ".[test,annotate,clusters,coco,detectron2,http,hub,huggingface,lightning,mmseg,pictures,ray,s3,ultralytics,webdataset]"
+	$(INSTALL) -e ".[test,docs,annotate,clusters,coco,detectron2,http,hub,huggingface,lightning,mmseg,pictures,ray,s3,ultralytics,webdataset]"
 	.ci/install_frameworks.sh $(VENV)/bin/python
 	@touch $@

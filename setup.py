@@ -92,6 +92,7 @@ EXTRAS = {
         "wids>=0.1.11",
         *LINT,
     ],
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29"],
     "dev": ["build>=1.2", *LINT],
 }
 

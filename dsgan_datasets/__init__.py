@@ -40,6 +40,7 @@ from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
 describe = Checkpoint.open
+"""Opens a checkpoint without loading its weights; another name of `Checkpoint.open`."""
 Description = Checkpoint
 
 __getattr__ = moved(__name__, {"Annotated": "dsgan_datasets.fitting.annotated:AnnotatedImages"})

@@ -29,7 +29,6 @@ from dsgan_datasets.targets.instances import InstanceMode
 from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.parts import part_names
 
-#: What `export` can write.
 FORMATS: dict[str, type[Layout]] = {
     "folder": FolderLayout,
     "imagefolder": ImageFolder,
@@ -38,6 +37,7 @@ FORMATS: dict[str, type[Layout]] = {
     "yolo-seg": YoloSeg,
     "yolo-pose": YoloPose,
 }
+"""Name of a format -> the layout that `export` writes."""
 
 #: What distinguishes instances.
 INSTANCES: tuple[InstanceMode, ...] = ("classes", "components")

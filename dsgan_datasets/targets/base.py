@@ -132,8 +132,8 @@ def require_target(targets: Iterable[Target], kind: type[AnyTarget], noun: str) 
     return found
 
 
-#: Kind -> `from_dict` of that kind's JSON form. Third parties add theirs with `register`.
 KINDS: dict[str, Callable[[Mapping[str, Any]], Target]] = {}
+"""Kind -> `from_dict` of that kind's JSON form. Third parties add theirs with `register`."""
 
 
 def register(kind: str, from_dict: Callable[[Mapping[str, Any]], Target]) -> None:
