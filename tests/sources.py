@@ -15,7 +15,7 @@ from dsgan_datasets import LabelSchema, Sample, SampleBatch
 
 
 class NumberSource:
-    """Sample i is a pixel whose index is i; a `SampleSource`.
+    """Sample i is a pixel whose index is i, and whose color is that number; a `SampleSource`.
 
     Attributes:
         asked: numbers that were asked for.
@@ -36,11 +36,18 @@ class NumberSource:
     def stream(self, indices: Iterable[int], *, seed: int = 0, extras: Collection[str] = ()) -> Iterator[Sample]:
         for index in indices:
             self.asked.append(index)
-            image, mask = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.zeros(1, 1, dtype=torch.int64)
+            image = torch.tensor([index >> shift & 255 for shift in (0, 8, 16)], dtype=torch.uint8).reshape(3, 1, 1)
+            mask = torch.zeros(1, 1, dtype=torch.int64)
             yield Sample({"image": image, "mask": mask, "index": torch.tensor(index)})
 
     def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
         return SampleBatch.stack(list(self.stream(indices)))
+
+    @staticmethod
+    def numbers(images: torch.Tensor) -> list[int]:
+        """The indices of samples, of their images [N, 3, 1, 1] alone."""
+        numbers: list[int] = (images.reshape(-1, 3).long() << torch.tensor([0, 8, 16])).sum(1).tolist()
+        return numbers
 
 
 class Worker:

@@ -6,7 +6,9 @@ import copy
 import gc
 import itertools
 import pickle
+import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -601,3 +603,23 @@ def test_a_worker_with_a_cuda_checkpoint_is_told_what_to_set(
 def test_bad_arguments_say_what_is_allowed(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DSGANIterableDataset(NumberSource(), **arguments)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_with_another_batch_is_noticed(
+    workers: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps are not those of the stream: a training that continued had other samples."""
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_, **__: print(message, file=sys.stderr, flush=True))
+
+    def warned(batch_size: int | None, **changes: Any) -> str:
+        stream = DSGANIterableDataset(NumberSource(), length=16, **{"global_batch": 8, **changes})
+        list(DataLoader(stream, batch_size=batch_size, num_workers=workers))
+        return capfd.readouterr().err
+
+    found = warned(4)
+    assert "has batch_size=4, but of global_batch=8 each of 1 rank(s) takes 8: a saved step would" in found
+    assert "Set batch_size=8 or global_batch=4; or pass loader_batch_size=4, if a step takes several batches" in found
+    assert "Set batch_size=4 or global_batch=16; or" in warned(8, rank=1, world_size=2)
+    fitting = [warned(8), warned(None), warned(4, rank=0, world_size=2), warned(4, loader_batch_size=4)]
+    assert not any("batch_size" in found for found in [*fitting, warned(4, global_batch=None)])

@@ -163,6 +163,9 @@ def test_wrong_entries_are_named(clean: None, key: str, entry: Any, message: str
         adapter.register_from_config(cfg)
     with pytest.raises(ValueError, match="add_dsgan_config"):
         adapter.register_from_config(CfgNode())
+    for function in (adapter.add_dsgan_config, adapter.register_from_config):
+        with pytest.raises(ValueError, match=r"cfg must be a config of Detectron2, .*get_cfg\(\).*, not None"):
+            function(None)
 
 
 @pytest.mark.parametrize("task", ["sem_seg", "instances"])

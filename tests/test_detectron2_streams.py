@@ -162,6 +162,9 @@ def test_mixtures_that_cannot_be(register: Callable[..., RegisteredDataset], rea
         adapter.register_mixture("mixed", "small", "real", generated_fraction=0.1)
     with pytest.raises(ValueError, match="is not a generated sample: give real_mapper"):
         adapter.DSGANDatasetMapper()(DatasetCatalog.get("real")[0])
+    adapter.register_mixture("alone", "small", "reel")
+    with pytest.raises(ValueError, match=r"mixture 'alone' has real: 'reel', which is not in .* there: .*real"):
+        DatasetCatalog.get("alone")
     DatasetCatalog.register("streamed", lambda: DatasetCatalog.get("small"))
     adapter.register_mixture("endless", "small", "streamed")
     with pytest.raises(ValueError, match="'streamed' is a stream"):

@@ -22,8 +22,8 @@ pytest.importorskip("ultralytics")
 import ultralytics_support  # noqa: E402
 from ultralytics import YOLO  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
-from ultralytics.utils import DEFAULT_CFG, YAML  # noqa: E402
-from ultralytics_support import OPTIONS, data_yaml, numbers, train  # noqa: E402
+from ultralytics.utils import YAML  # noqa: E402
+from ultralytics_support import OPTIONS, data_yaml, dataset, numbers, train  # noqa: E402
 
 from dsgan_datasets import LabeledGenerator, write_shards  # noqa: E402
 from dsgan_datasets.adapters import ultralytics as adapter  # noqa: E402
@@ -41,26 +41,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("checkpoint") / "small"
     labeled_with("mask").save_pretrained(path)
     return str(path)
-
-
-def dataset(folder: str | Path = "", *, augment: bool = True, files: bool = False, **options: Any) -> Any:
-    given = {key: options.pop(key) for key in ("classes", "single_cls") if key in options}
-    hyp = DEFAULT_CFG.__class__(**{**vars(DEFAULT_CFG), **options.pop("hyp", {})})
-    task = options.get("task", "segment")
-    generated = adapter.GeneratedSet(**{"device": "cpu", "length": 6, **options})
-    data = {"names": dict(enumerate(generated.annotator.names)), "channels": 3, **generated.annotator.facts}
-    return adapter.DSGANYOLODataset(
-        generated,
-        img_path=str(folder),
-        files=files,
-        imgsz=64,
-        batch_size=4,
-        augment=augment,
-        hyp=hyp,
-        task=task,
-        data=data,
-        **given,
-    )
 
 
 def exported(folder: Path, source: Any, format: str, count: int = 4) -> Path:
@@ -250,6 +230,7 @@ def test_shards_are_shuffled_and_repeated(tmp_path: Path) -> None:
         ({"dsgan": {**FACES, "val": {}}, "val": "images"}, "there are two validation sets"),
         ({"dsgan": {**FACES, "val": {"things": ["hair"]}}}, "classes for validation are"),
         ({"dsgan": {**FACES, "seed": -1}}, "seed must be an integer"),
+        ({"dsgan": {**FACES, "category": "face"}}, "category has no effect here, as only the object of a pose has"),
     ],
 )
 def test_a_wrong_yaml_is_refused_before_anything_is_generated(

@@ -22,7 +22,7 @@ pytest.importorskip("ultralytics")
 torch.save = _save  # it puts its own in place
 
 from ultralytics import YOLO  # noqa: E402
-from ultralytics.utils import SETTINGS  # noqa: E402
+from ultralytics.utils import DEFAULT_CFG, SETTINGS  # noqa: E402
 
 from dsgan_datasets.adapters import ultralytics as adapter  # noqa: E402
 
@@ -46,6 +46,26 @@ def data_yaml(folder: Path, content: dict[str, Any], name: str = "faces") -> str
     path = folder / f"{name}.yaml"
     path.write_text(json.dumps(content))
     return str(path)
+
+
+def dataset(folder: str | Path = "", *, augment: bool = True, files: bool = False, **options: Any) -> Any:
+    given = {key: options.pop(key) for key in ("classes", "single_cls") if key in options}
+    hyp = DEFAULT_CFG.__class__(**{**vars(DEFAULT_CFG), **options.pop("hyp", {})})
+    task = options.get("task", "segment")
+    generated = adapter.GeneratedSet(**{"device": "cpu", "length": 6, **options})
+    data = {"names": dict(enumerate(generated.annotator.names)), "channels": 3, **generated.annotator.facts}
+    return adapter.DSGANYOLODataset(
+        generated,
+        img_path=str(folder),
+        files=files,
+        imgsz=64,
+        batch_size=4,
+        augment=augment,
+        hyp=hyp,
+        task=task,
+        data=data,
+        **given,
+    )
 
 
 class Interrupted(Exception):

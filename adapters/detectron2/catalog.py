@@ -187,7 +187,8 @@ def register_mixture(name: str, generated: str, real: str, *, generated_fraction
         seed: of the shuffling of the real records.
 
     Raises:
-        ValueError: an argument out of range; when the mixture is used, classes that differ.
+        ValueError: an argument out of range; when the mixture is used, real data that are not in the catalog, or
+            classes that differ.
 
     Example:
         >>> drawn = register("drawn", "demo-faces", device="cpu")
@@ -232,6 +233,12 @@ def _check_loader(name: str, *, endless: bool) -> None:
 
 def _mixture(name: str, generated: str, real: str, fraction: float, seed: int) -> MixedStream:
     _check_loader(name, endless=True)
+    if real not in DatasetCatalog:
+        others = ", ".join(sorted(set(DatasetCatalog) - {name, generated}))
+        raise ValueError(
+            f"mixture {name!r} has real: {real!r}, which is not in DatasetCatalog: register it before the training "
+            f"begins, or name one that is there: {others}"
+        )
     records = get_detection_dataset_dicts([real])
     if isinstance(records, IterableDataset):
         raise ValueError(f"{real!r} is a stream: real data to mix in must have a length")
@@ -279,6 +286,7 @@ def add_dsgan_config(cfg: CfgNode) -> None:
         >>> cfg.DSGAN.DATASETS
         []
     """
+    _check_config_node(cfg)
     cfg.DSGAN = _node()
     cfg.INPUT.MASK_FORMAT = "bitmask"
 
@@ -306,6 +314,7 @@ def register_from_config(cfg: CfgNode) -> None:
         >>> "from_config" in DatasetCatalog
         True
     """
+    _check_config_node(cfg)
     if "DSGAN" not in cfg:
         raise ValueError("the config has no DSGAN node: call add_dsgan_config(cfg) before merging files into it")
     recipe = list(RecipeOverrides.__annotations__)
@@ -330,6 +339,14 @@ def register_from_config(cfg: CfgNode) -> None:
             "DatasetMapper mirrors the picture and keeps the labels, which makes them wrong. Use DSGANDatasetMapper, "
             "which exchanges them, or set INPUT.RANDOM_FLIP: none",
             stacklevel=2,
+        )
+
+
+def _check_config_node(cfg: Any) -> None:
+    if not isinstance(cfg, CfgNode):
+        raise ValueError(
+            f"cfg must be a config of Detectron2, as detectron2.config.get_cfg() gives, not {cfg!r:.80}; datasets of a "
+            "LazyConfig are registered by register()"
         )
 
 

@@ -183,10 +183,10 @@ class GeneratedSet:
             shards.
         seed: 0 … 2^64-1; another seed is another dataset.
         things: names of the classes that instances are made of; None for all but class 0, the background.
-        instances: "components" is one instance a connected region of a class, "classes" one a class, "object" a single
-            one of all things together. A pose is always of a single object.
-        min_instance_area: pixels; smaller instances are left out.
-        category: what the object of a pose is called.
+        instances: not for a pose, which is of a single object. "components" is one instance a connected region of a
+            class, "classes" one a class, "object" a single one of all things together. None: components.
+        min_instance_area: pixels; smaller instances are left out. None: 1. Not for a pose.
+        category: for a pose only: what the object is called. None: object.
         classes: names of the classes to keep, in the order of their new ids; pixels of others are ignored.
         merge: new class name -> names of the classes it replaces, before `classes` are chosen.
         device: None is the current CUDA device of the process that loads, if there is one, else the CPU.
@@ -200,7 +200,7 @@ class GeneratedSet:
     Raises:
         CheckpointError, ShardError: there is no such thing, or it is damaged.
         OSError: shards cannot be read.
-        ValueError: an argument that is unknown or out of range.
+        ValueError: an argument that is unknown, out of range, or without effect in this task.
     """
 
     def __init__(
@@ -212,9 +212,9 @@ class GeneratedSet:
         length: int | None = None,
         seed: int = 0,
         things: Sequence[str] | None = None,
-        instances: InstanceMode = "components",
-        min_instance_area: int = 1,
-        category: str = "object",
+        instances: InstanceMode | None = None,
+        min_instance_area: int | None = None,
+        category: str | None = None,
         classes: Sequence[str] | None = None,
         merge: Mapping[str, Sequence[str]] | None = None,
         device: Device = None,
@@ -238,9 +238,16 @@ class GeneratedSet:
         self.seed = check_seed(seed)
         self.annotator: Annotator
         if task == "pose":
-            self.annotator = Pose(self.source.targets, self.source.image_size, things=things, category=category)
+            _refuse("a pose is of one object", instances=instances, min_instance_area=min_instance_area)
+            name = "object" if category is None else category
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"category must be a name such as face, not {name!r:.80}")
+            self.annotator = Pose(self.source.targets, self.source.image_size, things=things, category=name)
         else:
-            self.annotator = Parts(self.source.targets, things=things, mode=instances, min_area=min_instance_area)
+            _refuse("only the object of a pose has a name of its own", category=category)
+            mode: InstanceMode = "components" if instances is None else instances
+            area = 1 if min_instance_area is None else min_instance_area
+            self.annotator = Parts(self.source.targets, things=things, mode=mode, min_area=area)
 
     def path(self, number: int) -> str:
         """Under which name Ultralytics knows a sample."""
@@ -281,6 +288,12 @@ class GeneratedSet:
             "bbox_format": "xywh",
         }
         return np.ascontiguousarray(drawn.fields["image"][::-1].transpose(1, 2, 0)), label
+
+
+def _refuse(why: str, **without_effect: Any) -> None:
+    """ValueError if something was said that has no effect."""
+    if said := [name for name, value in without_effect.items() if value is not None]:
+        raise ValueError(f"{', '.join(said)} has no effect here, as {why}: leave it out")
 
 
 def joined(polygons: Sequence[Array]) -> Array:

@@ -170,6 +170,21 @@ def current_rank() -> tuple[int, int] | None:
     return None
 
 
+def loader_batch(dataset: object) -> int | None:
+    """Samples that the DataLoader which is reading a dataset takes at once; None if none is, or it takes single ones.
+
+    Seen on the stack of calls: a dataset does not know its loader.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.data._utils.fetch":
+            asked = frame.f_locals.get("possibly_batched_index")
+            is_read = getattr(frame.f_locals.get("self"), "dataset", None) is dataset
+            return len(asked) if is_read and isinstance(asked, list) else None
+        frame = frame.f_back
+    return None
+
+
 #: Loaders of accelerate that share out among ranks what they read.
 _SHARING_LOADERS = ("DataLoaderShard.", "DataLoaderDispatcher.", "IterableDatasetShard.")
 

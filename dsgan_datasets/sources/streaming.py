@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import context
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -16,7 +17,7 @@ from dsgan_datasets.checks import boolean, integer
 from dsgan_datasets.exits import closed_at_exit
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.sources.board import Board, Pass
-from dsgan_datasets.sources.share import Share, accelerate_is_reading, current_rank
+from dsgan_datasets.sources.share import Share, accelerate_is_reading, current_rank, loader_batch
 
 Uneven = Literal["drop", "pad", "keep"]
 Item_co = TypeVar("Item_co", covariant=True)
@@ -222,6 +223,26 @@ class ResumableStream(IterableDataset[Item_co]):
             )
         self._warned = True
 
+    def _check_loader(self, share: Share) -> None:
+        """Warn if the DataLoader that reads takes other batches than the stream was given: its steps are then others.
+
+        Only a warning: without workers, or with one, the order is right even so, and a loop may count global batches.
+        """
+        worker = get_worker_info()
+        if self.global_batch is None or self.split_by_rank is False or (worker is not None and worker.id):
+            return
+        found = loader_batch(self)
+        if found not in (None, share.per_item) and not accelerate_is_reading():
+            warnings.warn(
+                f"the DataLoader has batch_size={found}, but of global_batch={self.global_batch} each of "
+                f"{share.world_size} rank(s) takes {share.rank_batch}"
+                + (f" in items of {share.per_item}" if self.loader_batch_size is not None else "")
+                + f": a saved step would continue with other samples. Set batch_size={share.per_item} or "
+                f"global_batch={found * share.world_size}; or pass loader_batch_size={found}, if a step takes several "
+                "batches",
+                stacklevel=2,
+            )
+
     def _even_length(self, share: Share) -> int:
         """Positions of an epoch after dropping or padding."""
         if self.length is None:
@@ -238,7 +259,7 @@ class ResumableStream(IterableDataset[Item_co]):
     def __getstate__(self) -> dict[str, Any]:
         """A spawned worker has no process group: it is given the rank of the process that sent it there."""
         state = {**self.__dict__, "_iterations": [], "_pass": None, "_joined": False}
-        if current_rank() is not None:
+        if context.get_spawning_popen() is not None and current_rank() is not None:
             state["rank"], state["world_size"] = self._rank_and_world_size()
         return state
 
@@ -297,6 +318,7 @@ class ResumableStream(IterableDataset[Item_co]):
     def _iteration(self) -> Iterator[Iteration]:
         """One iteration over an epoch, or over the rest of it after a state was loaded."""
         share = self.share
+        self._check_loader(share)
         self._join_pass()
         iteration = self._iteration_from(self._place_to_begin(share), share)
         self._joined = False
