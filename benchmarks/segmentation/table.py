@@ -39,6 +39,20 @@ def collect(cells: Path) -> Report:
     return {**configuration, "rows": rows, "gaps": finished(cells, GAPS, "gap"), "parts": counted}
 
 
+def joined(report: Report, more: Report) -> Report:
+    """A report with the rows of another run of the same configuration, which replace those of the same name.
+
+    Raises:
+        ValueError: another configuration. Hardware and fingerprint may differ: a new format of checkpoints changes the
+            fingerprint of the same weights.
+    """
+    decisive = [name for name in CONFIGURATION if name not in ("fingerprint", "hardware")]
+    if changed := [name for name in decisive if report[name] != more[name]]:
+        raise ValueError(f"the cells have another {', '.join(changed)} than the report they are added to")
+    rows = {**report["rows"], **more["rows"]}
+    return {**report, "rows": {name: rows[name] for name in ROWS if name in rows}}
+
+
 def read_report(path: Path, needed: Sequence[str] = (*CONFIGURATION, "rows", "gaps")) -> Report:
     """A report that `collect` made; to be compared with (`comparison`) it need only have rows and gaps.
 
@@ -68,6 +82,9 @@ def markdown(report: Report) -> str:
     lines += ["", " ".join(f"{floor}." for floor in floors(report)), ""]
     chosen = (f"`{name}` {_settings(row['settings'])}" for name, row in report["rows"].items())
     lines.append("Chosen on validation: " + "; ".join(chosen) + ".")
+    for name, row in report["rows"].items():
+        if facts := row["seeds"][0].get("facts"):
+            lines += ["", f"`{name}`: {', '.join(f'{fact} {value:g}' for fact, value in facts.items())}."]
     if report["gaps"]:
         settings = _settings(next(iter(report["gaps"].values()))["settings"])
         lines += ["", f"From full supervision to the stream, on validation, every row with {settings}:", ""]
