@@ -208,7 +208,34 @@ def test_directions_of_turned_photos_are_refused(tmp_path: Path) -> None:
         read_labels(turned, [normals], tmp_path / "normals")
 
 
-def test_photos_of_shards_and_coco_are_fitted_without_a_word_about_their_labels(
+@pytest.mark.slow
+def test_a_checkpoint_of_photos_names_their_license_and_stores_none_of_them(tmp_path: Path) -> None:
+    """All its files are the same whatever the photos show, as long as their styles and labels are the same."""
+    labeled = labeled_with("mask")
+    labeled.save_pretrained(tmp_path / "ck")
+    sample = labeled.batch(range(4))
+    found = None
+    contents = []
+    for name, change in (("one", 0), ("other", 1)):
+        (tmp_path / name / "photos").mkdir(parents=True)
+        for number, image in enumerate(sample.image):
+            pixels = (image ^ change).permute(1, 2, 0).numpy()  # by one level, which changes no decision
+            Image.fromarray(pixels).save(tmp_path / name / "photos" / f"p{number}.png")
+        photos = read_photos(tmp_path / name / "photos", SIZE, license="CC-BY-4.0, Jane Doe")
+        found = found or inverted(labeled, photos)
+        labels = {f"p{number}": {"mask": mask.numpy()} for number, mask in enumerate(sample.mask)}
+        out = tmp_path / name / "to-annotate"
+        export_photos(labeled.generator, SCHEMA, out, photos, found, recipe=labeled.recipe, labels=labels, name="ck")
+        quick = ["--steps", "3", "--members", "2", "--num-samples", "20", "--folds", "0", "--device", "cpu"]
+        assert main(["fit", str(tmp_path / "ck"), str(out), str(tmp_path / name / "fitted"), *quick]) == 0
+        contents.append({file.name: file.read_bytes() for file in (tmp_path / name / "fitted").iterdir()})
+    assert contents[0] == contents[1]
+    card = contents[0]["README.md"].decode()
+    assert "license of the photos among them" in card and "CC-BY-4.0, Jane Doe" in card
+
+
+@pytest.mark.slow
+def test_labels_of_shards_are_fitted_from_the_command_line(
     labeled: LabeledGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labeled.save_pretrained(tmp_path / "ck")

@@ -185,7 +185,7 @@ class Sources:
         found."""
         labeled = self.unfiltered
         shards = sorted(self.domain.glob(TRAIN))[:1]
-        renders = read_renders(shards, self.schema, labeled.generator.img_resolution)[:ANNOTATED]
+        renders = read_renders(shards, self.schema, labeled.image_size[0])[:ANNOTATED]
         photos = as_photos([f"{row:03d}" for row in range(ANNOTATED)], renders.images)
         found = invert_photos(Inverter(labeled.generator, labeled.recipe), photos)
         interpreter, facts = taught(labeled, renders, found)

@@ -41,11 +41,11 @@ def taught(labeled: LabeledGenerator, photos: Labeled, found: Inversion) -> tupl
         Beside the interpreter, how well the photos were found.
     """
     names = [f"{row:03d}" for row in range(photos.count)]
-    masks = {name: mask.long().numpy() for name, mask in zip(names, photos.masks, strict=True)}
+    labels = {name: {"mask": mask.long().numpy()} for name, mask in zip(names, photos.masks, strict=True)}
     generator, schema, recipe = labeled.generator, labeled.schema, labeled.recipe
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "photos")
-        export_photos(generator, schema, out, as_photos(names, photos.images), found, recipe=recipe, masks=masks)
+        export_photos(generator, schema, out, as_photos(names, photos.images), found, recipe=recipe, labels=labels)
         read = load_annotations(out, generator)
     facts = {
         "photos": photos.count,
