@@ -106,14 +106,16 @@ def final(
     trained: Trained | None,
     build: Build,
     seed: int,
+    more: Cell,
 ) -> None:
-    """One seed of a row, measured on the test set; `trained` if that seed is trained already."""
+    """One seed of a row, measured on the test set; `trained` if that seed is trained already, `more` to be kept."""
     name = f"{row}.seed-{seed}"
     if cells.read(name) is not None:
         return
     cells.check_time()
     trained = trained or fit(row, ROWS[row], sources, settings, build, seed=seed)
     cell, masks = measure(row, trained, sources, seed=seed, on="test")
+    cell |= more
     if ROWS[row].facts is not None:
         cell["facts"] = ROWS[row].facts(sources)
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
@@ -175,7 +177,8 @@ def run(args: argparse.Namespace) -> int:
         for seed in range(args.seeds):
             for row in args.rows:
                 settings, trained = chosen[row]
-                final(cells, row, sources, settings, trained if seed == 0 else None, build, seed)
+                more = {"settings_of": args.settings_of} if args.settings_of else {}
+                final(cells, row, sources, settings, trained if seed == 0 else None, build, seed, more)
     except OutOfTime:
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")

@@ -486,13 +486,14 @@ def test_settings_may_be_those_of_a_committed_row(downstream: Any) -> None:
 def test_rows_are_added_to_a_report(downstream: Any, segmentation: Any) -> None:
     table = segmentation.table
     report = table.read_report(downstream.RESULT)
-    cell = {**report["rows"]["ours"]["seeds"][0], "facts": {"photos": 16, "psnr_median": 26.35}}
+    cell = {**report["rows"]["ours"]["seeds"][0], "settings_of": "full", "facts": {"photos": 16, "psnr_median": 26.35}}
     row = {**report["rows"]["ours"], "title": "of photos", "seeds": [cell]}
     more = {**report, "fingerprint": "0" * 64, "hardware": "another", "rows": {"full": row, "photos": row}, "gaps": {}}
     both = table.joined({**report, "rows": {name: report["rows"][name] for name in ("ours", "full")}}, more)
     assert list(both["rows"]) == ["ours", "photos", "full"]
     assert both["rows"]["full"] is row and both["fingerprint"] == report["fingerprint"] and both["gaps"]
-    assert "`photos`: photos 16, psnr_median 26.35." in table.markdown(both)
+    text = table.markdown(both)
+    assert "`photos`: photos 16, psnr_median 26.35." in text and "`photos` not searched, as `full`" in text
     with pytest.raises(ValueError, match="the cells have another size, steps"):
         table.joined(report, {**more, "size": 128, "steps": 7})
 
