@@ -152,6 +152,9 @@ def test_a_sentence_says_what_to_expect(target: LabelSchema | Keypoints | DenseM
     assert "was not tried" in said(1.0, None)
     assert "Most of your photos are unlike" in said(1.0, 1.0, trusted=0.4)
     assert "Most of your photos" not in said(1.0, 1.0, trusted=0.5)
+    few = expectation(1.0, Evaluation((compared(target, 1.0, 0.1),), (), {}), steps=39)
+    assert few.startswith("The student was trained for 39 steps only, too few to judge by")
+    assert "too few" not in expectation(1.0, Evaluation((compared(target, 1.0, 0.1),), (), {}), steps=500)
 
 
 def test_what_is_weak_is_named() -> None:

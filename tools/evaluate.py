@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dsgan_datasets.checkpoints.fit_report import Figures
 from dsgan_datasets.files import write_json, written_whole
 from dsgan_datasets.inversion.evaluation import Evaluation, evaluate_photos, evaluation_sheet, expectation
 from dsgan_datasets.inversion.labeled_photos import LabeledPhotos
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     student = train_student(labeled, minutes=args.student_minutes) if args.student_minutes else None
     evaluation = evaluate_photos(source, labels, student)
     picture, trusted = args.out / "evaluation.png", len(source) / len(photos)
-    said = expectation(trusted, evaluation)
+    said = expectation(trusted, evaluation, None if student is None else student.steps)
     facts = {
         "photos": len(photos),
         "trusted": len(source),
@@ -99,12 +100,14 @@ def _numbers(found: Evaluation) -> dict[str, Any]:
 
 
 def _tables(found: Evaluation, student: Student | None, minutes: float) -> list[str]:
-    """The figures of each label, first of the inversions."""
+    """The figures of each label, of both ways side by side."""
+    trained = "" if student is None else f" (student: {minutes:g} minutes, {student.steps:,} steps)"
     lines = []
     for each in found.comparisons:
-        for who, figures in each.figures.items():
-            how = f" ({minutes:g} minutes, {student.steps:,} steps)" if student is not None and who == "student" else ""
-            lines += [f"{each.target.field} by {who}{how}:", *figure_lines(figures)]
+        ways = each.figures.items()
+        summary = {f"{name} by {who}": value for who, its in ways for name, value in its.summary.items()}
+        by_name = {f"{name} by {who}": values for who, its in ways for name, values in its.by_name.items()}
+        lines += [f"{each.target.field}{trained}:", *figure_lines(Figures(summary, by_name))]
     return lines
 
 

@@ -27,6 +27,8 @@ INVERSION, STUDENT = "inversion", "student"
 _SHOWN, _BATCH = 24, 16
 #: What is good enough: IoU; share of points within a tenth of the object's size; mean error as a share of the range.
 _LEAST_IOU, _LEAST_PCK, _MOST_ERROR = 0.5, 0.5, 0.1
+#: Steps of a student that has learned something of every part, unless it is rare.
+_ENOUGH_STEPS = 500
 
 
 class Verdict(NamedTuple):
@@ -164,18 +166,24 @@ def evaluation_sheet(source: LabeledPhotos, labels: Labels, found: Evaluation, *
     return sheet(pictures, captions, f"{title}   ({' | '.join(columns)})".strip(), targets, columns=3)
 
 
-def expectation(trusted: float, found: Evaluation) -> str:
+def expectation(trusted: float, found: Evaluation, steps: int | None = None) -> str:
     """What somebody with such photos may expect, in plain sentences.
 
     Args:
         trusted: share of the photos that can be trusted.
         found: the comparison.
+        steps: of the student, if there was one.
     """
     sentences = []
     if trusted < 0.5:
         sentences.append(
             "Most of your photos are unlike what the generator makes: align them as it was trained, or train a "
             "generator on photos like yours. What follows holds for the others."
+        )
+    if steps is not None and steps < _ENOUGH_STEPS:
+        sentences.append(
+            f"The student was trained for {steps:,} steps only, too few to judge by: give it more time "
+            f"(--student-minutes) until it has {_ENOUGH_STEPS:,}."
         )
     for each in found.comparisons:
         verdicts = each.verdicts
