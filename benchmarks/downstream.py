@@ -32,7 +32,7 @@ from segmentation.data import TEST, TRAIN
 from segmentation.parts import count_parts
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
 from segmentation.students import PRECISIONS, STUDENTS, Objective, StudentSettings, build_student, evaluate, train
-from segmentation.table import collect, comparison, fill, floors, markdown, picture, read_report
+from segmentation.table import collect, comparison, fill, floors, joined, markdown, picture, read_report
 from torch import Tensor, nn
 
 from dsgan_datasets.files import atomic_write, write_json
@@ -90,6 +90,14 @@ def search(
     return max(scores, key=scores.__getitem__), best
 
 
+def settings_of(row: str) -> StudentSettings:
+    """What the search of a row chose that the committed result holds."""
+    rows = read_report(RESULT)["rows"]
+    if row not in rows:
+        raise ValueError(f"--settings-of {row}: {RESULT} holds the rows {', '.join(rows)}")
+    return StudentSettings(**rows[row]["settings"])
+
+
 def final(
     cells: Cells,
     row: str,
@@ -98,14 +106,18 @@ def final(
     trained: Trained | None,
     build: Build,
     seed: int,
+    more: Cell,
 ) -> None:
-    """One seed of a row, measured on the test set; `trained` if that seed is trained already."""
+    """One seed of a row, measured on the test set; `trained` if that seed is trained already, `more` to be kept."""
     name = f"{row}.seed-{seed}"
     if cells.read(name) is not None:
         return
     cells.check_time()
     trained = trained or fit(row, ROWS[row], sources, settings, build, seed=seed)
     cell, masks = measure(row, trained, sources, seed=seed, on="test")
+    cell |= more
+    if ROWS[row].facts is not None:
+        cell["facts"] = ROWS[row].facts(sources)
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
     cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
     cells.write_arrays(f"{name}.npy", masks=masks[shown])
@@ -158,11 +170,15 @@ def run(args: argparse.Namespace) -> int:
     if any(ROWS[row].annotator for row in args.rows) and not args.annotator.is_dir():
         _ = sources.annotator_network  # says now what hours later would be too late
     try:
-        chosen = {row: search(cells, row, sources, build, args.steps) for row in args.rows}
+        if args.settings_of is None:
+            chosen = {row: search(cells, row, sources, build, args.steps) for row in args.rows}
+        else:
+            chosen = dict.fromkeys(args.rows, (settings_of(args.settings_of), None))
         for seed in range(args.seeds):
             for row in args.rows:
                 settings, trained = chosen[row]
-                final(cells, row, sources, settings, trained if seed == 0 else None, build, seed)
+                more = {"settings_of": args.settings_of} if args.settings_of else {}
+                final(cells, row, sources, settings, trained if seed == 0 else None, build, seed, more)
     except OutOfTime:
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
@@ -246,8 +262,11 @@ def table(args: argparse.Namespace) -> int:
     """JSON, Markdown and picture of what is finished; with a floor that is missed the command exits with 1."""
     target = args.json or (RESULT if args.cells is None else args.cells / RESULT.name)
     if args.cells is not None:
+        if args.add and args.picture is not None:
+            raise ValueError("--picture shows the rows of --cells alone: leave out --add")
         report = collect(args.cells)
         drawn = picture(args.cells, report) if args.picture is not None else None
+        report = joined(read_report(target), report) if args.add else report
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, report)
         progress(f"written: {target}")
@@ -255,6 +274,8 @@ def table(args: argparse.Namespace) -> int:
             with atomic_write(args.picture) as file:
                 drawn.save(file, "PNG", optimize=True)
             progress(f"written: {args.picture}")
+    elif args.add:
+        raise ValueError("--add needs --cells, whose rows are added")
     elif args.picture is not None:
         raise ValueError("--picture needs --cells: predictions are not in the JSON")
     report = read_report(target)
@@ -302,6 +323,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     shown = verbs.add_parser(
         "parts", help="how often and how large each part is", description=parts.__doc__, formatter_class=raw
     )
+    add.add_argument(
+        "--settings-of", metavar="ROW", help="instead of a search, what was best for ROW in the committed result"
+    )
     between.add_argument("--rows", nargs="+", choices=GAPS, default=list(GAPS), help="(default: all)")
     shown.epilog = """examples:
   python benchmarks/downstream.py parts --domain DIR --annotator annotator.safetensors --out cells"""
@@ -323,6 +347,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     show.add_argument(
         "--json", type=Path, metavar="FILE", help=f"what --cells are written to, or what is shown {where}"
     )
+    show.add_argument("--add", action="store_true", help="add the rows of --cells to those that the JSON has")
     show.add_argument("--before", type=Path, metavar="FILE", help="JSON of another checkpoint, to compare with")
     show.add_argument("--docs", type=Path, metavar="FILE", help="page whose table is replaced")
     show.add_argument("--picture", type=Path, metavar="FILE", help="PNG of predictions; needs --cells")

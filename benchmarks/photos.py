@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,20 +19,17 @@ import torch
 from measuring import cpu_name, progress, write_report
 from PIL import Image
 from segmentation.data import TEST, TRAIN, Labeled, read_renders
+from segmentation.taught import as_photos, psnr, taught
 from torch import Tensor
 from wrong_domain import wrong_domain
 
-from dsgan_datasets import LabeledGenerator, __version__, fit_interpreter, sample_latents
-from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets import LabeledGenerator, __version__, sample_latents
 from dsgan_datasets.fitting.quality import ConfusionMatrix, count_pairs
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.inversion import (
     Inversion,
     InversionSettings,
     Inverter,
-    Photo,
-    Photos,
-    export_photos,
     inversion_sheet,
     invert_photos,
 )
@@ -64,12 +59,6 @@ class Shown(NamedTuple):
         return Shown([self.names[row] for row in some], self.images[some], found)
 
 
-def as_photos(names: Sequence[str], images: Tensor) -> Photos:
-    """Images in memory."""
-    readers = {name: partial(Photo, name, image) for name, image in zip(names, images, strict=True)}
-    return Photos(readers, tuple(images.shape[2:]))
-
-
 def picture(*groups: Shown) -> Image.Image:
     """Photo, reconstruction and difference of some images of each group."""
     names = [name for group in groups for name in group.names]
@@ -77,11 +66,6 @@ def picture(*groups: Shown) -> Image.Image:
     fields = [field.name for field in dataclasses.fields(Inversion)]
     found = Inversion(*(torch.cat([getattr(group.found, field) for group in groups]) for field in fields))
     return inversion_sheet(as_photos(names, images), found, title="demo-faces", columns=4)
-
-
-def psnr(images: Tensor, others: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of N images in decibels, [N]."""
-    return 10 * torch.log10(255**2 / (images.float() - others.float()).square().mean((1, 2, 3)))
 
 
 def masks_of(labeler: Any, found: Inversion, recipe: Any) -> Tensor:
@@ -151,26 +135,12 @@ def renders(labeled: LabeledGenerator, invert: Invert, images: Tensor, exact: Te
     return result, found
 
 
-def taught(labeled: LabeledGenerator, invert: Invert, train: Labeled, found: Inversion, exact: Tensor) -> Result:
+def learned_from(labeled: LabeledGenerator, invert: Invert, train: Labeled, found: Inversion, exact: Tensor) -> Result:
     """An interpreter fitted to sixteen photos with exact masks, tested on the inversions of others."""
-    names = [f"{row:03d}" for row in range(len(train.images))]
-    learned, photos = invert(train.images), as_photos(names, train.images)
-    masks = {name: mask.long().numpy() for name, mask in zip(names, train.masks, strict=True)}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "photos")
-        export_photos(labeled.generator, labeled.schema, out, photos, learned, recipe=labeled.recipe, masks=masks)
-        read = load_annotations(out, labeled.generator)
-    ignored = (read.masks == labeled.schema.ignore_index).float().mean()
-    interpreter = fit_interpreter(labeled.generator, read.annotated, labeled.schema, recipe=read.recipe)
+    interpreter, facts = taught(labeled, train, invert(train.images))
     labeler = InterpretedLabeler(labeled.generator, interpreter, [labeled.schema])
     predicted, trusted = masks_of(labeler, found, labeled.recipe), found.trusted
-    return {
-        "photos": len(names),
-        "of_them_trusted": int(learned.trusted.sum()),
-        "psnr_median": round(float(psnr(learned.images, train.images).median()), 2),
-        "pixels_not_learned_from": round(float(ignored), 4),
-        "labels_of_trusted": quality(predicted[trusted], exact[trusted], labeled),
-    }
+    return {**facts, "labels_of_trusted": quality(predicted[trusted], exact[trusted], labeled)}
 
 
 def failures(report: Result) -> list[str]:
@@ -224,7 +194,7 @@ def main() -> int:
         progress("sixteen photos, and renders")
         invert(train.images)
         report["renders"], found = renders(labeled, invert, test.images, test.masks.long())
-    report["interpreter_of_photos"] = taught(labeled, invert, train, found, test.masks.long())
+    report["interpreter_of_photos"] = learned_from(labeled, invert, train, found, test.masks.long())
     print(report)
     if wrong := failures(report):
         print(f"does not hold: {', '.join(wrong)}", file=sys.stderr)

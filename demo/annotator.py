@@ -14,9 +14,9 @@ from renders import CLASSES
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
-from unet import UNet
 
 from dsgan_datasets.files import atomic_write, write_json
+from dsgan_datasets.students import UNet
 
 #: Channels at each level, by resolution: the coarsest level has 8 pixels across.
 WIDTHS = {64: (16, 32, 64, 128), 128: (16, 32, 64, 128, 128)}

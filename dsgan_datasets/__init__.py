@@ -3,7 +3,10 @@
 The flow, one module a step: latents -> generators -> interpreters -> uncertainty -> labeled_generator -> datasets.
 """
 
+from typing import TYPE_CHECKING
+
 from dsgan_datasets._deprecation import moved
+from dsgan_datasets._lazy import lazily
 from dsgan_datasets._version import __version__
 from dsgan_datasets.calibration import calibrate
 from dsgan_datasets.checkpoints import CheckpointError
@@ -39,11 +42,33 @@ from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.uncertainty import image_score, js_divergence
 
+if TYPE_CHECKING:
+    from dsgan_datasets.inversion import (
+        InversionSettings,
+        Inverter,
+        LabeledPhotos,
+        evaluate_photos,
+        export_photos,
+        invert_photos,
+        read_labels,
+        read_photos,
+    )
+    from dsgan_datasets.students import train_student
+
 describe = Checkpoint.open
 """Opens a checkpoint without loading its weights; another name of `Checkpoint.open`."""
 Description = Checkpoint
 
-__getattr__ = moved(__name__, {"Annotated": "dsgan_datasets.fitting.annotated:AnnotatedImages"})
+__getattr__ = lazily(
+    {
+        "dsgan_datasets.inversion": (
+            "InversionSettings", "Inverter", "LabeledPhotos", "evaluate_photos", "export_photos", "invert_photos",
+            "read_labels", "read_photos",
+        ),
+        "dsgan_datasets.students": ("train_student",),
+    },
+    moved(__name__, {"Annotated": "dsgan_datasets.fitting.annotated:AnnotatedImages"}),
+)  # fmt: skip
 
 __all__ = [
     "AnnotatedImages",
@@ -57,11 +82,14 @@ __all__ = [
     "FeatureGenerator",
     "Filter",
     "InterpretedLabeler",
+    "InversionSettings",
+    "Inverter",
     "JointLabeler",
     "KeypointRule",
     "Keypoints",
     "LabelSchema",
     "LabeledGenerator",
+    "LabeledPhotos",
     "Labeling",
     "Labels",
     "Mixture",
@@ -81,15 +109,21 @@ __all__ = [
     "__version__",
     "calibrate",
     "describe",
+    "evaluate_photos",
+    "export_photos",
     "fit_interpreter",
     "image_score",
+    "invert_photos",
     "js_divergence",
     "load_generator",
     "load_interpreter",
     "load_joint",
     "push_to_hub",
+    "read_labels",
+    "read_photos",
     "sample_latents",
     "save_generator",
+    "train_student",
     "verify_shards",
     "write_shards",
 ]

@@ -27,10 +27,10 @@ from dsgan_datasets.inversion import (
     Inverter,
     LabeledPhotos,
     Photos,
-    compare_masks,
+    evaluate_photos,
     export_photos,
     invert_photos,
-    read_masks,
+    read_labels,
     read_photos,
     read_styles,
 )
@@ -325,9 +325,9 @@ def test_exported_photos_keep_their_names_and_the_way_back(
 
 
 def annotated_photos(labeled: LabeledGenerator, found: Inversion, photos: Photos, out: Path, **options: object) -> Path:
-    masks = {name: blocks(number) for number, name in enumerate(photos.names)}
+    labels = {name: {"mask": blocks(number)} for number, name in enumerate(photos.names)}
     export_photos(
-        labeled.generator, SCHEMA, out, photos, found, recipe=labeled.recipe, masks=masks, name="small", **options
+        labeled.generator, SCHEMA, out, photos, found, recipe=labeled.recipe, labels=labels, name="small", **options
     )
     return out
 
@@ -383,16 +383,21 @@ def test_styles_of_another_shape_are_refused(labeled: LabeledGenerator) -> None:
         fit_interpreter(labeled.generator, annotated, SCHEMA, recipe=Recipe())
 
 
-def test_labels_are_compared_with_masks_of_the_same_photos(
+def test_labels_are_compared_with_those_of_the_same_photos(
     labeled: LabeledGenerator, inverter: Inverter, photos: Photos
 ) -> None:
     source = LabeledPhotos(labeled, photos, with_scores(invert_photos(inverter, photos), [0.5, 1.5, 0.7, 0.9]))
-    labels = dict(zip(source.names, source.batch(range(3)).mask.numpy(), strict=True))
-    assert compare_masks(source, labels).pixel_accuracy == 1
-    wrong = {"photo1": labels["photo0"], "photo2": (labels["photo2"] + 1) % 4}  # the first is not trusted
-    assert compare_masks(source, wrong).pixel_accuracy == 0
-    with pytest.raises(ValueError, match="none of the photos that can be trusted has a mask"):
-        compare_masks(source, {"photo1": labels["photo0"]})
+    own = dict(zip(source.names, source.batch(range(3)).mask.numpy(), strict=True))
+
+    def accuracy(labels: dict[str, np.ndarray]) -> float | None:
+        found = evaluate_photos(source, {name: {"mask": mask} for name, mask in labels.items()})
+        (compared,) = found.comparisons
+        return compared.figures["inversion"].summary["pixel accuracy"]
+
+    assert accuracy(own) == 1
+    assert accuracy({"photo1": own["photo0"], "photo2": (own["photo2"] + 1) % 4}) == 0  # the first is not trusted
+    with pytest.raises(ValueError, match="none of the photos that can be trusted has a label"):
+        accuracy({"photo1": own["photo0"]})
 
 
 def test_masks_of_photos_are_aligned_like_them(tmp_path: Path) -> None:
@@ -403,12 +408,12 @@ def test_masks_of_photos_are_aligned_like_them(tmp_path: Path) -> None:
     Image.fromarray(picture).save(tmp_path / "photos" / "a.jpg")
     (tmp_path / "masks" / "a.png").write_bytes(png(mask))
     photos = read_photos(tmp_path / "photos", SIZE)
-    (aligned,) = read_masks(tmp_path / "masks", photos, SCHEMA).values()
-    assert aligned[:, :8].tolist() == [[2] * 8] * 16
-    assert aligned[:, 8:].tolist() == [[0] * 8] * 16
+    (aligned,) = read_labels(photos, [SCHEMA], tmp_path / "masks").values()
+    assert aligned["mask"][:, :8].tolist() == [[2] * 8] * 16
+    assert aligned["mask"][:, 8:].tolist() == [[0] * 8] * 16
     (tmp_path / "masks" / "b.png").write_bytes(png(mask))
     with pytest.raises(AnnotationError, match=r"b\.png: is a mask of no photo"):
-        read_masks(tmp_path / "masks", photos, SCHEMA)
+        read_labels(photos, [SCHEMA], tmp_path / "masks")
 
 
 @pytest.mark.slow
@@ -421,13 +426,18 @@ def test_the_commands(labeled: LabeledGenerator, photos: Photos, tmp_path: Path,
     words = [str(tmp_path / name) for name in ("ck", "photos", "out")]
     quick = ["--steps", "3", "--keep-untrusted", "--device", "cpu"]
     assert main(["invert", *words, "--masks", str(tmp_path / "masks"), *quick]) == 0
-    assert "3 photos to annotate, 3 with masks" in capsys.readouterr().out
+    assert "3 photos to annotate, 3 with labels" in capsys.readouterr().out
     assert not (tmp_path / "out.inverting").exists()
     assert load_annotations(tmp_path / "out").photo_licenses == ("unspecified",)
     words[2] = str(tmp_path / "evaluation")
-    assert main(["evaluate", *words, "--masks", str(tmp_path / "masks"), *quick[:2], "--device", "cpu"]) == 0
+    quickly = ["--labels", str(tmp_path / "masks"), *quick[:2], "--device", "cpu", "--student-minutes", "0.001"]
+    assert main(["evaluate", *words, *quickly]) == 0
+    said = capsys.readouterr().out
     evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
-    assert evaluation["compared"] == evaluation["trusted"] == 3
+    assert evaluation["compared"] == evaluation["trusted"] == 3 and evaluation["student"]["steps"] >= 1
+    assert evaluation["labels"]["mask"].keys() == {"compared", "inversion", "student"}
+    assert "mask (student: 0.001 minutes" in said and "IoU by student" in said and evaluation["expectation"] in said
+    assert (tmp_path / "evaluation" / "evaluation.png").is_file()
     words[2] = str(tmp_path / "labeled")
     assert main(["label", *words, "--format", "drafts", "--sheet", str(tmp_path / "sheet.png"), *quick]) == 0
     assert (tmp_path / "labeled" / "drafts" / "photo2.png").is_file()

@@ -1,21 +1,23 @@
-"""`dsgan evaluate`: does a checkpoint know what is in photos that somebody has labeled?"""
+"""`dsgan evaluate`: will a checkpoint help with photos like those that somebody has labeled?"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+from dsgan_datasets.checkpoints.fit_report import Figures
 from dsgan_datasets.files import write_json, written_whole
-from dsgan_datasets.inversion.evaluation import compare_masks, comparison_sheet
+from dsgan_datasets.inversion.evaluation import Evaluation, evaluate_photos, evaluation_sheet, expectation
 from dsgan_datasets.inversion.labeled_photos import LabeledPhotos
-from dsgan_datasets.inversion.photos import read_masks
 from dsgan_datasets.inversion.work import finish_work
 from dsgan_datasets.pictures import save_png
+from dsgan_datasets.students import Student, train_student
 from dsgan_datasets.tools import invert, options
 from dsgan_datasets.tools.fit import figure_lines
 
-#: Below this IoU a class is named as one that the checkpoint does not know well.
-_POOR = 0.5
+#: Minutes that the student learns.
+_MINUTES = 5.0
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -23,19 +25,28 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser = options.add_verb(
         verbs,
         "evaluate",
-        "compare the labels that a checkpoint gives photos with masks of your own",
-        "dsgan evaluate my-faces photos evaluation --masks photo-masks",
+        "will a checkpoint help with your photos? Labels by inversion, and of a small student that learns from the "
+        "stream for some minutes, against labels of your own",
+        "dsgan evaluate my-faces photos evaluation --labels photo-masks\n"
+        "  dsgan evaluate my-faces photos/instances.json --align boxes      # labels of the COCO file itself\n"
+        "  dsgan evaluate my-faces photos --labels photo-masks --student-minutes 0     # labels by inversion alone",
         kept=invert.KEPT,
     )
-    options.add_checkpoint(parser, filtered=False)
-    parser.add_argument("photos", help="folder, zip archive, COCO file, or folder or URL of shards")
-    parser.add_argument("out", type=Path, help="folder to create, for evaluation.json and the picture evaluation.png")
+    options.add_checkpoint(parser)
+    parser.add_argument("photos", help=invert.PHOTOS)
     parser.add_argument(
-        "--masks",
+        "out",
         type=Path,
-        metavar="FOLDER",
-        required=True,
-        help="masks of the photos in the checkpoint's classes, PNG files of the names and sizes of the photos",
+        nargs="?",
+        default=Path("evaluation"),
+        help="folder to create, for evaluation.json and the picture evaluation.png (default: evaluation)",
+    )
+    invert.add_labels(parser)
+    parser.add_argument(
+        "--student-minutes",
+        type=options.number,
+        default=_MINUTES,
+        help=f"that the student learns; 0 trains none (default: {_MINUTES:g})",
     )
     invert.add_reading(parser.add_argument_group("reading the photos"))
     invert.add_inversion(parser.add_argument_group("inversion"))
@@ -43,48 +54,62 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Invert, label, compare."""
+    """Invert, label, train, compare."""
     invert.check_out(args)
+    if not 0 <= args.student_minutes < 1e6:
+        raise ValueError(f"--student-minutes {args.student_minutes:g}: give minutes from 0, which trains no student")
     labeled = options.load(args)
-    photos = invert.photos_of(args, labeled.image_size)
-    masks = read_masks(args.masks, photos, labeled.schema)
+    photos = invert.photos_of(args, labeled.image_size, labeled.targets)
+    labels = invert.labels_of(args, photos, labeled.targets)
+    if not labels:
+        raise ValueError(f"{args.photos} comes without labels of {_fields(labeled.targets)}: pass them with --labels")
     work = invert.work_of(args.out)
-    found = invert.inverted(args, labeled.generator, labeled.recipe, photos, work)
+    found = invert.inverted(args, args.checkpoint, labeled.generator, labeled.recipe, photos, work)
     invert.print_scores(photos, found)
     source = LabeledPhotos(labeled, photos, found)
-    quality = compare_masks(source, masks)
-    figures = quality.figures(labeled.schema)
-    compared = sum(name in masks for name in source.names)
-    facts = {"photos": len(photos), "trusted": len(source), "compared": compared, "fingerprint": labeled.fingerprint}
+    student = train_student(labeled, minutes=args.student_minutes) if args.student_minutes else None
+    evaluation = evaluate_photos(source, labels, student)
+    picture, trusted = args.out / "evaluation.png", len(source) / len(photos)
+    said = expectation(trusted, evaluation, None if student is None else student.steps)
+    facts = {
+        "photos": len(photos),
+        "trusted": len(source),
+        "compared": len(evaluation.names),
+        "fingerprint": labeled.fingerprint,
+        "student": None if student is None else {"minutes": args.student_minutes, "steps": student.steps},
+        "labels": _numbers(evaluation),
+        "expectation": said,
+    }
     with written_whole(args.out) as folder:
-        save_png(comparison_sheet(source, masks, title=options.short(args.checkpoint)), folder / "evaluation.png")
-        write_json(folder / "evaluation.json", {**facts, **figures.to_dict()})
+        title = options.short(args.checkpoint)
+        save_png(evaluation_sheet(source, labels, evaluation, title=title), folder / "evaluation.png")
+        write_json(folder / "evaluation.json", facts)
     finish_work(work)
-    iou = figures.by_name["IoU"]
-    print("\n".join(figure_lines(figures)))
-    poor = [name for name, value in iou.items() if value is not None and value < _POOR]
-    weak = f"; it does not know {', '.join(poor)} well (IoU below {_POOR})" if poor else ""
-    print(
-        f"{compared} of {len(photos)} photos were compared. Labels by inversion agree with yours on "
-        f"{quality.pixel_accuracy:.0%} of the pixels, with a mean IoU of {quality.mean_iou:.2f}{weak}.\n"
-        f"{_expectation(len(source) / len(photos), quality.mean_iou)}\n"
-        f"photo, your mask, and by inversion: {(args.out / 'evaluation.png').resolve()}"
-    )
+    print("\n".join(_tables(evaluation, student, args.student_minutes)))
+    print(f"{len(evaluation.names)} of {len(photos)} photos were compared.\n{said}\npicture: {picture.resolve()}")
 
 
-def _expectation(trusted: float, mean_iou: float) -> str:
-    """What the figures mean for somebody with such photos."""
-    if trusted < 0.5:
-        return (
-            "Most of your photos are unlike what the generator makes: align them as it was trained, or train a "
-            "generator on photos like yours."
-        )
-    if mean_iou < _POOR:
-        return (
-            "The generator knows your photos, but their labels are read poorly: annotate more of its samples, or fit "
-            "with your labeled photos too (`dsgan invert`, `dsgan fit`)."
-        )
-    return (
-        "The generator knows photos like yours, and reads their labels well: train a student on its samples, and keep "
-        "these photos to measure it on."
-    )
+def _numbers(found: Evaluation) -> dict[str, Any]:
+    return {
+        each.target.field: {
+            "compared": each.compared,
+            **{who: figures.to_dict() for who, figures in each.figures.items()},
+        }
+        for each in found.comparisons
+    }
+
+
+def _tables(found: Evaluation, student: Student | None, minutes: float) -> list[str]:
+    """The figures of each label, of both ways side by side."""
+    trained = "" if student is None else f" (student: {minutes:g} minutes, {student.steps:,} steps)"
+    lines = []
+    for each in found.comparisons:
+        ways = each.figures.items()
+        summary = {f"{name} by {who}": value for who, its in ways for name, value in its.summary.items()}
+        by_name = {f"{name} by {who}": values for who, its in ways for name, values in its.by_name.items()}
+        lines += [f"{each.target.field}{trained}:", *figure_lines(Figures(summary, by_name))]
+    return lines
+
+
+def _fields(targets: Any) -> str:
+    return ", ".join(target.field for target in targets)

@@ -206,7 +206,7 @@ def figure_lines(figures: Figures) -> list[str]:
     width = max(map(len, (*parts, "all")))
     lines = [f"{'':>{width}}" + "".join(f"  {name:>10}" for name in columns)] if parts else []
     for part in parts:
-        values = [column.get(part) for column in columns.values()]
-        cells = ["none" if value is None else f"{value:.3g}" for value in values]
-        lines.append(f"{part:>{width}}" + "".join(f"  {cell:>10}" for cell in cells))
+        values = {name: column.get(part) for name, column in columns.items()}
+        cells = {name: "none" if value is None else f"{value:.3g}" for name, value in values.items()}
+        lines.append(f"{part:>{width}}" + "".join(f"  {cell:>{max(10, len(name))}}" for name, cell in cells.items()))
     return [*lines, f"{'all':>{width}}  " + ", ".join(f"{name} {value:.3f}" for name, value in known.items())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,16 +14,21 @@ from dsgan_datasets.files import check_writable
 from dsgan_datasets.generators import FeatureGenerator
 from dsgan_datasets.inversion import Inversion, InversionSettings, Inverter
 from dsgan_datasets.inversion.folder import export_photos
-from dsgan_datasets.inversion.photos import Align, Photos, read_masks, read_photos
+from dsgan_datasets.inversion.labels import read_labels
+from dsgan_datasets.inversion.photos import Labels, Photos
 from dsgan_datasets.inversion.pyramids import Comparison
+from dsgan_datasets.inversion.reading import Align, read_photos
 from dsgan_datasets.inversion.sheets import inversion_sheet
 from dsgan_datasets.inversion.work import finish_work, invert_photos, read_styles
 from dsgan_datasets.pictures import save_png
 from dsgan_datasets.recipe import Recipe
-from dsgan_datasets.targets.segmentation import schema_of
+from dsgan_datasets.shards.manifest import MANIFEST
+from dsgan_datasets.targets.base import Target
 from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.messages import counted, printable
 
+#: What photos may be.
+PHOTOS = "folder, zip archive, COCO file, or folder or URL of shards"
 #: What a stopped command says.
 KEPT = "OUT.inverting keeps the inversions that are done: run the same command again to go on from there"
 
@@ -33,21 +39,16 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "invert",
         "find the styles that a generator makes photos of, and write the photos as a folder to annotate",
-        "dsgan invert my-faces photos to-annotate     # with drafts by the checkpoint's interpreter\n"
-        "  dsgan invert network-snapshot.pkl photos to-annotate --classes background,head,ear --masks photo-masks\n"
+        "dsgan invert network-snapshot.pkl photos to-annotate --classes background,head,ear --labels photo-masks\n"
+        "  dsgan invert my-faces photos/instances.json to-annotate     # labels of the checkpoint, from the COCO file\n"
         "  dsgan fit network-snapshot.pkl to-annotate my-parts",
         kept=KEPT,
     )
     parser.add_argument("generator", help="generator file, checkpoint directory, or built-in name such as demo-faces")
-    parser.add_argument("photos", help="folder, zip archive, COCO file, or folder or URL of shards")
+    parser.add_argument("photos", help=PHOTOS)
     parser.add_argument("out", type=Path, help="folder to write; new, or empty")
     annotate.add_targets(parser)
-    parser.add_argument(
-        "--masks",
-        type=Path,
-        metavar="FOLDER",
-        help="masks of the photos, PNG files of their names and sizes: such photos are annotated already",
-    )
+    add_labels(parser)
     parser.add_argument(
         "--keep-untrusted", action="store_true", help="write photos with a score above 1 too, which are left out else"
     )
@@ -55,6 +56,19 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     add_inversion(parser.add_argument_group("inversion"))
     options.add_recipe(parser, psi="truncation psi of samples to come (default: 0.7, or the checkpoint's)")
     parser.set_defaults(run=run)
+
+
+def add_labels(parser: argparse._ActionsContainer) -> None:
+    """Where labels of the photos are; see `labels_of`."""
+    parser.add_argument(
+        "--labels",
+        "--masks",
+        type=Path,
+        metavar="PATH",
+        help="labels of the photos: a COCO file; or a folder or zip archive of files with the names and sizes of the "
+        "photos (PNG masks, maps, points), in folders masks/, keypoints/, … if there are several kinds (default: those "
+        "of the COCO file or the shards of the photos, and of masks/, keypoints/, … beside images/)",
+    )
 
 
 def add_reading(parser: argparse._ActionsContainer) -> None:
@@ -77,6 +91,11 @@ def add_reading(parser: argparse._ActionsContainer) -> None:
         type=_template,
         metavar="JSON",
         help='keypoints: where they lie in the generator\'s images, in pixels: {"nose": [32, 36], …}',
+    )
+    parser.add_argument(
+        "--align-category",
+        metavar="NAME",
+        help="boxes, keypoints: align by annotations of this category only (default: by all)",
     )
     parser.add_argument("--skip", action="store_true", help="leave out photos that cannot be used, with a warning")
     parser.add_argument("--photo-license", help="license of the photos, which what is made of them states")
@@ -117,11 +136,10 @@ def run(args: argparse.Namespace) -> None:
     check_out(args)
     generator, usual, recipe = annotate.parts(args)
     targets = as_targets(annotate.targets_of(args, usual))
-    photos, masks = photos_of(args, recipe.image_size(generator.img_size)), {}
-    if args.masks is not None:
-        masks = read_masks(args.masks, photos, schema_of(targets))
+    photos = photos_of(args, recipe.image_size(generator.img_size), targets)
+    labels = labels_of(args, photos, targets)
     work = work_of(args.out)
-    found = inverted(args, generator, recipe, photos, work)
+    found = inverted(args, args.generator, generator, recipe, photos, work)
     print_scores(photos, found)
     exported = export_photos(
         generator,
@@ -130,44 +148,65 @@ def run(args: argparse.Namespace) -> None:
         photos,
         found,
         recipe=recipe,
-        masks=masks,
+        labels=labels,
         keep_untrusted=args.keep_untrusted,
         name=args.generator,
     )
     finish_work(work)
-    painted = sum(image.name in masks for image in exported.images)
+    done = sum(image.name in labels for image in exported.images)
     print(
-        f"{counted(len(exported.images), 'photo')} to annotate{f', {painted} with masks' if masks else ''}: "
+        f"{counted(len(exported.images), 'photo')} to annotate{f', {done} with labels' if labels else ''}: "
         f"{args.out.resolve()}\nphoto, reconstruction and difference: {args.out.resolve() / 'inversions.png'}\n"
         f"what to do next: {args.out.resolve() / 'README.txt'}"
     )
 
 
-def photos_of(args: argparse.Namespace, size: tuple[int, int]) -> Photos:
-    """The photos that the options name."""
+def photos_of(args: argparse.Namespace, size: tuple[int, int], targets: Sequence[Target]) -> Photos:
+    """The photos that the options name; of a folder that holds their labels too, those in images/."""
     return read_photos(
-        args.photos,
+        Path(args.photos, "images") if _holds_labels(args.photos, targets) else args.photos,
         size,
         align=args.align,
         margin=args.margin,
         template=args.template,
+        category=args.align_category,
         skip=args.skip,
         license=args.photo_license,
-        warn=lambda warning: print(f"warning: {printable(warning)}", file=sys.stderr),
+        warn=_warn,
     )
 
 
+def labels_of(args: argparse.Namespace, photos: Photos, targets: Sequence[Target]) -> Labels:
+    """Labels of the photos: those that the options name, or that came with them."""
+    place = args.labels
+    if place is None and _holds_labels(args.photos, targets):
+        place = Path(args.photos)
+    return read_labels(photos, targets, place, warn=_warn)
+
+
+def _holds_labels(photos: str, targets: Sequence[Target]) -> bool:
+    """Whether a folder holds photos and labels side by side, as `dsgan export --format folder` makes it."""
+    folders = [Path(photos, name) for name in ("images", *(target.folder for target in targets))]
+    return folders[0].is_dir() and any(map(Path.is_dir, folders[1:])) and not Path(photos, MANIFEST).exists()
+
+
+def _warn(warning: str) -> None:
+    print(f"warning: {printable(warning)}", file=sys.stderr)
+
+
 def inverted(
-    args: argparse.Namespace, generator: FeatureGenerator, recipe: Recipe, photos: Photos, work: Path
+    args: argparse.Namespace, name: str, generator: FeatureGenerator, recipe: Recipe, photos: Photos, work: Path
 ) -> Inversion:
-    """The styles of the photos, found as the options say; `work` keeps what is found until all is written."""
+    """The styles of the photos, found as the options say; `work` keeps what is found until all is written.
+
+    `name` is what the user calls the generator."""
     settings = InversionSettings(steps=args.steps, starts=args.starts, compare_by=args.compare_by, seed=args.seed)
     start = None
     if args.start is not None:
         start = read_styles(args.start, photos.names, generator.num_ws, generator.w_dim)
     found = invert_photos(Inverter(generator, recipe, settings), photos, work=work, start=start)
     if args.sheet is not None:
-        save_png(inversion_sheet(photos, found), args.sheet)
+        save_png(inversion_sheet(photos, found, title=options.short(name)), args.sheet)
     return found
 
 

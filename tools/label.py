@@ -29,7 +29,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         kept=invert.KEPT,
     )
     options.add_checkpoint(parser, filtered=False)
-    parser.add_argument("photos", help="folder, zip archive, COCO file, or folder or URL of shards")
+    parser.add_argument("photos", help=invert.PHOTOS)
     parser.add_argument("out", type=Path, help="folder to create; appears when it is complete")
     add_layout(parser, (*FORMATS, DRAFTS), "; drafts: a folder of `dsgan annotate`, with drafts for LabelMe and CVAT")
     parser.add_argument(
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
     """Invert, label, write."""
     invert.check_out(args)
     labeled = options.load(args)
-    photos = invert.photos_of(args, labeled.image_size)
+    photos = invert.photos_of(args, labeled.image_size, labeled.targets)
     work = invert.work_of(args.out)
-    found = invert.inverted(args, labeled.generator, labeled.recipe, photos, work)
+    found = invert.inverted(args, args.checkpoint, labeled.generator, labeled.recipe, photos, work)
     invert.print_scores(photos, found)
     source = LabeledPhotos(labeled, photos, found, keep_untrusted=args.keep_untrusted)
     if args.format == DRAFTS:

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 from train_annotator import cut_out, degrade, muddle, recolor, tint_background
-from unet import UNet
 
 from dsgan_datasets.files import atomic_write
+from dsgan_datasets.students import UNet
+from dsgan_datasets.students.heads import centers
 
 from .data import BACKGROUND, Renders
 
 SIGMA = 1.0  # 64ths of the width, of a point's target
-_WINDOW = 2  # pixels around the likeliest one, of which the point is the mean
 
 
 class StandIn(UNet):
@@ -56,21 +56,9 @@ class StandIn(UNet):
         for part in images.split(batch_size):
             places, visible, depth, figure = self.read(part.float() / 127.5 - 1)
             seen = (visible > 0).float() + 1
-            points.append(torch.cat([_centers(places.exp()), seen[..., None]], 2))
+            points.append(torch.cat([centers(places.exp()), seen[..., None]], 2))
             depths.append(torch.where(figure > 0, depth.clamp(-1, 1.5), BACKGROUND))
         return torch.cat(points).clone(), torch.cat(depths)[:, None].clone()
-
-
-def _centers(places: Tensor) -> Tensor:
-    """x and y [N, K, 2] of the mean place around the likeliest pixel, of probabilities [N, K, H, W]."""
-    side = places.shape[3]
-    best = places.flatten(2).argmax(2)
-    at = torch.arange(side, dtype=places.dtype)
-    near = ((at - (best % side)[..., None]).abs() <= _WINDOW)[:, :, None, :]
-    near = near & ((at - (best // side)[..., None]).abs() <= _WINDOW)[:, :, :, None]
-    kept = places * near
-    total = kept.sum((2, 3))
-    return torch.stack([(kept.sum(2) * (at + 0.5)).sum(2) / total, (kept.sum(3) * (at + 0.5)).sum(2) / total], 2)
 
 
 def train(renders: Renders, *, steps: int, batch_size: int, lr: float, seed: int) -> StandIn:

@@ -24,19 +24,21 @@ from dsgan_datasets import (
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.inversion import Inverter, invert_photos
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Purpose
+from dsgan_datasets.students import reused
 
 from .clusters import clustered
 from .data import IGNORE, TEST, TRAIN, VALIDATION, Labeled, read_renders
 from .semi import S4GANWithMLMT
 from .students import Batch, Objective, Supervised
+from .taught import as_photos, taught
 
 ANNOTATED, MORE_ANNOTATED = 16, 30
 CANDIDATES = 4  # draws that each annotated one is chosen from, as for the shipped checkpoint
 IGNORED_SHARE = 0.1  # of the pixels, in the ablation "ignore"
 LEVEL_DRAWS = 256  # that the level above which pixels are ignored is measured on
-RING = 2048  # generated samples held for further use, see `reused`
 Samples = Iterator[tuple[Tensor, Tensor]]
 Batches = Callable[["Sources", int], Iterator[Batch]]
 
@@ -175,10 +177,25 @@ class Sources:
     def more_annotations(self) -> LabeledGenerator:
         """An interpreter of 30 annotated samples, filtered like the checkpoint."""
         labeled, annotated = self.labeled, self.annotated(MORE_ANNOTATED)
-        fitted = fit_interpreter(labeled.generator, annotated, self.schema, recipe=labeled.recipe)
-        labeler = InterpretedLabeler(labeled.generator, fitted, labeled.targets)
+        return self._filtered(fit_interpreter(labeled.generator, annotated, self.schema, recipe=labeled.recipe))
+
+    @cached_property
+    def taught(self) -> tuple[LabeledGenerator, dict[str, Any]]:
+        """An interpreter of the 16 renders of `few-real`, inverted, filtered like the checkpoint; how well they were
+        found."""
+        labeled = self.unfiltered
+        shards = sorted(self.domain.glob(TRAIN))[:1]
+        renders = read_renders(shards, self.schema, labeled.image_size[0])[:ANNOTATED]
+        photos = as_photos([f"{row:03d}" for row in range(ANNOTATED)], renders.images)
+        found = invert_photos(Inverter(labeled.generator, labeled.recipe), photos)
+        interpreter, facts = taught(labeled, renders, found)
+        return self._filtered(interpreter), facts
+
+    def _filtered(self, interpreter: PixelEnsemble) -> LabeledGenerator:
+        """Another interpreter of the same classes, filtered like the checkpoint."""
+        labeler = InterpretedLabeler(self.labeled.generator, interpreter, self.labeled.targets)
         unfiltered = LabeledGenerator(labeler, self.unfiltered.recipe)
-        return calibrate(unfiltered, reject_fraction=labeled.recipe.reject_fraction)
+        return calibrate(unfiltered, reject_fraction=self.labeled.recipe.reject_fraction)
 
     def fitted_as(self, architecture: str) -> LabeledGenerator:
         """An interpreter of the 16 annotated samples, of another architecture or the same, without a filter."""
@@ -225,31 +242,6 @@ def drawn(data: Labeled, batch_size: int, seed: int) -> Samples:
             else:
                 rows.append(row)
         yield data.images[rows], data.masks[rows]
-
-
-def reused(samples: Samples, batch_size: int, uses: int, seed: int) -> Samples:
-    """Batches in which each generated sample is seen `uses` times on average.
-
-    Where a sample takes longer to make than to learn from, a stream that shows each sample once would keep the student
-    waiting: a ring holds the newest samples, and batches are drawn from it.
-
-    Args:
-        samples: batches of `batch_size` // `uses` images.
-    """
-    if uses == 1:
-        yield from samples
-        return
-    random = torch.Generator().manual_seed(seed)
-    ring: list[tuple[Tensor, Tensor]] = []
-    for place in itertools.count():
-        for image, mask in zip(*next(samples), strict=True):
-            ring.append((image, mask))
-        del ring[:-RING]
-        if place < uses:  # a first stock
-            continue
-        rows = torch.randint(len(ring), (batch_size,), generator=random).tolist()
-        images, masks = zip(*(ring[row] for row in rows), strict=True)
-        yield torch.stack(images), torch.stack(masks)
 
 
 def _labeled(data: Callable[[Sources], Labeled]) -> Batches:
@@ -322,12 +314,14 @@ class Row(NamedTuple):
         batches: sources, seed -> what the student sees.
         objective: (classes, steps, device) -> what it minimizes.
         annotator: whether annotated samples have to be made.
+        facts: what else is to be known of it, kept in its cells.
     """
 
     title: str
     batches: Batches
     objective: Callable[[int, int, str], Objective] = Supervised
     annotator: bool = False
+    facts: Callable[[Sources], dict[str, Any]] | None = None
 
 
 ROWS = {
@@ -355,6 +349,11 @@ ROWS = {
     "soft": Row("ours, filter off, soft labels: probabilities instead of masks", _generated(_soft)),
     "one-member": Row("ours, 1 pixel classifier (no filter)", _stream(lambda s: s.one_member)),
     "annotations-30": Row("ours, 30 annotations", _stream(lambda s: s.more_annotations), annotator=True),
+    "photos": Row(
+        "stream of generated samples, interpreter of 16 inverted renders with exact masks, filter on",
+        _stream(lambda s: s.taught[0]),
+        facts=lambda s: s.taught[1],
+    ),
     "full-1000": Row("full supervision: 1,000 renders with exact masks", _labeled(lambda s: s.training[:1000])),
     "full": Row("full supervision: {renders} renders with exact masks", _labeled(lambda s: s.training)),
 }

@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dsgan_datasets.students import segmentation_loss
+
 from .data import IGNORE
-from .students import Batch, Predictor, segmentation_loss
+from .students import Batch, Predictor
 
 GAMMA = 0.6  # discriminator score above which a prediction becomes a label
 # Weights of the losses. The paper, with hundreds of labeled images, has 0.1 for feature matching. The averages over
@@ -96,7 +98,7 @@ class S4GANWithMLMT:
         self.step += 1
         ramp = min(1.0, max(0.0, (self.step / self.steps - START) / RAMP))
         unsupervised = FEATURE_MATCHING * matching + SELF_TRAINING * self_training
-        return segmentation_loss(labeled, batch.mask) + ramp * unsupervised
+        return segmentation_loss(labeled, batch.mask, IGNORE) + ramp * unsupervised
 
     def _update_discriminator(self, batch: Batch, truth: Tensor, predicted: Tensor) -> None:
         assert batch.unlabeled is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +9,12 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from unet import UNet
 
 from dsgan_datasets import LabelSchema
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
+from dsgan_datasets.students import UNet, segmentation_loss, warm_up_and_cosine
 
 from .augment import augment, network_input
 from .data import IGNORE, Labeled
@@ -103,30 +101,10 @@ class Supervised:
         pass
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
-        return segmentation_loss(student(batch.image), batch.mask)
+        return segmentation_loss(student(batch.image), batch.mask, IGNORE)
 
     def predictors(self, student: nn.Module) -> dict[str, Predictor]:
         return {"": student}
-
-
-def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice loss over the classes of the batch (Milletari et al. 2016), which keeps small parts.
-
-    Pixels of `IGNORE` count in neither. Soft masks, probabilities [N, K, H, W], take the place of a one in the class.
-    """
-    if masks.is_floating_point():
-        # With squares, as the usual form is lowest where probabilities are 0 and 1, not where both are equal.
-        p, area = logits.softmax(1), masks.sum((0, 2, 3))
-        dice = 2 * (p * masks).sum((0, 2, 3)) / (p.square().sum((0, 2, 3)) + masks.square().sum((0, 2, 3))).clamp_min(1)
-        weight = area / area.clamp_min(1)  # a class that hardly any pixel may be hardly counts
-        return F.cross_entropy(logits, masks) + ((1 - dice) * weight).sum() / weight.sum().clamp_min(1)
-    counted = masks != IGNORE
-    truth = F.one_hot(masks * counted, logits.shape[1]).permute(0, 3, 1, 2) * counted[:, None]
-    p = logits.softmax(1) * counted[:, None]
-    area = truth.sum((0, 2, 3))
-    dice = 2 * (p * truth).sum((0, 2, 3)) / (p.sum((0, 2, 3)) + area).clamp_min(1)
-    entropy = F.cross_entropy(logits, masks, ignore_index=IGNORE, reduction="sum") / counted.sum().clamp_min(1)
-    return entropy + (1 - dice)[area > 0].sum() / (area > 0).sum().clamp_min(1)
 
 
 def train(
@@ -156,12 +134,6 @@ def train(
         bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
     student.eval()
     return losses
-
-
-def warm_up_and_cosine(step: int, steps: int) -> float:
-    """Factor of the learning rate: up over the first tenth of the steps, then down to 0 on a cosine."""
-    warm = max(1, steps // 10)
-    return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, steps - warm)))
 
 
 @torch.no_grad()

@@ -39,6 +39,23 @@ def collect(cells: Path) -> Report:
     return {**configuration, "rows": rows, "gaps": finished(cells, GAPS, "gap"), "parts": counted}
 
 
+def joined(report: Report, more: Report) -> Report:
+    """A report with the rows of another run of the same configuration, which replace those of the same name.
+
+    Raises:
+        ValueError: another configuration. Hardware and fingerprint may differ: a new format of checkpoints changes the
+            fingerprint of the same weights.
+    """
+    decisive = [name for name in CONFIGURATION if name not in ("fingerprint", "hardware", "schema")]
+    changed = [name for name in decisive if report[name] != more[name]]
+    if _classes(report) != _classes(more):
+        changed.append("classes")
+    if changed:
+        raise ValueError(f"the cells have another {', '.join(changed)} than the report they are added to")
+    rows = {**report["rows"], **more["rows"]}
+    return {**report, "rows": {name: rows[name] for name in ROWS if name in rows}}
+
+
 def read_report(path: Path, needed: Sequence[str] = (*CONFIGURATION, "rows", "gaps")) -> Report:
     """A report that `collect` made; to be compared with (`comparison`) it need only have rows and gaps.
 
@@ -66,8 +83,11 @@ def markdown(report: Report) -> str:
     """The tables of rows and gaps: mean IoU and IoU of each class in %, mean ± standard deviation over the seeds."""
     lines = [_sizes(report), "", *_table(report, report["rows"])]
     lines += ["", " ".join(f"{floor}." for floor in floors(report)), ""]
-    chosen = (f"`{name}` {_settings(row['settings'])}" for name, row in report["rows"].items())
+    chosen = (f"`{name}` {_chosen(row)}" for name, row in report["rows"].items())
     lines.append("Chosen on validation: " + "; ".join(chosen) + ".")
+    for name, row in report["rows"].items():
+        if facts := row["seeds"][0].get("facts"):
+            lines += ["", f"`{name}`: {', '.join(f'{fact} {value:g}' for fact, value in facts.items())}."]
     if report["gaps"]:
         settings = _settings(next(iter(report["gaps"].values()))["settings"])
         lines += ["", f"From full supervision to the stream, on validation, every row with {settings}:", ""]
@@ -91,7 +111,7 @@ def comparison(before: Report, now: Report) -> str:
 
 
 def _table(report: Report, rows: dict[str, Any]) -> list[str]:
-    classes = [entry["name"] for entry in report["schema"]["classes"]]
+    classes = _classes(report)
     lines = ["| trained on | seeds | mean IoU | " + " | ".join(classes) + " |", "|---|" + "---|" * (len(classes) + 2)]
     for row in rows.values():
         for variant in row["seeds"][0]["iou"]:
@@ -131,7 +151,7 @@ def floors(report: Report) -> list[Floor]:
 
 def _parts_table(report: Report) -> list[str]:
     """One line each whose masks: presence / area by class."""
-    classes = [entry["name"] for entry in report["schema"]["classes"]]
+    classes = _classes(report)
     lines = ["| in | images | " + " | ".join(classes) + " |", "|---|" + "---|" * (len(classes) + 1)]
     for part in report["parts"].values():
         cells = (f"{100 * p:.0f} / {100 * a:.2f}" for p, a in zip(part["present"], part["area"], strict=True))
@@ -173,6 +193,10 @@ def picture(cells: Path, report: Report) -> Image.Image:
     return sheet(pictures, captions, title, schema, columns=len(columns) + 1)
 
 
+def _classes(report: Report) -> list[str]:
+    return [entry["name"] for entry in report["schema"]["classes"]]
+
+
 def _means(row: dict[str, Any]) -> list[float]:
     return [cell["iou"][""]["mean"] for cell in row["seeds"]]
 
@@ -190,6 +214,11 @@ def _sizes(report: Report) -> str:
 
 def _settings(settings: dict[str, Any]) -> str:
     return f"rate {settings['learning_rate']:g}, {settings['steps']:,} steps, {settings['augmentation']} augmentation"
+
+
+def _chosen(row: dict[str, Any]) -> str:
+    of = row["seeds"][0].get("settings_of")
+    return f"not searched, as `{of}`" if of else _settings(row["settings"])
 
 
 def _spread(values: list[float | None]) -> str:

@@ -133,13 +133,53 @@ def coco_sources(
         names: of the exported images.
         found: collects errors not tied to one image.
     """
+    images = annotated_images(content, where, found)
+    if images is None:
+        return {}
+    read = CocoReader(content, where, wanted, lambda _: size, found)
+    sources: dict[str, Source] = {}
+    files: dict[str, str] = {}
+    for image in images:
+        if name := _name(image.file, names, where, found):
+            if name in files:
+                found.error(
+                    where, f"images {shown(files[name])} and {shown(image.file)} are both {name}: remove one of them"
+                )
+                continue
+            files[name] = image.file
+            sources[name] = Source(where, partial(read, image, name))
+    return sources
+
+
+class CocoImage(NamedTuple):
+    """An image that a file annotates.
+
+    Attributes:
+        file: its name.
+        entry: what the file says of it.
+        annotations: of it, at least one.
+    """
+
+    file: str
+    entry: Mapping[str, Any]
+    annotations: Sequence[Mapping[str, Any]]
+
+
+def annotated_images(content: Any, where: str, found: Findings) -> list[CocoImage] | None:
+    """The images of a parsed file that have annotations; None, with the reason noted, if it is not such a file.
+
+    Args:
+        content: the parsed file.
+        where: what to call it in messages.
+        found: collects errors.
+    """
     images, annotations, categories = (_objects(content, name) for name in ("images", "annotations", "categories"))
     if images is None or annotations is None or categories is None:
         found.error(where, "is not a COCO file, it needs lists of images, annotations and categories: export it again")
-        return {}
+        return None
     if any("segments_info" in annotation for annotation in annotations):
         found.error(where, "is panoptic COCO, which keeps its masks elsewhere: export it as COCO with instances")
-        return {}
+        return None
     for what, entries in (("categories", categories), ("images", images)):
         counts = Counter(identity(entry.get("id")) for entry in entries)
         if twice := [shown(given) for given, count in counts.items() if count > 1 and given is not None]:
@@ -147,11 +187,7 @@ def coco_sources(
     by_image = defaultdict(list)
     for annotation in annotations:
         by_image[identity(annotation.get("image_id"))].append(annotation)
-    by_id = {identity(category.get("id")): category for category in categories}
-    shared = _File(where, by_id, annotations, size)
-    readers = {target.field: READERS[target.kind](shared, target) for target in wanted.targets}
-    sources: dict[str, Source] = {}
-    files: dict[str, str] = {}
+    annotated = []
     for image in images:
         file, image_id = image.get("file_name"), identity(image.get("id"))
         its = by_image.pop(image_id, [])
@@ -160,19 +196,44 @@ def coco_sources(
                 where,
                 f"image {shown(file)}, id {shown(image.get('id'))}: needs a file name, and a number or text as id",
             )
-        elif its and (name := _name(file, names, where, found)):
-            if name in files:
-                found.error(where, f"images {shown(files[name])} and {shown(file)} are both {name}: remove one of them")
-                continue
-            files[name] = file
-            sources[name] = Source(
-                where, partial(_read, image, its, f"{where}, image {name}", size, readers, wanted.fields)
-            )
+        elif its:
+            annotated.append(CocoImage(file, image, its))
     for image_id, orphans in by_image.items():
         given = shown(orphans[0].get("image_id"))
         reason = "is not a number or text" if image_id is None else "is not in the file"
         found.error(where, f"annotations of image id {given}, which {reason} ({len(orphans)} in all): export it again")
-    return sources
+    return annotated
+
+
+class CocoReader:
+    """Reads the labels of images of one file, whose habits (what its coordinates count from) hold for all of it.
+
+    Args:
+        content: the parsed file, in which `annotated_images` found no mistake.
+        where: what to call it in messages.
+        wanted: what is annotated, of the kinds in `READERS`.
+        size: id of an image, see `identity` -> (H, W) that it must have.
+        found: collects warnings about the whole file.
+    """
+
+    def __init__(
+        self,
+        content: Mapping[str, Any],
+        where: str,
+        wanted: Wanted,
+        size: Callable[[int | str | None], tuple[int, int]],
+        found: Findings,
+    ) -> None:
+        by_id = {identity(category.get("id")): category for category in content["categories"]}
+        shared = _File(where, by_id, content["annotations"], size)
+        self._where, self._size, self._fields = where, size, wanted.fields
+        self._readers = {target.field: READERS[target.kind](shared, target) for target in wanted.targets}
+
+    def __call__(self, image: CocoImage, name: str, found: Findings) -> dict[str, Array]:
+        """Labels of an image by field; `name` is what messages call it."""
+        size = self._size(identity(image.entry.get("id")))
+        where = f"{self._where}, image {name}"
+        return _read(image.entry, image.annotations, where, size, self._readers, self._fields, found)
 
 
 def _name(file: str, names: ImageNames, where: str, found: Findings) -> str:
@@ -191,12 +252,12 @@ def _objects(content: Any, name: str) -> list[dict[str, Any]] | None:
 
 @dataclass(frozen=True)
 class _File:
-    """The parts of a file that all images share: categories by id, all annotations, (H, W) of the images."""
+    """The parts of a file that all images share: categories by id, all annotations, and (H, W) by id of the image."""
 
     where: str
     categories: Mapping[int | str | None, Mapping[str, Any]]
     annotations: Sequence[Mapping[str, Any]]
-    size: tuple[int, int]
+    size_of: Callable[[int | str | None], tuple[int, int]]
 
     def category(self, annotation: Mapping[str, Any]) -> Mapping[str, Any]:
         """Of an annotation; empty if it has none that is in the file."""
@@ -210,8 +271,10 @@ class _LabelReader(Protocol):
     def takes(self, annotation: Mapping[str, Any]) -> bool:
         """Whether an annotation is surely of this kind."""
 
-    def read(self, annotations: Sequence[Mapping[str, Any]], where: str, found: Findings) -> Array | None:
-        """The label of an image; None if it has none, or with the mistakes noted."""
+    def read(
+        self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], where: str, found: Findings
+    ) -> Array | None:
+        """The label of an (H, W) image; None if it has none, or with the mistakes noted."""
 
 
 def _read(
@@ -234,7 +297,7 @@ def _read(
             its[field].append(annotation)
     labels = {}
     for field, reader in readers.items():
-        if field in fields and its[field] and (label := reader.read(its[field], where, found)) is not None:
+        if field in fields and its[field] and (label := reader.read(its[field], size, where, found)) is not None:
             labels[field] = label
     return labels
 
@@ -249,11 +312,13 @@ class _MaskReader:
     def takes(self, annotation: Mapping[str, Any]) -> bool:
         return self._file.category(annotation).get("name") in (*self._schema.classes, IGNORE)
 
-    def read(self, annotations: Sequence[Mapping[str, Any]], where: str, found: Findings) -> Array | None:
+    def read(
+        self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], where: str, found: Findings
+    ) -> Array | None:
         before, schema, file = found.count, self._schema, self._file
         if self._traced is None:
-            self._traced = _style([a.get("segmentation") for a in file.annotations], file.size, file.where, found)
-        canvas = Canvas(self._file.size)
+            self._traced = _style(file, found)
+        canvas = Canvas(size)
         unknown = set()
         for annotation in annotations:
             name = self._file.category(annotation).get("name")
@@ -293,7 +358,9 @@ class _PointsReader:
     def takes(self, annotation: Mapping[str, Any]) -> bool:
         return bool(annotation.get("keypoints"))
 
-    def read(self, annotations: Sequence[Mapping[str, Any]], where: str, found: Findings) -> Array | None:
+    def read(
+        self, annotations: Sequence[Mapping[str, Any]], size: tuple[int, int], where: str, found: Findings
+    ) -> Array | None:
         its = [annotation for annotation in annotations if self.takes(annotation)]
         for annotation in annotations:
             if not self.takes(annotation):
@@ -310,7 +377,7 @@ class _PointsReader:
             )
         if found.count > before:
             return None
-        points = placed(marks, self._target, self._file.size, where, found)
+        points = placed(marks, self._target, size, where, found)
         return None if found.count > before else points
 
     def _offset_of_file(self, found: Findings) -> float:
@@ -406,17 +473,23 @@ def _polygon(numbers: Any) -> Array | None:
     return points.reshape(-1, 2)
 
 
-def _style(segmentations: Sequence[Any], size: tuple[int, int], where: str, found: Findings) -> bool:
+def _style(file: _File, found: Findings) -> bool:
     """Whether all outlines of a file were traced from masks, so that their points are pixels, not corners of pixels.
 
     Label Studio and others make polygons of brush strokes so (OpenCV's findContours). Read as they are, small parts
     would lose half of their pixels. Steps along rows, columns and diagonals alone, many of them, give it away; whole
     coordinates alone are worth a warning.
     """
-    lists = (s for s in segmentations if isinstance(s, list) and s)
-    polygons = (p for s in lists for p in map(_polygon, _nested(s)) if p is not None)
+    given = ((a.get("segmentation"), identity(a.get("image_id"))) for a in file.annotations)
+    polygons = (
+        (polygon, file.size_of(image))
+        for segmentation, image in given
+        if isinstance(segmentation, list) and segmentation
+        for polygon in map(_polygon, _nested(segmentation))
+        if polygon is not None
+    )
     diagonals, straight, polygon = 0, True, None
-    for polygon in islice(polygons, _MOST_LOOKED_AT):
+    for polygon, size in islice(polygons, _MOST_LOOKED_AT):
         if not _points_are_pixels(polygon, size):
             return False
         step = np.abs(np.roll(polygon, -1, axis=0) - polygon)
@@ -426,13 +499,13 @@ def _style(segmentations: Sequence[Any], size: tuple[int, int], where: str, foun
     traced = straight and diagonals >= _MANY_DIAGONALS
     if traced:
         found.warning(
-            where,
+            file.where,
             "its outlines were traced from masks (every step runs along pixels), so the pixels on them were counted as "
             "inside. Run lengths (RLE) or mask pictures would be exact: look at the result",
         )
     elif polygon is not None:
         found.warning(
-            where,
+            file.where,
             "all coordinates are whole numbers within the picture. If the outlines were traced from brush strokes, "
             "each region lost its right and lower border: export run lengths (RLE) or mask pictures instead",
         )

@@ -33,7 +33,8 @@ from dsgan_datasets.targets.segmentation import LabelSchema
 #: layout.
 AnnotationFormat = Literal["masks", "maps", "labelme", "coco", "labelstudio", "published"]
 #: COCO files of an exported folder: tools export outlines and keypoints apart from each other.
-COCO_FILES = ("coco.json", "coco_keypoints.json")
+KEYPOINTS_FILE = "coco_keypoints.json"
+COCO_FILES = ("coco.json", KEYPOINTS_FILE)
 #: Export of Label Studio in its own format.
 LABELSTUDIO_FILE = "labelstudio.json"
 

@@ -136,15 +136,20 @@ class Alignment:
         sampled = F.grid_sample(pixels[None], places[None], padding_mode="border", align_corners=False)[0]
         return sampled.round().clamp(0, 255).to(torch.uint8)
 
-    def mask(self, mask: Array, fill: int) -> Array:
-        """The frame of a map of ids [H, W] of the photo; `fill` beyond it."""
+    @property
+    def is_turned(self) -> bool:
+        """Whether rows of the frame are not rows of the photo."""
+        return abs(self.matrix[1]) + abs(self.matrix[3]) > 1e-9
+
+    def mask(self, mask: Array, fill: float) -> Array:
+        """The frame of ids or values [H, W] of the photo's pixels; `fill` beyond it."""
         return self._picked(mask, self._photo_points(), self.photo_size, fill)
 
     def in_photo(self, mask: Array, fill: int) -> Array:
         """Inverse of `mask`: a map of ids of the frame, in the photo's pixels; `fill` outside the frame."""
         return self._picked(mask, self.to_frame(_centers(self.photo_size)), self.size, fill)
 
-    def _picked(self, mask: Array, points: Array, size: tuple[int, int], fill: int) -> Array:
+    def _picked(self, mask: Array, points: Array, size: tuple[int, int], fill: float) -> Array:
         """Ids at some points of a map of that size."""
         x, y = (np.floor(each).astype(np.int64) for each in (points[..., 0], points[..., 1]))
         inside = (x >= 0) & (x < size[1]) & (y >= 0) & (y < size[0])

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dsgan_datasets.annotations.coco import coco_file, points_part
 from dsgan_datasets.annotations.export import without_folders
 from dsgan_datasets.annotations.folder import Array, Exported, ExportedImage, as_targets, generator_fingerprint
+from dsgan_datasets.annotations.formats import KEYPOINTS_FILE
 from dsgan_datasets.annotations.writing import write_folder
+from dsgan_datasets.arrays import npy
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.images import png
 from dsgan_datasets.inversion.inverter import Inversion
 from dsgan_datasets.inversion.labeled_photos import LabeledPhotos, photo_facts
-from dsgan_datasets.inversion.photos import Photos
+from dsgan_datasets.inversion.photos import Labels, Photos
 from dsgan_datasets.inversion.sheets import inversion_sheet
 from dsgan_datasets.pictures import as_png
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.base import Target
+from dsgan_datasets.targets.dense_map import DenseMap
+from dsgan_datasets.targets.keypoints import Keypoints
+from dsgan_datasets.targets.segmentation import LabelSchema
 
 
 def export_photos(
@@ -32,7 +40,7 @@ def export_photos(
     *,
     recipe: Recipe,
     labeled: LabeledPhotos | None = None,
-    masks: Mapping[str, Array] | None = None,
+    labels: Labels | None = None,
     keep_untrusted: bool = False,
     name: str = "generator",
 ) -> Exported:
@@ -48,7 +56,7 @@ def export_photos(
         photos, found: photos and their inversion.
         recipe: of the inversion, and of samples to come.
         labeled: of the same photos; drafts their annotations.
-        masks: name of a photo -> its mask int64 [H, W], where it has one: such photos are annotated already.
+        labels: of photos that are annotated already, see `read_labels`.
         keep_untrusted: write photos with a score above 1 too.
         name: what to call the generator.
 
@@ -86,11 +94,34 @@ def export_photos(
         latents=found.styles[rows],
         photo_license=photos.license,
     )
-    more = {
-        f"masks/{photo.name}.png": png(torch.from_numpy(masks[photo.name]))
-        for photo in kept
-        if masks and photo.name in masks
-    }
-    more["inversions.png"] = as_png(inversion_sheet(photos, found))
+    own = {photo.name: labels[photo.name] for photo in kept if labels and photo.name in labels}
+    more = {"inversions.png": as_png(inversion_sheet(photos, found, title=exported.generator))}
+    for target in exported.targets:
+        its = {name: fields[target.field] for name, fields in own.items() if target.field in fields}
+        if its:
+            more |= _FILES[target.kind](its, target, photos.size)
     images = torch.stack([photo.image for photo in kept])
     return write_folder(out, exported, images, drafts, how="photos", more=more)
+
+
+def _mask_files(masks: Mapping[str, Array], schema: LabelSchema, size: tuple[int, int]) -> dict[str, bytes]:
+    return {f"{schema.folder}/{name}.png": png(torch.from_numpy(mask)) for name, mask in masks.items()}
+
+
+def _map_files(maps: Mapping[str, Array], target: DenseMap, size: tuple[int, int]) -> dict[str, bytes]:
+    return {f"{target.folder}/{name}.npy": npy(values) for name, values in maps.items()}
+
+
+def _point_files(points: Mapping[str, Array], target: Keypoints, size: tuple[int, int]) -> dict[str, bytes]:
+    """All in one COCO file; of images none of whose points is in the frame there is nothing to say."""
+    there = {name: its for name, its in points.items() if (its[:, 2] > 0).any()}
+    content = coco_file([f"{name}.png" for name in there], size, points_part(list(there.values()), target))
+    return {KEYPOINTS_FILE: json.dumps(content).encode()}
+
+
+#: Kind of label -> files of an annotated folder that hold it: labels by name of the photo, target, (H, W).
+_FILES: dict[str, Callable[[Mapping[str, Array], Any, tuple[int, int]], dict[str, bytes]]] = {
+    LabelSchema.kind: _mask_files,
+    DenseMap.kind: _map_files,
+    Keypoints.kind: _point_files,
+}

@@ -15,7 +15,8 @@ from torch import Tensor
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.inversion.inverter import Inversion, InversionSettings, Inverter
-from dsgan_datasets.inversion.photos import Photo, Photos, read_photos
+from dsgan_datasets.inversion.photos import Photo, Photos
+from dsgan_datasets.inversion.reading import read_photos
 from dsgan_datasets.inversion.work import invert_photos
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.parallel import parallel_map

@@ -1,4 +1,6 @@
-"""A small U-Net from scratch, shared by the stand-in annotator and the students of benchmarks/downstream.py."""
+"""A small U-Net, from scratch. The demo's annotator and the students of the benchmarks are U-Nets too."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -44,10 +46,12 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, K, H, W] of images float [N, 3, H, W] in [-1, 1]; each level but the first halves H and W."""
         *skips, x = self.levels(x)
-        corners = {"align_corners": False} if self.upsampling == "bilinear" else {}
+        corners = False if self.upsampling == "bilinear" else None
         for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
-            x = block(torch.cat((skip, F.interpolate(x, scale_factor=2.0, mode=self.upsampling, **corners)), 1))
-        return self.head(x)
+            larger = F.interpolate(x, scale_factor=2.0, mode=self.upsampling, align_corners=corners)
+            x = block(torch.cat((skip, larger), 1))
+        logits: Tensor = self.head(x)
+        return logits
 
 
 def _block(n_in: int, n_out: int, convolutions: int) -> nn.Sequential:
