@@ -1,11 +1,10 @@
-"""Lightning: a data module that streams, continues where a checkpoint was saved, and begins an epoch with new samples.
+"""Lightning: a data module that streams, continues where a checkpoint was saved, and has new samples in each epoch.
 
 Needs ``pip install "dsgan_datasets[lightning]"``. The guide is docs/trainers.md.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -27,8 +26,8 @@ __all__ = ["DSGANDataModule", "EpochCallback"]
 class DSGANDataModule(lightning.LightningDataModule):
     """Training samples as a stream, and a fixed set for validation.
 
-    Each epoch has new samples. All ranks keep to one order, and a training that continues from a checkpoint of any
-    step gets the samples that come next; also with another number of ranks, if `batch_size` times ranks stays.
+    Each epoch has new samples. All ranks keep to one order, and a training that continues from a checkpoint, wherever
+    it was saved, gets the samples that come next; also with another number of ranks, if `batch_size` times ranks stays.
 
     Args:
         source: makes the samples: a `LabeledGenerator`, or any other `SampleSource`. Or a stream (`Mixture`,
@@ -79,17 +78,15 @@ class DSGANDataModule(lightning.LightningDataModule):
             )
         self.batch_size = batch_size
         self.options = options
-
-    def setup(self, stage: str) -> None:
-        """Have the Trainer name the epochs."""
-        if not any(isinstance(callback, EpochCallback) for callback in self.trainer.callbacks):
-            self.trainer.callbacks.append(EpochCallback())
+        #: (epoch, global batches of it) at which the latest pass began, and the batches that were trained on before it.
+        self._pass = 0, 0
+        self._trained_before: int | None = None
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """The stream, in this rank's share of each step."""
         ranks = 1 if self.trainer is None else self.trainer.world_size
         self.stream.batch_by(self.batch_size * ranks, self.batch_size)
-        return _ResumableLoader(self.stream, self.trainer, batch_size=self.batch_size, **self.options)
+        return _Loader(self.stream, self, batch_size=self.batch_size, **self.options)
 
     def val_dataloader(self) -> Any:
         """The samples for validation; an empty list if there are none."""
@@ -97,46 +94,78 @@ class DSGANDataModule(lightning.LightningDataModule):
             return []
         return DataLoader(self.validation, batch_size=self.batch_size, **self.options)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training is, whatever was loaded ahead of it; Lightning keeps it in its checkpoints.
 
-class EpochCallback(lightning.Callback):
-    """Tells the stream of a `DSGANDataModule` which epoch begins; the module adds it by itself.
+        Steps are counted here: Lightning's own epoch is over where ``max_steps`` cuts it short, and it restores the
+        states of loaders at some places only.
+        """
+        epoch, step = self._place()
+        return {**self.stream.state_dict(step=step), "epoch": epoch}
 
-    Without it an epoch that ``limit_train_batches`` cuts short would be repeated.
-    """
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue there; ValueError if the state is that of another stream."""
+        self.stream.load_state_dict(state_dict)
+        self._pass, self._trained_before = (state_dict["epoch"], state_dict["batches"]), None
 
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Name the epoch."""
-        stream = getattr(trainer.datamodule, "stream", None)
-        if isinstance(stream, ResumableStream) and stream.length is not None:
-            stream.set_epoch(trainer.current_epoch)
+    def begin_pass(self) -> None:
+        """Put the stream where the training is: after the steps of this epoch, or at the beginning of the next one."""
+        if self.trainer is None:
+            return
+        self._pass, self._trained_before = self._place(), self._trained
+        epoch, step = self._pass
+        if step:
+            self.stream.resume(step, epoch=epoch)
+        else:
+            self.stream.set_epoch(epoch)
+
+    @property
+    def _trained(self) -> int:
+        """Batches that were trained on, in all epochs."""
+        batches: int = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return batches
+
+    def _place(self) -> tuple[int, int]:
+        """(epoch, global batches of it that were trained on)."""
+        epoch, step = self._pass
+        if self._trained_before is not None:
+            step += self._trained - self._trained_before
+        # Lightning takes fewer batches of an epoch than there are if ``limit_train_batches`` says so.
+        ended = self.stream.length is not None and step >= self.trainer.num_training_batches
+        return (epoch + 1, 0) if ended else (epoch, step)
 
 
-class _ResumableLoader(DataLoader[Sample]):
-    """A loader whose state Lightning keeps in its checkpoints."""
+class _Loader(DataLoader[Sample]):
+    """A loader that begins where the training is."""
 
-    def __init__(self, stream: ResumableStream[Any], trainer: Any, **options: Any) -> None:
+    def __init__(self, stream: ResumableStream[Any], module: DSGANDataModule, **options: Any) -> None:
         super().__init__(stream, **options)
-        self.stream = stream
-        self.trainer = trainer
-        self._begun = False
+        self._module = module
 
     def __iter__(self) -> Any:
-        """The batches of the epoch that Lightning begins, or the rest of the one in a loaded state."""
-        if not self._begun and self.trainer is not None and self.stream.length is not None:
-            # Lightning begins to read before `on_train_epoch_start`, and loads no state that was saved between epochs.
-            self.stream.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        self._begun = True
+        """The batches of an epoch, or the rest of them."""
+        self._module.begin_pass()
         return super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is, whatever was loaded ahead of it."""
-        steps = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        epoch = self.trainer.current_epoch
-        if steps >= self.trainer.num_training_batches and math.isfinite(self.trainer.num_training_batches):
-            epoch, steps = epoch + 1, 0
-        return {**self.stream.state_dict(step=steps), "epoch": epoch if self.stream.length is not None else 0}
+        """Nothing, as the state is the module's; Lightning warns about loaders that have none."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue there."""
-        self._begun = True
-        self.stream.load_state_dict(state)
+        """Nothing."""
+
+
+class EpochCallback(lightning.Callback):
+    """Names the epochs to streams in loaders of your own, without a `DSGANDataModule`.
+
+    Without it an epoch that ``limit_train_batches`` cuts short is repeated. It restores no place within an epoch.
+
+    Example:
+        >>> trainer = lightning.Trainer(callbacks=[EpochCallback()], limit_train_batches=100)  # doctest: +SKIP
+    """
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Name the next epoch: Lightning begins to read it before it says that it begins."""
+        stream = getattr(trainer.train_dataloader, "dataset", None)
+        if isinstance(stream, ResumableStream) and stream.length is not None:
+            stream.set_epoch(trainer.current_epoch + 1)

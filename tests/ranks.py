@@ -21,10 +21,14 @@ from sources import NumberSource
 from test_distributed import _free_port
 from torch.utils.data import DataLoader
 
-from dsgan_datasets import DSGANDataset, DSGANIterableDataset, Mixture
+from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Mixture
+from dsgan_datasets.export import ExportInput, export
+from dsgan_datasets.sources.share import current_rank
 
 #: B, samples of a global batch; global batches of an epoch, and of two.
 B, EPOCH, END = 12, 4, 8
+#: In an epoch of Ultralytics.
+FILES = 3
 #: Of a whole run: the ranks may take this long.
 LIMIT = 120.0
 
@@ -205,16 +209,26 @@ def mmseg(run: Run) -> Steps:
 
 
 def ultralytics(run: Run) -> Steps:
-    """Its dataset and loader: Ultralytics itself trains on several ranks on GPUs only."""
+    """Its dataset and loader, with files mixed in: Ultralytics itself trains on several ranks on GPUs only."""
     import ultralytics_support as support
 
     from dsgan_datasets.adapters.ultralytics.loading import build_loader
 
-    loader = build_loader(support.dataset(checkpoint=run.checkpoint, length=EPOCH * B), run.batch_size, 0, train=True)
+    folder = Path(run.folder, f"files-{run.start}-{current_rank()}")
+    faces = LabeledGenerator.from_pretrained(run.checkpoint, device="cpu")
+    export(ExportInput.generated(faces, FILES), folder, "yolo-seg", splits={})
+    images = folder / "images" / "train"
+    data = support.dataset(images, files=True, checkpoint=run.checkpoint, length=EPOCH * B - FILES)
+    loader = build_loader(data, run.batch_size, 0, train=True)
+
+    def number(path: str) -> int:
+        """Files are numbered -1, -2, …"""
+        return -1 - int(Path(path).stem) if Path(path).is_file() else support.numbers([path])[0]
+
     seen: Steps = []
     for epoch in range(run.start // EPOCH, run.stop // EPOCH):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        seen += [support.numbers(batch["im_file"]) for batch in loader]
+        seen += [list(map(number, batch["im_file"])) for batch in loader]
     return seen
 
 

@@ -37,7 +37,12 @@ def test_ranks_see_what_one_process_sees(trainer: str, tmp_path: Path, checkpoin
     for before, after, stopped in cases:
         runs += [(f"{before}-{after}", before, 0, stopped), (f"{before}-{after}", after, stopped, END)]
     whole, *parts = seen_by(trainer, runs, tmp_path, checkpoint)
-    assert len(whole) == END and (trainer == "mixture" or list(chain(*whole)) == list(range(END * B)))
+    assert len(whole) == END
+    order = list(chain(*whole))
+    if trainer == "ultralytics":  # shuffles
+        assert sorted(order) == [-3, -3, -2, -2, -1, -1, *range(END * B - 6)]
+    elif trainer != "mixture":  # whose order is tested beside it
+        assert order == list(range(END * B))
     for case, first, rest in zip(cases, parts[::2], parts[1::2], strict=True):
         assert first + rest == whole, case
 

@@ -164,4 +164,6 @@ def test_kills_change_no_sample(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert json.loads((tmp_path / "result.json").read_text())["killing"]["kills"] >= 2
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["killing"]["kills"] >= 2 and result["device"] and result["cores"]
+    assert (result["killing"]["changed"], result["killing"]["missing"]) == (0, 0)

@@ -1,22 +1,17 @@
-"""The guide's blocks, and what Lightning, the Trainer of transformers and accelerate really read, index by index."""
+"""The guide's blocks, and what one process really reads in a loop, in Lightning and in transformers' Trainer."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from sources import NumberSource
-from test_distributed import _free_port
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from dsgan_datasets import DSGANDataset, DSGANIterableDataset, LabeledGenerator, Mixture, export, push_to_hub  # noqa: F401
 
@@ -109,6 +104,40 @@ def test_the_guide_runs(
         assert len(trained) == 8 and names["mixture"].origin(63).part in (0, 1)
 
 
+# --- PyTorch --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [(0, 2), pytest.param((2, 0), marks=pytest.mark.extended)], ids=str)
+def test_a_loop_with_augmentations_validation_and_a_resume(
+    unfiltered: LabeledGenerator, tmp_path: Path, workers: tuple[int, int]
+) -> None:
+    normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
+    crop = v2.RandomResizedCrop(16, scale=(0.5, 1.0), antialias=True)
+    augment = v2.Compose([crop, v2.RandomAffine(degrees=10), v2.ColorJitter(0.3, 0.3, 0.3), normalize])
+
+    def trained(workers: int, steps: int) -> list[list[int]]:
+        stream = DSGANIterableDataset(unfiltered, transforms=augment, global_batch=4)
+        net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1))
+        if (tmp_path / "last.pt").exists():
+            saved = torch.load(tmp_path / "last.pt")
+            net.load_state_dict(saved["net"])
+            stream.load_state_dict(saved["data"])
+        seen = []
+        for batch in DataLoader(stream, batch_size=4, num_workers=workers):
+            assert batch["image"].dtype == torch.float32 and batch["mask"].dtype == torch.int64
+            torch.nn.functional.cross_entropy(net(batch["image"]), batch["mask"], ignore_index=255).backward()
+            seen.append(batch["index"].tolist())
+            if len(seen) == steps:
+                break
+        torch.save({"net": net.state_dict(), "data": stream.state_dict(step=steps)}, tmp_path / "last.pt")
+        return seen
+
+    assert trained(workers[0], 3) == [list(range(4 * g, 4 * g + 4)) for g in range(3)]
+    assert trained(workers[1], 4) == [list(range(4 * g, 4 * g + 4)) for g in range(3, 7)]
+    held_out = DSGANDataset(unfiltered, 6, seed=1, transforms=normalize)
+    assert [batch["index"].tolist() for batch in DataLoader(held_out, batch_size=4)] == [[0, 1, 2, 3], [4, 5]]
+
+
 # --- Lightning ------------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +181,45 @@ def test_lightning_continues_with_the_next_sample(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("stopped_by", ["max_steps", "should_stop"])
+@pytest.mark.parametrize(("stopped_at", "length"), [(3, 20), (5, 20), (7, 20), (3, None)])
+def test_lightning_continues_where_a_training_was_stopped(
+    tmp_path: Path, stopped_at: int, length: int | None, stopped_by: str
+) -> None:
+    """Its epoch is over then, that of the stream is not."""
+    lightning = pytest.importorskip("lightning")
+    from dsgan_datasets.adapters.lightning import DSGANDataModule
+
+    class Stopping(lightning.Callback):  # type: ignore[misc, name-defined]
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            trainer.should_stop = trainer.global_step == stopped_at
+
+    seen = []
+    for steps, checkpoint in ((stopped_at, None), (12, str(tmp_path / "last.ckpt"))):
+        net, module = network(), DSGANDataModule(NumberSource(), batch_size=4, length=length)  # type: ignore[arg-type]
+        first = checkpoint is None and stopped_by == "should_stop"
+        stop = {"max_steps": 100, "callbacks": [Stopping()]} if first else {"max_steps": steps}
+        trainer = fit(net, module, max_epochs=-1, limit_train_batches=5, enable_checkpointing=False, **stop)
+        trainer.fit(net, datamodule=module, ckpt_path=checkpoint)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        seen += net.seen
+    assert seen == [list(range(4 * i, 4 * i + 4)) for i in range(12)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.extended)])
+def test_lightning_names_the_epochs_of_any_loader(workers: int) -> None:
+    pytest.importorskip("lightning")
+    from dsgan_datasets.adapters.lightning import EpochCallback
+
+    net = network()
+    loader = DataLoader(numbers(20, global_batch=4), batch_size=4, num_workers=workers)
+    options = {"limit_train_batches": 2, "callbacks": [EpochCallback()], "enable_checkpointing": False}
+    fit(net, None, max_epochs=2, **options).fit(net, loader)
+    assert list(chain(*net.seen)) == [*range(8), *range(20, 28)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lightning_continues_after_an_epoch_with_workers(tmp_path: Path) -> None:
     """Lightning loads no state of the loader then, and its workers begin before a callback can name the epoch."""
     pytest.importorskip("lightning")
@@ -185,41 +253,6 @@ def test_lightning_cuts_epochs_short_and_takes_mixtures() -> None:
     assert list(chain(*net.seen)) == [mixture.origin(n).number for n in range(16)]
     with pytest.raises(ValueError, match="give one instead of a stream"):
         DSGANDataModule(mixture, batch_size=4, val_length=4)
-
-
-TWO_RANKS = """
-import sys
-from itertools import chain
-
-import lightning
-import torch
-from sources import NumberSource
-from test_trainers import network
-
-from dsgan_datasets.adapters.lightning import DSGANDataModule
-
-
-class Noting(lightning.Callback):
-    def on_train_end(self, trainer, pl_module):
-        torch.save(pl_module.seen, f"{sys.argv[1]}/{trainer.global_rank}.pt")
-
-
-quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-trainer = lightning.Trainer(
-    accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, callbacks=[Noting()], **quiet
-)
-trainer.fit(network(), datamodule=DSGANDataModule(NumberSource(), batch_size=2, length=16))
-"""
-
-
-@pytest.mark.extended
-def test_two_ranks_of_lightning_share_each_step(tmp_path: Path) -> None:
-    """In a process of its own: a fork of one whose threads have computed may never compute again."""
-    pytest.importorskip("lightning")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    subprocess.run([sys.executable, "-c", TWO_RANKS, str(tmp_path)], env=environment, check=True, timeout=120)
-    steps = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
-    assert [list(chain(*step)) for step in steps] == [list(range(4 * g, 4 * g + 4)) for g in range(8)]
 
 
 # --- transformers ---------------------------------------------------------------------------------------------------
@@ -332,59 +365,3 @@ def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGe
     assert sorted(i for batch in loader for i in batch["index"].tolist()) == whole
     with pytest.raises(ValueError, match="length must be an integer"):
         huggingface.to_hf_dataset(labeled, 0)
-
-
-# --- accelerate -----------------------------------------------------------------------------------------------------
-
-
-def _accelerated(rank: int, port: int, folder: str, ranks: int) -> None:
-    import os
-
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank)
-    )
-    torch.set_num_threads(1)
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    saving = numbers(48, global_batch=12, rank=0, world_size=1)
-    saving.set_epoch(1)
-    results = {}
-    for kind in ("alone", "prepared"):
-        for state in (None, saving.state_dict(step=2)):
-            stream = numbers(48, global_batch=12, split_by_rank=None if kind == "alone" else False)
-            loader: Any = DataLoader(stream, batch_size=12 // ranks)
-            if kind == "prepared":
-                loader = accelerator.prepare(loader)
-            if state is not None:
-                stream.load_state_dict(state)
-                getattr(loader, "set_epoch", stream.set_epoch)(state["epoch"])
-            results[kind, state is None] = [
-                batch.index.tolist() for _ in range(2 if state is None else 1) for batch in loader
-            ]
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    accelerator.wait_for_everyone()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_accelerate_loses_and_doubles_nothing(tmp_path: Path, ranks: int) -> None:
-    """Two epochs, and the same after a stop in the middle of the second one: in order of global batches."""
-    pytest.importorskip("accelerate")
-    running = mp.start_processes(
-        _accelerated, args=(_free_port(), str(tmp_path), ranks), nprocs=ranks, join=False, start_method="spawn"
-    )
-    try:
-        # It returns when one more of them has ended.
-        assert any(running.join(timeout=200) for _ in range(ranks)), "the ranks hang"
-    finally:
-        for process in running.processes:
-            process.kill()
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
-    whole = [list(range(12 * g, 12 * g + 12)) for g in range(8)]
-    for (kind, from_the_beginning), _ in parts[0].items():
-        steps = [list(chain(*step)) for step in zip(*(part[kind, from_the_beginning] for part in parts), strict=True)]
-        in_order = steps if kind == "alone" else [sorted(step) for step in steps]
-        assert in_order == (whole if from_the_beginning else whole[6:]), (kind, from_the_beginning)

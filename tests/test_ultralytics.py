@@ -22,6 +22,7 @@ pytest.importorskip("ultralytics")
 import ultralytics_support  # noqa: E402
 from ultralytics import YOLO  # noqa: E402
 from ultralytics.data.dataset import YOLODataset  # noqa: E402
+from ultralytics.models.yolo.segment import SegmentationTrainer  # noqa: E402
 from ultralytics.utils import YAML  # noqa: E402
 from ultralytics_support import OPTIONS, data_yaml, dataset, numbers, train  # noqa: E402
 
@@ -168,42 +169,6 @@ def test_classes_and_one_class(small: str) -> None:
     assert all(len(whole[i]["cls"]) == 1 for i in range(4))
 
 
-@pytest.mark.parametrize("files", [0, 3])
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
-def test_ranks_share_an_epoch(tmp_path: Path, small: str, files: int, workers: int) -> None:
-    """Two epochs: what 1, 2 and 3 ranks see together, in order of global batches, is the same."""
-    if files:
-        exported(tmp_path / "export", small_labeled(), "yolo-seg", 2 * files)
-    whole = dataset(tmp_path / "export" / "images" / "train", files=files > 0, checkpoint=small, length=24 - files)
-    orders = {}
-    for world_size in (1, 2, 3):
-        seen: list[str] = []
-        for epoch in (0, 1):
-            batches: list[list[str]] = []
-            for rank in range(world_size):
-                loader = build_loader(whole, 12 // world_size, workers if world_size == 1 else 0, train=True)
-                sampler = EpochSampler(whole, 12 // world_size, rank=rank, world_size=world_size)
-                sampler.set_epoch(epoch)
-                if world_size == 1:
-                    loader.sampler.set_epoch(epoch)
-                    batches += [batch["im_file"] for batch in loader]
-                    loader.close()
-                else:
-                    paths = [
-                        whole.im_files[i] if isinstance(i, int) else whole.generated.path(i.number) for i in sampler
-                    ]
-                    batches.append(paths)
-                assert len(sampler) == 24 // world_size
-            if world_size == 1:
-                seen += [path for batch in batches for path in batch]
-            else:
-                part = 12 // world_size
-                seen += [path for g in range(2) for paths in batches for path in paths[g * part : (g + 1) * part]]
-        orders[world_size] = seen
-    assert orders[1] == orders[2] == orders[3]
-    assert len(set(orders[1])) == files + 2 * (24 - files)
-
-
 def test_shards_are_shuffled_and_repeated(tmp_path: Path) -> None:
     write_shards(small_labeled(), tmp_path / "shards", range(10, 16))
     sampler = EpochSampler(dataset(shards=str(tmp_path / "shards"), length=None, device=None), 3)
@@ -253,6 +218,18 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, small: str) -> Non
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path, data_yaml(tmp_path, {"dsgan": node}), epochs=1)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_stock_training_reads_each_file_of_an_export_once_in_an_epoch(tmp_path: Path, relative: bool) -> None:
+    """With the absolute and with a relative path of data.yaml."""
+    folder = exported(tmp_path / "export", LabeledGenerator.from_pretrained("demo-faces", device="cpu"), "yolo-seg", 8)
+    data = (folder / "data.yaml").relative_to(tmp_path) if relative else folder / "data.yaml"
+    epochs, trainer = train(tmp_path, str(data), SegmentationTrainer, epochs=2, mosaic=0.0)
+    files = {split: sorted(map(str, (folder / "images" / split).iterdir())) for split in ("train", "val")}
+    assert len(files["train"]) == 4 and [sorted(epoch) for epoch in epochs] == [files["train"]] * 2
+    assert sorted(path for batch in trainer.test_loader for path in batch["im_file"]) == files["val"]
 
 
 @pytest.mark.extended

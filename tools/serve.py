@@ -15,7 +15,7 @@ _EXAMPLE = """dsgan serve demo-faces                        # on this machine; a
   dsgan serve my-faces --workers 2 --truncation-psi 0.5
   ray start --head                              # on the first of several machines
   ray start --address=FIRST:6379                # on each other one
-  dsgan serve my-faces                          # on any of them: a worker for every GPU of the cluster
+  dsgan serve my-faces --address auto           # on any of them: a worker for every GPU of the cluster
 
 In the training script: RemoteSource("my-faces", "ray://FIRST:10001") in place of the generator, with the same options
 of the recipe. Ctrl-C or SIGTERM ends the workers; trainers ask others that serve the same, or wait.
@@ -36,7 +36,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("--workers", type=options.integer(1, 10_000), help=workers)
     cores = "cores of each worker (default: 1)"
     parser.add_argument("--cpus-per-worker", type=options.integer(1, 10_000), default=1, metavar="N", help=cores)
-    where = "of the cluster, such as HOST:6379 (default: RAY_ADDRESS, or the one that this machine belongs to)"
+    where = "of the cluster, such as HOST:6379; auto is the one of this machine (default: RAY_ADDRESS, or auto)"
     parser.add_argument("--address", help=where)
     parser.set_defaults(run=run)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dsgan_datasets.credentials import without_credentials
 from dsgan_datasets.engines.ray import import_ray, in_short, start
@@ -28,11 +29,14 @@ def connect(address: str | None) -> tuple[Any, str]:
         RemoteError: there is no cluster, or it does not answer.
     """
     ray = import_ray()
-    given = address or os.environ.get("RAY_ADDRESS") or "auto"
+    named = None if address == "auto" else address
+    given = named or os.environ.get("RAY_ADDRESS") or "auto"
     place = "the Ray cluster of this machine" if given == "auto" else f"the Ray cluster {without_credentials(given)}"
     if ray.is_initialized():
         return ray, place
     probe(given, place)
+    if given.startswith("ray://"):
+        _check_client_server(urlsplit(given), place)
     try:
         start(ray, given, namespace=NAMESPACE)
     except Exception as error:  # of many kinds
@@ -43,7 +47,43 @@ def connect(address: str | None) -> tuple[Any, str]:
                 "RAY_AUTH_MODE=token and have the token here too"
             )
         raise RemoteError(f"{place} cannot be reached ({without_credentials(in_short(error))}): {hint}") from None
-    return ray, place
+    return ray, f"{place} ({ray.get_runtime_context().gcs_address})" if given == "auto" else place
+
+
+def warn_if_unasked(address: str | None, place: str) -> None:
+    """Say which cluster was joined, if none was named: whoever is on this machine may have started it."""
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        warnings.warn(
+            f"no address was given, so {place} was joined, which was running already: give its address, or auto, if "
+            "that is the one that you mean",
+            stacklevel=4,
+        )
+
+
+def _check_client_server(parts: SplitResult, place: str) -> None:
+    """Fail early where something else than Ray's client server listens, such as the cluster's own port: Ray would try
+    for 35 seconds.
+
+    Raises:
+        RemoteError: it does not know the call with which Ray's client begins.
+    """
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    try:
+        import grpc
+    except ImportError:
+        return  # Ray says that it needs it
+    with grpc.insecure_channel(parts.netloc.rpartition("@")[2]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.RayletDriver/ClusterInfo")(b"", timeout=_CONNECT)
+        except grpc.RpcError as error:
+            codes = grpc.StatusCode
+            if error.code() in (codes.UNIMPLEMENTED, codes.UNAVAILABLE, codes.DEADLINE_EXCEEDED):
+                raise RemoteError(
+                    f"{place} cannot be reached: what listens there is not Ray's client server. Its port is 10001, "
+                    "unless `ray start --ray-client-server-port` said otherwise; from a machine of the cluster, leave "
+                    "out ray:// and name the port of the cluster (HOST:6379)"
+                ) from None
 
 
 def probe(address: str, place: str) -> None:

@@ -22,6 +22,7 @@ from dsgan_datasets.checks import one_line
 from dsgan_datasets.credentials import secrets_of, without_credentials
 from dsgan_datasets.remote.errors import RemoteError, WorkerLost
 from dsgan_datasets.remote.messages import Request
+from dsgan_datasets.remote.ray_cluster import warn_if_unasked
 from dsgan_datasets.remote.transport import Call
 from dsgan_datasets.remote.waiting import Waiting
 
@@ -122,11 +123,13 @@ class Relay:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self._address = address or _cluster_of_this_process()
+        named = None if address == "auto" else address
+        self._address = named or _cluster_of_this_process() or address
         self._numbers = itertools.count()
         self._tried = 0.0
         self._link = self._connected()
         self.place = self._link.place
+        warn_if_unasked(self._address, self.place)
 
     def _connected(self) -> _Link:
         self._tried = time.monotonic()

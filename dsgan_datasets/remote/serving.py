@@ -17,7 +17,7 @@ from dsgan_datasets.engines.ray import import_ray, in_short, put, resources_of, 
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.remote.errors import RemoteError
 from dsgan_datasets.remote.messages import difference
-from dsgan_datasets.remote.ray_cluster import NAMESPACE, Workers, connect, probe
+from dsgan_datasets.remote.ray_cluster import NAMESPACE, Workers, connect, probe, warn_if_unasked
 from dsgan_datasets.remote.worker import GeneratorWorker
 
 #: Calls that are answered while a worker generates.
@@ -77,8 +77,8 @@ def serve(
     Args:
         labeled: on the CPU.
         checkpoint: what it is called, for people.
-        address: of the cluster, see `RemoteSource`. None starts one on this machine if there is none; it ends with the
-            iterator.
+        address: of the cluster, see `RemoteSource`. None and "auto" start one on this machine if there is none; it ends
+            with the iterator.
         workers: how many; None is as many as fit, also on machines that join later.
         device: "cuda" or "cpu"; None is "cuda" if the cluster has GPUs.
         cpus_per_worker: cores of each.
@@ -119,8 +119,10 @@ def _cluster(address: str | None) -> Iterator[tuple[Any, str]]:
     try:
         try:
             ray, place = connect(address)
+            if not was_connected:
+                warn_if_unasked(address, place)
         except RemoteError:
-            if address is not None or _named_elsewhere():
+            if address not in (None, "auto") or _named_elsewhere():
                 raise
             start(ray, namespace=NAMESPACE)
             place = "a Ray cluster that was started on this machine"

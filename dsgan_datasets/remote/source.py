@@ -41,8 +41,8 @@ class RemoteSource(OfCheckpoint):
         checkpoint: a path, the name of a built-in checkpoint, or "hf://org/name": says which samples are wanted. Of a
             folder only config.json is needed.
         address: of the cluster, as ``ray.init`` takes it: "ray://HOST:10001" from any machine, "HOST:6379" from one of
-            the cluster. None is the cluster that this process is connected to, or the one in RAY_ADDRESS, or the one
-            that this machine belongs to.
+            the cluster. "auto" is the cluster that this process is connected to, or the one in RAY_ADDRESS, or the one
+            that this machine belongs to; None likewise, with a warning that names the last.
         timeout: seconds without any worker, or without a sample from the one that is waited for, after which it is an
             error, or that worker is given up.
         request_size: samples of a request, rounded up to whole view groups; None is up to 32, fewer of large images.
@@ -165,5 +165,5 @@ def checkpoint_source(checkpoint: str | os.PathLike[str], *, device: Device = No
         {'checkpoint': 'demo-faces', 'device': 'ray'}
     """
     if isinstance(device, str) and (found := _ADDRESS.fullmatch(device)):
-        return RemoteSource(checkpoint, device if found[1] else None, **recipe)
+        return RemoteSource(checkpoint, device if found[1] else "auto", **recipe)
     return CheckpointSource(checkpoint, device=device, **recipe)
