@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,8 +218,7 @@ def ultralytics(run: Run) -> Steps:
     folder = Path(run.folder, f"files-{run.start}-{current_rank()}")
     faces = LabeledGenerator.from_pretrained(run.checkpoint, device="cpu")
     export(ExportInput.generated(faces, FILES), folder, "yolo-seg", splits={})
-    images = folder / "images" / "train"
-    data = support.dataset(images, files=True, checkpoint=run.checkpoint, length=EPOCH * B - FILES)
+    data = support.dataset(folder / "images", files=True, checkpoint=run.checkpoint, length=EPOCH * B - FILES)
     loader = build_loader(data, run.batch_size, 0, train=True)
 
     def number(path: str) -> int:
@@ -239,15 +239,15 @@ TRAINERS: dict[str, Callable[[Run], Steps]] = {
     )
 }  # fmt: skip
 
-#: What a trainer's function imports, to be imported once.
+#: What a trainer needs; imported once.
 MODULES = {
     "accelerate": ["accelerate"],
     "prepared": ["accelerate"],
-    "lightning": ["dsgan_datasets.adapters.lightning", "test_trainers"],
-    "transformers": ["dsgan_datasets.adapters.huggingface", "transformers.trainer"],
-    "detectron2": ["detectron2_support"],
-    "mmseg": ["mmseg_support"],
-    "ultralytics": ["ultralytics_support"],
+    "lightning": ["lightning", "dsgan_datasets.adapters.lightning", "test_trainers"],
+    "transformers": ["transformers.trainer", "dsgan_datasets.adapters.huggingface"],
+    "detectron2": ["detectron2", "detectron2_support"],
+    "mmseg": ["mmseg.models", "mmseg.datasets", "mmseg.engine", "mmseg.evaluation", "mmseg_support"],
+    "ultralytics": ["ultralytics", "ultralytics_support"],
 }
 
 
@@ -287,8 +287,9 @@ def _steps(trainer: str, run: Run) -> Iterator[list[int]]:
 
 def main(trainer: str, folder: str, checkpoint: str, runs: str) -> None:
     """Write what all ranks of some runs saw to ``seen.json``."""
-    for module in MODULES.get(trainer, []):
-        __import__(module)
+    # DistributedDataParallel imports the first of these when it is made.
+    for module in ("torch._dynamo", *MODULES.get(trainer, [])):
+        import_module(module)
     seen = []
     for name, *numbers in json.loads(runs):
         seen.append(list(_steps(trainer, Run(str(Path(folder, name)), *numbers, checkpoint))))

@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_ranks_see_what_one_process_sees(trainer: str, tmp_path: Path, checkpoint: str) -> None:
     """Two epochs with a stop and a resume: in order of global batches, nothing is lost, doubled or repeated."""
-    for module in MODULES.get(trainer, []):
+    for module in MODULES.get(trainer, [])[:1]:
         pytest.importorskip(module.partition(".")[0])
     cases = BETWEEN if trainer == "ultralytics" else CASES
     runs: list[tuple[str, int, int, int]] = [("whole", 1, 0, END)]
