@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -114,6 +115,27 @@ def test_a_cluster_that_is_not_there() -> None:
     done = run("import sys; from dsgan_datasets import *; RemoteSource('demo-faces', sys.argv[1]).batch([0])", where)
     assert "cannot be reached" in (last := done.stderr.splitlines()[-1]) and "ray start --head" in last
     assert "RemoteError" in last and "secret" not in done.stderr
+
+
+@pytest.mark.extended
+def test_another_port_than_that_of_rays_client(address: str) -> None:
+    """Ray would try for 35 seconds, and then say nothing of ports."""
+    done = run(
+        "import sys; from dsgan_datasets import *; RemoteSource('demo-faces', sys.argv[1]).batch([0])",
+        f"ray://{address}",
+    )
+    last = done.stderr.splitlines()[-1]
+    assert "RemoteError" in last and "what listens there is not Ray's client server. Its port is 10001" in last
+
+
+@pytest.mark.extended
+@pytest.mark.usefixtures("address")
+@pytest.mark.parametrize(("where", "warns"), [("", True), ("'auto', ", False)])
+def test_a_cluster_that_was_not_named_is_named(where: str, warns: bool) -> None:
+    """Someone else may have started it."""
+    done = run(f"from dsgan_datasets import *; RemoteSource('demo-faces', {where}timeout=1).batch([0])")
+    assert ("no address was given, so the Ray cluster of this machine (" in done.stderr) == warns
+    assert re.search(r"nobody serves demo-faces .* on the Ray cluster of this machine \(\S+:\d+\)", done.stderr)
 
 
 @pytest.mark.extended
