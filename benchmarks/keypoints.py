@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,7 @@ def _measure(args: argparse.Namespace) -> Result:
         "annotated_images": IMAGES,
         "choices": MEASURED[0],
         "held_out": MEASURED[2],
-        "settings": vars(FitSettings()),
+        "settings": asdict(FitSettings()),
         "distances_divided_by": "square root of the area of the box around the skin of the checkpoint's own mask",
         "keypoints": summary(found["keypoints"]["ours"]),
         "depth": summary(found["depth"]),
