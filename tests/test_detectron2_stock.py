@@ -14,7 +14,7 @@ pytest.importorskip("detectron2")
 
 import detectron2_support  # noqa: E402
 from detectron2 import model_zoo  # noqa: E402
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate  # noqa: E402
+from detectron2.config import CfgNode, get_cfg, instantiate  # noqa: E402
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader  # noqa: E402
 from detectron2.data.datasets import register_coco_instances  # noqa: E402
 from detectron2.engine import SimpleTrainer  # noqa: E402
@@ -91,7 +91,7 @@ def test_the_stock_lazy_config() -> None:
         trainer.register_hooks([dsgan.ResumeHook()])
         trainer.train(start, stop)
         seen += noting.seen
-    assert seen == [[0, 1], [2, 3], [4, 5]] and LazyConfig.to_py(cfg)
+    assert seen == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize("kind", ["export", "shards"])

@@ -96,7 +96,7 @@ def test_files_are_each_read_once_in_an_epoch(tmp_path: Path, kind: str) -> None
         data: dict[str, Any] = {"type": "DSGANShardSegDataset", "shards": str(tmp_path / "faces")}
         expected = [str(number) for number in range(6)]
     elif kind == "exported":
-        export(ExportInput.generated(faces, 6), tmp_path / "exported", "mmseg", splits={})
+        export(ExportInput.generated(faces, 8), tmp_path / "exported", "mmseg", splits={"val": 0.25})
         data = Config.fromfile(tmp_path / "exported" / "dataset.py").train_dataloader.dataset.to_dict()
         expected = sorted(path.stem for path in (tmp_path / "exported" / "img_dir" / "train").iterdir())
     else:

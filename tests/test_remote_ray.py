@@ -132,8 +132,9 @@ def test_another_port_than_that_of_rays_client(address: str) -> None:
 @pytest.mark.usefixtures("address")
 @pytest.mark.parametrize(("where", "warns"), [("", True), ("'auto', ", False)])
 def test_a_cluster_that_was_not_named_is_named(where: str, warns: bool) -> None:
-    """Someone else may have started it."""
-    done = run(f"from dsgan_datasets import *; RemoteSource('demo-faces', {where}timeout=1).batch([0])")
+    """Someone else may have started it, and serve the same: here a recipe that nobody serves is asked for."""
+    recipe = "truncation_psi=0.4321, reject_fraction=0.0"
+    done = run(f"from dsgan_datasets import *; RemoteSource('demo-faces', {where}timeout=1, {recipe}).batch([0])")
     assert ("no address was given, so the Ray cluster of this machine (" in done.stderr) == warns
     assert re.search(r"nobody serves demo-faces .* on the Ray cluster of this machine \(\S+:\d+\)", done.stderr)
 
