@@ -10,7 +10,8 @@ from kinds import DEPTH, POINTS, labeled_with
 from dsgan_datasets import LabeledGenerator, LabelSchema
 from dsgan_datasets.fitting.quality import QUALITIES
 from dsgan_datasets.inversion.evaluation import INVERSION, STUDENT, Comparison, Evaluation, expectation
-from dsgan_datasets.students import HEADS, Student, segmentation_loss, train_student
+from dsgan_datasets.students import Student, segmentation_loss, train_student
+from dsgan_datasets.students.heads import HEADS
 from dsgan_datasets.targets.dense_map import DenseMap
 from dsgan_datasets.targets.keypoints import Keypoints
 
