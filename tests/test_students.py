@@ -81,9 +81,14 @@ def test_what_is_not_known_teaches_nothing() -> None:
         outputs = torch.randn(len(images), head.channels(target), 16, 16, requires_grad=True)
         head.loss(outputs, unknown[target.field], target, (16, 16)).backward()
         assert outputs.grad is not None
-        # That a point is not in the image is taught; where it is not, is not.
-        taught = outputs.grad if target is not POINTS else None
-        assert taught is None or float(taught.abs().max()) == 0
+        assert target is POINTS or not outputs.grad.any()
+    # That a point is not in the image is taught, but not where it is.
+    outputs = torch.randn(len(images), 12, 16, 16)
+    outputs[:, 3:] = 0  # states that are the same everywhere
+    HEADS[POINTS.kind].loss(outputs.requires_grad_(), unknown["keypoints"], POINTS, (16, 16)).backward()
+    assert (
+        outputs.grad is not None and bool(outputs.grad[:, 3:].any()) and float(outputs.grad[:, :3].abs().max()) < 1e-6
+    )
     half = labels["mask"].clone()
     half[:, :8] = SCHEMA.ignore_index
     outputs = torch.randn(len(images), 4, 16, 16, requires_grad=True)
