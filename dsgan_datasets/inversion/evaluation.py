@@ -189,7 +189,7 @@ def expectation(trusted: float, found: Evaluation, steps: int | None = None) -> 
         verdicts = each.verdicts
         by_inversion, student = verdicts[INVERSION], verdicts.get(STUDENT)
         best = student or by_inversion
-        weak = f" Not so well: {', '.join(best.weak)}; annotate more samples that show them." if best.weak else ""
+        weak = f" Not so well: {', '.join(best.weak)}." if best.weak else ""
         field = each.target.field
         if student is None:
             text = (

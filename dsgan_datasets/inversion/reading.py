@@ -94,7 +94,8 @@ def read_photos(
         readers = _of_files(place, size)
     usable = {name: read for name, read in readers.items() if found.guarded(name, read) is not None}
     if found.mistakes and not skip:
-        raise AnnotationError(place, *found.mistakes, "or leave such photos out: skip (--skip)")
+        *others, last = found.mistakes
+        raise AnnotationError(place, *others, f"{last}. Or leave such photos out: skip (--skip)")
     if not usable:
         raise AnnotationError(place, *(found.mistakes or [f"there are no photos (*{', *'.join(_ENDINGS)})"]))
     if warn is not None:

@@ -4,9 +4,9 @@ The flow: reuse (samples -> batches, each sample seen several times) -> training
 (its outputs -> labels, one class for each kind).
 """
 
-from dsgan_datasets.students.heads import HEADS, Head, segmentation_loss
+from dsgan_datasets.students.heads import Head, segmentation_loss
 from dsgan_datasets.students.reuse import reused
 from dsgan_datasets.students.training import Student, train_student, warm_up_and_cosine
 from dsgan_datasets.students.unet import UNet
 
-__all__ = ["HEADS", "Head", "Student", "UNet", "reused", "segmentation_loss", "train_student", "warm_up_and_cosine"]
+__all__ = ["Head", "Student", "UNet", "reused", "segmentation_loss", "train_student", "warm_up_and_cosine"]
