@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -444,3 +445,83 @@ def test_the_commands(labeled: LabeledGenerator, photos: Photos, tmp_path: Path,
     assert (tmp_path / "sheet.png").is_file()
     assert main(["label", *words, "--format", "coco", *quick]) == 1
     assert "labeled exists: choose another name" in capsys.readouterr().err
+
+
+def test_a_box_that_shows_no_part_of_its_photo_is_a_mistake(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 80), 9).save(tmp_path / "a.png")
+
+    def read(image: dict[str, Any] | None = None, margin: float = 0.0, **annotation: Any) -> Photos:
+        images = [{"id": 1, "file_name": "a.png", "width": 100, "height": 80, **(image or {})}]
+        content = {"images": images, "annotations": [{"id": 7, "image_id": 1, "bbox": [0, 0, 64, 64], **annotation}]}
+        (tmp_path / "photos.json").write_text(json.dumps(content))
+        return read_photos(tmp_path / "photos.json", (64, 64), align="boxes", margin=margin)
+
+    assert read().names == ("a-7",)
+    assert read(bbox=[60, 40, 64, 64], margin=0.1).names == ("a-7",)  # a part is shown
+    for box in ([100, 0, 64, 64], [-70, 0, 64, 64], [0, 900, 64, 64]):
+        with pytest.raises(AnnotationError, match="outside of the photo, which has 100×80 pixels"):
+            read(bbox=box)
+    for box in ([10, 10, -64, 64], [10, 10, 64, 0]):
+        with pytest.raises(AnnotationError, match="has a bbox of"):
+            read(bbox=box)
+    with pytest.raises(AnnotationError, match=r"100×80 pixels, upright, and 80×100 in the COCO file"):
+        read(image={"width": 80, "height": 100})
+    with pytest.raises(AnnotationError, match=r"image id 2, which is not in the file"):
+        read(image_id=2)
+    for margin in (-0.5, -3, float("nan"), "0.1"):
+        with pytest.raises(ValueError, match="margin must be a share"):
+            read(margin=margin)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("align", ["center", "boxes"])
+def test_photos_with_the_same_id_are_a_mistake_that_is_not_skipped(tmp_path: Path, align: Any) -> None:
+    for name in "ab":
+        Image.new("RGB", (64, 64), 9).save(tmp_path / f"{name}.png")
+    images = [{"id": 1, "file_name": f"{name}.png"} for name in "ab"]
+    annotations = [{"id": 7, "image_id": 1, "bbox": [0, 0, 64, 64]}]
+    (tmp_path / "photos.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(AnnotationError, match="^1 mistake in .*\n.*several images have the id 1"):
+        read_photos(tmp_path / "photos.json", (64, 64), align=align, skip=True)
+
+
+def test_what_changes_nothing_while_reading_photos_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg((80, 80)))
+    (tmp_path / "b.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="margin .* changes nothing with align=center"):
+        read_photos(tmp_path, (64, 64), margin=0.2)
+    with pytest.raises(ValueError, match="template .* changes nothing with align=center"):
+        read_photos(tmp_path, (64, 64), template={"nose": (1, 2), "chin": (1, 5)})
+    with pytest.raises(ValueError, match="align=keypoints needs a template"):
+        read_photos(tmp_path, (64, 64), align="keypoints")
+    for template, words in (
+        ({"nose": (3, 4)}, "two keypoints or more"),
+        ([1, 2], "two keypoints or more"),
+        ({"nose": (3, 4), "chin": 5}, r"chin must be \[x, y\]"),
+        ({"nose": (3, 4), "chin": (512, 800)}, r"chin must lie in the generator's images, which have 64×64"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            read_photos(tmp_path, (64, 64), align="keypoints", template=template)  # type: ignore[arg-type]
+    with pytest.raises(AnnotationError, match="^1 mistake in ") as raised:
+        read_photos(tmp_path, (64, 64))
+    assert str(raised.value).endswith("or leave such photos out: skip (--skip)")
+
+
+def test_label_refuses_what_cannot_be_written_before_it_inverts(
+    labeled: LabeledGenerator, photos: Photos, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    labeled.save_pretrained(tmp_path / "ck")
+    save(tmp_path / "photos", own_images(labeled, range(2)))
+    words = ["label", *(str(tmp_path / name) for name in ("ck", "photos", "out")), "--steps", "3", "--device", "cpu"]
+    for options, said in (
+        (["--format", "yolo-pose"], "needs keypoints"),
+        (["--format", "folder", "--label", "mak"], "labels must be some of mask"),
+        (["--format", "yolo-seg", "--instance-class", "zebra"], "no class 'zebra'"),
+        (["--format", "folder", "--split", "val=2"], "a split is a name and a share"),
+        (["--format", "drafts", "--palette", "--label", "mask"], "--label, --palette changes nothing in format drafts"),
+    ):
+        assert main([*words, *options]) == 1
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out.inverting").exists()
+    words[3] = str(tmp_path / "photos" / "out")
+    assert main([*words, "--format", "folder"]) == 1
+    assert "would be among its photos next time" in capsys.readouterr().err

@@ -225,6 +225,10 @@ def check_out(args: argparse.Namespace) -> None:
     """Say before any work that OUT cannot be written; see `written_whole`."""
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise ValueError(f"{args.out} exists: choose another name, or remove it")
+    if Path(args.photos).is_dir() and args.out.resolve().is_relative_to(Path(args.photos).resolve()):
+        raise ValueError(
+            f"{args.out} lies in {args.photos}, and would be among its photos next time: choose another place"
+        )
     check_writable(args.out)
     if args.sheet is not None:
         options.check_file(args.sheet, "--sheet", ".png")
@@ -239,7 +243,9 @@ def _template(text: str) -> dict[str, list[float]]:
     try:
         content: Any = json.loads(Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text)
         return {str(name): [float(x), float(y)] for name, (x, y) in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise argparse.ArgumentTypeError(
-            f'{text!r} is neither a JSON file nor JSON such as {{"nose": [32, 36]}}: {error}'
+            f'{text!r:.80} must be JSON such as {{"nose": [32, 36], "chin": [32, 60]}}, or a .json file of that'
         ) from None

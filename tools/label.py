@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from pathlib import Path
 
-from dsgan_datasets.export import FORMATS, export
+from dsgan_datasets.export import FORMATS, ExportInput, check_export, export
+from dsgan_datasets.export.writing import option_of
 from dsgan_datasets.inversion.folder import export_photos
 from dsgan_datasets.inversion.labeled_photos import LabeledPhotos
+from dsgan_datasets.inversion.photos import Photos
 from dsgan_datasets.inversion.work import finish_work
+from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.tools import invert, options
 from dsgan_datasets.tools.export import add_layout, layout
 from dsgan_datasets.tools.messages import counted
@@ -45,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     invert.check_out(args)
     labeled = options.load(args)
     photos = invert.photos_of(args, labeled.image_size, labeled.targets)
+    _check_layout(args, labeled, photos)
     work = invert.work_of(args.out)
     found = invert.inverted(args, args.checkpoint, labeled.generator, labeled.recipe, photos, work)
     invert.print_scores(photos, found)
@@ -65,3 +70,13 @@ def run(args: argparse.Namespace) -> None:
         export(source.as_input(), args.out, args.format, **layout(args))
     finish_work(work)
     print(f"{counted(len(source), 'labeled photo')} as {args.format}: {args.out.resolve()}")
+
+
+def _check_layout(args: argparse.Namespace, labeled: LabeledGenerator, photos: Photos) -> None:
+    """Say before hours of work that the photos cannot be written like this."""
+    if args.format != DRAFTS:
+        check_export(ExportInput.generated(labeled, len(photos)), args.format, **layout(args))
+        return
+    usual = inspect.signature(export).parameters
+    if given := [option_of(name) for name, value in layout(args).items() if value != usual[name].default]:
+        raise ValueError(f"{', '.join(given)} changes nothing in format {DRAFTS}, which holds all labels: leave it out")

@@ -23,14 +23,20 @@ class AnnotationError(ValueError):
 
     Attributes:
         mistakes: one sentence each: file, what is wrong with it, and the way out.
+
+    Args:
+        folder: in which they are.
+        mistakes: see above.
+        way_out: a last line that holds for all of them.
     """
 
-    def __init__(self, folder: Path | str, *mistakes: str) -> None:
+    def __init__(self, folder: Path | str, *mistakes: str, way_out: str | None = None) -> None:
         self.mistakes = tuple(map(one_line, mistakes))
         lines = [f"  {mistake}" for mistake in self.mistakes[:_LONGEST_LIST]]
         if (more := len(self.mistakes) - _LONGEST_LIST) > 0:
             lines.append(f"  … and {more} more")
         count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+        lines += [] if way_out is None else [way_out]
         super().__init__("\n".join([f"{count} in {one_line(str(folder))}:", *lines]))
 
 

@@ -5,8 +5,8 @@ The flow: inputs (where samples come from) -> layouts (folder, coco, mmseg, yolo
 
 from dsgan_datasets._deprecation import moved
 from dsgan_datasets.export.inputs import ExportInput
-from dsgan_datasets.export.writing import FORMATS, export, formats_for
+from dsgan_datasets.export.writing import FORMATS, check_export, export, formats_for
 
-__all__ = ["FORMATS", "ExportInput", "export", "formats_for"]
+__all__ = ["FORMATS", "ExportInput", "check_export", "export", "formats_for"]
 
 __getattr__ = moved(__name__, {"Source": "dsgan_datasets.export:ExportInput"})

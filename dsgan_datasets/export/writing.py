@@ -96,19 +96,73 @@ def export(
         >>> export(ExportInput.generated(labeled, 10), tmp / "faces", "folder", splits={"val": 0.2})
         {'train': 8, 'val': 2}
     """
+    input, options, counts = _planned(input, format, labels, splits, things, instances, min_instance_area, category)
+    with written_whole(Path(out)) as folder:
+        layout = FORMATS[format](folder, input, options, {} if "" in counts else counts)
+        _write(folder, layout, input, counts, palette, format)
+    return counts
+
+
+def check_export(
+    input: ExportInput,
+    format: str,
+    *,
+    labels: Sequence[str] | None = None,
+    splits: Mapping[str, float] | None = None,
+    palette: bool = False,
+    things: Sequence[str] | None = None,
+    instances: str = "classes",
+    min_instance_area: int = 1,
+    category: str = "object",
+) -> None:
+    """Raise what `export` would raise of these arguments, before samples are made that take long.
+
+    Args:
+        input: samples with the same labels, as many; none is asked for.
+        format, labels, splits, palette, things, instances, min_instance_area, category: as for `export`.
+
+    Raises:
+        ValueError: an argument out of range, or the format cannot hold the labels.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> check_export(ExportInput.generated(labeled, 10), "coco", instances="components")
+    """
+    input, _, _ = _planned(input, format, labels, splits, things, instances, min_instance_area, category)
+    if palette:
+        input.schema  # noqa: B018 - it raises what is wrong
+
+
+def _planned(
+    input: ExportInput,
+    format: str,
+    labels: Sequence[str] | None,
+    splits: Mapping[str, float] | None,
+    things: Sequence[str] | None,
+    instances: str,
+    min_instance_area: int,
+    category: str,
+) -> tuple[ExportInput, Options, dict[str, int]]:
+    """What is written, in which manner, and how many samples to each split; see `export`."""
     if format not in FORMATS:
         raise ValueError(f"no format {format!r}; the formats are: {', '.join(FORMATS)}")
     input = input.choose(labels)
     _check_labels(format, input.targets)
-    layout_type = FORMATS[format]
     given = {"things": things, "instances": instances, "min_instance_area": min_instance_area, "category": category}
     options = _options(input, things, instances, min_instance_area, category)
     _check_used(format, input.targets, given)
-    counts = _counts(input, layout_type.default_splits if splits is None else splits)
-    with written_whole(Path(out)) as folder:
-        layout = layout_type(folder, input, options, {} if "" in counts else counts)
-        _write(folder, layout, input, counts, palette, format)
-    return counts
+    return input, options, _counts(input, FORMATS[format].default_splits if splits is None else splits)
+
+
+def option_of(argument: str) -> str:
+    """The option of `dsgan export` and `dsgan label` that is an argument of `export`.
+
+    Example:
+        >>> option_of("min_instance_area"), option_of("things")
+        ('--min-instance-area', '--instance-class')
+    """
+    names = {"labels": "--label", "splits": "--split", "things": "--instance-class"}
+    return names.get(argument, f"--{argument.replace('_', '-')}")
 
 
 def formats_for(targets: Sequence[Target]) -> tuple[str, ...]:
@@ -152,11 +206,10 @@ def _check_used(format: str, targets: Sequence[Target], given: Mapping[str, Any]
     for name, value in given.items():
         if name not in used and value != usual[name].default:
             able = ", ".join(other for other, layout in FORMATS.items() if name in layout.takes)
-            option = "--instance-class" if name == "things" else f"--{name.replace('_', '-')}"
             labels = " and ".join(target.field for target in targets)
             raise ValueError(
-                f"{name} ({option}) changes nothing in format {format} with {labels}: leave it out; formats that have "
-                f"it are: {able}"
+                f"{name} ({option_of(name)}) changes nothing in format {format} with {labels}: leave it out; "
+                f"formats that have it are: {able}"
             )
 
 

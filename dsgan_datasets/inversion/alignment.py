@@ -33,7 +33,8 @@ class Alignment:
         photo_size: (H, W) of the photo, upright.
 
     Raises:
-        ContentError: the photo is too small for that; the message continues a sentence that begins with its name.
+        ContentError: the photo is too small for that, or the frame lies beside it; the message continues a sentence
+            that begins with its name.
 
     Example:
         >>> alignment = Alignment.center((200, 300), (64, 64))
@@ -53,6 +54,12 @@ class Alignment:
             raise ContentError(
                 f"is too small: its crop has {round(width * self.scale)}×{round(height * self.scale)} pixels, and the "
                 f"generator's images {width}×{height}; it takes at least half of that: use a larger photo"
+            )
+        corners = self.to_photo([(0, 0), (self.size[1], 0), (0, self.size[0]), (self.size[1], self.size[0])])
+        if (corners.max(0) <= 0).any() or (corners.min(0) >= self.photo_size[::-1]).any():
+            raise ContentError(
+                f"has boxes or keypoints outside of the photo, which has {self.photo_size[1]}×{self.photo_size[0]} "
+                "pixels: correct them, or leave the photo out"
             )
 
     @classmethod
@@ -76,7 +83,7 @@ class Alignment:
         Args:
             box: left, top, right, bottom.
             photo_size, size: (H, W) of photo and frame.
-            margin: what is added on each side, as a share of the box's longer side; may be negative.
+            margin: what is added on each side, as a share of the box's longer side; may be negative, above -0.5.
             inside: take the largest crop of the frame's shape inside the box, instead of the smallest around it.
         """
         left, top, right, bottom = box

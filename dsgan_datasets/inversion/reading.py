@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from dsgan_datasets.annotations.coco import is_coco
+from dsgan_datasets.annotations.coco import annotated_images, is_coco
 from dsgan_datasets.annotations.files import File, files_in
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
-from dsgan_datasets.annotations.values import identity
-from dsgan_datasets.contents import ContentError, parse_json, shown
+from dsgan_datasets.annotations.values import identity, whole
+from dsgan_datasets.checks import is_number
+from dsgan_datasets.contents import ContentError, parse_json
 from dsgan_datasets.inversion.alignment import Alignment
 from dsgan_datasets.inversion.labels import CocoLabels, ObjectOf, ShardLabels, photo_name
 from dsgan_datasets.inversion.photos import Photo, Photos, Reader, upright
@@ -52,7 +53,7 @@ def read_photos(
         align: "center" takes the largest crop in the middle of each photo; "boxes" a crop around each box of a COCO
             file; "keypoints" turns, scales and shifts each annotated object so that its keypoints meet the `template`.
         margin: of boxes, see `Alignment.box`.
-        template: name of a keypoint -> (x, y) in the generator's images, in pixels.
+        template: of keypoints: name of a keypoint -> (x, y) in the generator's images, in pixels.
         category: of the annotations that are aligned by, where the COCO file has others too, such as parts of what they
             show; None takes all annotations.
         skip: leave out photos that cannot be used.
@@ -71,8 +72,8 @@ def read_photos(
     """
     if align not in get_args(Align):
         raise ValueError(f"align must be one of {', '.join(get_args(Align))}, not {align!r:.40}")
-    if (align == "keypoints") != (template is not None):
-        raise ValueError("a template says where keypoints lie in the generator's images: give it with align=keypoints")
+    _check_margin(margin, align)
+    _check_template(template, align, size)
     if category is not None and align == "center":
         raise ValueError("a category says which annotations are aligned by: give it with align=boxes or keypoints")
     text = os.fspath(where)
@@ -94,15 +95,60 @@ def read_photos(
         readers = _of_files(place, size)
     usable = {name: read for name, read in readers.items() if found.guarded(name, read) is not None}
     if found.mistakes and not skip:
-        *others, last = found.mistakes
-        raise AnnotationError(place, *others, f"{last}. Or leave such photos out: skip (--skip)")
+        raise AnnotationError(place, *found.mistakes, way_out="or leave such photos out: skip (--skip)")
     if not usable:
-        raise AnnotationError(place, *(found.mistakes or [f"there are no photos (*{', *'.join(_ENDINGS)})"]))
+        raise AnnotationError(place, *(found.mistakes or [_none(labels is not None, align, category)]))
     if warn is not None:
         for mistake in found.mistakes:
             warn(f"left out: {mistake}")
     left_out = readers.keys() - usable.keys()
     return Photos(usable, size, license or "unspecified", labels=labels, left_out=left_out)
+
+
+def _check_margin(margin: float, align: Align) -> None:
+    if not is_number(margin) or not -0.5 < margin <= 100:
+        raise ValueError(
+            f"margin must be a share of the box's longer side, above -0.5 and at most 100, not {margin!r:.40}"
+        )
+    if margin and align != "boxes":
+        raise ValueError(
+            f"margin is of boxes, and changes nothing with align={align}: leave it out, or use align=boxes"
+        )
+
+
+def _check_template(template: Mapping[str, Sequence[float]] | None, align: Align, size: tuple[int, int]) -> None:
+    if template is None:
+        if align == "keypoints":
+            raise ValueError(
+                "align=keypoints needs a template, which says where the keypoints lie in the generator's images: "
+                'template={"nose": [32, 36], …} (template: --template)'
+            )
+        return
+    if align != "keypoints":
+        raise ValueError(f"template is of keypoints, and changes nothing with align={align}: use align=keypoints")
+    if not isinstance(template, Mapping) or len(template) < 2:
+        raise ValueError('template must name two keypoints or more, such as {"nose": [32, 36], "chin": [32, 60]}')
+    height, width = size
+    for name, point in template.items():
+        try:
+            x, y = map(float, point)
+        except (TypeError, ValueError):
+            raise ValueError(f"template: {name} must be [x, y] in pixels, not {point!r:.40}") from None
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise ValueError(
+                f"template: {name} must lie in the generator's images, which have {width}×{height} pixels, not at "
+                f"({x:g}, {y:g})"
+            )
+
+
+def _none(coco: bool, align: Align, category: str | None) -> str:
+    """What to say where there are no photos."""
+    if not coco:
+        return f"there are no photos (*{', *'.join(_ENDINGS)})"
+    if align == "center":
+        return "it lists no images: export it again"
+    of_category = "" if category is None else f" of category {category!r:.60}"
+    return f"it has no annotations{of_category} to align by: add some, or align by center"
 
 
 def _of_files(place: Path, size: tuple[int, int]) -> dict[str, Reader]:
@@ -158,43 +204,59 @@ def _of_coco(
         raise AnnotationError(place, f"it {error}") from None
     if not is_coco(content):
         raise AnnotationError(place, 'it is not COCO\'s JSON, an object with "images" and "annotations"')
-    try:
-        paths = {identity(image["id"]): str(image["file_name"]) for image in content["images"]}
-        annotated = [(identity(each["image_id"]), each) for each in content.get("annotations", ())]
-        keypoints = {identity(each["id"]): each.get("keypoints", ()) for each in content.get("categories", ())}
-        names = {identity(each["id"]): each.get("name") for each in content.get("categories", ())}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AnnotationError(place, f"it is not COCO's JSON: {shown(error)} is missing or of another kind") from None
+    # A file whose ids are wrong would give a box to another photo, which nobody may skip.
+    looked_at = {"images": content["images"]} if align == "center" else content
+    faults = Findings()
+    annotated_images({"annotations": [], "categories": [], **looked_at}, place.name, faults)
+    if faults.mistakes:
+        raise AnnotationError(place, *faults.mistakes)
+    images = {identity(image["id"]): image for image in content["images"]}
     folder = place.parent.resolve()
     readers: dict[str, Reader] = {}
     shown_by: dict[str, ObjectOf] = {}
 
     def add(name: str, image: Any, how: Callable[[tuple[int, int]], Alignment], annotation: Any = None) -> None:
-        file = found.guarded(name, partial(_inside, folder, paths[image]))
+        file = found.guarded(name, partial(_inside, folder, images[image]["file_name"]))
         if file is not None:
             readers[name] = partial(_photo, partial(_content, file), name, how)
             shown_by[name] = ObjectOf(image, annotation)
 
     labels = CocoLabels(place.name, content, shown_by)
     if align == "center":
-        for image, path in paths.items():
-            add(photo_name(path), image, partial(Alignment.center, size=size))
+        for image, entry in images.items():
+            add(photo_name(entry["file_name"]), image, partial(Alignment.center, size=size))
         return readers, labels
-    if category is not None and category not in names.values():
-        raise AnnotationError(place, f"it has no category {category!r:.60}; it has: {listed(list(names.values()))}")
-    for image, annotation in annotated:
-        if image not in paths or category not in (None, names.get(identity(annotation.get("category_id")))):
+    categories = {identity(each.get("id")): each for each in content.get("categories", ())}
+    names = [each.get("name") for each in categories.values()]
+    if category is not None and category not in names:
+        raise AnnotationError(place, f"it has no category {category!r:.60}; it has: {listed(names) or 'none'}")
+    for annotation in content.get("annotations", ()):
+        image = identity(annotation.get("image_id"))
+        its = categories.get(identity(annotation.get("category_id")), {})
+        if category not in (None, its.get("name")):
             continue
-        name = f"{photo_name(paths[image])}-{identity(annotation.get('id'))}"
+        name = f"{photo_name(images[image]['file_name'])}-{identity(annotation.get('id'))}"
         if align == "boxes":
             how = found.guarded(name, partial(_box, annotation, size, margin))
         else:
             assert template is not None
-            points = keypoints.get(identity(annotation.get("category_id")), ())
-            how = found.guarded(name, partial(_similarity, annotation, size, points, template))
+            how = found.guarded(name, partial(_similarity, annotation, size, its.get("keypoints", ()), template))
         if how is not None:
-            add(name, image, how, annotation)
+            add(name, image, partial(_as_annotated, how, images[image]), annotation)
     return readers, labels
+
+
+def _as_annotated(
+    how: Callable[[tuple[int, int]], Alignment], image: Mapping[str, Any], photo_size: tuple[int, int]
+) -> Alignment:
+    """An alignment of a photo of the size that it had when it was annotated."""
+    width, height = whole(image.get("width")), whole(image.get("height"))
+    if None not in (width, height) and (height, width) != photo_size:
+        raise ContentError(
+            f"has {photo_size[1]}×{photo_size[0]} pixels, upright, and {width}×{height} in the COCO file: its boxes "
+            "and keypoints are of another size; use the photo that was annotated"
+        )
+    return how(photo_size)
 
 
 def _inside(folder: Path, path: str) -> Path:
@@ -214,6 +276,8 @@ def _box(annotation: Mapping[str, Any], size: tuple[int, int], margin: float) ->
         left, top, width, height = map(float, annotation["bbox"])
     except (KeyError, TypeError, ValueError):
         raise ContentError("has no bbox [x, y, width, height]: add it, or align by center") from None
+    if width <= 0 or height <= 0:
+        raise ContentError(f"has a bbox of {width:g}×{height:g} pixels: correct it, or leave the photo out")
     box = (left, top, left + width, top + height)
     return lambda photo_size: Alignment.box(box, photo_size, size, margin=margin)
 
