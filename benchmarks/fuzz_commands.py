@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ from dsgan_datasets.tools.cli import build_parser, main
 EXAMPLE = "example: python benchmarks/fuzz_commands.py --cases 2000 --out benchmarks/results/fuzz_commands.json"
 #: Seconds after which a command that is still at work counts as accepted.
 PATIENCE = 2.0
+#: Seconds in which it must end then.
+GRACE = 60.0
 LARGEST_GROWTH = 2**30  # bytes
 
 NUMBERS = ["0", "1", "2", "-1", "3", "7", "1e3", "0.5", "-0.0", "nan", "inf", "1e999", "9" * 30, str(2**63), str(2**64)]
@@ -168,7 +171,8 @@ def attempt(line: list[str], folder: Path) -> tuple[str, str]:
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) * 1024
         output.write_text(f"{ended}\n{grown}\n{stream.getvalue()}", errors="backslashreplace")
         os._exit(0)
-    os.waitpid(child, 0)
+    if not ends(child, PATIENCE + GRACE):
+        return "hangs", f"was still there {GRACE:.0f} s after SIGTERM"
     if not output.exists():
         return "died", "the process died"
     ended, grown, text = output.read_text().split("\n", 2)
@@ -186,6 +190,18 @@ def attempt(line: list[str], folder: Path) -> tuple[str, str]:
     if "secret" in text.replace("…", ""):
         return ended, "printed a secret"
     return ended, ""
+
+
+def ends(child: int, seconds: float) -> bool:
+    """Whether a process ends in time; it is killed if not."""
+    deadline = time.monotonic() + seconds
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def run(cases: int, seed: int) -> dict[str, Any]:

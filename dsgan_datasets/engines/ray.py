@@ -8,11 +8,12 @@ work is restarted forever.
 
 from __future__ import annotations
 
-import signal
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from dsgan_datasets.labeled_generator import LabeledGenerator
 
 #: Seconds without any news from a worker after which a cluster without room is mentioned.
 _PATIENCE = 300
+#: Seconds between two looks whether a connection is still wanted.
+_LOOK_EVERY = 0.2
 _RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -184,16 +187,33 @@ def import_ray() -> Any:
 
 
 def start(ray: Any, address: str | None = None, **options: Any) -> None:
-    """Connect this process to a cluster; None starts one on this machine. How it handles signals stays as it is."""
+    """Connect this process to a cluster; None starts one on this machine. How it handles signals stays as it is.
+
+    In the main thread Ray takes SIGTERM for itself, and loses one that comes while it is at work. So another thread
+    connects. It lives as long as the connection, as the processes of a cluster end with the thread that started them.
+    """
     options = {"log_to_driver": False, "logging_level": "ERROR", **options}
     if address is None:
         options["include_dashboard"] = False
-    before = signal.getsignal(signal.SIGTERM)
+    connected: Future[None] = Future()
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, **options)
+        except BaseException as error:
+            connected.set_exception(error)
+            return
+        connected.set_result(None)
+        while ray.is_initialized():
+            time.sleep(_LOOK_EVERY)
+
+    threading.Thread(target=connect, daemon=True, name="dsgan-ray").start()
     try:
-        ray.init(address=address, **options)
-    finally:
-        if threading.current_thread() is threading.main_thread() and before is not None:
-            signal.signal(signal.SIGTERM, before)  # Ray's own ends the process at once
+        connected.result()
+    except KeyboardInterrupt:  # or a signal that ends a command: so does what has begun
+        if connected.exception() is None:
+            ray.shutdown()
+        raise
 
 
 def in_short(error: Exception) -> str:
