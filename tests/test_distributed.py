@@ -17,7 +17,7 @@ from sources import NumberSource
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from dsgan_datasets import DSGANDataset, DSGANIterableDataset
+from dsgan_datasets import DSGANIterableDataset
 
 
 def _free_port() -> int:
@@ -69,7 +69,7 @@ def test_two_ranks_of_an_odd_epoch(
     assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == expected
 
 
-#: How a loader is prepared: (dispatch_batches, split_by_rank or what the dataset is in its place, workers, context).
+#: How a loader is prepared -> (dispatch_batches, split_by_rank, workers, context).
 PREPARED = [
     (None, None, 0, None),
     (False, None, 0, None),
@@ -77,8 +77,6 @@ PREPARED = [
     (None, False, 2, None),
     (False, None, 2, None),
     (False, None, 1, "spawn"),
-    (None, "alone", 0, None),
-    (None, "map-style", 0, None),
     ("not prepared", None, 0, None),
     ("skipped", None, 0, None),
 ]
@@ -95,10 +93,7 @@ def _accelerate(rank: int, port: int, folder: str) -> None:
     for dispatch, split, workers, context in PREPARED:
         batches = dispatch if isinstance(dispatch, bool) else None
         accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=batches))
-        sharing = {"rank": 0, "world_size": 1} if split == "alone" else {"split_by_rank": split, "global_batch": 4}
-        dataset: Any = DSGANDataset(NumberSource(), 16)
-        if split != "map-style":
-            dataset = DSGANIterableDataset(NumberSource(), length=16, **sharing)
+        dataset = DSGANIterableDataset(NumberSource(), length=16, split_by_rank=split, global_batch=4)
         loader: Any = DataLoader(dataset, batch_size=2, num_workers=workers, multiprocessing_context=context)
         if dispatch == "skipped":
             loader = skip_first_batches(loader, 1)
@@ -108,8 +103,7 @@ def _accelerate(rank: int, port: int, folder: str) -> None:
             warnings.simplefilter("always")
             epochs = []
             for epoch in range(2):
-                if split != "map-style":
-                    dataset.set_epoch(epoch)
+                dataset.set_epoch(epoch)
                 epochs.append([i for batch in loader for i in batch["index"].tolist()])
         results.append((epochs, [str(w.message) for w in warned if "split_by_rank=False" in str(w.message)]))
     torch.save(results, Path(folder) / f"{rank}.pt")
@@ -125,8 +119,7 @@ def test_accelerate_shares_out_each_sample_once(tmp_path: Path) -> None:
     for (dispatch, split, workers, _), first, second in zip(PREPARED, *ranks, strict=True):
         for epoch in range(2):
             seen = sorted(first[0][epoch] + second[0][epoch])
-            begin = 0 if split == "map-style" else 16 * epoch
-            whole = list(range(begin, begin + 16))
+            whole = list(range(16 * epoch, 16 * epoch + 16))
             if dispatch == "skipped":  # the first batch of each rank: what was not prepared shares out nothing
                 assert seen == whole[4:]
             else:
