@@ -11,13 +11,20 @@ README = ROOT / "README.md"
 # Written once; importing the package here would need torch.
 (VERSION,) = re.findall(r'^__version__ = "(.+)"$', (ROOT / "dsgan_datasets" / "_version.py").read_text(), re.MULTILINE)
 
-# adapters and tools live at the top of the checkout and are found through the relative symlinks
-# dsgan_datasets/adapters and dsgan_datasets/tools: neither may be installed under its bare name.
-PACKAGES = sorted(find_packages(str(ROOT), include=["dsgan_datasets", "dsgan_datasets.*"]))
+# adapters and tools live at the top of the checkout; neither may be installed under its bare name.
+PACKAGE_DIR = {
+    "dsgan_datasets": "dsgan_datasets",
+    "dsgan_datasets.adapters": "adapters",
+    "dsgan_datasets.tools": "tools",
+}
+PACKAGES = sorted(
+    {f"{name}.{below}" for name, folder in PACKAGE_DIR.items() for below in find_packages(str(ROOT / folder))}
+    | set(PACKAGE_DIR)
+)
 
 LINT = ["import-linter>=2.17", "mypy>=1.14", "ruff>=0.9", "types-tqdm"]
 
-# The frameworks themselves cannot be expressed as dependencies (see .ci/install_frameworks.sh and the README), and
+# The frameworks themselves cannot be expressed as dependencies (see tools/install.py), and
 # Ultralytics must not be one (AGPL): their extras list what they import. The first two still import pkg_resources,
 # which setuptools 81 removed.
 EXTRAS = {
@@ -63,6 +70,7 @@ EXTRAS = {
     ],
     "annotate": ["shapely>=2"],
     "clusters": ["scikit-learn>=1.5"],
+    "completion": ["shtab>=1.7"],
     "coco": ["pycocotools>=2.0.7"],
     "pictures": ["matplotlib>=3.9"],
     "webdataset": ["webdataset>=0.2.96"],
@@ -79,12 +87,16 @@ EXTRAS = {
         "flask",
         "flask-cors",
         "hypothesis>=6.100",
+        "ipykernel>=6.29",
         "moto[s3]>=5",
+        "nbclient>=0.10",
+        "nbformat>=5.10",
         "psutil>=5.9",
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "setuptools>=77",
+        "shtab>=1.7",
         "torchdata>=0.11,<0.12",
         # Runs the fused kernel's tests without a GPU; PyTorch for CUDA brings it along.
         'triton>=3.2; platform_system == "Linux" and platform_machine == "x86_64"',
@@ -93,6 +105,7 @@ EXTRAS = {
         *LINT,
     ],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29"],
+    "release": ["build>=1.2", "twine>=6"],
     "dev": ["build>=1.2", *LINT],
 }
 
@@ -104,9 +117,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     packages=PACKAGES,
-    package_data={"dsgan_datasets": ["py.typed", "pretrained/**/*"]},
+    package_dir=PACKAGE_DIR,
+    package_data={"dsgan_datasets": ["py.typed", "pretrained/**/*"], "dsgan_datasets.tools": ["frameworks/*.txt"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -129,6 +143,7 @@ setup(
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

@@ -67,10 +67,9 @@ def run_pairs(args: argparse.Namespace, arguments: Sequence[str], measure: Calla
         measure: measures in this process.
     """
     if args.once:
-        import dsgan_datasets
-
         found = measure()
-        print(json.dumps({"library": dsgan_datasets.__file__, "seconds": found.seconds, "moments": found.moments}))
+        library = [m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "dsgan_datasets" and m.__file__]
+        print(json.dumps({"library": library, "seconds": found.seconds, "moments": found.moments}))
         return 0
     if args.baseline is None:
         return None
@@ -120,6 +119,7 @@ def _process(checkout: Path, arguments: Sequence[str]) -> Measurement:
     if done.returncode != 0:
         raise BenchmarkError(f"the measurement in {checkout} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    if checkout not in Path(found["library"]).resolve().parents:
-        raise BenchmarkError(f"{checkout} was to be measured, but {found['library']} was imported")
+    # adapters/ and tools/ of a checkout are found with `make links`; without, they may be those that are installed.
+    if foreign := [file for file in found["library"] if checkout not in Path(file).resolve().parents]:
+        raise BenchmarkError(f"{checkout} was to be measured, but {foreign[0]} was imported: run `make links` in it")
     return Measurement(found["seconds"], found["moments"])

@@ -8,6 +8,7 @@ import shutil
 import signal
 import tarfile
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dsgan_datasets
 from dsgan_datasets import (
     InterpretedLabeler,
     LabeledGenerator,
@@ -25,6 +27,13 @@ from dsgan_datasets import (
     load_generator,
     write_shards,
 )
+
+# With a PYTHONPATH, the package may be of one checkout and these two of another one that is installed.
+tools = find_spec("dsgan_datasets.tools")
+if tools is None or not Path(str(tools.origin)).resolve().is_relative_to(
+    Path(dsgan_datasets.__file__).resolve().parents[1]
+):
+    pytest.exit("the package has no adapters and tools of its own: run `make links`, or pip install -e .", 4)
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = LabelSchema(("background", "left", "right", "hat"), flip_pairs=((1, 2),))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +52,7 @@ def test_counts_and_warnings_are_said_as_a_person_would(tmp_path: Path) -> None:
     (tmp_path / "demo-faces").mkdir()  # which two steps of the command warn of
     done = dsgan("preview", "demo-faces", "--num-samples", 1, "--device", "cpu", cwd=tmp_path)
     assert "preview of 1 sample:" in done.stdout and done.stderr.count("is the built-in checkpoint") == 1
-    words = ("annotate", "export", "demo-faces", "one", "--num", 1, "--candidates", 1, "--device", "cpu")
+    words = ("annotate", "export", "demo-faces", "one", "--num-samples", 1, "--candidates", 1, "--device", "cpu")
     done = dsgan(*words, cwd=tmp_path)
     assert "1 image, 64×64" in done.stdout and "Triggered internally" not in done.stderr
 
@@ -202,3 +207,119 @@ def test_doctor_says_what_is_there_and_what_to_install(
     assert "packages:" in capsys.readouterr().out
     assert main(["doctor", "--device", "cuda:99"]) == 1
     assert "cuda" in capsys.readouterr().err
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Of all commands."""
+    below = [each for action in parser._actions if isinstance(action, argparse._SubParsersAction) for each in [action]]
+    for action in below:
+        for command in action.choices.values():
+            yield from parsers(command)
+    if not below:
+        yield parser
+
+
+def test_an_option_means_the_same_everywhere() -> None:
+    """It takes a value in all commands or in none, and what counts samples is called --num-samples."""
+    flags: dict[str, set[bool]] = {}
+    for parser in parsers(build_parser()):
+        for action in parser._actions:
+            for option in action.option_strings:
+                flags.setdefault(option, set()).add(action.nargs == 0)
+    assert {option: kinds for option, kinds in flags.items() if len(kinds) > 1} == {}
+    assert "--num-samples" in flags and "--num" not in flags and "--json" in flags
+
+
+def test_a_wrong_option_shows_the_usage_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", "write", "a", "b", "--num-samples", "1", "--bogus"]) == 2
+    printed = capsys.readouterr().err
+    assert "--samples-per-shard" in printed and "dsgan shards write: error: unrecognized arguments: --bogus" in printed
+
+
+def test_json_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Standard output is JSON and nothing else."""
+
+    def found(*words: str, status: int = 0) -> Any:
+        assert main([*words, "--json"]) == status
+        return json.loads(capsys.readouterr().out)
+
+    assert found("info", "demo-faces")["license"].startswith("CC0-1.0")
+    few = ("--num-samples", "4", "--device", "cpu")
+    out = str(tmp_path / "shards")
+    written = found("shards", "write", "demo-faces", out, "--samples-per-shard", "2", *few)
+    assert written["samples"] == 4 and written["shards"] == 2 and written["complete"] is True
+    assert found("shards", "verify", out) == []
+    Path(out, "shard-000001.tar").unlink()
+    (problem,) = found("shards", "verify", out, status=1)
+    assert problem["name"] == "shard-000001.tar" and problem["kind"] == "missing"
+    exported = found("export", "demo-faces", str(tmp_path / "e"), "--format", "folder", *few)
+    assert exported["samples"] == 4 and Path(exported["folder"]).is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["shards", "write", "demo-faces", "OUT"], ["export", "demo-faces", "OUT", "--format", "mmseg"]]
+)
+def test_a_dry_run_estimates_and_writes_nothing(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [*words, "--num-samples", "16", "--device", "cpu"]
+    assert main([*command, "--dry-run", "--json"]) == 0
+    estimate = json.loads(capsys.readouterr().out)
+    assert not (tmp_path / "OUT").exists()
+    assert estimate["num_samples"] == 16 and estimate["seconds"] > 0
+    assert estimate["seconds"] == pytest.approx(16 / estimate["samples_per_second"])
+    assert main(command) == 0
+    size = sum(file.stat().st_size for file in (tmp_path / "OUT").rglob("*") if file.is_file())
+    assert estimate["bytes"] == pytest.approx(size, rel=0.5)  # preview and manifest are not proportional
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_the_shell_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "dsgan").write_text(capsys.readouterr().out)
+    asked = "source ./dsgan; COMP_WORDS=({}); COMP_CWORD={}; _shtab_dsgan; echo ${{COMPREPLY[@]}}"
+    for words, expected in (
+        ("dsgan ann", "annotate"),
+        ("dsgan shards wr", "write"),
+        ("dsgan stats --num", "--num-samples"),
+    ):
+        command = ["bash", "-c", asked.format(words, words.count(" "))]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.stdout.split() == [expected], done.stderr
+
+
+def test_what_completion_needs_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "zsh"]) == 1
+    assert "pip install 'dsgan_datasets[completion]'" in capsys.readouterr().err
+
+
+@pytest.mark.frameworks
+def test_frameworks_in_place_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["install", "detectron2", "mmseg", "ultralytics", "mmseg"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["detectron2: in place", "mmseg: in place", "ultralytics: in place"]
+
+
+def test_installing_a_framework(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if none were installed: pinned by hash, without their own dependencies; an original is not replaced."""
+    present: dict[str, str] = {}
+
+    def version(name: str) -> str:
+        if name not in present:
+            raise metadata.PackageNotFoundError(name)
+        return present[name]
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert main(["install", "detectron2", "mmseg", "--dry-run"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(commands) == 5 and all(words[1:3] == ["-m", "pip"] for words in commands)
+    assert any(word.startswith("fvcore") for word in commands[0]) and any("yapf" in word for word in commands[3])
+    pinned = [words for words in commands if "--require-hashes" in words]
+    assert len(pinned) == 2 and all("--no-deps" in words and Path(words[-1]).is_file() for words in pinned)
+    present["mmengine"] = "0.10.7"
+    assert main(["install", "mmseg"]) == 1
+    assert "mmengine 0.10.7 is installed" in capsys.readouterr().err
+    assert main(["install", "pytorch"]) == 2

@@ -1,4 +1,4 @@
-"""Imports are cheap, public names are documented, the package installs whole, mypy sees through the symlinks."""
+"""Imports are cheap, public names are documented, the package installs whole, in every way, and mypy sees all of it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import importlib
 import inspect
 import itertools
 import os
-import pkgutil
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from checkout import copy_of_package, copy_to, git_files
 
 import dsgan_datasets
 from dsgan_datasets._deprecation import warn_renamed
@@ -146,20 +147,10 @@ def test_old_names_of_ours_are_errors_here() -> None:
         warn_renamed("old", "new")
 
 
-def git_files(*patterns: str) -> list[str]:
-    """Files that git tracks, or would: new ones that it does not ignore."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    return sorted({name for name in listed.splitlines() if (ROOT / name).exists()})
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Source archive and wheel, the wheel built from the archive, from a copy of what git would carry."""
-    copy = tmp_path_factory.mktemp("copy")
-    for name in git_files(":!tests", ":!benchmarks/results"):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+    copy = copy_to(tmp_path_factory.mktemp("copy"), ":!tests", ":!benchmarks/results")
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(copy)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -167,10 +158,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def of_the_package() -> set[str]:
-    """Files that are installed: the package's own, and those behind its two symlinks."""
-    inside = {name for name in git_files("dsgan_datasets") if not (ROOT / name).is_symlink()}
-    return inside | {f"dsgan_datasets/{name}" for name in git_files("adapters", "tools")}
+def of_the_package() -> dict[str, str]:
+    """Files that are installed: where they lie in the repository -> where in the wheel."""
+    top = {name: f"dsgan_datasets/{name}" for name in git_files("adapters", "tools")}
+    return top | {name: name for name in git_files("dsgan_datasets")}
 
 
 @pytest.mark.extended
@@ -180,8 +171,10 @@ def test_wheel_and_archive_hold_everything(built: Path) -> None:
         in_wheel = {name for name in z.namelist() if ".dist-info/" not in name}
     with tarfile.open(archive) as t:
         in_archive = {member.name.partition("/")[2] for member in t.getmembers() if member.isfile()}
-    assert in_wheel == of_the_package()  # in particular no bare adapters or tools
-    assert {name for name in in_archive if name.startswith("dsgan_datasets/")} == of_the_package()
+    assert in_wheel == set(of_the_package().values())  # in particular no bare adapters or tools
+    assert {name for name in in_archive if name.startswith(("adapters/", "dsgan_datasets/", "tools/"))} == set(
+        of_the_package()
+    )
     assert wheel.name.startswith(f"dsgan_datasets-{dsgan_datasets.__version__}-")
 
 
@@ -199,7 +192,7 @@ def test_every_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(setuptools, "setup", given.update)
     runpy.run_path(str(ROOT / "setup.py"))
-    folders = {Path(name).parent for name in of_the_package() if name.endswith("/__init__.py")}
+    folders = {Path(name).parent for name in of_the_package().values() if name.endswith("/__init__.py")}
     assert given["packages"] == sorted(str(folder).replace("/", ".") for folder in folders)
     assert given["version"] == dsgan_datasets.__version__
 
@@ -227,6 +220,54 @@ def test_wheel_works_from_a_folder_of_its_own(built: Path, tmp_path: Path) -> No
     assert done.stdout.startswith(str(tmp_path / "site")) and "CC0-1.0" in done.stdout, done.stderr
 
 
+def test_nothing_is_a_link() -> None:
+    """A ZIP archive of the repository has text files in place of links, and would not install."""
+    assert [name for name in git_files() if (ROOT / name).is_symlink()] == []
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment that sees the dependencies of this one, but not its dsgan_datasets."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    (site,) = folder.glob("lib/python*/site-packages")
+    # Folders that are added by a .pth file do not have theirs read: our own editable installation stays out.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
+    return folder / "bin" / "python"
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("way", ["zip", "editable", "git", "sdist"])
+def test_every_way_to_install(way: str, built: Path, fresh: Path, tmp_path: Path) -> None:
+    copy = copy_to(tmp_path / "project", ":!tests", ":!benchmarks/results")
+    if way == "git":
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.autocrlf=false"]
+        for command in (["init", "--quiet"], ["add", "--all"], [*identity, "commit", "--quiet", "-m", "all"]):
+            subprocess.run(["git", *command], cwd=copy, check=True, timeout=60)
+    sources = {
+        "zip": [shutil.make_archive(str(tmp_path / "main"), "zip", tmp_path, "project")],
+        "editable": ["--editable", str(copy)],
+        "git": [f"git+{copy.as_uri()}"],
+        "sdist": [str(archive) for archive in built.glob("*.tar.gz")],
+    }
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--force-reinstall"]
+    done = subprocess.run(
+        [str(fresh), *install, *sources[way]], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    code = (
+        "import dsgan_datasets.adapters as a, dsgan_datasets.tools.cli as c, dsgan_datasets as d;"
+        "print(a.__file__, c.__file__, d.__file__); c.main(['info', 'demo-faces'])"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(fresh), "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "CC0-1.0" in done.stdout, done.stderr
+    home = copy if way == "editable" else fresh.parent.parent
+    assert all(Path(file).is_relative_to(home) for file in done.stdout.splitlines()[0].split())
+
+
 def mypy(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mypy", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
@@ -234,23 +275,18 @@ def mypy(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.extended
 @pytest.mark.parametrize("folder", ["adapters", "tools"])
-def test_mypy_sees_through_the_symlinks(tmp_path: Path, folder: str) -> None:
-    """A wrong type planted behind each symlink, across the package boundary, must be found."""
-    copy = tmp_path / "project"
-    copy.mkdir()
-    for name in ("dsgan_datasets", "adapters", "tools", "pyproject.toml"):
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(
-                source, copy / name, symlinks=True, ignore=shutil.ignore_patterns("pretrained", "__pycache__")
-            )
-        else:
-            shutil.copy(source, copy / name)
+def test_mypy_sees_the_folders_at_the_top(tmp_path: Path, folder: str) -> None:
+    """A wrong type planted in each, across the package boundary, must be found."""
+    copy = copy_of_package(tmp_path / "project")
     (copy / folder / "planted.py").write_text(
         '"""Planted."""\n\nfrom dsgan_datasets.latents import check_seed\n\nwrong: str = check_seed(0)\n'
     )
     done = mypy("-m", f"dsgan_datasets.{folder}.planted", cwd=copy)
     assert done.returncode == 1 and "Incompatible types in assignment" in done.stdout, done.stdout + done.stderr
+
+
+def module_name(installed: str) -> str:
+    return installed.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def written_examples() -> set[str]:
@@ -265,9 +301,9 @@ def written_examples() -> set[str]:
                     yield from walk(child, f"{name}.{child.name}")
 
     found: set[str] = set()
-    for file in of_the_package():
+    for file, installed in of_the_package().items():
         if file.endswith(".py"):
-            module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            module = module_name(installed)
             tree = ast.parse((ROOT / file).read_text())
             found |= set(walk(tree, module)) | ({module} if ">>>" in (ast.get_docstring(tree) or "") else set())
     return found
@@ -280,8 +316,8 @@ def test_docstring_examples(tmp_path: Path) -> None:
     names = {**public, "torch": torch, "itertools": itertools}
     runner = doctest.DocTestRunner()
     ran = set()
-    for info in pkgutil.walk_packages(dsgan_datasets.__path__, "dsgan_datasets."):
-        for example in doctest.DocTestFinder().find(importlib.import_module(info.name)):
+    for name in sorted(module_name(file) for file in of_the_package().values() if file.endswith(".py")):
+        for example in doctest.DocTestFinder().find(importlib.import_module(name)):
             if example.examples:
                 ran.add(example.name)
             example.globs.update(names, tmp=tmp_path / example.name)  # each has a folder of its own

@@ -274,4 +274,6 @@ def test_without_ultralytics_the_import_says_what_to_install() -> None:
         "except ImportError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert "needs Ultralytics" in done.stdout and "pip install ultralytics (its license is" in done.stdout, done.stderr
+    assert "needs Ultralytics" in done.stdout and "`dsgan install ultralytics` (its license is" in done.stdout, (
+        done.stderr
+    )

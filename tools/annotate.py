@@ -67,7 +67,9 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         help="folder of an earlier round, to be fitted together with this one: same recipe, features and classes, "
         "other images; may be repeated",
     )
-    parser.add_argument("--num", type=options.integer(1, 10_000), default=16, help="images to annotate (default: 16)")
+    parser.add_argument(
+        "--num-samples", type=options.integer(1, 10_000), default=16, help="images to annotate (default: 16)"
+    )
     parser.add_argument(
         "--select",
         choices=get_args(Selection),
@@ -213,7 +215,7 @@ def run_export(args: argparse.Namespace) -> None:
         generator,
         targets,
         args.out,
-        num=args.num,
+        num_samples=args.num_samples,
         select=args.select,
         candidates=args.candidates,
         start=args.start,

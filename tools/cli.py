@@ -14,12 +14,14 @@ from dsgan_datasets.tools import (
     annotate,
     calibrate,
     cluster,
+    completion,
     convert,
     doctor,
     evaluate,
     export,
     fit,
     info,
+    install,
     invert,
     label,
     preview,
@@ -47,6 +49,8 @@ VERBS = (
     export,
     serve,
     doctor,
+    install,
+    completion,
 )
 
 #: Set to 1 by someone who wants to see where an error came from.
@@ -68,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
+    parser.set_defaults(root=parser)
     return parser
 
 
@@ -92,7 +97,9 @@ def _run(words: Sequence[str]) -> int:
         parser = build_parser()
         for word in words:
             check_word(parser, word)
-        args = parser.parse_args(words or ["--help"])
+        args, unknown = parser.parse_known_args(words or ["--help"])
+        if unknown:  # said by the command, whose usage helps
+            args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         return int(args.run(args) or 0)  # only a verb that finds fault with its input returns anything
     except SystemExit as end:  # argparse has printed help, or a usage error
         return int(end.code or 0)

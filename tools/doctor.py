@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -47,7 +46,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "dsgan doctor\n  dsgan doctor --device cuda:1 --json",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     """Look and print."""
     found = diagnose(resolve_device(args.device))
     if args.json:
-        print(json.dumps(found, indent=2))
+        options.print_json(found)
         return
     for title, rows in found.items():
         print(f"{title}:")
@@ -116,7 +115,7 @@ def _package(module: str) -> str:
     purpose, extra = _FOUND[module]
     if _is_installed(module):
         return f"{_version(module)} ({purpose})"
-    way = f"pip install 'dsgan_datasets[{extra}]'" if extra else "see the guide of the framework"
+    way = f"pip install 'dsgan_datasets[{extra}]'" if extra else f"dsgan install {module}"
     return f"not installed ({purpose}: {way})"
 
 

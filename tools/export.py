@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dsgan_datasets.export.writing import INSTANCES
 from dsgan_datasets.shards.manifest import MANIFEST
 from dsgan_datasets.shards.progress import UNFINISHED
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.estimate import add_dry_run, measure, show
 from dsgan_datasets.tools.messages import counted
 
 
@@ -35,6 +37,8 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "--start", type=options.index, help="index of the first sample (default: 0, or the first in the shards)"
     )
     options.add_seed(parser)
+    add_dry_run(parser)
+    options.add_json(parser)
     parser.set_defaults(run=run, seed=None)
 
 
@@ -107,7 +111,19 @@ def layout(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> None:
     """Generate or read, and write."""
     input = _input(args)
+    if args.dry_run:
+        form = {**layout(args), "splits": {}}  # of so few samples a split may get none
+
+        def write(out: Path, count: int) -> None:
+            export(replace(input, numbers=input.numbers[:count]), out, args.format, **form)
+
+        show(measure(input.num_samples, write), args)
+        return
     counts = export(input, args.out, args.format, **layout(args))
+    if args.json:
+        content = {"samples": input.num_samples, "format": args.format, "counts": counts}
+        options.print_json({**content, "folder": str(args.out.resolve())})
+        return
     parts = ", ".join(f"{count} {name}".rstrip() for name, count in counts.items())
     print(f"{counted(input.num_samples, 'sample')} as {args.format} ({parts}): {args.out.resolve()}")
 

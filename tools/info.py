@@ -25,12 +25,13 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "info",
         "say what a checkpoint directory or a file of another project is, without running anything from it",
-        "dsgan info demo-faces\n  dsgan info network-snapshot-025000.pkl\n  dsgan info stylegan2-cat-config-f.pkl",
+        "dsgan info demo-faces --json\n  dsgan info network-snapshot.pkl\n  dsgan info stylegan2-cat-config-f.pkl",
     )
     parser.add_argument(
         "source",
         help="checkpoint directory, built-in name, generator file of another project, or folder of model_*.pth",
     )
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 
@@ -38,7 +39,10 @@ def run(args: argparse.Namespace) -> None:
     """Find out and print."""
     path = checkpoint_directory.find(args.source)
     rows = {"path": str(path), **info_rows(path)}
-    options.print_rows(rows)
+    if args.json:
+        options.print_json(rows)
+    else:
+        options.print_rows(rows)
 
 
 def info_rows(path: Path) -> dict[str, str]:

@@ -173,6 +173,16 @@ def short(name: str) -> str:
     return name if "://" in name else Path(name).resolve().name
 
 
+def add_json(parser: argparse._ActionsContainer, what: str = "print JSON in place of text") -> None:
+    """Output for scripts, on standard output and nothing else there."""
+    parser.add_argument("--json", action="store_true", help=what)
+
+
+def print_json(content: Any) -> None:
+    """What a command found, for scripts."""
+    print(json.dumps(content, indent=2))
+
+
 def print_rows(rows: Mapping[str, str]) -> None:
     """Names and values in two columns."""
     width = max(map(len, rows))

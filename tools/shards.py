@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import sys
 
 from dsgan_datasets.shards import Encoding, Folder, load_generator_of, repair_shards, verify_shards, write_shards
 from dsgan_datasets.shards.manifest import MANIFEST, Manifest
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.estimate import add_dry_run, measure, show
 from dsgan_datasets.tools.messages import counted
 
 _WRITE = """dsgan shards write demo-faces faces --num-samples 5000 --samples-per-shard 1000
+  dsgan shards write my-faces faces --num-samples 1000000 --dry-run   # how long, and how much?
   dsgan shards write my-faces s3://bucket/faces --num-samples 1000000 --image-format jpg --engine ray
   dsgan shards write my-faces /nfs/faces --num-samples 1000000 \\
       --shard-range $((SLURM_ARRAY_TASK_ID * 10)):$((SLURM_ARRAY_TASK_ID * 10 + 10))
@@ -45,6 +49,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     verify.add_argument(
         "--strict", action="store_true", help="repair: accept the recorded bytes only, whatever machine they are from"
     )
+    options.add_json(verify, "print the damage as JSON; not with --repair")
     verify.add_argument("--device", help="repair: cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     verify.set_defaults(run=run_verify)
 
@@ -72,6 +77,8 @@ def _add_write(write: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--cpus-per-generator", type=options.integer(1, 10_000), help="engine ray: cores of each (default: 1)"
     )
+    add_dry_run(write)
+    options.add_json(write)
     write.set_defaults(run=run_write)
 
 
@@ -87,24 +94,37 @@ def run_write(args: argparse.Namespace) -> None:
     """Generate and write."""
     if args.quality is not None and args.image_format != "jpg":
         raise ValueError("--quality is that of JPEG: pass --image-format jpg too, or leave it out; PNG is lossless")
-    paths = write_shards(
-        options.load(args),
-        args.out,
-        range(args.start, args.start + args.num_samples),
+    labeled = options.load(args)
+    write = functools.partial(
+        write_shards,
+        labeled,
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
         encoding=Encoding(args.image_format, args.quality or 95, args.uncertainty, args.latent, args.parts),
-        shard_range=args.shard_range,
         workers=args.workers,
+    )
+    first, end = (n * args.samples_per_shard for n in args.shard_range or (0, args.num_samples))
+    written = min(end, args.num_samples) - first
+    if args.dry_run:
+        unit = labeled.recipe.group_size
+        show(measure(written, lambda out, count: write(out, range(args.start, args.start + count)), unit=unit), args)
+        return
+    paths = write(
+        args.out,
+        range(args.start, args.start + args.num_samples),
+        shard_range=args.shard_range,
         engine=args.engine,
         cpus_per_generator=args.cpus_per_generator,
     )
     folder = Folder(args.out)
     megabytes = sum(folder.size(path.rsplit("/", 1)[1]) or 0 for path in paths) / 1e6
-    first, end = (n * args.samples_per_shard for n in args.shard_range or (0, args.num_samples))
-    samples, shards = counted(min(end, args.num_samples) - first, "sample"), counted(len(paths), "shard")
-    print(f"{samples} in {shards} ({megabytes:.1f} MB): {folder}")
-    if MANIFEST not in folder.names():
+    complete = MANIFEST in folder.names()
+    if args.json:
+        content = {"samples": written, "shards": len(paths), "megabytes": megabytes, "complete": complete}
+        options.print_json({**content, "folder": str(folder)})
+        return
+    print(f"{counted(written, 'sample')} in {counted(len(paths), 'shard')} ({megabytes:.1f} MB): {folder}")
+    if not complete:
         print("shards of other ranges are still missing; the writer of the last one finishes the set")
 
 
@@ -120,7 +140,12 @@ def run_verify(args: argparse.Namespace) -> int:
     for name in ("strict", "checkpoint", "device"):
         if getattr(args, name) and not args.repair:
             raise ValueError(f"--{name} says how to repair: give --repair too")
+    if args.json and args.repair:
+        raise ValueError("--json lists the damage, and --repair says what it did: give one of them")
     problems = verify_shards(args.out)
+    if args.json:
+        options.print_json([dataclasses.asdict(problem) for problem in problems])
+        return 1 if problems else 0
     for problem in problems:
         print(problem)
     strangers = [problem for problem in problems if problem.kind == "foreign"]

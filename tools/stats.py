@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from dsgan_datasets.charts import check_installed, histogram, tally_bars
-from dsgan_datasets.files import atomic_write
 from dsgan_datasets.pictures import save_png, stacked
 from dsgan_datasets.statistics import LabelStatistics, Statistics, measure
 from dsgan_datasets.tools import options
@@ -21,7 +19,8 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         verbs,
         "stats",
         "show how often each class appears, how large it is, and how certain the samples are",
-        "dsgan stats demo-faces\n  dsgan stats demo-faces --num-samples 2000 --out faces.png --json faces.json",
+        "dsgan stats demo-faces\n  dsgan stats demo-faces --num-samples 2000 --out faces.png\n"
+        "  dsgan stats demo-faces --json > faces.json",
     )
     options.add_checkpoint(parser)
     options.add_seed(parser)
@@ -30,19 +29,18 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--start", type=options.index, default=0, help="index of the first sample (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("stats.png"), help="picture to write (default: stats.png)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a JSON file too")
+    options.add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, draw, write."""
     options.check_file(args.out, "--out", ".png")
-    if args.json is not None:
-        options.check_file(args.json, "--json")
     check_installed()
     labeled = options.load(args)
     found = measure(labeled, range(args.start, args.start + args.num_samples), seed=args.seed)
-    _print_tables(found)
+    if not args.json:
+        _print_tables(found)
     title = f"{options.short(args.checkpoint)}: {found.num_samples} samples, seed {args.seed}"
     charts = [
         tally_bars(label.columns, label.target, title=f"{title} · {field}") for field, label in found.labels.items()
@@ -55,13 +53,11 @@ def run(args: argparse.Namespace) -> None:
             )
         )
     save_png(stacked(charts), args.out)
-    print(f"picture: {args.out.resolve()}")
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+    if args.json:
         content = {"checkpoint": options.short(args.checkpoint), "fingerprint": labeled.fingerprint, "seed": args.seed}
-        with atomic_write(args.json) as file:
-            file.write((json.dumps({**content, "start": args.start, **found.to_dict()}, indent=1) + "\n").encode())
-        print(f"numbers: {args.json.resolve()}")
+        options.print_json({**content, "start": args.start, **found.to_dict(), "picture": str(args.out)})
+    else:
+        print(f"picture: {args.out.resolve()}")
 
 
 def _print_tables(found: Statistics) -> None:

@@ -19,9 +19,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         f"dsgan_datasets.adapters.detectron2 needs Detectron2, which is not complete here ({error}). Install it into "
-        "this environment: pip install 'dsgan_datasets[detectron2]', then pip install --no-build-isolation --no-deps "
-        "'git+https://github.com/facebookresearch/detectron2.git'. In a checkout of dsgan_datasets, "
-        "`.ci/install_frameworks.sh PYTHON` installs a tested, pinned build without a compiler; see docs/detectron2.md"
+        "this environment: `dsgan install detectron2` (a tested build that needs no compiler), or the original, as "
+        "docs/detectron2.md says"
     ) from error
 
 __all__ = [

@@ -18,11 +18,8 @@ try:
     from dsgan_datasets.adapters.mmseg.resume import DSGANResumeHook
 except ModuleNotFoundError as error:
     raise ImportError(
-        f"dsgan_datasets.adapters.mmseg needs MMSegmentation 1.x ({error}). Install its maintained fork:\n"
-        '    pip install "dsgan_datasets[mmseg]"\n'
-        "    pip install --no-deps --no-build-isolation onedl-mmengine==0.10.12 onedl-mmsegmentation==1.4.2 "
-        "mmcv-lite==2.2.0\n"
-        "or the original: mmengine, the whole mmcv (not mmcv-lite) and mmsegmentation, see "
+        f"dsgan_datasets.adapters.mmseg needs MMSegmentation 1.x ({error}). Install its maintained fork: "
+        "`dsgan install mmseg`, or the original: mmengine, the whole mmcv (not mmcv-lite) and mmsegmentation, see "
         "https://mmsegmentation.readthedocs.io"
     ) from error
 

@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         f"dsgan_datasets.adapters.ultralytics needs Ultralytics, which is not complete here ({error}). Install it into "
-        "this environment: pip install ultralytics (its license is the AGPL-3.0)"
+        "this environment: `dsgan install ultralytics` (its license is the AGPL-3.0)"
     ) from error
 
 __all__ = [

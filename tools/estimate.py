@@ -1,0 +1,101 @@
+"""`--dry-run`: what a long command would take on this machine, from small runs of it."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dsgan_datasets.tools import options
+
+#: Samples of the first run. The next ones have four times as many each, until one takes so many seconds.
+_FIRST, _LONG_ENOUGH = 4, 3.0
+
+
+class Estimate(NamedTuple):
+    """What a command would take.
+
+    Attributes:
+        num_samples: of the whole command.
+        samples_per_second: on this machine, in one process.
+        bytes_per_sample: of what it writes.
+
+    Example:
+        >>> Estimate(3600, 2.0, 10_000).rows()
+        {'samples': '3,600', 'speed': '2.00 samples/s', 'time': '30 min', 'size': '36.0 MB'}
+    """
+
+    num_samples: int
+    samples_per_second: float
+    bytes_per_sample: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole command."""
+        return self.num_samples / self.samples_per_second
+
+    @property
+    def bytes(self) -> int:
+        """Of all that it writes."""
+        return round(self.num_samples * self.bytes_per_sample)
+
+    def rows(self) -> dict[str, str]:
+        """For people."""
+        minutes, megabytes = self.seconds / 60, self.bytes / 1e6
+        short = f"{minutes:.0f} min" if minutes >= 1 else "under a minute"
+        return {
+            "samples": f"{self.num_samples:,}",
+            "speed": f"{self.samples_per_second:.2f} samples/s",
+            "time": f"{minutes / 60:,.1f} h" if minutes >= 60 else short,
+            "size": f"{megabytes / 1e3:,.1f} GB" if megabytes >= 1e3 else f"{megabytes:.1f} MB",
+        }
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """The option; a command that has it calls `measure` and `show`."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="write nothing, and estimate from a few samples how fast this machine is, how long the command would "
+        "take, and how much it would write",
+    )
+
+
+def measure(num_samples: int, write: Callable[[Path, int], object], *, unit: int = 1) -> Estimate:
+    """Run a command with few samples, then with more. What a run costs beside its samples cancels out.
+
+    Args:
+        num_samples: of the command that is estimated.
+        write: writes that many samples into a folder that it creates.
+        unit: samples are made in multiples of this (view groups).
+    """
+    few = more = min(_FIRST * unit, num_samples)
+    first = last = _run(write, few)
+    while more < num_samples and (more == few or last[0] < _LONG_ENOUGH):
+        more = min(4 * more, num_samples)
+        last = _run(write, more)
+    count, seconds, size = more - few, last[0] - first[0], last[1] - first[1]
+    if count == 0 or seconds <= 0:  # so few in all, or something held up the first run
+        count, (seconds, size) = more, last
+    return Estimate(num_samples, count / seconds, size / count)
+
+
+def _run(write: Callable[[Path, int], object], count: int) -> tuple[float, int]:
+    """Seconds and bytes."""
+    with tempfile.TemporaryDirectory(prefix="dsgan-dry-run-") as folder:
+        began = time.perf_counter()
+        write(Path(folder) / "out", count)
+        seconds = time.perf_counter() - began
+        return seconds, sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def show(estimate: Estimate, args: argparse.Namespace) -> None:
+    """Print it, as JSON if asked to."""
+    if args.json:
+        options.print_json({**estimate._asdict(), "seconds": estimate.seconds, "bytes": estimate.bytes})
+        return
+    options.print_rows(estimate.rows())
+    print("estimated from a few samples on this machine, in one process; nothing was written")
