@@ -205,9 +205,9 @@ def _commands(where: Path) -> list[Seed]:
     lines = (
         "info faces",
         "preview faces --num-samples 2 --seed 3 --out sheet.png --set truncation_psi=[0.5,0.9]",
-        "stats faces --num-samples 2 --json stats.json --set size=[8,8]",
+        "stats faces --num-samples 2 --json --set size=[8,8]",
         "annotate check to-annotate --allow-missing --min-region 2 --out check.png",
-        "annotate export faces out --num 2 --select random --classes background,eye --seed 1",
+        "annotate export faces out --num-samples 2 --select random --classes background,eye --seed 1",
         "export faces out --format coco --num-samples 2 --split val=0.5",
         "shards verify shards",
         "shards write faces out --num-samples 2 --samples-per-shard 1 --image-format png",

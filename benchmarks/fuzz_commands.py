@@ -86,7 +86,7 @@ def templates(root: Path) -> Path:
     save_generator(load_generator("demo-faces", device="cpu"), root / "generator")
     write_shards(labeled.with_recipe(labeled.recipe.unfiltered()), root / "shards", range(2))
     export_annotations(
-        labeled.generator, labeled.schema, root / "annotations", num=2, select="random", interpreter=labeled
+        labeled.generator, labeled.schema, root / "annotations", num_samples=2, select="random", interpreter=labeled
     )
     (root / "file").write_text("text")
     (root / "deep.json").write_text("[" * 100_000)

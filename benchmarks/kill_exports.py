@@ -65,7 +65,7 @@ def subjects(labeled: LabeledGenerator) -> dict[str, Subject]:
     def annotate(out: Path) -> object:
         recipe = labeled.recipe.unfiltered()
         return export_annotations(
-            labeled.generator, labeled.schema, out, num=2, select="random", recipe=recipe, interpreter=labeled
+            labeled.generator, labeled.schema, out, num_samples=2, select="random", recipe=recipe, interpreter=labeled
         )
 
     def load(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Annotate a folder of `dsgan annotate export` with a network that was trained on the masks of the renders.
 
-dsgan annotate export runs/faces/best to-annotate --num 16 --truncation-psi 1 --classes demo/classes.json
+dsgan annotate export runs/faces/best to-annotate --num-samples 16 --truncation-psi 1 --classes demo/classes.json
 python demo/annotate.py to-annotate --annotator annotator.safetensors
 dsgan fit runs/faces/best to-annotate my-faces
 """

@@ -63,7 +63,7 @@ def export_to(folder: Path, *targets: Target) -> Path:
         labeled.generator,
         targets or SCHEMA,
         folder,
-        num=3,
+        num_samples=3,
         candidates=12,
         recipe=labeled.recipe,
         name=str(GENERATOR),

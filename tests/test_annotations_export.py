@@ -72,7 +72,7 @@ def test_informative_export_drafts_what_the_interpreter_sees(tmp_path: Path) -> 
         labeled.generator,
         SCHEMA,
         tmp_path / "a",
-        num=3,
+        num_samples=3,
         select="informative",
         candidates=16,
         recipe=labeled.recipe,
@@ -97,7 +97,13 @@ def test_drafts_of_a_merged_schema_and_of_more_classes(tmp_path: Path) -> None:
     merged = labeled.merge_classes({"side": ["left", "right"]})
     schema = LabelSchema(("background", "nose", "hat", "side"))
     exported = export_annotations(
-        labeled.generator, schema, tmp_path / "a", num=2, select="random", recipe=labeled.recipe, interpreter=merged
+        labeled.generator,
+        schema,
+        tmp_path / "a",
+        num_samples=2,
+        select="random",
+        recipe=labeled.recipe,
+        interpreter=merged,
     )
     _, features = synthesize(labeled.generator, labeled.recipe, exported.latents)
     fine = labeled.interpreter.predict(features, Frame(SIZE), LabelingOptions()).labels["mask"].numpy()
@@ -109,9 +115,9 @@ def test_drafts_of_a_merged_schema_and_of_more_classes(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"select": "informative"}, "needs an interpreter"),
-        ({"num": 0}, "num must be"),
-        ({"num": 10**6}, "num must be .* 10000"),
-        ({"candidates": 2}, "num=3 images among candidates=2"),
+        ({"num_samples": 0}, "num_samples must be"),
+        ({"num_samples": 10**6}, "num_samples must be .* 10000"),
+        ({"candidates": 2}, "num_samples=3 images among candidates=2"),
         ({"candidates": 10**9}, "candidates must be"),
         ({"select": "best"}, "random, diverse, informative"),
         ({"recipe": Recipe(truncation_psi=(0.5, 0.7))}, "fixed psi"),
@@ -120,16 +126,16 @@ def test_drafts_of_a_merged_schema_and_of_more_classes(tmp_path: Path) -> None:
 def test_export_refuses(options: dict[str, object], words: str, tmp_path: Path) -> None:
     generator = load_generator(GENERATOR, device="cpu")
     with pytest.raises(ValueError, match=words):
-        export_annotations(generator, SCHEMA, tmp_path / "a", **({"num": 3} | options))  # type: ignore[arg-type]
+        export_annotations(generator, SCHEMA, tmp_path / "a", **({"num_samples": 3} | options))  # type: ignore[arg-type]
 
 
 def test_export_needs_a_folder_to_write_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     generator = load_generator(GENERATOR, device="cpu")
     with pytest.raises(ValueError, match="file is a file: choose another name"):
-        export_annotations(generator, SCHEMA, tmp_path / "file", num=3)
+        export_annotations(generator, SCHEMA, tmp_path / "file", num_samples=3)
     with pytest.raises(OSError, match="cannot be written to"):
-        export_annotations(generator, SCHEMA, tmp_path / "file" / "below", num=3)
+        export_annotations(generator, SCHEMA, tmp_path / "file" / "below", num_samples=3)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

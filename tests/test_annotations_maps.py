@@ -230,7 +230,7 @@ def test_drafts_of_every_label_are_read_as_what_was_predicted(
 ) -> None:
     folder = tmp_path / "round-2"
     export_annotations(
-        seeing.generator, (POINTS, SCHEMA, DEPTH), folder, num=2, select="random", recipe=seeing.recipe,
+        seeing.generator, (POINTS, SCHEMA, DEPTH), folder, num_samples=2, select="random", recipe=seeing.recipe,
         interpreter=seeing,
     )  # fmt: skip
     shutil.copytree(folder / "drafts-depth", folder / "depth")
@@ -248,7 +248,7 @@ def test_drafts_of_every_label_are_read_as_what_was_predicted(
 
 
 def test_only_what_is_to_be_annotated_is_drafted(seeing: LabeledGenerator, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"num": 1, "select": "random", "recipe": seeing.recipe}
+    options: dict[str, Any] = {"num_samples": 1, "select": "random", "recipe": seeing.recipe}
     export_annotations(seeing.generator, POINTS, tmp_path / "points", interpreter=seeing, **options)
     assert not (tmp_path / "points" / "drafts").exists() and list((tmp_path / "points" / "images").glob("*.json"))
     normals = DenseMap("normals", -1, 1, channels=("x", "y", "z"))

@@ -367,7 +367,7 @@ def test_objects_that_point_everywhere_have_no_sides_to_compare() -> None:
 def test_exchanged_sides_are_a_warning_that_names_image_and_points(tmp_path: Path) -> None:
     labeled = small_labeled()
     folder = tmp_path / "five"
-    export_annotations(labeled.generator, POINTS, folder, num=5, select="random", recipe=labeled.recipe)
+    export_annotations(labeled.generator, POINTS, folder, num_samples=5, select="random", recipe=labeled.recipe)
     points = [places(0) for _ in names(folder)]
     points[2][[1, 2]] = points[2][[2, 1]]
     files = [f"{name}.png" for name in names(folder)]
@@ -449,7 +449,7 @@ def test_a_mistake_of_a_file_is_noted_once(both: Path) -> None:
 def rounds(folder: Path, tmp_path: Path) -> list[Path]:
     labeled = small_labeled()
     other = Keypoints(("right_eye", "nose", "left_eye"), flip_pairs=((0, 2),))
-    export_annotations(labeled.generator, other, tmp_path / "later", num=2, earlier=[folder], select="random")
+    export_annotations(labeled.generator, other, tmp_path / "later", num_samples=2, earlier=[folder], select="random")
     write_labelme_points(folder)
     for name in names(tmp_path / "later"):
         shapes = json.loads(first_file(folder).read_text())["shapes"]
@@ -498,7 +498,18 @@ def test_projects_for_annotation_tools_have_the_points_as_labels(exported: dict[
 
 def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a"
-    export = ["annotate", "export", str(GENERATOR), str(out), "--num", "3", "--candidates", "8", "--device", "cpu"]
+    export = [
+        "annotate",
+        "export",
+        str(GENERATOR),
+        str(out),
+        "--num-samples",
+        "3",
+        "--candidates",
+        "8",
+        "--device",
+        "cpu",
+    ]
     assert main([*export, "--keypoints", "nose,left_eye,right_eye"]) == 0
     assert "keypoints: 3 points: nose, left_eye, right_eye" in capsys.readouterr().out
     write_labelme_points(out)
@@ -542,7 +553,7 @@ def test_a_flag_that_says_nothing_of_a_point_is_a_warning(folder: Path) -> None:
 def test_a_misspelled_key_of_a_description_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     described = tmp_path / "points.json"
     described.write_text(json.dumps({"names": ["left_eye", "right_eye"], "flip_pair": [[0, 1]], "source": "a comment"}))
-    export = ["annotate", "export", str(GENERATOR), str(tmp_path / "out"), "--num", "1"]
+    export = ["annotate", "export", str(GENERATOR), str(tmp_path / "out"), "--num-samples", "1"]
     assert main([*export, "--keypoints", str(described)]) == 2
     assert "described with 'flip_pair'; rename it to 'flip_pairs', or remove it" in capsys.readouterr().err
     described.write_text(described.read_text().replace("flip_pair", "flip_pairs"))

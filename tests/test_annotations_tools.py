@@ -24,7 +24,7 @@ def test_demo_faces_through_labelme_and_coco(tmp_path: Path) -> None:
         labeled.generator,
         labeled.schema,
         folder,
-        num=8,
+        num_samples=8,
         select="random",
         recipe=labeled.recipe,
         interpreter=labeled,
@@ -50,7 +50,18 @@ def test_demo_faces_through_labelme_and_coco(tmp_path: Path) -> None:
 
 def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a"
-    export = ["annotate", "export", str(GENERATOR), str(out), "--num", "3", "--candidates", "8", "--device", "cpu"]
+    export = [
+        "annotate",
+        "export",
+        str(GENERATOR),
+        str(out),
+        "--num-samples",
+        "3",
+        "--candidates",
+        "8",
+        "--device",
+        "cpu",
+    ]
     assert main(export) == 1 and "--classes" in capsys.readouterr().err
     assert (
         main([*export, "--classes", "background,left,right,hat", "--truncation-psi", "0.5", "--set", "noise_mode=none"])
@@ -94,7 +105,7 @@ def test_a_second_round_has_the_interpreters_recipe(tmp_path: Path, bare: bool) 
     if bare:
         generator = str(tmp_path / "generator")
         save_generator(load_generator("demo-faces", device="cpu"), generator)
-    options = ["--interpreter", "demo-faces", "--select", "informative", "--num", "2", "--candidates", "4"]
+    options = ["--interpreter", "demo-faces", "--select", "informative", "--num-samples", "2", "--candidates", "4"]
     assert main(["annotate", "export", generator, str(out), *options, "--start", "256", "--device", "cpu"]) == 0
     stored = json.loads((out / "annotations.json").read_text())
     assert all(256 <= image["index"] < 260 for image in stored["images"])

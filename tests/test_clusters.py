@@ -277,7 +277,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, generator: FeatureGenerator
     """Images that were exported and annotated: the left half is one class, the right half another."""
     folder = tmp_path_factory.mktemp("clusters") / "annotations"
     schema = LabelSchema(("left", "right", "nowhere"))
-    exported = export_annotations(generator, schema, folder, num=3, candidates=3, recipe=RECIPE, name=str(GENERATOR))
+    exported = export_annotations(
+        generator, schema, folder, num_samples=3, candidates=3, recipe=RECIPE, name=str(GENERATOR)
+    )
     (folder / "masks").mkdir(exist_ok=True)
     for image in exported.images:
         Image.fromarray(np.repeat([[0] * 8 + [1] * 8], 16, 0).astype(np.uint8)).save(

@@ -250,7 +250,7 @@ def test_photos_teach_the_interpreter_of_a_row(
 
 def test_a_person_may_annotate(segmentation: Any, sources: Any, tmp_path: Path) -> None:
     labeled = sources.labeled
-    export_annotations(labeled.generator, labeled.schema, tmp_path, num=3, candidates=8, recipe=labeled.recipe)
+    export_annotations(labeled.generator, labeled.schema, tmp_path, num_samples=3, candidates=8, recipe=labeled.recipe)
     (tmp_path / "masks").mkdir(exist_ok=True)
     drawn = np.arange(64, dtype=np.uint8)[:, None].repeat(64, 1) // 6
     for image in (tmp_path / "images").glob("*.png"):

@@ -42,7 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported folder with masks, drawn by that rule."""
     folder = tmp_path_factory.mktemp("fit") / "annotations"
     generator = load_generator(GENERATOR, device="cpu")
-    exported = export_annotations(generator, SCHEMA, folder, num=6, candidates=8, recipe=RECIPE, name=str(GENERATOR))
+    exported = export_annotations(
+        generator, SCHEMA, folder, num_samples=6, candidates=8, recipe=RECIPE, name=str(GENERATOR)
+    )
     _, features = synthesize(generator, RECIPE, exported.latents)
     channel = features[-1][:, 0]
     masks = (channel > -0.1).long() + (channel > 0.5).long()

@@ -417,10 +417,12 @@ def test_info_says_what_labels_hold(checkpoint: str, capsys: pytest.CaptureFixtu
 def test_stats_count_points_and_values(
     checkpoint: str, whole: LabeledGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, numbers = tmp_path / "stats.png", tmp_path / "stats.json"
-    main(["stats", checkpoint, "--num-samples", "8", "--out", str(out), "--json", str(numbers), "--device", "cpu"])
+    out = tmp_path / "stats.png"
+    command = ["stats", checkpoint, "--num-samples", "8", "--out", str(out), "--device", "cpu"]
+    main(command)
     shown = capsys.readouterr().out
-    labels, batch = json.loads(numbers.read_text())["labels"], whole.generate(range(8))
+    main([*command, "--json"])
+    labels, batch = json.loads(capsys.readouterr().out)["labels"], whole.generate(range(8))
     seen = (batch["keypoints"][..., 2] > 0).double().mean(0)
     assert [row["frequency"] for row in labels["keypoints"]["counted"]] == pytest.approx(seen.tolist())
     assert labels["keypoints"]["ignored"] == pytest.approx(1 - seen.mean().item())

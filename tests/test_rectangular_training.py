@@ -37,7 +37,7 @@ def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     source, work, out = str(GOLDEN / f"{request.param}.pkl"), folder / "to-annotate", folder / "fitted"
     names = ",".join(SCHEMA.classes)
-    export = ["annotate", "export", source, str(work), "--classes", names, "--num", "3", "--select", "random"]
+    export = ["annotate", "export", source, str(work), "--classes", names, "--num-samples", "3", "--select", "random"]
     assert main([*export, "--psi", "0.8"]) == 0
     (work / "masks").mkdir()
     for path in sorted((work / "images").glob("*.png")):

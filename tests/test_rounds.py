@@ -23,7 +23,7 @@ CPU = ("--device", "cpu")
 
 def exported(folder: Path, *, schema: LabelSchema = SCHEMA, **options: object) -> Path:
     labeled = small_labeled()
-    options = {"num": 3, "select": "random", "recipe": labeled.recipe, "name": str(GENERATOR), **options}
+    options = {"num_samples": 3, "select": "random", "recipe": labeled.recipe, "name": str(GENERATOR), **options}
     export_annotations(labeled.generator, schema, folder, **options)  # type: ignore[arg-type]
     return folder
 
@@ -59,10 +59,10 @@ def test_a_second_round_has_other_images_and_the_same_recipe(both: tuple[Path, P
 
 
 def test_draws_of_earlier_rounds_are_passed_over(rounds: list[Path], tmp_path: Path) -> None:
-    third = exported(tmp_path / "round-3", earlier=rounds, start=1, select="diverse", candidates=8, num=2)
+    third = exported(tmp_path / "round-3", earlier=rounds, start=1, select="diverse", candidates=8, num_samples=2)
     assert all(int(name) in (6, 7, 8) for name in names(third))
     with pytest.raises(ValueError, match="only 1 of the draws 0 … 6 are not in an earlier round"):
-        exported(tmp_path / "round-4", earlier=rounds, start=0, select="diverse", candidates=7, num=3)
+        exported(tmp_path / "round-4", earlier=rounds, start=0, select="diverse", candidates=7, num_samples=3)
     assert not (tmp_path / "round-4").exists()
 
 
@@ -225,7 +225,7 @@ def test_the_command_exports_a_round_after_another(
 ) -> None:
     out = tmp_path / "round-3"
     after = [word for folder in rounds for word in ("--after", str(folder))]
-    command = ["annotate", "export", str(GENERATOR), str(out), *after, "--num", "2", "--candidates", "4", *CPU]
+    command = ["annotate", "export", str(GENERATOR), str(out), *after, "--num-samples", "2", "--candidates", "4", *CPU]
     assert main([*command, "--psi", "0.3"]) == 1
     assert "truncation_psi 0.3 instead of 0.9" in capsys.readouterr().err
     assert main(command) == 0
@@ -235,6 +235,15 @@ def test_the_command_exports_a_round_after_another(
 
 def test_a_labeled_checkpoint_lends_its_classes(tmp_path: Path) -> None:
     small_labeled().save_pretrained(tmp_path / "small")
-    command = ["annotate", "export", str(tmp_path / "small"), str(tmp_path / "out"), "--num", "1", "--select", "random"]
+    command = [
+        "annotate",
+        "export",
+        str(tmp_path / "small"),
+        str(tmp_path / "out"),
+        "--num-samples",
+        "1",
+        "--select",
+        "random",
+    ]
     assert main([*command, *CPU]) == 0
     assert LabelSchema.from_dict(json.loads((tmp_path / "out" / "classes.json").read_text())) == SCHEMA

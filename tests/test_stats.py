@@ -56,11 +56,13 @@ def test_no_samples(unfiltered: LabeledGenerator) -> None:
 
 def test_command(filtered: LabeledGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filtered.save_pretrained(tmp_path / "c")
-    places = ["--out", str(tmp_path / "new" / "s.png"), "--json", str(tmp_path / "s.json")]
-    assert main(["stats", str(tmp_path / "c"), "--num-samples", "12", "--device", "cpu", *places]) == 0
+    command = ["stats", str(tmp_path / "c"), "--num-samples", "12", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "new" / "s.png")]
+    assert main(command) == 0
     printed = capsys.readouterr().out
     assert "hat" in printed and "12 samples" in printed
-    numbers = json.loads((tmp_path / "s.json").read_text())
+    assert main([*command, "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
     found = measure(filtered, range(12))
     assert numbers["fingerprint"] == filtered.fingerprint
     assert [c["frequency"] for c in numbers["labels"]["mask"]["counted"]] == list(found.labels["mask"].frequency)

@@ -51,14 +51,14 @@ class _Looked(NamedTuple):
     scores: Tensor | None
 
 
-@renamed_keywords(schema="targets")
+@renamed_keywords(schema="targets", num="num_samples")
 @torch.no_grad()
 def export_annotations(
     generator: FeatureGenerator,
     targets: Target | Sequence[Target],
     out: str | os.PathLike[str],
     *,
-    num: int = 16,
+    num_samples: int = 16,
     select: Selection = "diverse",
     candidates: int | None = None,
     start: int | None = None,
@@ -77,11 +77,11 @@ def export_annotations(
         targets: the labels to annotate: classes of masks (`LabelSchema`), points (`Keypoints`), maps such as depth
             (`DenseMap`), alone or several together.
         out: folder to write; new, or empty.
-        num: images to annotate, at most 10,000.
+        num_samples: images to annotate, at most 10,000.
         select: "random" takes the first draws as they come; "diverse" takes draws unlike each other (k-center over
             pooled features); "informative" those that `interpreter` is unsure about, and unlike each other.
-        candidates: draws to choose from, `num` … 100,000; None is 4 × `num`, and 16 × `num` for informative ones. The
-            more candidates, the more of those that are unlike all others are flawed images.
+        candidates: draws to choose from, `num_samples` … 100,000; None is four for each image, and 16 for informative
+            ones. The more candidates, the more of those that are unlike all others are flawed images.
         start: index of the first of them; None is the one after the last image of the earlier rounds, or 0.
         seed: of the draws, 0 … 2^64-1.
         recipe: psi, size, crop, … of the images; its filter is ignored. None is that of the earlier rounds, or the
@@ -106,7 +106,7 @@ def export_annotations(
     Example:
         >>> generator = load_generator("demo-faces", device="cpu")
         >>> schema = LabelSchema(("background", "face"))
-        >>> exported = export_annotations(generator, schema, tmp / "to-annotate", num=2, candidates=8)
+        >>> exported = export_annotations(generator, schema, tmp / "to-annotate", num_samples=2, candidates=8)
         >>> sorted(path.name for path in (tmp / "to-annotate").glob("*.json"))
         ['annotations.json', 'classes.json']
     """
@@ -116,28 +116,28 @@ def export_annotations(
         recipe = next((each.recipe for _, each in rounds), Recipe())
     # Filter and class map belong to an interpreter, and the one to be fitted does not exist yet.
     recipe = recipe.unfiltered().override(class_map=None, max_uncertainty=None)
-    _check(generator, targets, out, recipe, interpreter, num, select, candidates)
+    _check(generator, targets, out, recipe, interpreter, num_samples, select, candidates)
     for folder_name, each in rounds:
         _check_earlier(generator, targets, recipe, folder_name, each)
     if interpreter is not None:
         shapely()  # drafts need it: fails before any image is generated
     if start is None:
         start = 1 + max((image.index for _, each in rounds if each.seed == seed for image in each.images), default=-1)
-    usual = min(_PER_IMAGE[select] * num, _MOST_CANDIDATES)
+    usual = min(_PER_IMAGE[select] * num_samples, _MOST_CANDIDATES)
     indices = range(start, start + (usual if select == "random" or candidates is None else candidates))
     latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
     known = {z.numpy().tobytes() for _, each in rounds for z in each.latents}
     fresh = [row for row, z in enumerate(latents) if z.numpy().tobytes() not in known]
-    if len(fresh) < num:
+    if len(fresh) < num_samples:
         raise ValueError(
             f"only {len(fresh)} of the draws {indices.start} … {indices.stop - 1} are not in an earlier round: choose "
             "another start, or leave it out"
         )
-    rows = [fresh[i] for i in _chosen(generator, recipe, interpreter, latents[fresh], num, select)]
+    rows = [fresh[i] for i in _chosen(generator, recipe, interpreter, latents[fresh], num_samples, select)]
     latents = latents[rows]
     looked = _look(generator, recipe, interpreter, latents, "drawing")
     drafts = {} if interpreter is None else _translated(looked.drafts, interpreter, targets)
-    scores = [None] * num if looked.scores is None else looked.scores.tolist()
+    scores = [None] * num_samples if looked.scores is None else looked.scores.tolist()
     exported = Exported(
         generator=name,
         fingerprint=generator_fingerprint(generator),
@@ -200,19 +200,19 @@ def _check(
     out: Path,
     recipe: Recipe,
     interpreter: LabeledGenerator | None,
-    num: int,
+    num_samples: int,
     select: Selection,
     candidates: int | None,
 ) -> None:
-    integer("num", num, 1, _MOST_IMAGES)
+    integer("num_samples", num_samples, 1, _MOST_IMAGES)
     if select not in get_args(Selection):
         raise ValueError(f"select must be one of {', '.join(get_args(Selection))}, not {select!r}")
     if select != "random" and candidates is not None:
         integer("candidates", candidates, 1, _MOST_CANDIDATES)
-        if candidates < num:
+        if candidates < num_samples:
             raise ValueError(
-                f"cannot choose num={num} images among candidates={candidates}: look at {num} candidates or more, or "
-                'take the draws as they come (select="random")'
+                f"cannot choose num_samples={num_samples} images among candidates={candidates}: look at {num_samples} "
+                'candidates or more, or take the draws as they come (select="random")'
             )
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose another name")
@@ -254,15 +254,15 @@ def _chosen(
     recipe: Recipe,
     interpreter: LabeledGenerator | None,
     latents: Tensor,
-    num: int,
+    num_samples: int,
     select: Selection,
 ) -> list[int]:
     """Rows of the draws to annotate."""
     if select == "random":
-        return list(range(num))
+        return list(range(num_samples))
     labeled = interpreter if select == "informative" else None
     looked = _look(generator, recipe, labeled, latents, "looking at candidates")
-    return diverse(looked.points, num, looked.scores)
+    return diverse(looked.points, num_samples, looked.scores)
 
 
 def _look(

@@ -82,7 +82,7 @@ def test_it_learns_at_both_resolutions(
 def test_its_images_must_have_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, folder = tmp_path / "annotator.safetensors", tmp_path / "to-annotate"
     save_annotator(Annotator(128, (4, 8)), weights, {})
-    export_annotations(load_generator("demo-faces", device="cpu"), read_classes(DEMO), folder, num=1)
+    export_annotations(load_generator("demo-faces", device="cpu"), read_classes(DEMO), folder, num_samples=1)
     assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
     message = capsys.readouterr().err
     assert "is 64×64 pixels; the annotator labels 128×128" in message and "--resolution" in message

@@ -591,7 +591,9 @@ def test_the_stand_in_annotates_what_was_exported(tmp_path: Path, capsys: pytest
     save_annotator(annotator, weights, {})
     schema = read_classes(DEMO)
     assert schema.palette == describe("demo-faces").schema.palette
-    export_annotations(load_generator("demo-faces", device="cpu"), schema, folder, num=2, select="random", start=7)
+    export_annotations(
+        load_generator("demo-faces", device="cpu"), schema, folder, num_samples=2, select="random", start=7
+    )
     assert annotate.main([str(folder), "--annotator", str(weights)]) == 0
     found = load_annotations(folder, "demo-faces", device="cpu")
     assert found.images is not None and torch.equal(found.masks, annotator.eval().annotate(found.images))
