@@ -53,13 +53,13 @@ links: $(LINKS)  ## links (not in git) that show static tools, and a PYTHONPATH,
 $(LINKS):
 	ln -s ../$(@F) $@
 
-test: $(VENV)/.stamp-test  ## the tests, under 12 minutes on two cores; installs the frameworks (PYTEST_ARGS="-k name")
+test: $(VENV)/.stamp-test links  ## the tests, under 12 minutes on two cores; installs the frameworks (PYTEST_ARGS="-k name")
 	.venv/bin/python -m pytest $(PARALLEL) -m "not extended" $(PYTEST_ARGS)
 
-test-fast: $(VENV)/.stamp-test  ## what is quick, under 3 minutes: for use while editing
+test-fast: $(VENV)/.stamp-test links  ## what is quick, under 3 minutes: for use while editing
 	.venv/bin/python -m pytest $(PARALLEL) -m "not extended and not slow and not frameworks" $(PYTEST_ARGS)
 
-test-extended: $(VENV)/.stamp-test  ## what takes long and rarely breaks, under 20 minutes
+test-extended: $(VENV)/.stamp-test links  ## what takes long and rarely breaks, under 20 minutes
 	.venv/bin/python -m pytest $(PARALLEL) -m extended $(PYTEST_ARGS)
 
 test-golden: $(VENV)/.stamp-run  ## compare with reference arrays from elsewhere: make test-golden GOLDEN="dir dir"
