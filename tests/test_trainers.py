@@ -388,3 +388,19 @@ def test_accelerate_loses_and_doubles_nothing(tmp_path: Path, ranks: int) -> Non
         steps = [list(chain(*step)) for step in zip(*(part[kind, from_the_beginning] for part in parts), strict=True)]
         in_order = steps if kind == "alone" else [sorted(step) for step in steps]
         assert in_order == (whole if from_the_beginning else whole[6:]), (kind, from_the_beginning)
+
+
+def test_wrong_arguments_are_named(unfiltered: LabeledGenerator) -> None:
+    pytest.importorskip("lightning")
+    from dsgan_datasets.adapters.huggingface import label_names
+    from dsgan_datasets.adapters.lightning import DSGANDataModule
+
+    for size in (0, 2.5, "4"):
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+            DSGANDataModule(unfiltered, batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected labels, such as the `targets`"):
+        label_names(unfiltered)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the labels are: none"):
+        label_names([])
+    with pytest.raises(ValueError, match="expected a LabeledGenerator"):
+        DSGANIterableDataset(LabeledGenerator)  # type: ignore[arg-type]
