@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from dsgan_datasets.checks import integer
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.sources.base import SampleSource
 from dsgan_datasets.sources.datasets import DSGANDataset, DSGANIterableDataset
@@ -66,6 +67,7 @@ class DSGANDataModule(lightning.LightningDataModule):
         **options: Any,
     ) -> None:
         super().__init__()
+        self.batch_size = integer("batch_size", batch_size, 1)
         if isinstance(source, ResumableStream):
             if val_length:
                 raise ValueError("samples for validation are drawn from a source: give one instead of a stream")
@@ -76,7 +78,6 @@ class DSGANDataModule(lightning.LightningDataModule):
             self.validation = (
                 DSGANDataset(source, val_length, seed=val_seed, transforms=val_transforms) if val_length else None
             )
-        self.batch_size = batch_size
         self.options = options
         #: (epoch, global batches of it) at which the latest pass began, and the batches that were trained on before it.
         self._pass = 0, 0

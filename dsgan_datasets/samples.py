@@ -91,8 +91,30 @@ class SampleBatch(_Fields):
 
     @classmethod
     def stack(cls, samples: Sequence[Sample]) -> SampleBatch:
-        """Put samples of equal shape and equal fields into a batch."""
-        return cls({name: torch.stack([s[name] for s in samples]) for name in samples[0]})
+        """Put samples of equal shape and equal fields into a batch.
+
+        Raises:
+            ValueError: they differ in fields or shapes; the message names what differs.
+        """
+        first = samples[0]
+        for sample in samples:
+            if not isinstance(sample, dict) or sample.keys() != first.keys():
+                kinds = [
+                    ", ".join(s) if isinstance(s, dict) else f"an item of type {type(s).__name__}"
+                    for s in (first, sample)
+                ]
+                raise ValueError(
+                    f"one batch cannot hold samples with different fields: {kinds[0]}; and {kinds[1]}. Make items of "
+                    'all parts dicts with the same names, or choose fields that all have (fields=["image", "mask"])'
+                )
+            for name, value in sample.items():
+                if value.shape != first[name].shape:
+                    raise ValueError(
+                        f"one batch cannot hold samples of different shapes: {name} is {list(first[name].shape)} and "
+                        f"{list(value.shape)}. Scale them alike: the recipe's size for generated ones, transforms for "
+                        "your own"
+                    )
+        return cls({name: torch.stack([s[name] for s in samples]) for name in first})
 
 
 def _collate_samples(

@@ -245,3 +245,14 @@ def test_labels_of_shards_are_fitted_from_the_command_line(
     assert "2 photos to annotate, 2 with labels" in capsys.readouterr().out
     names = load_annotations(tmp_path / "out", tmp_path / "ck").names
     assert names == ("000000000", "000000001")
+
+
+def test_labels_in_another_kind_of_file_are_not_passed_over_in_silence(tmp_path: Path) -> None:
+    photos = read_photos(coco_photos(tmp_path / "photos").parent, (20, 20))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (64, 40), 1).save(masks / "a.png")
+    Image.new("L", (32, 32), 1).save(masks / "b.jpg")
+    warnings: list[str] = []
+    assert read_labels(photos, [SCHEMA], masks, warn=warnings.append).keys() == {"a"}
+    assert len(warnings) == 1 and "b.jpg: was not read: a mask is a file that ends in .png" in warnings[0]

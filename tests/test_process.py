@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from annotation_folders import export_to, write_masks
 from conftest import GOLDEN
 
+from dsgan_datasets.engines.ray import start
 from dsgan_datasets.tools.cli import main
 from dsgan_datasets.tools.process import Output, Stopped, stoppable
 
@@ -208,3 +210,26 @@ def test_output_gives_up_for_good() -> None:
     assert [out.write("a"), out.write("bc")] == [1, 2] and gone.written == 1 and out.error is None
     out.flush()
     assert Output(None).write("nothing") == 7
+
+
+def test_a_signal_while_ray_connects_ends_what_has_begun() -> None:
+    """In the main thread Ray lost it, and `dsgan serve` stayed."""
+
+    class Ray:
+        ended = False
+
+        def init(self, **options: Any) -> None:
+            with contextlib.suppress(BaseException):  # as somewhere in Ray
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.2)
+
+        def is_initialized(self) -> bool:
+            return not self.ended
+
+        def shutdown(self) -> None:
+            self.ended = True
+
+    ray = Ray()
+    with stoppable(), pytest.raises(Stopped):
+        start(ray)
+    assert ray.ended

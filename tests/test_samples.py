@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +52,18 @@ def test_pin_memory_keeps_the_type(monkeypatch: pytest.MonkeyPatch, unfiltered: 
 def test_repr_is_short(unfiltered: LabeledGenerator) -> None:
     assert repr(next(unfiltered.generate([0]).rows())).startswith("Sample(image=(3, 16, 16) uint8")
     assert isinstance(Sample(), dict)
+
+
+@pytest.mark.parametrize(
+    "other, words",
+    [
+        (5, "an item of type int"),
+        ({"image": torch.zeros(3, 4, 4)}, "different fields"),
+        ({"image": torch.zeros(3, 8, 4), "mask": torch.zeros(4, 4)}, r"image is \[3, 4, 4\] and \[3, 8, 4\]"),
+    ],
+)
+def test_samples_that_do_not_fit_into_one_batch_are_named(other: Any, words: str) -> None:
+    first = Sample({"image": torch.zeros(3, 4, 4), "mask": torch.zeros(4, 4)})
+    assert SampleBatch.stack([first, first])["image"].shape == (2, 3, 4, 4)
+    with pytest.raises(ValueError, match=words):
+        SampleBatch.stack([first, other])

@@ -365,3 +365,19 @@ def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGe
     assert sorted(i for batch in loader for i in batch["index"].tolist()) == whole
     with pytest.raises(ValueError, match="length must be an integer"):
         huggingface.to_hf_dataset(labeled, 0)
+
+
+def test_wrong_arguments_are_named(unfiltered: LabeledGenerator) -> None:
+    pytest.importorskip("lightning")
+    from dsgan_datasets.adapters.huggingface import label_names
+    from dsgan_datasets.adapters.lightning import DSGANDataModule
+
+    for size in (0, 2.5, "4"):
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+            DSGANDataModule(unfiltered, batch_size=size)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected labels, such as the `targets`"):
+        label_names(unfiltered)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the labels are: none"):
+        label_names([])
+    with pytest.raises(ValueError, match="expected a LabeledGenerator"):
+        DSGANIterableDataset(LabeledGenerator)  # type: ignore[arg-type]

@@ -8,7 +8,13 @@ from typing import Any
 
 from dsgan_datasets.checkpoints.fit_report import Figures
 from dsgan_datasets.files import write_json, written_whole
-from dsgan_datasets.inversion.evaluation import Evaluation, evaluate_photos, evaluation_sheet, expectation
+from dsgan_datasets.inversion.evaluation import (
+    Evaluation,
+    compared_rows,
+    evaluate_photos,
+    evaluation_sheet,
+    expectation,
+)
 from dsgan_datasets.inversion.labeled_photos import LabeledPhotos
 from dsgan_datasets.inversion.work import finish_work
 from dsgan_datasets.pictures import save_png
@@ -67,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     found = invert.inverted(args, args.checkpoint, labeled.generator, labeled.recipe, photos, work)
     invert.print_scores(photos, found)
     source = LabeledPhotos(labeled, photos, found)
+    compared_rows(source, labels)  # fails before minutes of training
     student = train_student(labeled, minutes=args.student_minutes) if args.student_minutes else None
     evaluation = evaluate_photos(source, labels, student)
     picture, trusted = args.out / "evaluation.png", len(source) / len(photos)

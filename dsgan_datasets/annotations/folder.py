@@ -317,7 +317,7 @@ def _read(folder: Path, name: str, at_most: int) -> bytes:
         return read_bounded(folder / name, at_most)
     except FileNotFoundError:
         raise AnnotationError(
-            folder, f"{name} is missing: restore it, it is written by `dsgan annotate export`"
+            folder, f"{name} is missing: restore it, it is written by `dsgan annotate export` and `dsgan invert`"
         ) from None
     except ContentError as error:
         raise AnnotationError(folder, f"{name} {error}") from None

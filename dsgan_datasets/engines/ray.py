@@ -8,6 +8,7 @@ work is restarted forever.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 import warnings
@@ -214,6 +215,9 @@ def start(ray: Any, address: str | None = None, **options: Any) -> None:
         if connected.exception() is None:
             ray.shutdown()
         raise
+    finally:
+        if threading.current_thread() is threading.main_thread() and (handler := signal.getsignal(signal.SIGTERM)):
+            signal.signal(signal.SIGTERM, handler)  # Ray's libraries have put one of their own before it, which logs
 
 
 def in_short(error: Exception) -> str:

@@ -86,6 +86,25 @@ class Evaluation:
     predicted: Mapping[str, Sequence[Mapping[str, Tensor]]] = field(repr=False)
 
 
+def compared_rows(source: LabeledPhotos, labels: Labels) -> list[int]:
+    """Numbers of the samples whose photos have labels of their own.
+
+    Args:
+        source: the labeled photos.
+        labels: of the photos themselves, see `read_labels`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    rows = [row for row, name in enumerate(source.names) if name in labels]
+    if not rows:
+        raise ValueError(
+            "none of the photos that can be trusted has a label: name labels like their photos (--labels), or give "
+            "photos as a COCO file or shards, which hold labels"
+        )
+    return rows
+
+
 def evaluate_photos(source: LabeledPhotos, labels: Labels, student: Student | None = None) -> Evaluation:
     """Compare the labels of photos with labels of their own, all photos together.
 
@@ -104,12 +123,7 @@ def evaluate_photos(source: LabeledPhotos, labels: Labels, student: Student | No
         >>> found.comparisons[0].figures["student"].summary["mean IoU"]  # doctest: +SKIP
         0.64
     """
-    rows = [row for row, name in enumerate(source.names) if name in labels]
-    if not rows:
-        raise ValueError(
-            "none of the photos that can be trusted has a label: name labels like their photos (--labels), or give "
-            "photos as a COCO file or shards, which hold labels"
-        )
+    rows = compared_rows(source, labels)
     names = tuple(source.names[row] for row in rows)
     samples = list(source.stream(rows))
     predicted: dict[str, list[Mapping[str, Tensor]]] = {INVERSION: list(samples)}

@@ -70,8 +70,7 @@ class LabeledPhotos:
         if not self._rows:
             raise ValueError(
                 f"none of the {len(photos)} photos can be trusted (best score {float(inversion.scores.min()):.2f}, of "
-                "at most 1): do they show what the generator makes, aligned as it does? To label them all the same, "
-                "use keep_untrusted (--keep-untrusted)"
+                "at most 1): do they show what the generator makes, aligned as it does?"
             )
 
     @classmethod

@@ -214,6 +214,12 @@ def _of_place(place: Path, photos: Photos, targets: Sequence[Target], found: Fin
         its = [file for file in files if target.folder in PurePosixPath(file.path).parts[:-1]]
         its = its or (files if len(known) == 1 else [])
         named = {_within(file, target.folder): file for file in its if file.suffix in endings}
+        others = {_within(file, target.folder): file for file in its if file.suffix not in endings}
+        for name in sorted(others.keys() & set(photos.names) - named.keys()) if named else ():
+            found.warning(
+                others[name].name,
+                f"was not read: a {kind_of(target).noun} is a file that ends in {' or '.join(endings)}: save it as one",
+            )
         for name in sorted(named.keys() - set(photos.names) - photos.left_out):
             found.error(
                 named[name].name, f"is a {kind_of(target).noun} of no photo: name it like its photo, or remove it"

@@ -346,7 +346,9 @@ def check_source(source: SampleSource) -> None:
         ValueError: it is something else.
     """
     # Not isinstance: before Python 3.12 that reads every property, and a fingerprint hashes all weights.
-    if any(inspect.getattr_static(source, member, None) is None for member in ("stream", "batch", "fingerprint")):
+    if isinstance(source, type) or any(
+        inspect.getattr_static(source, member, None) is None for member in ("stream", "batch", "fingerprint")
+    ):
         raise ValueError(
             f"expected a LabeledGenerator or another source of samples, got {source!r:.80}: use "
             "LabeledGenerator.from_pretrained(…)"

@@ -125,10 +125,12 @@ def require_target(targets: Iterable[Target], kind: type[AnyTarget], noun: str) 
     Raises:
         ValueError: there is none; `noun` says what is missing.
     """
+    if not isinstance(targets, Iterable):
+        raise ValueError(f"expected labels, such as the `targets` of a LabeledGenerator, not {targets!r:.80}")
     targets = tuple(targets)
     if (found := find_target(targets, kind)) is None:
         labels = ", ".join(target.field for target in targets)
-        raise ValueError(f"this needs {noun}, and there are none; the labels are: {labels}")
+        raise ValueError(f"this needs {noun}, and there are none; the labels are: {labels or 'none'}")
     return found
 
 
