@@ -208,11 +208,12 @@ def start(ray: Any, address: str | None = None, **options: Any) -> None:
         while ray.is_initialized():
             time.sleep(_LOOK_EVERY)
 
-    threading.Thread(target=connect, daemon=True, name="dsgan-ray").start()
+    thread = threading.Thread(target=connect, daemon=True, name="dsgan-ray")
     try:
+        thread.start()
         connected.result()
     except KeyboardInterrupt:  # or a signal that ends a command: so does what has begun
-        if connected.exception() is None:
+        if thread.ident is not None and connected.exception() is None:
             ray.shutdown()
         raise
     finally:
