@@ -229,7 +229,7 @@ def test_without_detectron2_the_import_says_what_to_install(tmp_path: Path) -> N
         "except ImportError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert "needs Detectron2" in done.stdout and "pip install 'dsgan_datasets[detectron2]'" in done.stdout, done.stderr
+    assert "needs Detectron2" in done.stdout and "`dsgan install detectron2`" in done.stdout, done.stderr
 
 
 def test_schema_without_sides_does_not_warn(clean: None) -> None:

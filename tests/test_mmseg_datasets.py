@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -268,8 +267,7 @@ def test_a_missing_framework_is_named() -> None:
     code = "import sys; sys.modules['mmseg'] = None; import dsgan_datasets.adapters.mmseg"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "ImportError: dsgan_datasets.adapters.mmseg needs MMSegmentation 1.x" in done.stderr
-    pins = re.findall(r"^[\w-]+==[\w.]+", (ROOT / ".ci" / "frameworks.txt").read_text(), re.MULTILINE)
-    assert len(pins) == 3 and all(pin in done.stderr for pin in pins)
+    assert "`dsgan install mmseg`" in done.stderr
 
 
 def test_the_package_itself_imports_no_framework() -> None:
