@@ -153,9 +153,10 @@ class Board:
             loader, number: see `Pass`.
             epoch: that a state which the worker was given is about; None is the next one.
         """
+        # Read first: if another worker begins the pass from here on, this one must not begin one more.
+        before = self.current
         latest = self._joined(worker, loader, number)
         if latest is None:
-            before = self.current
             values = (before + 1, loader, number, self.next_epoch() if epoch is None else epoch, workers, self.named)
             # Who reads another number here was overtaken, maybe while it looked at what is done.
             if self.current == before:
