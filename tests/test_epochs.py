@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dsgan_datasets import DSGANDataset, DSGANIterableDataset, Mixture, ShardDataset, write_shards
+from dsgan_datasets.sources.board import Board
 
 Make = Callable[..., Any]
 WORKERS: list[dict[str, Any]] = [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}]
@@ -262,3 +263,26 @@ def test_no_thread_is_left(make: str) -> None:
     assert not threads()
     list(MAKE[make](8))
     assert not threads()
+
+
+@pytest.mark.parametrize("moment", range(8))
+def test_workers_that_begin_at_once_begin_one_pass(moment: int) -> None:
+    """One that begins while another looks at what the latest pass is; two passes made the next one repeat an epoch."""
+
+    class Interrupted(Board):
+        reads = -1  # of the latest pass, until the other one begins; below 0: never
+
+        def __getattr__(self, name: str) -> int:
+            if name == "current" and Interrupted.reads >= 0:
+                Interrupted.reads -= 1
+                if Interrupted.reads < 0:
+                    self.join(0, 2, 7, 2)
+            return super().__getattr__(name)
+
+    board = Interrupted()
+    for worker, begun in [(worker, board.join(worker, 2, 7, 1)) for worker in range(2)]:
+        board.leave(worker, begun)
+    Interrupted.reads = moment
+    board.join(1, 2, 7, 2)
+    Interrupted.reads = -1
+    assert (board.current, board.join(0, 2, 7, 2).epoch, board.join(1, 2, 7, 2).epoch) == (2, 1, 1)
