@@ -25,6 +25,12 @@ GENERATOR = GOLDEN / "sg2ada_fullsnapshot16.pkl"
 SIZE = (16, 16)
 
 
+def export_command(out: Path) -> list[str]:
+    """Words of `dsgan` that export three images into a folder."""
+    options = ["--num-samples", "3", "--candidates", "8", "--device", "cpu"]
+    return ["annotate", "export", str(GENERATOR), str(out), *options]
+
+
 def blocks(seed: int) -> Array:
     """A mask [16, 16] with every class of SCHEMA, one inside another, and a region that touches the edge."""
     mask = np.zeros(SIZE, dtype=np.int64)

@@ -17,6 +17,7 @@ from annotation_folders import (
     POINTS,
     SIZE,
     change,
+    export_command,
     export_to,
     mistakes,
     names,
@@ -498,18 +499,7 @@ def test_projects_for_annotation_tools_have_the_points_as_labels(exported: dict[
 
 def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a"
-    export = [
-        "annotate",
-        "export",
-        str(GENERATOR),
-        str(out),
-        "--num-samples",
-        "3",
-        "--candidates",
-        "8",
-        "--device",
-        "cpu",
-    ]
+    export = export_command(out)
     assert main([*export, "--keypoints", "nose,left_eye,right_eye"]) == 0
     assert "keypoints: 3 points: nose, left_eye, right_eye" in capsys.readouterr().out
     write_labelme_points(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotation_folders import GENERATOR, names, write_masks
+from annotation_folders import GENERATOR, export_command, names, write_masks
 from conftest import SCHEMA
 from PIL import Image
 from test_annotations_published import published, stylegan1
@@ -50,18 +50,7 @@ def test_demo_faces_through_labelme_and_coco(tmp_path: Path) -> None:
 
 def test_export_and_check_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a"
-    export = [
-        "annotate",
-        "export",
-        str(GENERATOR),
-        str(out),
-        "--num-samples",
-        "3",
-        "--candidates",
-        "8",
-        "--device",
-        "cpu",
-    ]
+    export = export_command(out)
     assert main(export) == 1 and "--classes" in capsys.readouterr().err
     assert (
         main([*export, "--classes", "background,left,right,hat", "--truncation-psi", "0.5", "--set", "noise_mode=none"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -275,9 +274,7 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert estimate["bytes"] == pytest.approx(size, rel=0.5)  # preview and manifest are not proportional
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_the_shell_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("shtab")
     assert main(["completion", "bash"]) == 0
     (tmp_path / "dsgan").write_text(capsys.readouterr().out)
     asked = "source ./dsgan; COMP_WORDS=({}); COMP_CWORD={}; _shtab_dsgan; echo ${{COMPREPLY[@]}}"

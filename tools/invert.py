@@ -30,7 +30,7 @@ from dsgan_datasets.tools.messages import counted, printable
 #: What photos may be.
 PHOTOS = "folder, zip archive, COCO file, or folder or URL of shards"
 #: What a stopped command says.
-KEPT = "OUT.inverting keeps the inversions that are done: run the same command again to go on from there"
+KEPT = "OUT.inverting keeps the inversions that are done: run the same command again to continue"
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -50,7 +50,9 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     annotate.add_targets(parser)
     add_labels(parser)
     parser.add_argument(
-        "--keep-untrusted", action="store_true", help="write photos with a score above 1 too, which are left out else"
+        "--keep-untrusted",
+        action="store_true",
+        help="also write photos with a score above 1 (they are left out)",
     )
     add_reading(parser.add_argument_group("reading the photos"))
     add_inversion(parser.add_argument_group("inversion"))

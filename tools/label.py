@@ -37,7 +37,9 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     parser.add_argument("out", type=Path, help="folder to create; appears when it is complete")
     add_layout(parser, (*FORMATS, DRAFTS), "; drafts: a folder of `dsgan annotate`, with drafts for LabelMe and CVAT")
     parser.add_argument(
-        "--keep-untrusted", action="store_true", help="label photos with a score above 1 too, which are left out else"
+        "--keep-untrusted",
+        action="store_true",
+        help="also label photos with a score above 1 (they are left out)",
     )
     invert.add_reading(parser.add_argument_group("reading the photos"))
     invert.add_inversion(parser.add_argument_group("inversion"))
