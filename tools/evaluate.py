@@ -108,7 +108,7 @@ def _numbers(found: Evaluation) -> dict[str, Any]:
 
 def _tables(found: Evaluation, student: Student | None, minutes: float) -> list[str]:
     """The figures of each label, of both ways side by side."""
-    trained = "" if student is None else f" (student: {minutes:g} minutes, {student.steps:,} steps)"
+    trained = "" if student is None else f" (student: {minutes:g} min, {student.steps:,} steps)"
     lines = []
     for each in found.comparisons:
         ways = each.figures.items()

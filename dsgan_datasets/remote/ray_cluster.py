@@ -51,7 +51,7 @@ def connect(address: str | None) -> tuple[Any, str]:
 
 
 def warn_if_unasked(address: str | None, place: str) -> None:
-    """Say which cluster was joined, if none was named: whoever is on this machine may have started it."""
+    """Say which cluster was joined, if none was named: anybody on this machine may have started it."""
     if address is None and not os.environ.get("RAY_ADDRESS"):
         warnings.warn(
             f"no address was given, so {place} was joined, which was running already: give its address, or auto, if "
