@@ -437,7 +437,7 @@ def test_the_commands(labeled: LabeledGenerator, photos: Photos, tmp_path: Path,
     evaluation = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
     assert evaluation["compared"] == evaluation["trusted"] == 3 and evaluation["student"]["steps"] >= 1
     assert evaluation["labels"]["mask"].keys() == {"compared", "inversion", "student"}
-    assert "mask (student: 0.001 minutes" in said and "IoU by student" in said and evaluation["expectation"] in said
+    assert "mask (student: 0.001 min, " in said and "IoU by student" in said and evaluation["expectation"] in said
     assert (tmp_path / "evaluation" / "evaluation.png").is_file()
     words[2] = str(tmp_path / "labeled")
     assert main(["label", *words, "--format", "drafts", "--sheet", str(tmp_path / "sheet.png"), *quick]) == 0
