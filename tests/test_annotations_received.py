@@ -578,6 +578,7 @@ def test_whole_coordinates_alone_are_a_warning(folder: Path) -> None:
     assert not any("whole" in warning for warning in load_annotations(folder, allow_missing=True).warnings)
 
 
+@pytest.mark.slow
 def test_outlines_that_are_not_traced_are_filled_as_polygons_however_many_traced_ones_come_before(folder: Path) -> None:
     """The first 20,000 outlines tell what a file holds; a later one must still be read as what it is."""
     masks = write_coco(folder)

@@ -17,6 +17,7 @@ from dsgan_datasets.annotations import AnnotationError, export_annotations, load
 from dsgan_datasets.tools.cli import main
 
 
+@pytest.mark.slow
 def test_demo_faces_through_labelme_and_coco(tmp_path: Path) -> None:
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
     folder = tmp_path / "a"

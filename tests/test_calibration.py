@@ -18,6 +18,7 @@ from dsgan_datasets.tools.calibrate import report
 from dsgan_datasets.tools.cli import main
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.1, 0.4])
 def test_the_most_uncertain_are_rejected(unfiltered: LabeledGenerator, fraction: float) -> None:
     calibrated = calibrate(unfiltered, 200, reject_fraction=fraction)
@@ -42,6 +43,7 @@ def test_same_seed_same_threshold(unfiltered: LabeledGenerator) -> None:
     assert calibrate(unfiltered, 40, seed=1).calibration != calibrate(unfiltered, 40).calibration
 
 
+@pytest.mark.slow
 def test_what_the_filter_drops_of_each_class(unfiltered: LabeledGenerator, tmp_path: Path) -> None:
     calibrated = calibrate(unfiltered, 200, reject_fraction=0.3)
     found = calibrated.calibration
@@ -101,6 +103,7 @@ def test_attempt_limit_leaves_no_index_behind(rate: float, draws: int) -> None:
     assert (1 - rate) ** limit <= FAILURE_PROBABILITY and limit < 20_000
 
 
+@pytest.mark.slow
 def test_ignored_pixels_are_the_share_that_was_asked_for(unfiltered: LabeledGenerator) -> None:
     calibrated = calibrate(unfiltered, 200, reject_fraction=0.2, ignore_fraction=0.05)
     assert calibrated.recipe.threshold == calibrate(unfiltered, 200, reject_fraction=0.2).recipe.threshold
@@ -125,6 +128,7 @@ def test_ignoring_is_the_same_whatever_is_asked_for_with_it(unfiltered: LabeledG
     assert torch.equal(together.mask[[10, 4, 0]], alone) and (alone == 255).any()
 
 
+@pytest.mark.slow
 def test_content_rules_count_what_is_left(unfiltered: LabeledGenerator) -> None:
     """A class that has enough pixels only with those that are ignored does not pass."""
     ruled = unfiltered.with_recipe(unfiltered.recipe.override(require=(2,), min_area=6))

@@ -44,6 +44,7 @@ def made(kind: str, out: Path) -> None:
         assert main(["convert", str(PROBES / "semanticgan_32.pt"), str(out), "--classes", "a,b,c,d,e"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clusters", "channel", "semanticgan"])
 def test_from_a_checkpoint_to_exported_files(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint, shards = tmp_path / "checkpoint", tmp_path / "shards"
@@ -92,6 +93,7 @@ def test_from_a_checkpoint_to_exported_files(kind: str, tmp_path: Path, capsys: 
     assert manifest["targets"] == [target.to_dict() for target in labeled.targets]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["clusters", "channel"])
 def test_classes_are_merged_where_data_are_named(kind: str, tmp_path: Path) -> None:
     made(kind, tmp_path / "checkpoint")

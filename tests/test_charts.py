@@ -43,6 +43,7 @@ def test_bars_are_as_long_as_their_shares() -> None:
     assert areas[3] == 0
 
 
+@pytest.mark.slow
 def test_pyplot_is_not_touched() -> None:
     code = (
         "import sys, numpy; from dsgan_datasets.charts import histogram; "

@@ -29,6 +29,7 @@ def dsgan(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_preview_writes_a_sheet(tmp_path: Path) -> None:
     done = dsgan("preview", "demo-faces", "--num-samples", 3, "--out", "new/faces.png", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -47,6 +48,7 @@ def test_preview_writes_a_sheet(tmp_path: Path) -> None:
     assert len(places) == 1
 
 
+@pytest.mark.slow
 def test_counts_and_warnings_are_said_as_a_person_would(tmp_path: Path) -> None:
     (tmp_path / "demo-faces").mkdir()  # which two steps of the command warn of
     done = dsgan("preview", "demo-faces", "--num-samples", 1, "--device", "cpu", cwd=tmp_path)
@@ -78,6 +80,7 @@ def test_info_of_published_classifiers(capsys: pytest.CaptureFixture[str]) -> No
     assert all(t in printed for t in ("folder of published pixel classifiers", "304 features, 128/32", "7"))
 
 
+@pytest.mark.slow
 def test_shards(tmp_path: Path) -> None:
     done = dsgan(
         "shards", "write", "demo-faces", tmp_path / "out", "--num-samples", 5, "--samples-per-shard", 3, cwd=tmp_path
@@ -89,6 +92,7 @@ def test_shards(tmp_path: Path) -> None:
         assert member is not None and json.load(member)["index"] == 4
 
 
+@pytest.mark.slow
 def test_calibrate(tmp_path: Path, capsys: pytest.CaptureFixture[str], filtered: LabeledGenerator) -> None:
     filtered.save_pretrained(tmp_path / "a")
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "--truncation-psi", "0.5", "--num-samples", "40"]
@@ -191,6 +195,7 @@ def test_version_and_help_of_a_bare_command(capsys: pytest.CaptureFixture[str]) 
     assert "commands:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_doctor_says_what_is_there_and_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

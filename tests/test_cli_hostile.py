@@ -163,6 +163,7 @@ def test_debugging_shows_where_a_usual_error_came_from(
     assert "Traceback" in output and "dsgan: error: no file or directory 'nothing'" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["preview", "annotate"])
 def test_running_out_of_space_names_the_file(tmp_path: Path, verb: str) -> None:
     """A limit on the size of files fails in `write`, as a full disk does: without a name."""

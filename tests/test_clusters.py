@@ -288,6 +288,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, generator: FeatureGenerator
     return folder
 
 
+@pytest.mark.slow
 def test_clusters_are_shown_then_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "parts"
     command = ["cluster", str(GENERATOR), str(out), "--device", "cpu"]
@@ -315,6 +316,7 @@ def test_clusters_are_shown_then_named(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(other) == 1 and "of another generator" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_masks_name_clusters_in_one_step(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "parts"
     command = ["cluster", str(GENERATOR), str(out), *FAST, "--masks", str(folder), "--set", 'require=["right"]']

@@ -381,6 +381,7 @@ def test_a_training_that_diverges_says_what_to_do(generator: FeatureGenerator) -
         fit(generator, annotated(generator, range(4)), steps=4, learning_rate=1e30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["of a pixel", "of its neighbors"])
 def test_auto_takes_what_labels_held_out_images_better(generator: FeatureGenerator, rule: str) -> None:
     """A rule of one pixel is easy for classifiers of pixels, and networks that train for one step know nothing."""

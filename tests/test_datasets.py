@@ -53,6 +53,7 @@ def test_workers_partition_the_epoch(filtered: LabeledGenerator, reference: dict
     assert_same_samples(samples, [reference[i] for i in range(3, 14)])
 
 
+@pytest.mark.slow
 def test_spawned_workers(filtered: LabeledGenerator, reference: dict[int, Any]) -> None:
     dataset = DSGANIterableDataset(filtered, seed=5, length=6, batch_size=4)
     loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")

@@ -54,6 +54,7 @@ def run(function: Any, *arguments: Any) -> None:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("uneven", "workers", "context", "expected"),
     [

@@ -283,6 +283,7 @@ def test_half_precision_keeps_weights_logits_and_what_is_learnt(segmentation: An
 # ---------------------------------------------------------------------------------------------------------- cells
 
 
+@pytest.mark.slow
 def test_cells_resume_and_the_test_set_waits(
     downstream: Any, segmentation: Any, domain: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,6 +347,7 @@ def check_table(downstream: Any, cells: Path, scratch: Path) -> None:
     assert downstream.main(["table", "--json", str(result), "--docs", str(page)]) == 1
 
 
+@pytest.mark.slow
 def test_gaps_go_from_exact_masks_to_the_stream(
     downstream: Any,
     segmentation: Any,

@@ -243,6 +243,7 @@ print([type(next(each)).__name__ for each in opened])
 """
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_open_at_the_end_prints_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", ABANDONED], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0 and done.stderr == ""

@@ -77,6 +77,7 @@ def test_evaluation_looks_at_the_pixels_of_the_crop(unfiltered: LabeledGenerator
     assert evaluate(unfiltered.generator, unfiltered.interpreter, wrong, recipe=recipe).pixel_accuracy == 0
 
 
+@pytest.mark.slow
 def test_cross_validation_holds_images_out(unfiltered: LabeledGenerator) -> None:
     """Masks of noise can be learned by heart, and not be predicted: only a leak would give more than chance."""
     random = torch.Generator().manual_seed(0)
@@ -91,6 +92,7 @@ def test_cross_validation_holds_images_out(unfiltered: LabeledGenerator) -> None
     assert quality.confusion.sum() == noise.masks.numel()  # every image once
 
 
+@pytest.mark.slow
 def test_cross_validation_predicts_a_rule(unfiltered: LabeledGenerator) -> None:
     data = annotated(unfiltered, range(8))
     first = cross_validate(unfiltered.generator, data, SCHEMA, recipe=RECIPE, settings=QUICK)
@@ -111,6 +113,7 @@ def test_folds_out_of_range(unfiltered: LabeledGenerator, folds: int) -> None:
 FAST = ("--device", "cpu", "--steps", "60", "--members", "2", "--num-samples", "40", "--folds", "2")
 
 
+@pytest.mark.slow
 def test_fit_writes_a_checkpoint_with_its_card(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +158,7 @@ def test_fit_writes_a_checkpoint_with_its_card(
     assert not any((out / name).exists() or name in (out / "README.md").read_text() for name in pictures)
 
 
+@pytest.mark.slow
 def test_auto_prints_both_figures_and_takes_the_better(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +184,7 @@ def test_auto_prints_both_figures_and_takes_the_better(
     assert len(list(labeled.stream(range(2)))) == 2
 
 
+@pytest.mark.slow
 def test_samples_may_have_another_psi_than_the_annotated_images(folder: Path, tmp_path: Path) -> None:
     plain = ("fit", str(GENERATOR), str(folder), str(tmp_path / "a"), *FAST[:-1], "0")
     assert main(plain) == 0

@@ -85,6 +85,7 @@ def test_depth_is_learned(labeled: LabeledGenerator) -> None:
     assert isinstance(found, MapErrors) and found.rmse.item() < 0.5 * spread and found.mae.item() <= found.rmse.item()
 
 
+@pytest.mark.slow
 def test_points_are_learned(labeled: LabeledGenerator) -> None:
     """Two points of fixed places on the channel's own map: better than the mean place of each."""
     data, held_out = annotated(labeled, range(16)), annotated(labeled, range(100, 110))
@@ -211,6 +212,7 @@ def faces(checkpoint: Path) -> LabeledGenerator:
     return LabeledGenerator.from_pretrained(checkpoint, device="cpu")
 
 
+@pytest.mark.slow
 def test_all_labels_come_from_one_checkpoint(checkpoint: Path, faces: LabeledGenerator) -> None:
     stems = {path.stem for path in checkpoint.glob("*.safetensors")}
     assert stems == {"generator", "interpreter", "interpreter_keypoints", "interpreter_depth"}

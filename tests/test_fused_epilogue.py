@@ -67,6 +67,7 @@ def interpreted() -> dict[str, float]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES)
 def test_the_epilogue_is_the_plain_form(interpreted: dict[str, float], case: str, dtype: str) -> None:

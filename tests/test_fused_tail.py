@@ -236,6 +236,7 @@ def interpreted() -> dict[str, dict[str, float]]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_is_the_plain_form(interpreted: dict[str, dict[str, float]], name: str) -> None:
     exact, half = interpreted[f"{name} float32"], interpreted[f"{name} float16"]

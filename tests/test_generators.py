@@ -239,6 +239,7 @@ def test_the_average_beside_the_file_or_given(tmp_path: Path, average: np.ndarra
         assert_same(outputs(expected), outputs(generator))
 
 
+@pytest.mark.slow
 def test_an_average_that_no_file_has_is_computed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is the mean of mapped draws, always the same ones; the note says so, and conversion stores it."""
     path = sg1_file(tmp_path, None)

@@ -119,6 +119,7 @@ def refused(outcome: Outcome) -> bool:
     return outcome.kind == "refused"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.PAYLOADS)
 def test_nothing_runs(loads: Loads, name: str) -> None:
     piece = hostile.PAYLOADS[name]
@@ -166,6 +167,7 @@ def wait_for(path: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_watch_would_notice_time_and_memory(
     child: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +182,7 @@ def test_the_watch_would_notice_time_and_memory(
     child.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.BOMBS)
 def test_bombs(loads: Loads, name: str) -> None:
     piece = hostile.BOMBS[name]()
@@ -193,6 +196,7 @@ def test_bombs_in_a_snapshot(loads: Loads, name: str) -> None:
     assert refused(loads("snapshot", hostile.snapshot(hostile.SNAPSHOT_BOMBS[name]())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.PLACEHOLDERS)
 def test_placeholders_are_bounded(loads: Loads, name: str) -> None:
     """In the place of the network, and beside a good one, in each container."""
@@ -309,6 +313,7 @@ FUZZ = settings(
 )
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=500)
 @given(
     kind=st.sampled_from(REAL),
@@ -333,6 +338,7 @@ ACTS = [
 ]
 
 
+@pytest.mark.slow
 @settings(FUZZ, max_examples=1500)
 @given(
     kind=st.sampled_from(["snapshot", "zip", "legacy"]),
@@ -476,6 +482,7 @@ def test_the_fuzzer_counts(fuzz: Any, tmp_path: Path) -> None:
     assert set(report["by_subject"]) == set(fuzz.SUBJECTS)
 
 
+@pytest.mark.slow
 def test_the_fuzzer_keeps_what_is_wrong(fuzz: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = hostile.snapshot(b"N")
     seed = fuzz.Seed("x.pkl", data, ("plain pickle",), (mutators.truncate,))

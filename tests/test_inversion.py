@@ -93,6 +93,7 @@ def test_images_of_the_generator_are_found_again() -> None:
     assert bool(found.trusted.all())
 
 
+@pytest.mark.slow
 def test_the_same_photos_give_the_same_styles(labeled: LabeledGenerator, inverter: Inverter) -> None:
     images = own_images(labeled)
     first, again = inverter.invert(images), inverter.invert(images)
@@ -100,6 +101,7 @@ def test_the_same_photos_give_the_same_styles(labeled: LabeledGenerator, inverte
     assert not first.styles[0].equal(first.styles[1])
 
 
+@pytest.mark.slow
 def test_more_steps_reconstruct_better(labeled: LabeledGenerator, inverter: Inverter) -> None:
     images = own_images(labeled)
     more = Inverter(labeled.generator, labeled.recipe, InversionSettings(steps=12)).invert(images)
@@ -229,6 +231,7 @@ def test_boxes_and_keypoints_of_a_coco_file_make_a_photo_of_each_object(tmp_path
 # Resuming, and styles of files
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(
     labeled: LabeledGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +362,7 @@ def test_pixels_that_a_reconstruction_does_not_show_are_not_learned_from(
     assert not ignored[:, 10:, 10:].any()
 
 
+@pytest.mark.slow
 def test_draws_and_photos_are_fitted_together(
     labeled: LabeledGenerator, inverter: Inverter, photos: Photos, tmp_path: Path
 ) -> None:

@@ -195,6 +195,7 @@ def test_depth_in_the_folder(tmp_path: Path) -> None:
     assert target_from_dict(json.loads((out / "depth.json").read_text())) == DEPTH
 
 
+@pytest.mark.slow
 def test_mmsegmentation_loads_depth_with_its_own_classes(tmp_path: Path) -> None:
     pytest.importorskip("mmseg")
     import mmseg.datasets

@@ -42,12 +42,14 @@ def python(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
 LOADED = f"import sys; {{}}; print([m for m in {FRAMEWORKS} if m in sys.modules])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["dsgan_datasets", "dsgan_datasets.tools.cli", "dsgan_datasets.shards"])
 def test_import_loads_no_framework(tmp_path: Path, module: str) -> None:
     done = python(LOADED.format(f"import {module}"), tmp_path)
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_that_check_can_fail(tmp_path: Path) -> None:
     done = python(LOADED.format("import dsgan_datasets, webdataset"), tmp_path)
     assert done.stdout.strip() == "['webdataset']", done.stderr
@@ -62,6 +64,7 @@ def test_both_frameworks_are_installed_here() -> None:
     assert done.returncode == 0 and "'detectron2', 'mmseg', 'mmengine', 'mmcv'" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [ROOT, Path("/")])
 def test_adapters_and_tools_are_ours_from_anywhere(folder: Path) -> None:
     code = "import dsgan_datasets.adapters as a, dsgan_datasets.tools.cli as t; print(a.__name__, t.__name__)"

@@ -88,6 +88,7 @@ def test_datasets_and_loaders_pass_them_on(unfiltered: LabeledGenerator) -> None
     assert torch.equal(found, expected[:, [0, 2, 1, 3]].flip(3))
 
 
+@pytest.mark.slow
 def test_who_has_none_says_so(tars: str) -> None:
     with pytest.raises(ValueError, match="probabilities are not stored, stream from the checkpoint"):
         ShardDataset(tars, extras=EXTRAS)

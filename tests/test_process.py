@@ -113,6 +113,7 @@ def test_every_long_command_stops_in_order(tmp_path: Path, verb: str) -> None:
     assert files(work) == []
 
 
+@pytest.mark.slow
 def test_a_library_call_installs_no_handler_and_a_command_restores_it(tmp_path: Path) -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
     assert main(["info", "nothing"]) == 1
@@ -188,6 +189,7 @@ def test_work_is_done_without_standard_streams(tmp_path: Path, command: str, clo
     assert (tmp_path / "stats.png").read_bytes().startswith(b"\x89PNG") and files(tmp_path) == ["stats.png"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_behind_standard_output_is_an_error(tmp_path: Path) -> None:
     command = f"{SHELL} info demo-faces > /dev/full"
     done = subprocess.run(command, shell=True, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)

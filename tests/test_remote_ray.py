@@ -88,6 +88,7 @@ def test_a_worker_that_is_killed_is_replaced(address: str, faces: LabeledGenerat
     assert not Workers(ray).look()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("address")
 def test_a_cluster_without_room(faces: LabeledGenerator) -> None:
     with pytest.raises(ValueError, match=r"needs 64 CPU, but the Ray cluster has 2 .*--cpus-per-worker"):
@@ -108,6 +109,7 @@ def run(code: str, *arguments: str, timeout: float = 120) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -201,6 +201,7 @@ def test_published_and_exported_rounds_are_fitted_together(rounds: list[Path], t
 # The commands
 
 
+@pytest.mark.slow
 def test_fit_and_check_take_several_rounds(
     rounds: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -222,6 +222,7 @@ def test_transforms_move_image_and_mask_together(folder: Path) -> None:
     assert torch.equal(next(iter(ShardDataset(folder, transforms=flip))).image, plain[0].image.flip(-1))
 
 
+@pytest.mark.slow
 def test_datasets_travel_to_spawned_workers(folder: Path) -> None:
     for dataset in (ShardDataset(folder), ShardMapDataset(folder)):
         loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context="spawn")

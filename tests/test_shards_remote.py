@@ -89,6 +89,7 @@ def objects(url: str) -> dict[str, bytes]:
     return {key.removeprefix("set/"): client.get_object(Bucket=name, Key=key)["Body"].read() for key in keys}
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_a_local_set(tmp_path: Path, bucket: str, filtered: LabeledGenerator) -> None:
     write_shards(filtered, tmp_path, range(7), samples_per_shard=3)
     write_shards(filtered, bucket, range(7), samples_per_shard=3, shard_range=(1, 2))
@@ -188,6 +189,7 @@ def test_names_in_a_bucket_are_no_patterns(bucket: str, filtered: LabeledGenerat
     assert verify_shards(f"{bucket}/run[12]*?") == [] and len(ShardMapDataset(f"{bucket}/run[12]*?")) == 1
 
 
+@pytest.mark.slow
 def test_an_object_store_that_says_no(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody there, and no such bucket: an OSError with the location, without an error of a package behind it."""
     monkeypatch.setenv("DSGAN_TIMEOUT", "2")
@@ -323,12 +325,14 @@ def ray_writers() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_cluster_without_room(tmp_path: Path, filtered: LabeledGenerator) -> None:
     with pytest.raises(ValueError, match="needs 64 CPU, but the Ray cluster has 2 CPU"):
         write_shards(filtered, tmp_path, range(4), engine="ray", cpus_per_generator=64)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_an_error_on_a_worker_is_the_error_here(
     tmp_path: Path, filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch

@@ -39,6 +39,7 @@ def by_ray(dataset: Any) -> Any:
     return pickle.loads(cloudpickle.dumps(dataset))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("copied", "context"),
     [

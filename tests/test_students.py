@@ -52,6 +52,7 @@ def test_labels_fit_the_images_whatever_their_size(size: tuple[int, int]) -> Non
     assert max(student.seen_size) <= 128
 
 
+@pytest.mark.slow
 def test_a_student_learns_every_kind_of_label() -> None:
     images, labels = scene((32, 48))
     torch.manual_seed(0)

@@ -73,6 +73,7 @@ def test_the_guide_has_a_block_for_each_trainer() -> None:
 NEEDS = {"Lightning": "lightning", "Trainer of transformers": "transformers", "datasets": "datasets"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", BLOCKS)
 def test_the_guide_runs(
     section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGenerator
@@ -258,6 +259,7 @@ def test_lightning_cuts_epochs_short_and_takes_mixtures() -> None:
 # --- transformers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
 def test_the_trainer_of_transformers(tmp_path: Path, workers: int) -> None:
@@ -329,6 +331,7 @@ def test_items_of_the_trainer() -> None:
     assert for_trainer(DSGANDataset(source, 3)).__getitems__([2, 0])[0].keys() == {"pixel_values", "labels"}  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_rows_of_datasets(monkeypatch: pytest.MonkeyPatch, unfiltered: LabeledGenerator) -> None:
     pytest.importorskip("datasets")
     import numpy as np

@@ -44,6 +44,7 @@ def test_gathered_features_are_those_of_the_resized_maps() -> None:
     assert torch.allclose(got, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_known_rule_is_learned(unfiltered: LabeledGenerator) -> None:
     ensemble = fit_interpreter(
         unfiltered.generator, annotated(unfiltered, range(12)), SCHEMA, recipe=RECIPE, members=3, steps=300
@@ -207,6 +208,7 @@ def test_frequencies_that_drawing_changed_are_taken_back(unfiltered: LabeledGene
         torch.testing.assert_close(taken, (share * balance * frequency.log()).expand(2, -1), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_learns_as_float32_does(unfiltered: LabeledGenerator) -> None:
     data, held_out = annotated(unfiltered, range(8)), annotated(unfiltered, range(100, 110))
     accuracy = {}

@@ -80,6 +80,7 @@ def test_a_graph_keeps_alive_what_it_reads(cuda: FakeCuda) -> None:
         assert tables() is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:labels are computed by plain PyTorch:RuntimeWarning")
 def test_a_graph_keeps_the_tables_of_labels(old_cuda: FakeCuda) -> None:
     """Other tasks of the same ensemble must not replace them, nor may moving the ensemble."""
@@ -247,6 +248,7 @@ def switched(seen: list[tuple[str, tuple[torch.dtype, ...]]]) -> set[str]:
     return {name for name, types in names if name.startswith(SWITCHED) and torch.float64 not in types}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("name", [name for name in GENERATORS if name not in ELSEWHERE])
 def test_no_switch_decides_an_image(cuda: FakeCuda, name: str, dtype: torch.dtype) -> None:

@@ -215,7 +215,7 @@ class Group:
         self.members = members
         self._first = weights.w1[:, members].flatten(1).to(dtype)
         self.bias = weights.b1[members].flatten().to(dtype)
-        self.w2, self.b2 = weights.w2[members].to(dtype), weights.b2[members].to(dtype)
+        self.w2, self.b2 = weights.w2[members].to(dtype), weights.b2[members, None].to(dtype)
         self.w3 = weights.w3[members].transpose(1, 2).contiguous()
         self.b3 = weights.b3[members, :, None]
 
@@ -228,10 +228,8 @@ class Group:
 
     def further_layers(self, hidden: Tensor) -> Tensor:
         """Second and third layer: [P, O] -> outputs float32 [members, K, P]."""
-        (count, width, h2), pixels = self.w2.shape, len(hidden)
+        (count, _, h2), pixels = self.w2.shape, len(hidden)
         result = Workspace.take("outputs", (count, self.w3.shape[1], pixels), torch.float32, hidden.device)
-        second = Workspace.take("second", (pixels, h2), hidden.dtype, hidden.device)
-        for m in range(count):
-            torch.addmm(self.b2[m], hidden[:, m * width : (m + 1) * width], self.w2[m], out=second).relu_()
-            torch.addmm(self.b3[m], self.w3[m], second.float().t(), out=result[m])
-        return result
+        second = Workspace.take("second", (count, pixels, h2), hidden.dtype, hidden.device)
+        torch.baddbmm(self.b2, hidden.unflatten(1, (count, -1)).transpose(0, 1), self.w2, out=second).relu_()
+        return torch.baddbmm(self.b3, self.w3, second.float().transpose(1, 2), out=result)

@@ -70,6 +70,7 @@ def write_images(folder: Path, images: Tensor) -> Path:
 # --- a step ---
 
 
+@pytest.mark.slow
 def test_the_generator_learns_the_color_of_the_images() -> None:
     red = torch.tensor([220, 40, 40], dtype=torch.uint8)[None, :, None, None].expand(16, 3, 16, 16)
     training = tiny(lr=0.02, ema_images=16)
@@ -475,6 +476,7 @@ def arguments(tmp_path: Path, *more: str) -> list[str]:
     return [*common.split(), "--annotator", str(tmp_path / "annotator.safetensors"), *more]
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     state = tmp_path / "state"
     assert main(arguments(tmp_path, "--until", "8", "--evaluate", "0")) == 0
@@ -515,6 +517,7 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
     assert "broken is not a picture: save it as JPEG or PNG or WEBP\n" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_annotator_measures_the_best_anew(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     best = tmp_path / "state" / "best"
     assert main(arguments(tmp_path, "--until", "8", "--evaluate", "0")) == 0
