@@ -64,7 +64,7 @@ class Stream:
 
 
 class FakeCuda:
-    """Takes the place of torch.cuda; only `is_available` stays, by which tensors without values are made.
+    """Takes the place of torch.cuda, but for `is_available`: by its False, PyTorch makes tensors without values there.
 
     Attributes:
         current: number of the current device.
@@ -81,6 +81,8 @@ class FakeCuda:
         self.launches: list[int] = []
         self._default = Stream(self, torch.device("cuda", 0))
         replaced = {
+            # Said outright: a library that was imported before may have PyTorch count devices instead.
+            "is_available": lambda: False,
             "device_count": lambda: 2,
             "current_device": lambda: self.current,
             "get_device_capability": lambda device=None: capability,

@@ -231,6 +231,7 @@ def test_masks_name_the_clusters_that_they_overlap(generator: FeatureGenerator, 
 # Checkpoints and streams
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_clusters_streams(
     generator: FeatureGenerator, clusters: ClusterInterpreter, tmp_path: Path
 ) -> None:

@@ -350,6 +350,7 @@ def test_the_same_seed_gives_the_same_weights(generator: FeatureGenerator) -> No
     assert not torch.equal(one["project_0"][0], one["project_0"][1]), "members are alike"
 
 
+@pytest.mark.slow
 def test_held_out_images_choose_the_number_of_steps(generator: FeatureGenerator) -> None:
     some = annotated(generator, range(6))
     quality, steps = checked(generator, some)

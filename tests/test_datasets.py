@@ -173,6 +173,7 @@ def test_the_queue_is_bounded(filtered: LabeledGenerator, monkeypatch: pytest.Mo
     batches.close()
 
 
+@pytest.mark.slow
 def test_duty_cycle() -> None:
     """A piece of work is followed by a rest in proportion."""
 
@@ -230,6 +231,7 @@ def test_errors_of_the_thread_reach_the_consumer() -> None:
 # --- resume ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("consumed", [0, 1, 3, 5])
 def test_stateful_loader_resumes_mid_epoch(

@@ -496,6 +496,7 @@ def test_the_rosinality_family(tmp_path: Path, kind: str) -> None:
     assert (kind == "with an optimizer") == ("training progress: iter 9" in notes(generator))
 
 
+@pytest.mark.slow
 def test_a_whole_network_is_read_and_not_run(tmp_path: Path, foreign: Callable[..., Any]) -> None:
     """torch.save of the module itself: objects of classes that are not here, in both formats."""
     state = torch.load(ROSINALITY, weights_only=True)["g_ema"]

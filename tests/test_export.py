@@ -272,6 +272,7 @@ def test_yolo_polygons_are_the_masks(tmp_path: Path, source: ExportInput, batch:
             assert torch.equal(rebuilt, sample.mask * ((sample.mask == 2) | (sample.mask == 3)))
 
 
+@pytest.mark.slow
 def test_yolo_polygons_are_the_masks_as_its_loader_fills_them(tmp_path: Path) -> None:
     """IoU of each class of faces at 64×64, small parts included; with Ultralytics itself where it is installed."""
     cv2 = pytest.importorskip("cv2")

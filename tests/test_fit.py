@@ -279,6 +279,7 @@ def test_what_is_no_checkpoint_is_not_replaced(
     assert [p.name for p in photos.iterdir()] == ["cat.jpg"] and file.read_text() == "text"
 
 
+@pytest.mark.slow
 def test_an_option_that_nothing_uses_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,7 @@ def test_all_labels_come_from_one_checkpoint(checkpoint: Path, faces: LabeledGen
     assert torch.equal(copy.generate([1]).keypoints, batch.keypoints[1:2]) and copy.fingerprint == faces.fingerprint
 
 
+@pytest.mark.slow
 def test_a_card_and_info_show_all_labels(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     card = (checkpoint / "README.md").read_text()
     for text in ("## Classes", "## Keypoints", "| 1 | low |", "PCK 5%", "## Depth", "RMSE (m)", "20% by keypoints"):

@@ -276,6 +276,7 @@ def test_averages_that_are_none(tmp_path: Path, average: np.ndarray, message: st
         load_generator(sg1_file(tmp_path, average), device="cpu")
 
 
+@pytest.mark.slow
 def test_noise_comes_from_the_weights(tmp_path: Path) -> None:
     """The same weights, the same noise, in whatever file; other weights, other noise."""
     state = torch.load(generator_file(PROBES, "dgan_sg1_128"), weights_only=True)

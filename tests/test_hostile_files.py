@@ -129,6 +129,7 @@ def test_nothing_runs(loads: Loads, name: str) -> None:
     assert refused(loads("snapshot", hostile.snapshot(hostile.nested(piece))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.SNAPSHOT_PAYLOADS)
 def test_nothing_in_a_snapshot_runs(loads: Loads, name: str) -> None:
     assert refused(loads("snapshot", hostile.snapshot(hostile.SNAPSHOT_PAYLOADS[name])))
@@ -191,6 +192,7 @@ def test_bombs(loads: Loads, name: str) -> None:
     loads("torch file", hostile.legacy_file(piece))  # some are harmless there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.SNAPSHOT_BOMBS)
 def test_bombs_in_a_snapshot(loads: Loads, name: str) -> None:
     assert refused(loads("snapshot", hostile.snapshot(hostile.SNAPSHOT_BOMBS[name]())))
@@ -208,10 +210,12 @@ def test_placeholders_are_bounded(loads: Loads, name: str) -> None:
     assert refused(loads("snapshot", gzip.compress(hostile.snapshot(piece), 1)))
 
 
+@pytest.mark.slow
 def test_gzip_bombs(loads: Loads) -> None:
     assert "far larger unpacked" in loads("gzip", gzip.compress(b"\x80\x04" + bytes(300_000_000), 9)).message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.TORCH_FILES)
 def test_torch_files(loads: Loads, name: str) -> None:
     data = hostile.TORCH_FILES[name]()
@@ -281,6 +285,7 @@ def test_each_rule_of_the_reader_of_torch_files(loads: Loads, name: str, reason:
     assert re.search(reason, loads("torch file", data).message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile.DIRECTORIES)
 def test_directories(child: Watched, checkpoint: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "faces"

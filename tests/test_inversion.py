@@ -108,6 +108,7 @@ def test_more_steps_reconstruct_better(labeled: LabeledGenerator, inverter: Inve
     assert bool((more.errors < inverter.invert(images).errors).all())
 
 
+@pytest.mark.slow
 def test_styles_to_start_from_are_kept(labeled: LabeledGenerator, inverter: Inverter) -> None:
     images = own_images(labeled)
     true = own_styles(labeled)

@@ -159,6 +159,7 @@ def test_a_checkpoint_gives_the_same_samples(tmp_path: Path, name: str) -> None:
     assert_same_samples(pickle.loads(pickle.dumps(labeled)).generate([3]).rows(), list(labeled.generate([3]).rows()))
 
 
+@pytest.mark.slow
 def test_required_classes_filter_by_content(lesions: LabeledGenerator) -> None:
     """Each sample is the first draw of its index whose mask has enough of the class."""
     area = int(lesions.generate(range(40)).mask.flatten(1).sum(1).median())

@@ -37,6 +37,7 @@ def test_any_request_gives_the_same_bits(filtered: LabeledGenerator, reference: 
     assert_same_samples(batch.rows(), [reference[i] for i in indices])
 
 
+@pytest.mark.slow
 def test_samples_next_to_the_threshold(filtered: LabeledGenerator) -> None:
     """The draws whose score lies nearest to the threshold are decided the same way alone and in company."""
     drawn = filtered.generate(range(200), seed=9, attempts=0)
@@ -96,6 +97,7 @@ def test_seeds_differ(unfiltered: LabeledGenerator) -> None:
     assert not torch.equal(unfiltered.generate([0], seed=0).image, unfiltered.generate([0], seed=1).image)
 
 
+@pytest.mark.slow
 def test_rules_by_content(unfiltered: LabeledGenerator) -> None:
     share = unfiltered.generate(range(100)).mask
     area = (share == 1).flatten(1).sum(1)
@@ -126,6 +128,7 @@ class Counting:
         return self.labeler.label(ws, recipe)
 
 
+@pytest.mark.slow
 def test_a_constructor_draws_nothing_and_a_rate_is_measured_once_for_a_user(
     unfiltered: LabeledGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

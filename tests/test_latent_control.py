@@ -158,6 +158,7 @@ def test_views_of_a_group_share_one_side_and_vary_the_other(side: str) -> None:
     assert len(varied.unique(dim=0)) == 8
 
 
+@pytest.mark.slow
 def test_a_group_is_accepted_or_drawn_again_as_a_whole(grouped: LabeledGenerator) -> None:
     batch = grouped.generate(range(60), seed=2)
     attempts = batch.attempt.view(-1, VIEWS)

@@ -60,6 +60,7 @@ def same(found: list[Sample], original: list[Sample]) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_server_with_ranges_gives_what_the_disk_gives(folder: Path, original: list[Sample]) -> None:
     with FaultServer(folder) as server:
         url = f"{server.url}/faces"
@@ -80,6 +81,7 @@ def test_a_server_without_ranges_streams_and_says_what_it_cannot_do(folder: Path
             ShardMapDataset(url)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("of", [".tar", "manifest.json"])
 def test_every_fault_ends_well_or_in_an_error_with_the_url(
@@ -216,6 +218,7 @@ def test_locations_that_cannot_be_reached_show_none(location: str, monkeypatch: 
     assert not any(secret in printed for secret in ("hunter2", "AKIAKEY", "def+gh"))
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_named_with_its_extra() -> None:
     """In a process of its own: fsspec remembers the packages that another test imported."""
     code = """

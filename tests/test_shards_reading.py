@@ -110,6 +110,7 @@ def test_every_order_is_a_permutation(folder: Path, shuffle: int) -> None:
     assert [parts[i % 3][i // 3] for i in range(SAMPLES)] == whole
 
 
+@pytest.mark.slow
 def test_shuffled_view_groups_stay_together(tmp_path: Path) -> None:
     """Ranks used to cut an epoch anywhere: 12 samples of groups of four for two ranks were 0-5 and 6-11."""
     labeled = small_labeled(group_size=4, mixing_layer=2)

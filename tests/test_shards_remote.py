@@ -99,6 +99,7 @@ def test_the_bytes_are_those_of_a_local_set(tmp_path: Path, bucket: str, filtere
     assert objects(bucket) == content(tmp_path)
 
 
+@pytest.mark.slow
 def test_reading_verifying_and_mending(bucket: str, filtered: LabeledGenerator) -> None:
     write_shards(filtered, bucket, range(7), samples_per_shard=3)
     reference = objects(bucket)

@@ -65,6 +65,7 @@ def items(ranks: int) -> list[int]:
     return [u for u in range(1, B // ranks + 1) if (B // ranks) % u == 0]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(before=st.tuples(RANKS, WORKERS), after=st.tuples(RANKS, WORKERS), stopped=st.integers(0, 6), data=st.data())
 def test_a_state_moves_between_numbers_of_ranks_and_workers(

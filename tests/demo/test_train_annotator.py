@@ -61,6 +61,7 @@ def test_lengths_are_64ths_of_the_width() -> None:
     assert (patched[1] - patched[0]).abs().sum() < 0.25 * patched[0].abs().sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [64, 128])
 def test_it_learns_at_both_resolutions(
     domain: Path, tmp_path: Path, resolution: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
