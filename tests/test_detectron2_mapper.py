@@ -49,7 +49,8 @@ real = detectron2_support.real
 @pytest.mark.parametrize("task", ARCHITECTURES)
 def test_training_learns(clean: None, tmp_path: Path, trainer: type[DefaultTrainer], task: str) -> None:
     """On faces, which have something to learn from."""
-    adapter.register("faces", "demo-faces", task=task, things=["skin", "neck", "hair"], device="cpu")
+    of_task = {} if task == "sem_seg" else {"things": ["skin", "neck", "hair"]}
+    adapter.register("faces", "demo-faces", task=task, device="cpu", **of_task)
     classes = len(MetadataCatalog.get("faces").get("stuff_classes", ()))
     cfg = config(tmp_path, ARCHITECTURES[task], train="faces", MODEL__SEM_SEG_HEAD__NUM_CLASSES=classes)
     cfg.merge_from_list(["SOLVER.MAX_ITER", 20, "SOLVER.BASE_LR", 0.05, "INPUT.MIN_SIZE_TRAIN", (64,)])
