@@ -567,7 +567,7 @@ def _check_keys(dataset: type, *, unknown: Collection[str], more: str = "", **ne
         needed: arguments that it must have; None is one that is missing.
     """
     if unknown:
-        bases = [_Generated, dataset] if issubclass(dataset, _Generated) else [dataset]
+        bases: list[type] = [_Generated, dataset] if issubclass(dataset, _Generated) else [dataset]
         taken = {name: each for base in bases for name, each in inspect.signature(base).parameters.items()}
         own = [name for name, parameter in taken.items() if parameter.kind is not parameter.VAR_KEYWORD]
         raise ValueError(f"{dataset.__name__} does not know {', '.join(unknown)}: it takes {', '.join(own)}{more}")

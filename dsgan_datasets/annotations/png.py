@@ -37,7 +37,10 @@ def read_picture(file: File, schema: LabelSchema, size: tuple[int, int], found: 
     try:
         picture = open_picture(file.read(), size=size)
     except PictureError as error:
-        found.error(where, wrong_size(error.size, size) if error.size else f"{error.reason} where it was painted")
+        if error.size:
+            found.wrong_size(where, error.size, size)
+        else:
+            found.error(where, f"{error.reason} where it was painted")
         return None
     if picture.mode in _ID_MODES:
         return _from_ids(picture, where, schema, found)
@@ -53,14 +56,6 @@ def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
     return png(pixels, palette=palette)
 
 
-def wrong_size(got: tuple[int, int], expected: tuple[int, int]) -> str:
-    """Message about a wrong size; both are (H, W) and shown as width × height."""
-    return (
-        f"is {shown(got[1])}×{shown(got[0])} pixels, its image is {expected[1]}×{expected[0]}: annotate the exported "
-        "image, and do not scale or crop the mask"
-    )
-
-
 def check_size(height: Any, width: Any, expected: tuple[int, int], where: str, found: Findings) -> bool:
     """Whether a size that a file states is the expected one; if not, that is noted. Sides that it omits are right."""
     got = [default if side is None else whole(side) for side, default in zip((height, width), expected, strict=True)]
@@ -68,7 +63,7 @@ def check_size(height: Any, width: Any, expected: tuple[int, int], where: str, f
         found.error(where, f"its size, {shown(width)}×{shown(height)}, is not in whole pixels: export it again")
         return False
     if (got[0], got[1]) != expected:
-        found.error(where, wrong_size((got[0], got[1]), expected))
+        found.wrong_size(where, (got[0], got[1]), expected)
         return False
     return True
 
