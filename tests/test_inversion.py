@@ -138,6 +138,17 @@ def test_a_domain_notices_missing_details() -> None:
     assert bool((domain.distances(smooth) > domain.limit).all())
 
 
+def test_rounding_is_not_foreign_where_all_draws_are_alike() -> None:
+    """Around a scan, or on a white sheet, draws do not vary at all; another background is foreign all the same."""
+    random = torch.Generator().manual_seed(0)
+    draws = torch.full((128, 3, 32, 32), -0.9234)
+    draws[:, :, 8:24, 8:24] = torch.rand(128, 3, 16, 16, generator=random) * 2 - 1
+    domain = Domain.of(image_statistics(draws))
+    photos = (draws[:8] * 127.5 + 127.5).round() / 127.5 - 1
+    assert bool((domain.distances(photos) <= domain.limit).all())
+    assert bool((domain.distances(photos.where(photos != photos[0, 0, 0, 0], -0.6)) > domain.limit).all())
+
+
 def test_photos_of_another_size_are_refused(inverter: Inverter) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[N, 3, 16, 16\].*\[1, 3, 32, 32\]: align them first"):
         inverter.invert(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

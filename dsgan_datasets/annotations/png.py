@@ -1,4 +1,4 @@
-"""PNG masks <-> class ids: palette or gray pictures of ids, or RGB in exactly the colors of the classes."""
+"""PNG masks <-> class ids: palette or gray pictures of ids (8 or 16 bits), or RGB in exactly the classes' colors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dsgan_datasets.images import PictureError, open_picture, png
 from dsgan_datasets.targets.base import Color
 from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 
-_ID_MODES = ("P", "L", "1")
+#: Palette, gray, black and white; and gray of 16 bits, as medical programs save masks.
+_ID_MODES = ("P", "L", "1", "I;16", "I")
 
 
 def read_picture(file: File, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
@@ -46,7 +47,7 @@ def read_picture(file: File, schema: LabelSchema, size: tuple[int, int], found: 
         return _from_ids(picture, where, schema, found)
     if picture.mode in ("RGB", "RGBA"):
         return _from_colors(np.asarray(picture), where, schema, found)
-    found.error(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, gray or RGB PNG")
+    found.error(where, f"is a picture of mode {picture.mode}: save it as palette, gray or RGB PNG")
     return None
 
 
