@@ -19,6 +19,7 @@ from dsgan_datasets.export import export
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.inversion import Inversion, Photos, export_photos, read_labels, read_photos
 from dsgan_datasets.targets.dense_map import DenseMap
+from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.tools.cli import main
 
 SIZE = (16, 16)
@@ -113,6 +114,10 @@ def test_categories_that_match_no_label_are_an_error_that_lists_both_sides(tmp_p
     message = str(caught.value)
     assert "it has face (2×), left (1×), right (1×); mask has 2 classes: dog, cat. Rename them alike, or" in message
     assert "give their folder in place of this file" in message
+    with pytest.raises(
+        AnnotationError, match=r"face with the points 'right_eye', 'nose', 'left_eye' \(2×\).*2 points: "
+    ):
+        read_labels(photos, [Keypoints(("nose", "chin"))])
 
 
 def test_half_known_outlines_are_a_mistake_and_other_categories_are_named(tmp_path: Path) -> None:

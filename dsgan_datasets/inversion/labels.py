@@ -138,7 +138,7 @@ class CocoLabels:
         wanted = Wanted(asked, frozenset(target.field for target in asked))
         # images that are not among the photos only tell what coordinates count from
         read = CocoReader(self._content, self._where, wanted, lambda image: sizes.get(image, (2**31, 2**31)), found)
-        interest = _Interest(by_id, asked, [shown.annotation for shown in self._shown_by.values()])
+        interest = _Interest(by_id, readable, asked, [shown.annotation for shown in self._shown_by.values()])
         labels: Found = {}
         for name, photo in annotated.items():
             image, own = self._shown_by[name]
@@ -183,7 +183,8 @@ class _Interest:
 
     Args:
         by_id: the categories.
-        targets: what is read.
+        readable: what the file may hold.
+        targets: what it does hold, and is read.
         aligned_by: annotations that photos were aligned by: others of their categories say where other objects are.
 
     Attributes:
@@ -194,12 +195,14 @@ class _Interest:
     def __init__(
         self,
         by_id: Mapping[Any, Mapping[str, Any]],
+        readable: Sequence[Target],
         targets: Sequence[Target],
         aligned_by: Iterable[Mapping[str, Any] | None],
     ) -> None:
         self._by_id = by_id
         self._classes = {name for each in targets if isinstance(each, LabelSchema) for name in (*each.classes, IGNORE)}
         self._points = any(isinstance(target, Keypoints) for target in targets)
+        self._names_points = any(isinstance(target, Keypoints) for target in readable)
         categories = {self._name(annotation) for annotation in aligned_by if annotation is not None}
         self._places = categories - self._classes
         self.left: dict[int, str] = {}
@@ -216,7 +219,7 @@ class _Interest:
             elif of_place:
                 self.seen.add(name)
             else:
-                self.left[id(annotation)] = name
+                self.left[id(annotation)] = name + self._points_of(annotation)
         return image._replace(annotations=kept)
 
     def _counts(self, annotation: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, of_place: bool) -> bool:
@@ -224,6 +227,11 @@ class _Interest:
             return self._points and (own is None or annotation is own)
         # an outline of another class is a mistake, which the reader names: its pixels would become class 0
         return name in self._classes or (bool(self._classes and annotation.get("segmentation")) and not of_place)
+
+    def _points_of(self, annotation: Mapping[str, Any]) -> str:
+        points = self._by_id.get(identity(annotation.get("category_id")), {}).get("keypoints")
+        named = self._names_points and isinstance(points, list) and points
+        return f" with the points {listed(list(map(shown, points)), 20)}" if named else ""
 
     def _name(self, annotation: Mapping[str, Any]) -> str:
         category = annotation.get("category_id")

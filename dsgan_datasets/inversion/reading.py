@@ -29,7 +29,7 @@ _ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _OTHER_PICTURES = (
     *(".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".ico"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
-    *(".psd", ".xcf", ".tga", ".exr", ".hdr", ".ppm", ".pgm", ".pnm", ".pdf", ".npy"),
+    *(".psd", ".xcf", ".tga", ".exr", ".hdr", ".ppm", ".pgm", ".pnm"),
     *(".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".svs"),
 )
 
