@@ -23,7 +23,7 @@ from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.tools.cli import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 GUIDE = Path(__file__).parent.parent / "docs" / "medical.md"
 SIZE = (CROP[1] - CROP[0], SIDE)

@@ -230,8 +230,9 @@ class _Interest:
 
     def _points_of(self, annotation: Mapping[str, Any]) -> str:
         points = self._by_id.get(identity(annotation.get("category_id")), {}).get("keypoints")
-        named = self._names_points and isinstance(points, list) and points
-        return f" with the points {listed(list(map(shown, points)), 20)}" if named else ""
+        if not self._names_points or not isinstance(points, list) or not points:
+            return ""
+        return f" with the points {listed(list(map(shown, points)), 20)}"
 
     def _name(self, annotation: Mapping[str, Any]) -> str:
         category = annotation.get("category_id")
