@@ -54,6 +54,19 @@ def names(name: str, value: Any) -> tuple[str, ...]:
     raise ValueError(f"{name} must be a list of names, not {value!r:.80}")
 
 
+def refuse_unused(why: str, arguments: Mapping[str, Any]) -> None:
+    """ValueError if an argument was given, that is not None, where it changes nothing.
+
+    Example:
+        >>> refuse_unused("a pose is of one object", {"instances": "components", "min_instance_area": None})
+        Traceback (most recent call last):
+        ValueError: instances has no effect here, as a pose is of one object: leave it out
+    """
+    if said := [name for name, value in arguments.items() if value is not None]:
+        has, it = ("has", "it") if len(said) == 1 else ("have", "them")
+        raise ValueError(f"{', '.join(said)} {has} no effect here, as {why}: leave {it} out")
+
+
 def is_number(value: object) -> bool:
     """Whether this is a real number, of Python or NumPy, and not a bool."""
     return isinstance(value, Real) and not is_boolean(value)

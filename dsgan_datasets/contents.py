@@ -27,6 +27,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb".{4}ftyp(?:hei|hev|mif1)", "HEIF"),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000"),
     (rb"\0\0[\x01\x02]\0", "ICO"),
+    (rb".{128}DICM", "DICOM"),
+    (rb".{344}n[+i]1\0", "NIfTI"),
     (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", "a zip archive"),
     (rb"\x1f\x8b", "a gzip archive"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive"),

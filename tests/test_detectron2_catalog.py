@@ -74,9 +74,12 @@ def test_registering_reads_config_json_only(checkpoint: str, tmp_path: Path, cle
 def test_the_same_again_is_fine_and_anything_else_is_not(register: Callable[..., RegisteredDataset]) -> None:
     first = register()
     assert register() is first
-    for different in ({"seed": 6}, {"length": 3}, {"task": "instances"}, {"truncation_psi": 0.5}, {"things": ["hat"]}):
+    for different in ({"seed": 6}, {"length": 3}, {"task": "instances"}, {"truncation_psi": 0.5}):
         with pytest.raises(ValueError, match="'small' is already registered with"):
             register(**different)
+    register("parts", task="instances")
+    with pytest.raises(ValueError, match=r"'parts' is already registered with things \('left', .*\), not \('hat',\)"):
+        register("parts", task="instances", things=["hat"])
     DatasetCatalog.register("taken", list)
     with pytest.raises(ValueError, match="'taken' is taken"):
         register("taken")
@@ -89,11 +92,17 @@ def test_the_same_again_is_fine_and_anything_else_is_not(register: Callable[...,
     ("arguments", "message"),
     [
         ({"task": "semantic"}, "task must be one of sem_seg, instances, panoptic, keypoints, not 'semantic'"),
-        ({"instances": "parts"}, "instances must be one of classes, components, object"),
-        ({"things": ["nose"]}, "no class 'nose'; the classes are: background, left"),
+        ({"instances": "parts", "task": "instances"}, "instances must be one of classes, components, object"),
+        ({"things": ["nose"], "task": "instances"}, "no class 'nose'; the classes are: background, left"),
         ({"things": [], "task": "instances"}, "at least one class"),
         ({"length": 0}, "length must be an integer in 1 …"),
-        ({"min_instance_area": 0}, "min_instance_area must be an integer of at least 1"),
+        ({"min_instance_area": 0, "task": "panoptic"}, "min_instance_area must be an integer of at least 1"),
+        ({"things": ["left"]}, "things has no effect here, as the task is sem_seg"),
+        ({"instances": "classes"}, "instances has no effect here, as the task is sem_seg"),
+        (
+            {"things": ["left"], "min_instance_area": 1},
+            "things, min_instance_area have no effect here, as the task is sem_seg, .*: leave them out",
+        ),
         ({"psii": 1}, "no such recipe field: psii; the fields are: class_label"),
         ({"name": ""}, "name must be a word"),
     ],
@@ -146,7 +155,11 @@ def test_old_recipe_names_work_with_a_warning(register: Callable[..., Registered
             {"name": "x", "checkpoint": "demo-faces", "sed": 1},
             "unknown keys sed; allowed: name, checkpoint, s",
         ),
-        ("DATASETS", {"name": "x"}, "lacks checkpoint; allowed"),
+        ("DATASETS", {"name": "x"}, r"lacks checkpoint \(a path, .* such as demo-faces, .*; or shards: a folder"),
+        ("DATASETS", {"checkpoint": "demo-faces"}, r"lacks name \(the entry of DATASETS.TRAIN or DATASETS.TEST\)"),
+        ("DATASETS", {"shards": "x"}, r"lacks name \(the entry"),
+        ("DATASETS", {"name": "x", "shards": "x", "seed": 1}, "unknown keys seed; allowed: name, shards, length"),
+        ("MIXTURES", {"name": "m", "generated": "no"}, r"lacks real \(the name of a dataset in DatasetCatalog\)"),
         ("DATASETS", "demo-faces", "must be a mapping with the keys name, checkpoint"),
         ("DATASETS", {"name": "x", "checkpoint": "demo-fases"}, "demo-fases"),
         ("DATASETS", {"name": "x", "checkpoint": "demo-faces", "truncation_psi": 9}, "truncation_psi must be"),
@@ -170,9 +183,9 @@ def test_wrong_entries_are_named(clean: None, key: str, entry: Any, message: str
 
 @pytest.mark.parametrize("task", ["sem_seg", "instances"])
 def test_shards_give_what_the_checkpoint_gave(clean: None, tmp_path: Path, tars: str, task: str) -> None:
-    things = ["skin", "hair"]
-    adapter.register_shards("read", tars, task=task, things=things, length=3)
-    adapter.register("made", "demo-faces", task=task, things=things, seed=4, device="cpu")
+    of_task = {"task": task} if task == "sem_seg" else {"task": task, "things": ["skin", "hair"]}
+    adapter.register_shards("read", tars, **of_task, length=3)
+    adapter.register("made", "demo-faces", **of_task, seed=4, device="cpu")
     assert MetadataCatalog.get("read").as_dict().keys() == MetadataCatalog.get("made").as_dict().keys()
     read, made = DatasetCatalog.get("read"), registry.lookup("made")
     assert [record["image_id"] for record in read] == [0, 1, 2]

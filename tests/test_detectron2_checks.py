@@ -84,7 +84,8 @@ def test_a_stream_for_evaluation_is_refused(register: Register, tmp_path: Path) 
 
 def test_a_saved_config_loads_again(checkpoint: str, tmp_path: Path, clean: None) -> None:
     cfg = config(tmp_path)
-    cfg.DSGAN.DATASETS = [{"name": "again", "checkpoint": checkpoint, "device": "cpu", "things": ["hat", "left"]}]
+    again = {"name": "again", "checkpoint": checkpoint, "device": "cpu", "task": "panoptic", "things": ["hat", "left"]}
+    cfg.DSGAN.DATASETS = [again]
     (tmp_path / "config.yaml").write_text(cfg.dump())  # what DefaultTrainer writes
     loaded = get_cfg()  # without add_dsgan_config
     loaded.merge_from_file(str(tmp_path / "config.yaml"))

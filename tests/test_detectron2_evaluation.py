@@ -50,11 +50,13 @@ class Oracle(torch.nn.Module):
         for record in inputs:
             assert not {"instances", "annotations"} & set(record)
             (sample,) = self.labeled.generate([record["image_id"]], seed=self.dataset.seed).rows()
-            truth = self.dataset.labels.instances(sample)
-            found = Instances((16, 16), pred_boxes=Boxes(tight_boxes(truth.masks)), pred_masks=truth.masks)
-            found.pred_classes, found.scores = truth.categories, torch.ones(len(truth.categories))
             sem_seg = torch.nn.functional.one_hot(self.dataset.labels.sem_seg(sample.mask), 4).permute(2, 0, 1)
-            outputs.append({"sem_seg": sem_seg, "instances": found})
+            outputs.append({"sem_seg": sem_seg})
+            if self.dataset.labels.counted:
+                truth = self.dataset.labels.instances(sample)
+                found = Instances((16, 16), pred_boxes=Boxes(tight_boxes(truth.masks)), pred_masks=truth.masks)
+                found.pred_classes, found.scores = truth.categories, torch.ones(len(truth.categories))
+                outputs[-1]["instances"] = found
         return outputs
 
 

@@ -142,3 +142,8 @@ def test_augmentations_move_the_points(register: Callable[..., RegisteredDataset
 def test_keypoints_are_needed(clean: None) -> None:
     with pytest.raises(ValueError, match="this needs keypoints, and there are none; the labels are: mask"):
         adapter.register("points", "demo-faces", task="keypoints", device="cpu")
+
+
+def test_what_is_said_of_parts_is_refused_where_there_is_one_object(register: Callable[..., RegisteredDataset]) -> None:
+    with pytest.raises(ValueError, match="instances has no effect here, as the task is keypoints"):
+        register("points", task="keypoints", instances="components")

@@ -49,7 +49,8 @@ real = detectron2_support.real
 @pytest.mark.parametrize("task", ARCHITECTURES)
 def test_training_learns(clean: None, tmp_path: Path, trainer: type[DefaultTrainer], task: str) -> None:
     """On faces, which have something to learn from."""
-    adapter.register("faces", "demo-faces", task=task, things=["skin", "neck", "hair"], device="cpu")
+    of_task = {} if task == "sem_seg" else {"things": ["skin", "neck", "hair"]}
+    adapter.register("faces", "demo-faces", task=task, device="cpu", **of_task)
     classes = len(MetadataCatalog.get("faces").get("stuff_classes", ()))
     cfg = config(tmp_path, ARCHITECTURES[task], train="faces", MODEL__SEM_SEG_HEAD__NUM_CLASSES=classes)
     cfg.merge_from_list(["SOLVER.MAX_ITER", 20, "SOLVER.BASE_LR", 0.05, "INPUT.MIN_SIZE_TRAIN", (64,)])
@@ -161,9 +162,10 @@ def test_augmentations_move_image_and_targets_alike(
 def test_training_from_shards_by_config(
     clean: None, tmp_path: Path, tars: str, trainer: type[DefaultTrainer], task: str, asked: list[list[int]]
 ) -> None:
+    things = "" if task == "sem_seg" else ", things: [skin, neck, hair]"
     (tmp_path / "faces.yaml").write_text(
         f"""
-DSGAN: {{DATASETS: [{{name: faces, SHARDS: {tars}, task: {task}, things: [skin, neck, hair]}}]}}
+DSGAN: {{DATASETS: [{{name: faces, SHARDS: {tars}, task: {task}{things}}}]}}
 DATASETS: {{TRAIN: [faces]}}
 """
     )

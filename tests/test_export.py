@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import json
 import os
 import re
@@ -17,11 +19,12 @@ from conftest import SCHEMA, small_labeled
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, SampleBatch, write_shards
-from dsgan_datasets.export import ExportInput, export, formats_for, writing
+from dsgan_datasets.export import ExportInput, check_export, export, formats_for, writing
 from dsgan_datasets.polygons import polygons_to_mask
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.instances import connected_components
 from dsgan_datasets.tools.cli import main
+from dsgan_datasets.tools.export import add_layout, layout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -525,3 +528,13 @@ def test_command_refuses(
     assert main(["export", checkpoint, str(tmp_path / "out"), *arguments]) in (1, 2)
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_its_check_and_the_commands_have_the_same_options() -> None:
+    """They are spelled out three times, so that each shows what it takes."""
+    options = {name: each.default for name, each in inspect.signature(export).parameters.items() if name != "out"}
+    assert {name: each.default for name, each in inspect.signature(check_export).parameters.items()} == options
+    parser = argparse.ArgumentParser()
+    add_layout(parser, formats_for([SCHEMA]))
+    said = layout(parser.parse_args(["--format", "coco"]))
+    assert said == {name: default for name, default in options.items() if name not in ("input", "format")}

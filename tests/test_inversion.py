@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shutil
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +138,17 @@ def test_a_domain_notices_missing_details() -> None:
     assert bool((domain.distances(smooth) > domain.limit).all())
 
 
+def test_rounding_is_not_foreign_where_all_draws_are_alike() -> None:
+    """Around a scan, or on a white sheet, draws do not vary at all; another background is foreign all the same."""
+    random = torch.Generator().manual_seed(0)
+    draws = torch.full((128, 3, 32, 32), -0.9234)
+    draws[:, :, 8:24, 8:24] = torch.rand(128, 3, 16, 16, generator=random) * 2 - 1
+    domain = Domain.of(image_statistics(draws))
+    photos = (draws[:8] * 127.5 + 127.5).round() / 127.5 - 1
+    assert bool((domain.distances(photos) <= domain.limit).all())
+    assert bool((domain.distances(photos.where(photos != photos[0, 0, 0, 0], -0.6)) > domain.limit).all())
+
+
 def test_photos_of_another_size_are_refused(inverter: Inverter) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[N, 3, 16, 16\].*\[1, 3, 32, 32\]: align them first"):
         inverter.invert(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
@@ -195,13 +210,48 @@ def test_what_cannot_be_used_is_listed_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError) as raised:
         read_photos(tmp_path, (64, 64))
     mistakes = "\n".join(raised.value.mistakes)
-    for words in ("small: is too small", "broken: is a damaged JPEG", "clear: is transparent", "deep: has more than 8"):
+    for words in (
+        "small: is too small",
+        "broken: is a damaged JPEG",
+        "clear: is transparent",
+        "deep: has more than 8 bits",
+    ):
         assert words in mistakes
     warnings: list[str] = []
     photos = read_photos(tmp_path, (64, 64), skip=True, warn=warnings.append)
     assert photos.names == ("good", "gray")
     assert len(warnings) == 4
     assert photos[1].image.unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_pictures_of_other_formats_are_not_passed_over_in_silence(tmp_path: Path, packed: bool) -> None:
+    folder = tmp_path / "scans"
+    (folder / "more").mkdir(parents=True)
+    for name in ("a.HEIC", "b.gif", "more/c.dcm", "d.nii.gz", "notes.txt", "README"):
+        (folder / name).write_bytes(b"")
+    (folder / "x.png").write_bytes(b"not a picture")
+
+    def read() -> Photos:
+        (tmp_path / "scans.zip").unlink(missing_ok=True)
+        return read_photos(shutil.make_archive(str(folder), "zip", folder) if packed else folder, SIZE)
+
+    with pytest.raises(AnnotationError, match="is not a picture"):
+        read()
+    (folder / "x.png").unlink()
+    message = (
+        r"4 pictures of other formats passed over: a.HEIC, b.gif, d.nii.gz, … \(4 in all\). Photos are \*.jpg, .*: con"
+    )
+    with pytest.raises(AnnotationError, match=message):
+        read()
+    Image.new("RGB", SIZE, 9).save(folder / "x.png")
+    with pytest.warns(UserWarning, match=message):
+        assert read().names == ("x",)
+    for name in ("a.HEIC", "b.gif", "more/c.dcm", "d.nii.gz"):
+        (folder / name).unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read().names == ("x",)
 
 
 def test_boxes_and_keypoints_of_a_coco_file_make_a_photo_of_each_object(tmp_path: Path) -> None:
@@ -236,30 +286,43 @@ def test_boxes_and_keypoints_of_a_coco_file_make_a_photo_of_each_object(tmp_path
 def test_a_stopped_run_goes_on_where_it_was(
     labeled: LabeledGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Every finished batch is kept, wherever in a group of batches it was stopped."""
     inverter = Inverter(
-        labeled.generator, labeled.recipe.override(compute_batch=1), InversionSettings(steps=1, starts=1)
+        labeled.generator, labeled.recipe.override(compute_batch=2), InversionSettings(steps=1, starts=1)
     )
     photos = read_photos(save(tmp_path / "photos", own_images(labeled, range(9))), SIZE)
     undisturbed = invert_photos(inverter, photos)
     asked: list[int] = []
-    invert = inverter.invert
+    invert, stop_before = inverter.invert, 3
 
     def counting(images: torch.Tensor, start: torch.Tensor | None = None) -> Inversion:
-        if len(asked) == 1:
+        if len(asked) == stop_before:
             raise KeyboardInterrupt
         asked.append(len(images))
         return invert(images, start)
 
     monkeypatch.setattr(inverter, "invert", counting)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), one_thread():
         invert_photos(inverter, photos, work=tmp_path / "work")
-    (kept,) = (tmp_path / "work").iterdir()
-    asked[:] = [0, 0]
+    kept = list((tmp_path / "work").iterdir())
+    assert asked == [2, 2, 2] and len(kept) == 3
+    stop_before = 99
     resumed = invert_photos(inverter, photos, work=tmp_path / "work")
-    assert asked == [0, 0, 1]  # eight of nine were kept
+    assert sorted(asked[3:]) == [1, 2]  # three batches of five were kept
     assert resumed.styles.equal(undisturbed.styles)
-    kept.write_bytes(b"damaged")
+    kept[0].write_bytes(b"damaged")
     assert invert_photos(inverter, photos, work=tmp_path / "work").scores.equal(undisturbed.scores)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Batches one after the other, so that it is known which are finished."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_styles_of_files_are_checked(tmp_path: Path) -> None:
@@ -417,6 +480,10 @@ def test_masks_of_photos_are_aligned_like_them(tmp_path: Path) -> None:
     (aligned,) = read_labels(photos, [SCHEMA], tmp_path / "masks").values()
     assert aligned["mask"][:, :8].tolist() == [[2] * 8] * 16
     assert aligned["mask"][:, 8:].tolist() == [[0] * 8] * 16
+    (tmp_path / "masks" / "a.png").write_bytes(png(mask[:16, :16]))  # of the frame, as an exported image has it
+    with pytest.raises(AnnotationError, match=r"is 16×16 pixels, its image is 60×40: label the whole photo, upright"):
+        read_labels(photos, [SCHEMA], tmp_path / "masks")
+    (tmp_path / "masks" / "a.png").write_bytes(png(mask))
     (tmp_path / "masks" / "b.png").write_bytes(png(mask))
     with pytest.raises(AnnotationError, match=r"b\.png: is a mask of no photo"):
         read_labels(photos, [SCHEMA], tmp_path / "masks")

@@ -177,6 +177,11 @@ def test_training_on_a_mixture(tmp_path: Path, checkpoint: str, real: dict[str, 
     assert generated == 16 if wrapper == "stock repetition" else 0 < generated < 16
 
 
+#: Types of datasets, as configs name them.
+GENERATED = ["DSGANSegDataset", "DSGANSegIterableDataset", "DSGANDepthDataset", "DSGANDepthIterableDataset"]
+SHARDS = ["DSGANShardSegDataset", "DSGANShardDepthDataset"]
+
+
 def test_a_limited_number_of_batches_an_epoch(tmp_path: Path, checkpoint: str, asked: list[list[int]]) -> None:
     ordered = {"type": "DefaultSampler", "shuffle": False}
     seen = run(tmp_path, loader(dataset(checkpoint), num_batch_per_epoch=2, sampler=ordered), epochs=2)
@@ -248,6 +253,36 @@ def test_shard_configs_that_are_refused(
         DATASETS.build(shards(tars, **changes))
 
 
+@pytest.mark.parametrize(
+    ("kinds", "config", "message"),
+    [
+        (
+            GENERATED,
+            {"length": 4},
+            "needs checkpoint .a path, the name of a built-in checkpoint such as demo-faces, or",
+        ),
+        (GENERATED, {}, "needs checkpoint .*; and length .the number of samples"),
+        (
+            GENERATED,
+            {"chekpoint": "demo-faces"},
+            "does not know chekpoint: it takes checkpoint, length, .*truncation_psi",
+        ),
+        (SHARDS, {}, "needs shards .a folder or URL of shards that `dsgan shards write` made, or a list of them"),
+        (
+            SHARDS,
+            {"data_root": "x"},
+            "does not know data_root: it takes shards, length, .* when the shards were written",
+        ),
+        (["DSGANConcatDataset"], {}, "needs datasets .a list of configs"),
+        (["DSGANConcatDataset"], {"dataset": []}, "does not know dataset: it takes datasets, lazy_init, ignore_keys"),
+    ],
+)
+def test_keys_that_are_missing_or_unknown_are_named(kinds: list[str], config: dict[str, Any], message: str) -> None:
+    for kind in kinds:
+        with pytest.raises(ValueError, match=f"{kind} {message}"):
+            DATASETS.build({"type": kind, **config})
+
+
 @pytest.mark.parametrize("build", [dataset, stream])
 @pytest.mark.parametrize("device", [None, "cuda:0"])
 def test_a_gpu_is_refused_in_a_worker(
@@ -280,7 +315,7 @@ def test_the_package_itself_imports_no_framework() -> None:
     ("changes", "error", "message"),
     [
         ({"checkpoint": "no-such-faces"}, CheckpointError, "no-such-faces"),
-        ({"length": None}, ValueError, "needs a length: the number of samples"),
+        ({"length": None}, ValueError, "needs length .the number of samples"),
         ({"length": 0}, ValueError, "length must be an integer in 1"),
         ({"seed": -1}, ValueError, "seed"),
         (

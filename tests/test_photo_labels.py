@@ -19,6 +19,7 @@ from dsgan_datasets.export import export
 from dsgan_datasets.export.inputs import ExportInput
 from dsgan_datasets.inversion import Inversion, Photos, export_photos, read_labels, read_photos
 from dsgan_datasets.targets.dense_map import DenseMap
+from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.tools.cli import main
 
 SIZE = (16, 16)
@@ -106,14 +107,55 @@ def test_points_outside_of_the_frame_are_not_in_the_image(tmp_path: Path) -> Non
     assert np.allclose(read_labels(photos, [POINTS])["a"]["keypoints"], [[10, 10, 2], [0, 0, 0], [0, 0, 0]])
 
 
-def test_categories_that_are_no_labels_are_left_alone_and_half_known_ones_are_not(tmp_path: Path) -> None:
+def test_categories_that_match_no_label_are_an_error_that_lists_both_sides(tmp_path: Path) -> None:
     photos = read_photos(coco_photos(tmp_path), (20, 20))
-    assert read_labels(photos, [LabelSchema(("dog", "cat"))]) == {}
+    with pytest.raises(AnnotationError) as caught:
+        read_labels(photos, [LabelSchema(("dog", "cat"))])
+    message = str(caught.value)
+    assert "it has face (2×), left (1×), right (1×); mask has 2 classes: dog, cat. Rename them alike, or" in message
+    assert "give their folder in place of this file" in message
+    with pytest.raises(
+        AnnotationError, match=r"face with the points 'right_eye', 'nose', 'left_eye' \(2×\).*2 points: "
+    ):
+        read_labels(photos, [Keypoints(("nose", "chin"))])
+
+
+def test_half_known_outlines_are_a_mistake_and_other_categories_are_named(tmp_path: Path) -> None:
+    photos = read_photos(coco_photos(tmp_path), (20, 20))
     with pytest.raises(AnnotationError, match="unknown class 'right'"):
         read_labels(photos, [LabelSchema(("background", "left"))])
+    warnings: list[str] = []
+    assert read_labels(photos, [SCHEMA], warn=warnings.append).keys() == {"a"}
+    (warning,) = [each for each in warnings if "left out" in each]
+    assert "were left out: face (2×); mask has 4 classes: background, left, right, hat" in warning
     several = read_photos(tmp_path / "photos.json", (20, 20))
     with pytest.raises(AnnotationError, match="several instances"):
         read_labels(several, [POINTS])
+
+
+def test_a_file_without_annotations_lists_photos_only(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    for changes in ({"annotations": []}, {"annotations": [], "categories": []}):
+        photos = read_photos(coco_photos(tmp_path, **changes), (20, 20))
+        assert read_labels(photos, [SCHEMA], warn=warnings.append) == {} and not warnings
+
+
+def test_what_photos_are_aligned_by_need_not_be_a_label(tmp_path: Path) -> None:
+    """Boxes and outlines of people, to find them in the photos: their parts are labeled elsewhere, or by hand."""
+    outline = [[12, 0, 44, 0, 44, 32, 12, 32]]
+    person = {"id": 1, "image_id": 1, "category_id": 7, "bbox": [12, 0, 32, 32], "segmentation": outline}
+    part = {"id": 2, "image_id": 1, "category_id": 1, "segmentation": outline}
+    categories = [{"id": 7, "name": "person"}, {"id": 1, "name": "left"}]
+    place = coco_photos(tmp_path, annotations=[person, part], categories=categories)
+    photos = read_photos(place, SIZE, align="boxes", category="person")
+    warnings: list[str] = []
+    labels = read_labels(photos, [SCHEMA], warn=warnings.append)
+    assert (labels["a-1"]["mask"] == 1).all() and not [each for each in warnings if "left out" in each]
+    with pytest.raises(AnnotationError, match=r"it has left \(1×\); mask has 2 classes: dog, cat"):
+        read_labels(photos, [LabelSchema(("dog", "cat"))])
+    alone = read_photos(coco_photos(tmp_path, annotations=[person], categories=categories), SIZE, align="boxes")
+    assert read_labels(alone, [SCHEMA], warn=warnings.append) == {}
+    assert "holds no labels: person was used to align by, and is none of the labels; mask has" in warnings[-1]
 
 
 def test_labels_may_be_in_a_coco_file_of_their_own(tmp_path: Path) -> None:

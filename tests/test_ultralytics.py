@@ -185,7 +185,16 @@ def test_shards_are_shuffled_and_repeated(tmp_path: Path) -> None:
         ({"dsgan": "demo-faces"}, "dsgan must be a mapping such as {checkpoint: demo-faces}, not 'demo-faces'"),
         ({"dsgan": None}, "dsgan must be a mapping such as {checkpoint: demo-faces}, not None"),
         ({"dsgan": {"chekpoint": "demo-faces"}}, "dsgan has unknown keys chekpoint; allowed: val, checkpoint, shards"),
-        ({"dsgan": {"length": 5}}, "name either a checkpoint or shards"),
+        (
+            {"dsgan": {**FACES, "val": {"lenght": 3}}},
+            "val in dsgan has unknown keys lenght; allowed: checkpoint, shards",
+        ),
+        ({"dsgan": {**FACES, 5: 3}}, "dsgan has unknown keys 5; allowed: val, checkpoint"),
+        (
+            {"dsgan": {"length": 5}},
+            "neither a checkpoint nor shards: name one, checkpoint .a path, .* such as demo-faces",
+        ),
+        ({"dsgan": {**FACES, "shards": "x"}, "val": "images"}, "it has both a checkpoint and shards: name one"),
         ({"dsgan": {"checkpoint": "nowhere"}}, "no file or directory 'nowhere'"),
         ({"dsgan": {**FACES, "things": ["nos"]}}, "no class 'nos'; the classes are: background, skin"),
         ({"dsgan": FACES, "names": ["cat", "dog"]}, "names is .'cat', 'dog'., but that of the generated samples is"),

@@ -33,12 +33,13 @@ from dsgan_datasets.adapters.detectron2.streams import (
 )
 from dsgan_datasets.adapters.detectron2.tasks import TaskName
 from dsgan_datasets.checkpoints import CheckpointError
+from dsgan_datasets.checkpoints.directory import CHECKPOINT_IS
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import check_seed
 from dsgan_datasets.recipe import RENAMED, RecipeOverrides
 from dsgan_datasets.remote.source import checkpoint_source
-from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.shards.locations import SHARDS_ARE, Locations
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.base import NamedSource
 from dsgan_datasets.sources.relabeled import choose_classes
@@ -53,8 +54,8 @@ def register(
     length: int | None = None,
     task: TaskName = "sem_seg",
     things: Sequence[str] | None = None,
-    instances: InstanceMode = "classes",
-    min_instance_area: int = 1,
+    instances: InstanceMode | None = None,
+    min_instance_area: int | None = None,
     mask_format: MaskFormat = "polygon",
     classes: Sequence[str] | None = None,
     merge: Mapping[str, Sequence[str]] | None = None,
@@ -73,10 +74,11 @@ def register(
         task: "sem_seg" gives masks of class ids; "instances" gives boxes and instance masks; "panoptic" gives both as
             PanopticFPN wants them: in the mask all things are 0, and the other classes are counted from 1; "keypoints"
             gives one object with its points, and with a mask of all things if there are masks.
-        things: names of the classes that instances are made of; None for all but class 0, the background.
-        instances: "classes" is one instance a class, "components" one a connected region of a class, "object" a single
-            one of all things together.
-        min_instance_area: pixels; smaller instances are left out.
+        things: names of the classes that instances are made of; None for all but class 0, the background. Not for
+            sem_seg.
+        instances: for instances and panoptic only: "classes" is one instance a class, "components" one a connected
+            region of a class, "object" a single one of all things together. None: classes.
+        min_instance_area: pixels; smaller instances are left out. None: 1. Not for sem_seg.
         mask_format: of instances in records: "polygon", which the stock mapper takes with every INPUT.MASK_FORMAT, or
             "bitmask" (RLE), which is faster and needs INPUT.MASK_FORMAT to be "bitmask". Both mean the same pixels.
             `DSGANDatasetMapper` needs neither.
@@ -91,8 +93,8 @@ def register(
 
     Raises:
         CheckpointError: there is no such checkpoint, or its config.json is damaged.
-        ValueError: an argument out of range, or a name that is taken by another dataset. Registering the same dataset
-            again is fine.
+        ValueError: an argument out of range or without effect in this task, or a name that is taken by another dataset.
+            Registering the same dataset again is fine.
 
     Example:
         >>> dataset = register("faces", "demo-faces", device="cpu")
@@ -119,8 +121,8 @@ def register_shards(
     length: int | None = None,
     task: TaskName = "sem_seg",
     things: Sequence[str] | None = None,
-    instances: InstanceMode = "classes",
-    min_instance_area: int = 1,
+    instances: InstanceMode | None = None,
+    min_instance_area: int | None = None,
     mask_format: MaskFormat = "polygon",
     classes: Sequence[str] | None = None,
     merge: Mapping[str, Sequence[str]] | None = None,
@@ -342,6 +344,15 @@ def register_from_config(cfg: CfgNode) -> None:
         )
 
 
+#: What a key that may be missing from an entry says.
+_NEEDED = {
+    "name": "the entry of DATASETS.TRAIN or DATASETS.TEST",
+    "checkpoint": f"{CHECKPOINT_IS}; or shards: {SHARDS_ARE}",
+    "generated": "the name of a dataset without length in DSGAN.DATASETS",
+    "real": "the name of a dataset in DatasetCatalog",
+}
+
+
 def _check_config_node(cfg: Any) -> None:
     if not isinstance(cfg, CfgNode):
         raise ValueError(
@@ -379,7 +390,7 @@ def _call(
     old = RENAMED if more else {}
     if unknown := sorted(set(arguments) - set(allowed) - set(old)):
         raise ValueError(f"{place} {dict(entry)} has unknown keys {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-    if missing := [key for key in required if key not in arguments]:
+    if missing := [f"{key} ({_NEEDED[key]})" for key in required if key not in arguments]:
         raise ValueError(f"{place} {dict(entry)} lacks {', '.join(missing)}; allowed: {', '.join(allowed)}")
     try:
         return function(**{**(defaults or {}), **arguments})

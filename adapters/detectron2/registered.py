@@ -52,8 +52,8 @@ class RegisteredDataset:
         length: int | None = None,
         task: TaskName = "sem_seg",
         things: Sequence[str] | None = None,
-        instances: InstanceMode = "classes",
-        min_instance_area: int = 1,
+        instances: InstanceMode | None = None,
+        min_instance_area: int | None = None,
         mask_format: MaskFormat = "polygon",
     ) -> None:
         if not isinstance(name, str) or not name:
@@ -67,7 +67,7 @@ class RegisteredDataset:
         self.task: TaskName = task
         self.mask_format: MaskFormat = mask_format
         self.height, self.width = source.image_size
-        self.labels = TASKS[task](source, things=things, mode=instances, min_area=min_instance_area)
+        self.labels = TASKS[task](source, things=things, instances=instances, min_instance_area=min_instance_area)
         self.fingerprint = source.fingerprint
         self._block: dict[int, Sample] = {}
 

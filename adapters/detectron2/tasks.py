@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from dsgan_datasets.checks import refuse_unused
 from dsgan_datasets.export.layouts import object_box
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.sources.base import NamedSource
@@ -40,7 +41,8 @@ class Found:
 class Task(Protocol):
     """A task.
 
-    Constructed with the source and the arguments of `register` that concern instances.
+    Constructed with the source and the arguments of `register` that concern instances; None is one that was not given.
+    One that changes nothing in the task is refused.
 
     Attributes:
         semantic: whether records name a mask of class ids.
@@ -55,7 +57,12 @@ class Task(Protocol):
     counted: ClassVar[bool]
 
     def __init__(
-        self, source: NamedSource, *, things: Sequence[str] | None, mode: InstanceMode, min_area: int
+        self,
+        source: NamedSource,
+        *,
+        things: Sequence[str] | None,
+        instances: InstanceMode | None,
+        min_instance_area: int | None,
     ) -> None: ...
 
     @property
@@ -83,11 +90,9 @@ class SemSeg:
     semantic: ClassVar[bool] = True
     counted: ClassVar[bool] = False
 
-    def __init__(self, source: NamedSource, *, things: Sequence[str] | None, mode: InstanceMode, min_area: int) -> None:
+    def __init__(self, source: NamedSource, **of_instances: Any) -> None:
+        refuse_unused("the task is sem_seg, and only instances and panoptic have instances", of_instances)
         self.schema = schema_of(source.targets)
-        self.rule = InstanceRule(self.schema, things=things, mode=mode, min_area=min_area)
-        if self.counted and not self.rule.things:
-            raise ValueError("instances need at least one class in `things`")
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -101,12 +106,8 @@ class SemSeg:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The instances."""
-        return {
-            "things": tuple(self.schema.classes[thing] for thing in self.rule.things),
-            "instances": self.rule.mode,
-            "min_instance_area": self.rule.min_area,
-        }
+        """Nothing: the source decides all."""
+        return {}
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -118,9 +119,8 @@ class SemSeg:
         return mask
 
     def instances(self, sample: Sample) -> Found:
-        """Instances in the mask."""
-        masks, categories = self.rule.find(sample.mask)
-        return Found(tight_boxes(masks), categories, masks)
+        """There are none: a ValueError."""
+        raise ValueError("a dataset of masks has no instances; register it with task='instances'")
 
     def _classes(self) -> list[tuple[str, list[int]]]:
         return list(zip(self.schema.classes, map(list, self.schema.palette), strict=True))
@@ -132,6 +132,47 @@ class SemSeg:
             "stuff_dataset_id_to_contiguous_id": {i: i for i in range(len(classes))},
         }
 
+
+class Instances(SemSeg):
+    """Boxes and masks, for Mask R-CNN and the like; see `Task`."""
+
+    semantic: ClassVar[bool] = False
+    counted: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        source: NamedSource,
+        *,
+        things: Sequence[str] | None,
+        instances: InstanceMode | None,
+        min_instance_area: int | None,
+    ) -> None:
+        super().__init__(source)
+        mode: InstanceMode = "classes" if instances is None else instances
+        area = 1 if min_instance_area is None else min_instance_area
+        self.rule = InstanceRule(self.schema, things=things, mode=mode, min_area=area)
+        if not self.rule.things:
+            raise ValueError("instances need at least one class in `things`")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The instances."""
+        return {
+            "things": tuple(self.schema.classes[thing] for thing in self.rule.things),
+            "instances": self.rule.mode,
+            "min_instance_area": self.rule.min_area,
+        }
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The classes that instances are made of."""
+        return {"ignore_label": self.schema.ignore_index, "evaluator_type": "coco", **self._things()}
+
+    def instances(self, sample: Sample) -> Found:
+        """Instances in the mask."""
+        masks, categories = self.rule.find(sample.mask)
+        return Found(tight_boxes(masks), categories, masks)
+
     def _things(self) -> dict[str, Any]:
         ids = [1] if self.rule.mode == "object" else self.rule.things
         return {
@@ -141,19 +182,7 @@ class SemSeg:
         }
 
 
-class Instances(SemSeg):
-    """Boxes and masks, for Mask R-CNN and the like; see `Task`."""
-
-    semantic: ClassVar[bool] = False
-    counted: ClassVar[bool] = True
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """The classes that instances are made of."""
-        return {"ignore_label": self.schema.ignore_index, "evaluator_type": "coco", **self._things()}
-
-
-class Panoptic(SemSeg):
+class Panoptic(Instances):
     """Both, as PanopticFPN wants them: in the mask all things are 0, and the other classes are counted from 1."""
 
     semantic: ClassVar[bool] = True
@@ -191,15 +220,25 @@ class ObjectKeypoints:
     counted: ClassVar[bool] = True
     sided: ClassVar[bool] = False  # the stock mapper exchanges points by their names
 
-    def __init__(self, source: NamedSource, *, things: Sequence[str] | None, mode: InstanceMode, min_area: int) -> None:
+    def __init__(
+        self,
+        source: NamedSource,
+        *,
+        things: Sequence[str] | None,
+        instances: InstanceMode | None,
+        min_instance_area: int | None,
+    ) -> None:
+        refuse_unused("the task is keypoints, which are of a single object", {"instances": instances})
         self.keypoints = keypoints_of(source.targets)
         self.size = source.image_size
         schema = find_target(source.targets, LabelSchema)
-        if things is not None and schema is None:
-            raise ValueError("`things` choose classes of a mask, and these samples have keypoints only: leave it out")
+        of_mask = {"things": things, "min_instance_area": min_instance_area}
         self.rule = None
-        if schema is not None:
-            self.rule = InstanceRule(schema, things=things, mode="object", min_area=min_area)
+        if schema is None:
+            refuse_unused("these samples have keypoints only, and no mask that the object could be cut out of", of_mask)
+        else:
+            area = 1 if min_instance_area is None else min_instance_area
+            self.rule = InstanceRule(schema, things=things, mode="object", min_area=area)
         self.targets: tuple[Target, ...] = (self.keypoints,) if schema is None else (self.keypoints, schema)
 
     @property

@@ -8,7 +8,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,12 +26,13 @@ from torch.utils.data import Dataset
 from dsgan_datasets.adapters.mmseg.files import SampleStore, open_shards, open_store
 from dsgan_datasets.adapters.mmseg.flip import steps_of, warn_about_flips
 from dsgan_datasets.adapters.mmseg.heads import check_heads
+from dsgan_datasets.checkpoints.directory import CHECKPOINT_IS
 from dsgan_datasets.checks import integer, position
 from dsgan_datasets.device import Device
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.recipe import RENAMED, RecipeOverrides
 from dsgan_datasets.samples import SampleBatch
-from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.shards.locations import SHARDS_ARE, Locations
 from dsgan_datasets.sources.datasets import SourceStream
 from dsgan_datasets.sources.streaming import Uneven
 from dsgan_datasets.targets.dense_map import DenseMap
@@ -251,7 +252,7 @@ class _Generated(_Samples):
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         length: int | None = None,
         seed: int = 0,
@@ -261,12 +262,16 @@ class _Generated(_Samples):
         merge: Mapping[str, Sequence[str]] | None = None,
         **recipe: Any,
     ) -> None:
-        _check_names(type(self), recipe)
-        if length is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a length: the number of samples in the dataset. Any number will do, as "
-                "samples are made when they are asked for; for training, iterations * batch size is never seen twice"
-            )
+        fields = list(RecipeOverrides.__annotations__)
+        _check_keys(
+            type(self),
+            unknown=[name for name in recipe if name not in fields and name not in RENAMED],
+            more=f", and to change the recipe {', '.join(fields)}. (Keys of a base config's dataset go with "
+            "_delete_=True)",
+            checkpoint=checkpoint,
+            length=length,
+        )
+        assert checkpoint is not None and length is not None
         length, seed = integer("length", length, 1, MAX_INDEX), check_seed(seed)
         store = open_store(checkpoint, device, recipe, classes=_classes(metainfo), merge=merge)
         super().__init__(store, length=length, seed=seed, pipeline=pipeline, metainfo=metainfo)
@@ -277,7 +282,7 @@ class _Shards(_Samples):
 
     def __init__(
         self,
-        shards: Locations,
+        shards: Locations | None = None,
         *,
         length: int | None = None,
         pipeline: Pipeline = None,
@@ -285,11 +290,9 @@ class _Shards(_Samples):
         merge: Mapping[str, Sequence[str]] | None = None,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            raise ValueError(
-                f"{type(self).__name__} does not know {', '.join(unknown)}: it takes shards, length, pipeline, "
-                "metainfo, merge. Everything else was decided when the shards were written"
-            )
+        decided = ". Everything else was decided when the shards were written"
+        _check_keys(type(self), unknown=unknown, more=decided, shards=shards)
+        assert shards is not None
         store = open_shards(shards, classes=_classes(metainfo), merge=merge)
         samples = store.source.num_samples
         assert samples is not None, "shards have an end"
@@ -410,7 +413,7 @@ class _Stream(_Generated, SourceStream[Item]):
 
     def __init__(
         self,
-        checkpoint: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None = None,
         *,
         length: int | None = None,
         start: int = 0,
@@ -494,6 +497,16 @@ class DSGANConcatDataset(ConcatDataset):
         (40, 3)
     """
 
+    def __init__(
+        self,
+        datasets: Sequence[Any] | None = None,
+        lazy_init: bool = False,
+        ignore_keys: str | list[str] | None = None,
+        **unknown: Any,
+    ) -> None:
+        _check_keys(type(self), unknown=unknown, datasets=datasets)
+        super().__init__(datasets, lazy_init, ignore_keys)
+
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Several samples, in the order asked for."""
         shares: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -534,13 +547,30 @@ def _classes(metainfo: Metainfo) -> Sequence[str] | None:
     return classes if classes is None else list(classes)
 
 
-def _check_names(dataset: type[_Generated], recipe: Item) -> None:
-    """ValueError for a key of a config that is neither an argument of the dataset nor a field of the recipe."""
-    fields = list(RecipeOverrides.__annotations__)
-    if unknown := [name for name in recipe if name not in fields and name not in RENAMED]:
-        own = {**inspect.signature(_Generated).parameters, **inspect.signature(dataset).parameters}
-        taken = [name for name, parameter in own.items() if parameter.kind is not parameter.VAR_KEYWORD]
-        raise ValueError(
-            f"{dataset.__name__} does not know {', '.join(unknown)}: it takes {', '.join(taken)}, and to change the "
-            f"recipe {', '.join(fields)}. (Keys of a base config's dataset go with _delete_=True)"
-        )
+#: What a key that may be missing from a config says.
+_NEEDED = {
+    "checkpoint": CHECKPOINT_IS,
+    "shards": SHARDS_ARE,
+    "datasets": "a list of configs of datasets, generated and real ones",
+    "length": "the number of samples in the dataset: any number will do, as samples are made when they are asked for; "
+    "for training, iterations * batch size is never seen twice",
+}
+
+
+def _check_keys(dataset: type, *, unknown: Collection[str], more: str = "", **needed: Any) -> None:
+    """ValueError for keys of a config that a dataset does not know, or lacks: the one place where that is said.
+
+    Args:
+        dataset: its type.
+        unknown: keys that are not arguments of it.
+        more: what else it takes.
+        needed: arguments that it must have; None is one that is missing.
+    """
+    if unknown:
+        bases: list[type] = [_Generated, dataset] if issubclass(dataset, _Generated) else [dataset]
+        taken = {name: each for base in bases for name, each in inspect.signature(base).parameters.items()}
+        own = [name for name, parameter in taken.items() if parameter.kind is not parameter.VAR_KEYWORD]
+        raise ValueError(f"{dataset.__name__} does not know {', '.join(unknown)}: it takes {', '.join(own)}{more}")
+    if missing := [key for key, value in needed.items() if value is None]:
+        what = "; and ".join(f"{key} ({_NEEDED[key]})" for key in missing)
+        raise ValueError(f"{dataset.__name__} needs {what}")

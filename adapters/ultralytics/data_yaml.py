@@ -122,8 +122,9 @@ _OF_ANY_SOURCE = ("things", "instances", "min_instance_area", "category", "class
 
 
 def _set(path: Path, split: str, arguments: Mapping[str, Any], task: str) -> GeneratedSet:
-    if unknown := sorted(set(arguments) - set(_ARGUMENTS)):
-        raise ValueError(f"{path}: dsgan has unknown keys {', '.join(unknown)}; allowed: val, {', '.join(_ARGUMENTS)}")
+    place, allowed = ("dsgan", ["val", *_ARGUMENTS]) if split == "train" else (f"{split} in dsgan", _ARGUMENTS)
+    if unknown := sorted(str(key) for key in arguments if key not in _ARGUMENTS):
+        raise ValueError(f"{path}: {place} has unknown keys {', '.join(unknown)}; allowed: {', '.join(allowed)}")
     try:
         return GeneratedSet(**arguments, task=task)
     except (ValueError, CheckpointError, ShardError, OSError) as error:

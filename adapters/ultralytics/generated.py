@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import torch
 
-from dsgan_datasets.checks import integer
+from dsgan_datasets.checkpoints.directory import CHECKPOINT_IS
+from dsgan_datasets.checks import integer, refuse_unused
 from dsgan_datasets.device import Device
 from dsgan_datasets.export.layouts import object_box
 from dsgan_datasets.latents import MAX_INDEX, check_seed
 from dsgan_datasets.polygons import INSET, mask_to_polygons
 from dsgan_datasets.samples import Sample
-from dsgan_datasets.shards.locations import Locations
+from dsgan_datasets.shards.locations import SHARDS_ARE, Locations
 from dsgan_datasets.shards.source import ShardSource
 from dsgan_datasets.sources.addresses import SampleAddress
 from dsgan_datasets.sources.base import NamedSource
@@ -221,7 +222,8 @@ class GeneratedSet:
         **recipe: Any,
     ) -> None:
         if (checkpoint is None) == (shards is None):
-            raise ValueError("name either a checkpoint or shards")
+            found = "has neither a checkpoint nor shards" if checkpoint is None else "has both a checkpoint and shards"
+            raise ValueError(f"it {found}: name one, checkpoint ({CHECKPOINT_IS}) or shards ({SHARDS_ARE})")
         source: NamedSource
         if checkpoint is not None:
             source = CheckpointSource(checkpoint, device=device, **recipe)
@@ -238,13 +240,14 @@ class GeneratedSet:
         self.seed = check_seed(seed)
         self.annotator: Annotator
         if task == "pose":
-            _refuse("a pose is of one object", instances=instances, min_instance_area=min_instance_area)
+            of_parts = {"instances": instances, "min_instance_area": min_instance_area}
+            refuse_unused("a pose is of one object", of_parts)
             name = "object" if category is None else category
             if not isinstance(name, str) or not name:
                 raise ValueError(f"category must be a name such as face, not {name!r:.80}")
             self.annotator = Pose(self.source.targets, self.source.image_size, things=things, category=name)
         else:
-            _refuse("only the object of a pose has a name of its own", category=category)
+            refuse_unused("only the object of a pose has a name of its own", {"category": category})
             mode: InstanceMode = "components" if instances is None else instances
             area = 1 if min_instance_area is None else min_instance_area
             self.annotator = Parts(self.source.targets, things=things, mode=mode, min_area=area)
@@ -288,12 +291,6 @@ class GeneratedSet:
             "bbox_format": "xywh",
         }
         return np.ascontiguousarray(drawn.fields["image"][::-1].transpose(1, 2, 0)), label
-
-
-def _refuse(why: str, **without_effect: Any) -> None:
-    """ValueError if something was said that has no effect."""
-    if said := [name for name, value in without_effect.items() if value is not None]:
-        raise ValueError(f"{', '.join(said)} has no effect here, as {why}: leave it out")
 
 
 def joined(polygons: Sequence[Array]) -> Array:

@@ -1,4 +1,4 @@
-"""PNG masks <-> class ids: palette or gray pictures of ids, or RGB in exactly the colors of the classes."""
+"""PNG masks <-> class ids: palette or gray pictures of ids (8 or 16 bits), or RGB in exactly the classes' colors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dsgan_datasets.images import PictureError, open_picture, png
 from dsgan_datasets.targets.base import Color
 from dsgan_datasets.targets.segmentation import IGNORED_COLOR, LabelSchema
 
-_ID_MODES = ("P", "L", "1")
+#: Palette, gray, black and white; and gray of 16 bits, as medical programs save masks.
+_ID_MODES = ("P", "L", "1", "I;16", "I")
 
 
 def read_picture(file: File, schema: LabelSchema, size: tuple[int, int], found: Findings) -> Array | None:
@@ -37,13 +38,16 @@ def read_picture(file: File, schema: LabelSchema, size: tuple[int, int], found: 
     try:
         picture = open_picture(file.read(), size=size)
     except PictureError as error:
-        found.error(where, wrong_size(error.size, size) if error.size else f"{error.reason} where it was painted")
+        if error.size:
+            found.wrong_size(where, error.size, size)
+        else:
+            found.error(where, f"{error.reason} where it was painted")
         return None
     if picture.mode in _ID_MODES:
         return _from_ids(picture, where, schema, found)
     if picture.mode in ("RGB", "RGBA"):
         return _from_colors(np.asarray(picture), where, schema, found)
-    found.error(where, f"is a picture of mode {picture.mode}: save it as 8-bit palette, gray or RGB PNG")
+    found.error(where, f"is a picture of mode {picture.mode}: save it as palette, gray or RGB PNG")
     return None
 
 
@@ -53,14 +57,6 @@ def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
     return png(pixels, palette=palette)
 
 
-def wrong_size(got: tuple[int, int], expected: tuple[int, int]) -> str:
-    """Message about a wrong size; both are (H, W) and shown as width × height."""
-    return (
-        f"is {shown(got[1])}×{shown(got[0])} pixels, its image is {expected[1]}×{expected[0]}: annotate the exported "
-        "image, and do not scale or crop the mask"
-    )
-
-
 def check_size(height: Any, width: Any, expected: tuple[int, int], where: str, found: Findings) -> bool:
     """Whether a size that a file states is the expected one; if not, that is noted. Sides that it omits are right."""
     got = [default if side is None else whole(side) for side, default in zip((height, width), expected, strict=True)]
@@ -68,7 +64,7 @@ def check_size(height: Any, width: Any, expected: tuple[int, int], where: str, f
         found.error(where, f"its size, {shown(width)}×{shown(height)}, is not in whole pixels: export it again")
         return False
     if (got[0], got[1]) != expected:
-        found.error(where, wrong_size((got[0], got[1]), expected))
+        found.wrong_size(where, (got[0], got[1]), expected)
         return False
     return True
 

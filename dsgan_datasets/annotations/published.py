@@ -22,7 +22,6 @@ from torch import Tensor
 from dsgan_datasets.annotations.folder import CLASSES, Array, generator_fingerprint, load_latents, read_classes
 from dsgan_datasets.annotations.material import Material, Source
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
-from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.contents import read_bounded
 from dsgan_datasets.device import Device
 from dsgan_datasets.generators.base import FeatureGenerator
@@ -156,7 +155,7 @@ def read_mask(path: Path, where: str, schema: LabelSchema, size: tuple[int, int]
         found.error(where, "is not an .npy file of class ids [H, W]: pickled objects are not read; save integers")
         return {}
     if mask.shape != size:
-        found.error(where, wrong_size((mask.shape[0], mask.shape[1]), size))
+        found.wrong_size(where, (mask.shape[0], mask.shape[1]), size)
         return {}
     ids = np.unique(mask)
     unknown = [int(i) for i in ids if not 0 <= i < schema.num_classes and i != schema.ignore_index]

@@ -36,6 +36,10 @@ def is_built_in(name_or_path: str | os.PathLike[str]) -> bool:
     return os.fspath(name_or_path) in built_in()
 
 
+#: What the name of a checkpoint may be, for messages.
+CHECKPOINT_IS = "a path, the name of a built-in checkpoint such as demo-faces, or hf://org/name"
+
+
 def find(name_or_path: str | os.PathLike[str]) -> Path:
     """Where a checkpoint is: an existing path, the name of a built-in checkpoint, or ``hf://org/name``.
 

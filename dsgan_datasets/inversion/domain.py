@@ -24,6 +24,9 @@ _FOLDS = 4
 #: A photo counts as foreign beyond so many times the distance that 99 % of the held-out draws keep. Photos differ from
 #: draws more than draws from each other: the sensor, the JPEG encoder, whatever the generator has not learned.
 _MARGIN, _SHARE = 1.5, 0.99
+#: Standard deviations that no statistic is below: a level of 8 bits of a color, and what rounding to such levels makes
+#: of the energy of no details. Where all draws are alike, as around a scan, even rounding would count as foreign.
+_LEAST_COLOR, _LEAST_DETAIL = 1 / 127.5, 0.05
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class Gaussian:
 
     @classmethod
     def of(cls, rows: Tensor) -> Gaussian:
-        """The distribution of rows, float64 [D, F]."""
+        """The distribution of statistics of images, float64 [D, F]."""
         covariance = torch.cov(rows.t())
-        diagonal = covariance.diagonal().clamp_min(1e-8).diag()
+        diagonal = covariance.diagonal().maximum(_least_variance(rows.shape[1])).diag()
+        covariance += diagonal - covariance.diagonal().diag()
         return cls(rows.mean(0), torch.linalg.cholesky((1 - _SHRINKAGE) * covariance + _SHRINKAGE * diagonal))
 
     def distances(self, rows: Tensor) -> Tensor:
@@ -79,6 +83,13 @@ class Domain:
         """How far images float32 [N, 3, H, W] from -1 to 1 are from the domain: float32 [N] on the CPU, about 0.5 for a
         draw."""
         return self.distribution.distances(image_statistics(images).double().cpu()).float()
+
+
+def _least_variance(count: int) -> Tensor:
+    """Of each of the `image_statistics`, float64 [F]."""
+    least = torch.full((count,), _LEAST_DETAIL, dtype=torch.float64)
+    least[: 3 * _COLOR_GRID**2] = _LEAST_COLOR
+    return least.square()
 
 
 def image_statistics(images: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ They are labels of whole photos, which are brought into the frame as their photo
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,13 +18,13 @@ import numpy as np
 from dsgan_datasets.annotations.coco import READERS as COCO
 from dsgan_datasets.annotations.coco import CocoImage, CocoReader, annotated_images, is_coco
 from dsgan_datasets.annotations.files import File, files_in
-from dsgan_datasets.annotations.folder import Array
+from dsgan_datasets.annotations.folder import IGNORE, Array
 from dsgan_datasets.annotations.formats import PICTURES
 from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.material import Wanted
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.values import identity
-from dsgan_datasets.contents import ContentError, parse_json
+from dsgan_datasets.contents import ContentError, parse_json, shown
 from dsgan_datasets.inversion.alignment import Alignment
 from dsgan_datasets.inversion.photos import Photo, Photos
 from dsgan_datasets.shards.source import ShardSource
@@ -31,6 +33,8 @@ from dsgan_datasets.targets.dense_map import DenseMap
 from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 
+#: What to do where a label has another size than its photo.
+_SIZE = "label the whole photo, upright and at its own size; the label is cropped and scaled together with it"
 #: Labels of photos: name -> field -> label in the frame.
 Found = dict[str, dict[str, Array]]
 
@@ -40,7 +44,7 @@ def read_labels(
     targets: Sequence[Target],
     place: str | os.PathLike[str] | None = None,
     *,
-    warn: Callable[[str], None] | None = None,
+    warn: Callable[[str], object] | None = warnings.warn,
 ) -> Found:
     """Labels of photos, brought into their frames.
 
@@ -52,7 +56,8 @@ def read_labels(
             ``depth/``) or, if there is one kind of label only, anywhere. They are PNG files of class ids or colors,
             16-bit PNG or .npy files of maps, and JSON files [[x, y, v], …] of points, in pixels of the whole photo.
             None takes what came with the photos: annotations of their COCO file, or labels of their shards.
-        warn: is called with a sentence about what should be checked.
+        warn: is called with a sentence about what should be checked, such as categories of a COCO file that are none of
+            the labels; None is silent.
 
     Returns:
         name of a photo -> field of a target -> its label: class ids int64 [H, W], ignored beyond the photo; points
@@ -66,7 +71,7 @@ def read_labels(
         >>> read_labels(photos, labeled.targets, "photo-masks")["face-1"]["mask"].shape  # doctest: +SKIP
         (64, 64)
     """
-    found = Findings()
+    found = Findings(size=_SIZE)
     if place is not None:
         labels = _of_place(Path(place), photos, targets, found)
     else:
@@ -114,11 +119,13 @@ class CocoLabels:
         self._where, self._content, self._shown_by = where, content, shown_by
 
     def __call__(self, photos: Photos, targets: Sequence[Target], found: Findings) -> Found:
-        """Labels of photos by their names."""
+        """Labels of photos by their names; which annotations are no labels is noted."""
         categories = self._content.get("categories")
         by_id = {identity(each.get("id")): each for each in categories or () if isinstance(each, Mapping)}
-        asked = tuple(target for target in targets if target.kind in COCO and _knows(by_id.values(), target))
-        images = annotated_images(self._content, self._where, found) if asked else None
+        readable = tuple(target for target in targets if target.kind in COCO)
+        asked = tuple(target for target in readable if _knows(by_id.values(), target))
+        # mistakes of a file from which nothing is read are none
+        images = annotated_images(self._content, self._where, found if asked else Findings()) if readable else None
         if not images:
             return {}
         by_image = {identity(image.entry.get("id")): image for image in images}
@@ -131,14 +138,36 @@ class CocoLabels:
         wanted = Wanted(asked, frozenset(target.field for target in asked))
         # images that are not among the photos only tell what coordinates count from
         read = CocoReader(self._content, self._where, wanted, lambda image: sizes.get(image, (2**31, 2**31)), found)
+        interest = _Interest(by_id, readable, asked, [shown.annotation for shown in self._shown_by.values()])
         labels: Found = {}
         for name, photo in annotated.items():
             image, own = self._shown_by[name]
-            its = _of_interest(by_image[image], own, by_id, asked)
+            its = interest.of(by_image[image], own)
             if its.annotations:
                 given = found.guarded(name, partial(read, its, name, found)) or {}
                 labels[name] = _in_frame(given, asked, photo, found)
+        self._note(interest, labels, readable, found)
         return labels
+
+    def _note(self, interest: _Interest, labels: Found, targets: Sequence[Target], found: Findings) -> None:
+        """Say which categories are no labels: photos would otherwise lose theirs without a word."""
+        left = Counter(interest.left.values())
+        theirs = listed([f"{name} ({count}×)" for name, count in left.most_common()], 20)
+        ours = "; ".join(f"{target.field} has {target.summary}" for target in targets)
+        if labels and left:
+            found.warning(self._where, f"categories that are none of the labels were left out: {theirs}; {ours}")
+        elif left:
+            found.error(
+                self._where,
+                f"none of its categories is one of the labels: it has {theirs}; {ours}. Rename them alike, or, to take "
+                "the photos without labels, give their folder in place of this file",
+            )
+        elif not labels and interest.seen:
+            found.warning(
+                self._where,
+                f"holds no labels: {listed(sorted(interest.seen), 20)} was used to align by, and is none of the labels;"
+                f" {ours}",
+            )
 
 
 def _knows(categories: Iterable[Mapping[str, Any]], target: Any) -> bool:
@@ -149,20 +178,65 @@ def _knows(categories: Iterable[Mapping[str, Any]], target: Any) -> bool:
     return any(each.get("name") in target.classes for each in categories)
 
 
-def _of_interest(
-    image: CocoImage, own: Mapping[str, Any] | None, by_id: Mapping[Any, Mapping[str, Any]], targets: Sequence[Target]
-) -> CocoImage:
-    """Without the annotations that only say where an object is, and without the points of other objects."""
-    classes = {name for target in targets if isinstance(target, LabelSchema) for name in target.classes}
-    points = any(isinstance(target, Keypoints) for target in targets)
+class _Interest:
+    """Tells annotations that are labels from those that only say where an object is, and from all others.
 
-    def counts(annotation: Mapping[str, Any]) -> bool:
-        category = by_id.get(identity(annotation.get("category_id")), {})
-        if annotation.get("keypoints") and category.get("name") not in classes:
-            return points and (own is None or annotation is own)
-        return bool(classes) and (bool(annotation.get("segmentation")) or category.get("name") in classes)
+    Args:
+        by_id: the categories.
+        readable: what the file may hold.
+        targets: what it does hold, and is read.
+        aligned_by: annotations that photos were aligned by: others of their categories say where other objects are.
 
-    return image._replace(annotations=[annotation for annotation in image.annotations if counts(annotation)])
+    Attributes:
+        left: categories of the annotations that are neither, by the identity of the annotation.
+        seen: categories that only say where objects are.
+    """
+
+    def __init__(
+        self,
+        by_id: Mapping[Any, Mapping[str, Any]],
+        readable: Sequence[Target],
+        targets: Sequence[Target],
+        aligned_by: Iterable[Mapping[str, Any] | None],
+    ) -> None:
+        self._by_id = by_id
+        self._classes = {name for each in targets if isinstance(each, LabelSchema) for name in (*each.classes, IGNORE)}
+        self._points = any(isinstance(target, Keypoints) for target in targets)
+        self._names_points = any(isinstance(target, Keypoints) for target in readable)
+        categories = {self._name(annotation) for annotation in aligned_by if annotation is not None}
+        self._places = categories - self._classes
+        self.left: dict[int, str] = {}
+        self.seen: set[str] = set()
+
+    def of(self, image: CocoImage, own: Mapping[str, Any] | None) -> CocoImage:
+        """An image with those of its annotations that are labels; `own` is the one it was aligned by."""
+        kept = []
+        for annotation in image.annotations:
+            name = self._name(annotation)
+            of_place = name in self._places
+            if self._counts(annotation, name, own, of_place):
+                kept.append(annotation)
+            elif of_place:
+                self.seen.add(name)
+            else:
+                self.left[id(annotation)] = name + self._points_of(annotation)
+        return image._replace(annotations=kept)
+
+    def _counts(self, annotation: Mapping[str, Any], name: str, own: Mapping[str, Any] | None, of_place: bool) -> bool:
+        if annotation.get("keypoints") and name not in self._classes:
+            return self._points and (own is None or annotation is own)
+        # an outline of another class is a mistake, which the reader names: its pixels would become class 0
+        return name in self._classes or (bool(self._classes and annotation.get("segmentation")) and not of_place)
+
+    def _points_of(self, annotation: Mapping[str, Any]) -> str:
+        points = self._by_id.get(identity(annotation.get("category_id")), {}).get("keypoints")
+        if not self._names_points or not isinstance(points, list) or not points:
+            return ""
+        return f" with the points {listed(list(map(shown, points)), 20)}"
+
+    def _name(self, annotation: Mapping[str, Any]) -> str:
+        category = annotation.get("category_id")
+        return str(self._by_id.get(identity(category), {}).get("name", shown(category)))
 
 
 class ShardLabels:
@@ -260,11 +334,8 @@ def _of_coco_file(place: Path, file: File, photos: Photos, targets: Sequence[Tar
         )
     labels = CocoLabels(file.name, content, shown_by)(photos, targets, found)
     if not labels and not found.mistakes:
-        raise AnnotationError(
-            place,
-            "none of its categories is one of the labels: "
-            + "; ".join(f"{target.field} has {target.summary}" for target in targets),
-        )
+        ours = "; ".join(f"{target.field} has {target.summary}" for target in targets)
+        raise AnnotationError(place, f"none of its annotations is a label of the photos: {ours}")
     return labels
 
 

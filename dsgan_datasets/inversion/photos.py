@@ -108,7 +108,10 @@ def upright(content: bytes) -> Image.Image:
     except PictureError as error:
         raise ContentError(error.reason) from None
     if picture.mode.startswith(("I", "F")):
-        raise ContentError(f"has more than 8 bits a channel (mode {picture.mode}): save it with 8 bits")
+        raise ContentError(
+            f"has more than 8 bits a channel (mode {picture.mode}): choose the window of gray values that matters, the "
+            "same as for the images that the generator was trained on, map it to 0 … 255, and save it with 8 bits"
+        )
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         if int(np.asarray(picture.getchannel("A")).min()) < 255:

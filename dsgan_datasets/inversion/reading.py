@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,14 @@ from dsgan_datasets.shards.manifest import MANIFEST
 from dsgan_datasets.shards.source import ShardSource
 
 #: Endings that photos have.
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+#: Endings of other pictures, which somebody may take for photos: of the web, of cameras, of programs, of scanners.
+_OTHER_PICTURES = (
+    *(".gif", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".svg", ".ico"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
+    *(".psd", ".xcf", ".tga", ".exr", ".hdr", ".ppm", ".pgm", ".pnm"),
+    *(".dcm", ".dicom", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd", ".svs"),
+)
 
 #: How photos are brought into the frame: the middle of each, or of a COCO file each of its boxes, or by its keypoints.
 Align = Literal["center", "boxes", "keypoints"]
@@ -39,7 +47,7 @@ def read_photos(
     category: str | None = None,
     skip: bool = False,
     license: str | None = None,
-    warn: Callable[[str], None] | None = None,
+    warn: Callable[[str], object] | None = warnings.warn,
 ) -> Photos:
     """The photos of a folder, a zip archive, a COCO file or shards, each aligned as the generator saw such photos.
 
@@ -58,11 +66,12 @@ def read_photos(
             show; None takes all annotations.
         skip: leave out photos that cannot be used.
         license: of the photos; None is that of the shards, or "unspecified".
-        warn: is called with a sentence about each that is left out.
+        warn: is called with a sentence about each photo that is left out, and one about pictures of other formats,
+            which are passed over; None is silent.
 
     Raises:
         AnnotationError: lists what is wrong with each photo that cannot be used: damaged, transparent, of 16 bits, too
-            small; or there are none.
+            small; or there are none, or only pictures of other formats.
         ValueError: arguments that do not fit together.
 
     Example:
@@ -84,7 +93,7 @@ def read_photos(
     place, found = Path(text), Findings()
     if not place.exists():
         raise ValueError(f"{place}: no such folder or file with photos")
-    labels = None
+    labels, others = None, ""
     if place.suffix.lower() == ".json":
         readers, labels = _of_coco(place, size, align, margin, template, category, found)
     elif align != "center":
@@ -92,13 +101,16 @@ def read_photos(
             f"align={align} needs the boxes or keypoints of a COCO file: give its .json instead of {place}"
         )
     else:
-        readers = _of_files(place, size)
+        readers, others = _of_files(place, size)
     usable = {name: read for name, read in readers.items() if found.guarded(name, read) is not None}
     if found.mistakes and not skip:
         raise AnnotationError(place, *found.mistakes, way_out="or leave such photos out: skip (--skip)")
     if not usable:
-        raise AnnotationError(place, *(found.mistakes or [_none(labels is not None, align, category)]))
+        nothing = others or _none(labels is not None, align, category)
+        raise AnnotationError(place, *(found.mistakes or [nothing]))
     if warn is not None:
+        if others:
+            warn(f"{place}: {others}")
         for mistake in found.mistakes:
             warn(f"left out: {mistake}")
     left_out = readers.keys() - usable.keys()
@@ -151,17 +163,35 @@ def _none(coco: bool, align: Align, category: str | None) -> str:
     return f"it has no annotations{of_category} to align by: add some, or align by center"
 
 
-def _of_files(place: Path, size: tuple[int, int]) -> dict[str, Reader]:
-    files = [file for file in files_in(place) if file.suffix in _ENDINGS or place.is_file()]
+def _of_files(place: Path, size: tuple[int, int]) -> tuple[dict[str, Reader], str]:
+    """Photos by their names; and what to say of pictures that are passed over, "" if there are none."""
     names: dict[str, File] = {}
+    files, others = files_in(place), []
+    alone = place.is_file() and [file.path for file in files] == [place.name]  # else it is an archive
     for file in files:
-        name = photo_name(file.path)
-        if name in names:
-            raise AnnotationError(place, f"{file.path} and {names[name].path} have the same name: rename one of them")
-        names[name] = file
-    return {
+        if alone or file.suffix in _ENDINGS:
+            name = photo_name(file.path)
+            if name in names:
+                raise AnnotationError(
+                    place, f"{file.path} and {names[name].path} have the same name: rename one of them"
+                )
+            names[name] = file
+        elif file.path.lower().endswith(_OTHER_PICTURES):
+            others.append(file.path)
+    readers: dict[str, Reader] = {
         name: partial(_photo, file.read, name, partial(Alignment.center, size=size)) for name, file in names.items()
     }
+    return readers, _passed_over(others)
+
+
+def _passed_over(others: Sequence[str]) -> str:
+    if not others:
+        return ""
+    what, them = ("1 picture", "it") if len(others) == 1 else (f"{len(others)} pictures", "them")
+    return (
+        f"{what} of other formats passed over: {listed(others, 3)}. Photos are *{', *'.join(_ENDINGS)}: convert {them} "
+        "(scans: choose a window of gray values and save it with 8 bits)"
+    )
 
 
 def _photo(read: Callable[[], bytes], name: str, align: Callable[[tuple[int, int]], Alignment]) -> Photo:

@@ -21,11 +21,12 @@ from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.contents import ContentError, read_bounded
 from dsgan_datasets.inversion.inverter import Inversion, Inverter
 from dsgan_datasets.inversion.photos import Photos
+from dsgan_datasets.parallel import parallel_map
 
 #: Bytes of a file of styles: 100,000 photos of 18 vectors of 512 are 3.7e9.
 _LONGEST_STYLES = 2**32
-#: Batches that are inverted side by side, on as many cores as there are, and kept in one file.
-_BATCHES_KEPT = 8
+#: Batches of photos that are read together and inverted side by side, on as many cores as there are.
+_SIDE_BY_SIDE = 8
 _FIELDS = tuple(field.name for field in dataclasses.fields(Inversion))
 
 
@@ -37,8 +38,8 @@ def invert_photos(
     Args:
         inverter: finds them.
         photos: of the inverter's size.
-        work: folder that keeps what is found until `finish_work` removes it: the same call resumes there, also with
-            more photos. None keeps nothing.
+        work: folder that keeps what is found, batch by batch, until `finish_work` removes it: the same call resumes
+            there, also with more photos. None keeps nothing.
         start: styles to start from, float32 [N, num_ws, w_dim].
 
     Raises:
@@ -47,7 +48,7 @@ def invert_photos(
     """
     if not len(photos):
         raise ValueError("there are no photos to invert")
-    together = _BATCHES_KEPT * inverter.recipe.compute_batch
+    batch = inverter.recipe.compute_batch
     decisive = [
         generator_fingerprint(inverter.generator),
         inverter.recipe.to_dict()["rendering"],
@@ -55,20 +56,25 @@ def invert_photos(
     ]
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
-    found = []
+    found: list[Inversion] = []
     with tqdm(total=len(photos), desc="inverting", unit="photo", delay=2, leave=False) as progress:
-        for at in range(0, len(photos), together):
-            images = torch.stack([photos[i].image for i in range(at, min(at + together, len(photos)))])
-            begin = None if start is None else start[at : at + together]
+
+        def one(task: tuple[Tensor, Tensor | None]) -> Inversion:
+            images, begin = task
             pixels = hashlib.sha256(images.numpy().tobytes()).hexdigest()
             styles = None if begin is None else hashlib.sha256(begin.numpy().tobytes()).hexdigest()
             file = None if work is None else work / f"{fingerprint(decisive, pixels, styles)[:32]}.npz"
             part = _kept(file)
             if part is None:
                 part = inverter.invert(images, begin)
-                _keep(file, part)
-            found.append(part)
+                _keep(file, part)  # at once: the other batches may take minutes
             progress.update(len(images))
+            return part
+
+        for at in range(0, len(photos), _SIDE_BY_SIDE * batch):
+            images = torch.stack([photos[i].image for i in range(at, min(at + _SIDE_BY_SIDE * batch, len(photos)))])
+            begins = [None] * len(images) if start is None else start[at : at + len(images)].split(batch)
+            found += parallel_map(one, list(zip(images.split(batch), begins, strict=False)), inverter.device)
     return Inversion(**{name: torch.cat([getattr(part, name) for part in found]) for name in _FIELDS})
 
 

@@ -17,6 +17,8 @@ from dsgan_datasets.shards.plan import Plan, Shard
 from dsgan_datasets.targets.base import Target
 
 Locations = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+#: What they may be, for messages.
+SHARDS_ARE = "a folder or URL of shards that `dsgan shards write` made, or a list of them"
 
 
 @dataclass(frozen=True, eq=False)

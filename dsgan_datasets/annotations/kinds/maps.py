@@ -15,7 +15,6 @@ from dsgan_datasets.annotations.files import File
 from dsgan_datasets.annotations.folder import TARGETS, Array
 from dsgan_datasets.annotations.kinds.base import Cleaning, Project
 from dsgan_datasets.annotations.mistakes import Findings
-from dsgan_datasets.annotations.png import wrong_size
 from dsgan_datasets.contents import shown
 from dsgan_datasets.images import PictureError, open_picture
 from dsgan_datasets.targets.base import Color
@@ -139,7 +138,7 @@ def read_map(file: File, target: DenseMap, size: tuple[int, int], found: Finding
         found.error(file.name, f"is an array {list(values.shape)}, expected {shape}: save it in this order of axes")
         return None
     if (height_width := (values.shape[1], values.shape[2])) != size:
-        found.error(file.name, wrong_size(height_width, size))
+        found.wrong_size(file.name, height_width, size)
         return None
     with np.errstate(over="ignore"):  # too large a number is out of range, too
         values = values.astype(np.float32)
@@ -155,7 +154,10 @@ def _levels(file: File, content: bytes, target: DenseMap, size: tuple[int, int],
     try:
         picture = open_picture(content, size=size)
     except PictureError as error:
-        found.error(file.name, wrong_size(error.size, size) if error.size else f"{error.reason} or as .npy")
+        if error.size:
+            found.wrong_size(file.name, error.size, size)
+        else:
+            found.error(file.name, f"{error.reason} or as .npy")
         return None
     if target.num_channels > 1:
         found.error(file.name, f"is a picture, and {target.field} has {target.num_channels} channels: save it as .npy")
