@@ -12,7 +12,7 @@ from torch import Tensor
 from dsgan_datasets._deprecation import moved
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.images import png
-from dsgan_datasets.samples import SampleBatch
+from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.targets.base import Color, Target
 from dsgan_datasets.targets.colors import heat
 from dsgan_datasets.uncertainty import score_unit
@@ -69,17 +69,22 @@ def contact_sheet(
         labels = [target.draw(image, sample[target.field], size) for target in targets]
         maps = [heat_map(sample["uncertainty"].cpu().numpy(), highest)] if uncertain else []
         pictures.append([image, *labels, *maps])
-        caption = [f"index {int(sample.index)}"]
-        if "uncertainty_score" in sample:
-            caption.append(f"score {float(sample['uncertainty_score']):.4f} {unit}".rstrip())
-        if "class_label" in sample:
-            caption.append(f"class {int(sample['class_label'])}")
-        if int(sample.attempt):
-            caption.append(f"after {int(sample.attempt)} rejected")
-        captions.append("   ".join(caption))
+        captions.append("   ".join(about(sample, unit)))
     shown = ["image", *(target.field for target in targets)]
     shown += [f"uncertainty, bright = {highest:.2f} {unit}".rstrip()] * uncertain
     return sheet(pictures, captions, f"{title}   ({' | '.join(shown)})", targets, columns=columns)
+
+
+def about(sample: Sample, unit: str) -> list[str]:
+    """What a caption says of a sample: index, score (in `unit`), class, and how many draws of it were rejected."""
+    said = [f"index {int(sample.index)}"]
+    if "uncertainty_score" in sample:
+        said.append(f"score {float(sample['uncertainty_score']):.4f} {unit}".rstrip())
+    if "class_label" in sample:
+        said.append(f"class {int(sample['class_label'])}")
+    if int(sample.attempt):
+        said.append(f"after {int(sample.attempt)} rejected")
+    return said
 
 
 def sheet(

@@ -104,8 +104,12 @@ class Target(Protocol):
     def unwrap(self, entries: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         """The label that the entries of `wrap` hold after transforms; the image has (H, W) now."""
 
-    def draw(self, image: Image.Image, value: Tensor, size: tuple[int, int]) -> Image.Image:
-        """The label of an (H, W) image drawn on a copy of it, which is RGB and may be enlarged."""
+    def draw(
+        self, image: Image.Image, value: Tensor, size: tuple[int, int], opacity: float | None = None
+    ) -> Image.Image:
+        """The label of an (H, W) image drawn on a copy of it, which is RGB and may be enlarged.
+
+        `opacity` is 0 … 1 of what is drawn; None is what suits the kind."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with "kind" and "field"; `target_from_dict` reads it."""
