@@ -35,6 +35,12 @@ class Target(Protocol):
         summary: what the label holds, in one line for people.
         ignored_as: what `ignore` puts in place of a label, as JSON, such as a class id; it is a part of fingerprints.
         rounding: what decides `rounded`, as JSON, a part of fingerprints; None if it changes nothing.
+
+    Example:
+        >>> from dsgan_datasets import DenseMap, LabelSchema
+        >>> labels: list[Target] = [LabelSchema(("background", "face")), DenseMap("depth", 0, 10)]
+        >>> [(target.field, target.extension) for target in labels]
+        [('mask', 'seg.png'), ('depth', 'depth.png')]
     """
 
     kind: ClassVar[str]
@@ -143,7 +149,14 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Target]] = {}
 
 
 def register(kind: str, from_dict: Callable[[Mapping[str, Any]], Target]) -> None:
-    """Make a kind of label known to checkpoints and shards."""
+    """Make a kind of label known to checkpoints and shards.
+
+    Example:
+        >>> from dsgan_datasets import LabelSchema
+        >>> register("segmentation", LabelSchema.from_dict)  # as its module does
+        >>> target_from_dict(LabelSchema(("background",)).to_dict()).kind
+        'segmentation'
+    """
     KINDS[kind] = from_dict
 
 

@@ -262,6 +262,11 @@ def keypoints_of(targets: Iterable[Target]) -> Keypoints:
 
     Raises:
         ValueError: the source has no keypoints.
+
+    Example:
+        >>> from dsgan_datasets import Keypoints, LabelSchema
+        >>> keypoints_of([LabelSchema(("background", "face")), Keypoints(("nose",))]).names
+        ('nose',)
     """
     return require_target(targets, Keypoints, "keypoints")
 

@@ -333,6 +333,10 @@ def schema_of(targets: Iterable[Target]) -> LabelSchema:
 
     Raises:
         ValueError: the source has no masks.
+
+    Example:
+        >>> schema_of([Keypoints(("nose",)), LabelSchema(("background", "face"))]).classes
+        ('background', 'face')
     """
     return require_target(targets, LabelSchema, "masks")
 
