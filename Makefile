@@ -118,6 +118,6 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
 	$(call announce,3.8 GB,7.3 GB)
-	$(INSTALL) -e ".[test,docs,annotate,clusters,coco,detectron2,http,hub,huggingface,lightning,mmseg,pictures,ray,s3,ultralytics,webdataset]"
+	$(INSTALL) -e ".[test,docs,annotate,clusters,coco,detectron2,http,hub,huggingface,lightning,mmseg,pictures,ray,s3,ultralytics,view,webdataset]"
 	$(VENV)/bin/dsgan install detectron2 mmseg ultralytics
 	@touch $@

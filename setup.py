@@ -80,6 +80,7 @@ EXTRAS = {
     "hub": ["huggingface_hub>=0.25"],
     "huggingface": ["accelerate>=1.0", "datasets>=4", "huggingface_hub>=0.25", "transformers>=4.46"],
     "lightning": ["lightning>=2.4"],
+    "view": ["gradio>=6,<7"],
     "test": [
         "accelerate>=1.0",
         "boto3",
@@ -95,6 +96,7 @@ EXTRAS = {
         "pytest>=8",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
+        "selenium>=4.25",
         "setuptools>=77",
         "shtab>=1.7",
         "torchdata>=0.11,<0.12",

@@ -26,6 +26,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         OSError: with the final name, if the file cannot be written; what was there before is still there.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> with atomic_write(tmp / "report.txt") as file:
+        ...     _ = file.write(b"done")
+        ...     (tmp / "report.txt").exists()  # not yet
+        False
+        >>> (tmp / "report.txt").read_bytes()
+        b'done'
     """
     with _temporary(path) as (temporary, file):
         yield file
@@ -40,6 +49,14 @@ def create(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: it is there.
         OSError: it cannot be written.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> create(tmp / "claim", b"by this process")
+        >>> create(tmp / "claim", b"by another one")  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+            ...
+        FileExistsError: [Errno 17] is there already: 'claim'
     """
     with _temporary(path) as (temporary, file):
         file.write(content)
@@ -86,6 +103,12 @@ def written_whole(out: Path) -> Iterator[Path]:
     Raises:
         ValueError: something is at `out`.
         OSError: with the final name, if the folder cannot be written; nothing is left.
+
+    Example:
+        >>> with written_whole(tmp / "out") as folder:
+        ...     _ = (folder / "part.txt").write_text("1")
+        >>> [file.name for file in (tmp / "out").iterdir()]
+        ['part.txt']
     """
     out = Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -109,7 +132,14 @@ def written_whole(out: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON that people may read too, whole or not at all."""
+    """Write JSON that people may read too, whole or not at all.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> write_json(tmp / "a.json", {"seed": 3})
+        >>> (tmp / "a.json").read_text().split()
+        ['{', '"seed":', '3', '}']
+    """
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
@@ -118,6 +148,13 @@ def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that killed processes left of `path`; those of processes at work are locked, and stay.
 
     A file system without locks cannot tell them apart: there, a process at work loses its file, and says so.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> (tmp / ".data.json.killed.tmp").touch()
+        >>> remove_leftovers(tmp / "data.json")
+        >>> list(tmp.iterdir())
+        []
     """
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     for temporary in (path.with_name(name) for name in names if name.endswith(".tmp")):
@@ -132,6 +169,11 @@ def check_writable(folder: Path) -> None:
 
     Raises:
         OSError: with the folder's name.
+
+    Example:
+        >>> check_writable(tmp / "new" / "folder")
+        >>> (tmp / "new").exists()
+        False
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:

@@ -43,6 +43,11 @@ def push_to_hub(
             is not named org/name.
         OSError: the Hub cannot be reached, or refuses.
         ImportError: huggingface_hub is not installed.
+
+    Example:
+        >>> LabeledGenerator.from_pretrained("demo-faces", device="cpu").save_pretrained(tmp)
+        >>> push_to_hub(tmp, "me/faces")  # doctest: +SKIP
+        'https://huggingface.co/me/faces'
     """
     try:
         import huggingface_hub

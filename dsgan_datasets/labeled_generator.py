@@ -191,6 +191,7 @@ class LabeledGenerator:
         seed: int = 0,
         attempts: int | Tensor | Sequence[int] | None = None,
         extras: Collection[str] = (),
+        purpose: Purpose = Purpose.DATASET,
     ) -> SampleBatch:
         """The samples of some indices, in the order asked for.
 
@@ -203,6 +204,7 @@ class LabeledGenerator:
                 how a recorded sample is reproduced elsewhere.
             extras: further fields of the batch: "uncertainty" (per pixel, if the labeler has it), "latent" (z),
                 "probabilities" (of each class of the mask, if the labeler has them).
+            purpose: which family of draws; ``Purpose.ANNOTATION`` shows what `export_annotations` would write.
 
         Raises:
             ValueError: indices, seed or attempts out of range, the filter has no threshold yet, or it accepts less than
@@ -212,7 +214,7 @@ class LabeledGenerator:
         flat = as_indices(indices)
         first = _as_attempts(0 if attempts is None else attempts, len(flat))
         draws = zip(flat.tolist(), first.tolist(), strict=True)
-        samples = list(self._stream(draws, seed, filtered=attempts is None, extras=extras))
+        samples = list(self._stream(draws, seed, filtered=attempts is None, extras=extras, purpose=purpose))
         return SampleBatch.stack(samples) if samples else self._empty(extras)
 
     def batch(self, indices: Sequence[int], *, seed: int = 0, extras: Collection[str] = ()) -> SampleBatch:
@@ -244,7 +246,13 @@ class LabeledGenerator:
 
     @torch.no_grad()
     def _stream(
-        self, draws: Iterable[tuple[int, int]], seed: int, *, filtered: bool, extras: Collection[str]
+        self,
+        draws: Iterable[tuple[int, int]],
+        seed: int,
+        *,
+        filtered: bool,
+        extras: Collection[str],
+        purpose: Purpose = Purpose.DATASET,
     ) -> Generator[Sample]:
         """Samples of (index, attempt) pairs, in order; rejected ones are drawn again if `filtered`."""
         seed, wanted = check_seed(seed), self._checked_extras(extras)
@@ -252,7 +260,7 @@ class LabeledGenerator:
         filter = self.recipe.filter if filtered else None
 
         def draw(indices: Tensor, attempts: Tensor) -> Callable[[], tuple[dict[str, Tensor], Tensor]]:
-            wait = self._start(indices, attempts, seed, Purpose.DATASET, wanted)
+            wait = self._start(indices, attempts, seed, purpose, wanted)
 
             def finish() -> tuple[dict[str, Tensor], Tensor]:
                 drawn = wait()

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsgan_datasets._deprecation import moved
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.images import png
-from dsgan_datasets.samples import SampleBatch
+from dsgan_datasets.samples import Sample, SampleBatch
 from dsgan_datasets.targets.base import Color, Target
 from dsgan_datasets.targets.colors import heat
 from dsgan_datasets.uncertainty import score_unit
@@ -29,7 +29,12 @@ _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 
 
 def photo(image: Tensor) -> Image.Image:
-    """An image uint8 [3, H, W] as shown on a sheet: a small one is smoothly enlarged."""
+    """An image uint8 [3, H, W] as shown on a sheet: a small one is smoothly enlarged.
+
+    Example:
+        >>> photo(torch.zeros(3, 64, 64, dtype=torch.uint8)).size
+        (192, 192)
+    """
     picture = Image.fromarray(image.cpu().permute(1, 2, 0).numpy())
     zoom = _zoom(picture.width)
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)
@@ -40,7 +45,12 @@ def _zoom(width: int) -> int:
 
 
 def heat_map(values: np.ndarray, highest: float) -> Image.Image:
-    """Values [H, W] from 0 to `highest` as colors, dark to bright."""
+    """Values [H, W] from 0 to `highest` as colors, dark to bright.
+
+    Example:
+        >>> heat_map(np.array([[0.0, 0.5]]), highest=0.5).size
+        (2, 1)
+    """
     return Image.fromarray(heat(values / max(highest, 1e-12)))
 
 
@@ -69,17 +79,28 @@ def contact_sheet(
         labels = [target.draw(image, sample[target.field], size) for target in targets]
         maps = [heat_map(sample["uncertainty"].cpu().numpy(), highest)] if uncertain else []
         pictures.append([image, *labels, *maps])
-        caption = [f"index {int(sample.index)}"]
-        if "uncertainty_score" in sample:
-            caption.append(f"score {float(sample['uncertainty_score']):.4f} {unit}".rstrip())
-        if "class_label" in sample:
-            caption.append(f"class {int(sample['class_label'])}")
-        if int(sample.attempt):
-            caption.append(f"after {int(sample.attempt)} rejected")
-        captions.append("   ".join(caption))
+        captions.append("   ".join(about(sample, unit)))
     shown = ["image", *(target.field for target in targets)]
     shown += [f"uncertainty, bright = {highest:.2f} {unit}".rstrip()] * uncertain
     return sheet(pictures, captions, f"{title}   ({' | '.join(shown)})", targets, columns=columns)
+
+
+def about(sample: Sample, unit: str) -> list[str]:
+    """What a caption says of a sample: index, score (in `unit`), class, and how many draws of it were rejected.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> about(next(labeled.stream([4])), "nats")
+        ['index 4', 'score 0.1295 nats', 'after 1 rejected']
+    """
+    said = [f"index {int(sample.index)}"]
+    if "uncertainty_score" in sample:
+        said.append(f"score {float(sample['uncertainty_score']):.4f} {unit}".rstrip())
+    if "class_label" in sample:
+        said.append(f"class {int(sample['class_label'])}")
+    if int(sample.attempt):
+        said.append(f"after {int(sample.attempt)} rejected")
+    return said
 
 
 def sheet(
@@ -100,6 +121,11 @@ def sheet(
         targets: labels whose counted names and colors (such as classes) the legend shows.
         columns: groups side by side.
         more: names and colors that the legend shows too.
+
+    Example:
+        >>> black = Image.new("RGB", (96, 96))
+        >>> sheet([[black], [black]], ["first", "second"], "two pictures", columns=2).mode
+        'RGB'
     """
     title, *captions = (text.encode(errors="replace").decode() for text in (title, *captions))  # it may name a file
     width, height = pictures[0][0].size
@@ -130,7 +156,12 @@ def sheet(
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of equal width, one below the other."""
+    """Pictures of equal width, one below the other.
+
+    Example:
+        >>> stacked([Image.new("RGB", (4, 2)), Image.new("RGB", (4, 3))]).size
+        (4, 5)
+    """
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), _PAPER)
     y = 0
     for picture in pictures:
@@ -140,12 +171,23 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
 
 
 def as_png(picture: Image.Image) -> bytes:
-    """Content of a PNG file."""
+    """Content of a PNG file.
+
+    Example:
+        >>> as_png(Image.new("RGB", (2, 2)))[1:4]
+        b'PNG'
+    """
     return png(picture, effort=9)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG file, whole or not at all; its folder is created if needed."""
+    """Write a PNG file, whole or not at all; its folder is created if needed.
+
+    Example:
+        >>> save_png(Image.new("RGB", (2, 2)), tmp / "new" / "black.png")
+        >>> [file.name for file in (tmp / "new").iterdir()]
+        ['black.png']
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(as_png(picture))

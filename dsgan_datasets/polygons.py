@@ -254,7 +254,14 @@ def _filled(polygon: Array, size: tuple[int, int]) -> tuple[Array, slice]:
 
 
 def rows_crossed(polygon: Array, height: int) -> tuple[Array, Array]:
-    """First row whose center each edge of a polygon crosses, and the one after the last, int64 [P] each."""
+    """First row whose center each edge of a polygon crosses, and the one after the last, int64 [P] each.
+
+    Example:
+        >>> triangle = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+        >>> first, stop = rows_crossed(triangle, height=4)
+        >>> first.tolist(), stop.tolist()
+        ([0, 0, 0], [0, 4, 4])
+    """
     y, next_y = polygon[:, 1], np.roll(polygon[:, 1], -1)
     first, last = (
         np.clip(np.ceil(bound - 0.5), 0, height).astype(np.int64)

@@ -160,6 +160,13 @@ class Sampling(_Section):
         group_size: number of consecutive indices that share second latent, psi and class: a view group, which for
             instance shares an identity and varies the pose (arXiv 2010.09125, section 3.1). Groups start at the
             multiples of `group_size`; a filter accepts or redraws a group as a whole. Needs `mixing_layer`.
+
+    Example:
+        >>> Sampling(truncation_psi=(0.5, 0.9)).psi_range
+        (0.5, 0.9)
+        >>> views = Sampling(mixing_layer=4, group_size=4)  # four views of each object
+        >>> Recipe(views, Rendering(compute_batch=8)).group_size
+        4
     """
 
     section: ClassVar[str] = "sampling"
@@ -204,6 +211,11 @@ class Rendering(_Section):
         compute_batch: draws computed at a time: as one batch on a GPU, side by side on the CPU. Part of the recipe, as
             the last bits of a float depend on the batch; how many samples you ask for at once changes nothing.
         compile: have torch.compile fuse the synthesis (CUDA only). Part of the recipe, as it changes the last bits.
+
+    Example:
+        >>> letterboxed = Rendering(size=(512, 512), crop=(64, 448))
+        >>> Recipe(rendering=letterboxed).image_size(1024)
+        (384, 512)
     """
 
     section: ClassVar[str] = "rendering"
@@ -234,6 +246,10 @@ class Labeling(_Section):
         vote: of an ensemble: "majority" (as published, ties to the lowest class) or "mean" (argmax of the mean
             probability).
         top_fraction: share of the pixels that decides the uncertainty score of an image.
+
+    Example:
+        >>> Recipe(labeling=Labeling(vote="mean")) == Recipe(vote="mean")
+        True
     """
 
     section: ClassVar[str] = "labeling"
@@ -272,6 +288,13 @@ class AreaRule(_Section):
     Args:
         class_id: id in the schema, of a merged one if classes are merged.
         min_area: pixels.
+
+    Example:
+        >>> hat = AreaRule(class_id=1, min_area=20)
+        >>> hat.describe([LabelSchema(("background", "hat"))])
+        'hat >= 20 px'
+        >>> LabeledGenerator.from_pretrained("demo-faces", device="cpu", rules=[hat]).recipe.require
+        (1,)
     """
 
     rule: ClassVar[str] = "area"
@@ -308,6 +331,12 @@ class KeypointRule(_Section):
 
     Args:
         point_id: id of the point, its position among the names.
+
+    Example:
+        >>> KeypointRule(point_id=1).describe([Keypoints(("nose", "chin"))])
+        'chin visible'
+        >>> Recipe(rules=[KeypointRule(1)]) == Recipe(visible=[1])
+        True
     """
 
     rule: ClassVar[str] = "visible"
@@ -373,6 +402,11 @@ class ScoreFilter(_Section):
         field: of the label, such as "keypoints"; the score is the field "keypoints_uncertainty_score".
         reject_fraction: share of the draws to drop for this score alone; `calibrate` finds the threshold.
         threshold: highest accepted score; None if it is not known yet.
+
+    Example:
+        >>> points = ScoreFilter("keypoints", reject_fraction=0.05)
+        >>> points.score, Recipe(scores=[points]).needs_calibration
+        ('keypoints_uncertainty_score', True)
     """
 
     section: ClassVar[str] = "filter"
@@ -403,6 +437,11 @@ class Filter(_Section):
         threshold: highest accepted uncertainty score, in nats; None if it is not known yet, or not needed.
         rules: conditions on the content, all of which must hold.
         scores: filters by the uncertainty of further labels, one for each.
+
+    Example:
+        >>> strict = Filter(threshold=0.1, rules=[AreaRule(class_id=3)])
+        >>> Recipe(filter=strict).is_filtered, Filter(reject_fraction=0.1).needs_calibration
+        (True, True)
     """
 
     section: ClassVar[str] = "filter"
@@ -468,7 +507,13 @@ _FORMAT_2: dict[str, dict[str, Any]] = {
 
 
 class RecipeOverrides(TypedDict, total=False):
-    """Flat names that `Recipe.override` and `LabeledGenerator.from_pretrained` take; `Recipe` explains them."""
+    """Flat names that `Recipe.override` and `LabeledGenerator.from_pretrained` take; `Recipe` explains them.
+
+    Example:
+        >>> changes: RecipeOverrides = {"truncation_psi": 0.7, "reject_fraction": 0}
+        >>> LabeledGenerator.from_pretrained("demo-faces", device="cpu", **changes).recipe.truncation_psi
+        0.7
+    """
 
     truncation_psi: float | tuple[float, float]
     truncation_cutoff: int | None

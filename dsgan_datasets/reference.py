@@ -26,6 +26,11 @@ def pixel_features(features: Sequence[Tensor], frame: Frame) -> Tensor:
 
     Returns:
         [N, C, H, W] with C = Σ C_l: one feature vector per pixel.
+
+    Example:
+        >>> maps = [torch.zeros(1, 5, 4, 4), torch.zeros(1, 3, 8, 8)]
+        >>> pixel_features(maps, Frame((8, 8))).shape
+        torch.Size([1, 8, 8, 8])
     """
     resized = [F.interpolate(s, size=frame.size, mode="bilinear", align_corners=False) for s in features]
     top, bottom = frame.kept
@@ -41,6 +46,13 @@ def classify(weights: EnsembleWeights, pixels: Tensor) -> Tensor:
 
     Returns:
         logits [M, N, K, H, W].
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> weights = labeled.interpreter.weights
+        >>> pixels = torch.zeros(1, sum(labeled.generator.feature_channels), 2, 2)
+        >>> classify(weights, pixels).shape
+        torch.Size([10, 1, 12, 2, 2])
     """
     f = pixels.movedim(1, -1).to(weights.w1)  # [N, H, W, C]
     members = []

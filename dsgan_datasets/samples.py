@@ -60,6 +60,14 @@ class Sample(_Fields):
         latent: float32 [z_dim] on the CPU; only if asked for.
         probabilities: of each class of the mask, float16 [K, H, W], mean of the interpreter's members; only if asked
             for, and not stored in shards.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> sample = next(labeled.stream([7]))
+        >>> list(sample)
+        ['image', 'mask', 'uncertainty_score', 'index', 'attempt']
+        >>> sample.mask is sample["mask"]
+        True
     """
 
     image: Tensor
@@ -72,6 +80,14 @@ class SampleBatch(_Fields):
     """N samples in one: the fields of `Sample` with a leading batch axis.
 
     Iterating over a dict gives its keys; `rows()` gives the samples.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> batch = labeled.generate([4, 5])
+        >>> batch.num_samples, [int(sample.index) for sample in batch.rows()]
+        (2, [4, 5])
+        >>> SampleBatch.stack(list(batch.rows())).image.equal(batch.image)
+        True
     """
 
     image: Tensor

@@ -31,6 +31,11 @@ def jensen_shannon(probabilities: Tensor, dim: int) -> Tensor:
 
     Returns:
         the shape of `probabilities` without M and K; 0 where all members agree, at most log(min(M, K)).
+
+    Example:
+        >>> agreeing, opposed = torch.tensor([[[0.5, 0.5]] * 2, [[1.0, 0.0], [0.0, 1.0]]]).unbind()
+        >>> jensen_shannon(agreeing, 1), jensen_shannon(opposed, 1)
+        (tensor(0.), tensor(0.6931))
     """
     divergence = entropy(probabilities.mean(0), dim - 1) - entropy(probabilities, dim).mean(0)
     return divergence.clamp_min(0)  # rounding may leave -1e-8 where all members agree

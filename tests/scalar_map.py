@@ -92,7 +92,9 @@ class ScalarMap:
     def unwrap(self, entries: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         return entries[self.field]
 
-    def draw(self, image: Image.Image, value: Tensor, size: tuple[int, int]) -> Image.Image:
+    def draw(
+        self, image: Image.Image, value: Tensor, size: tuple[int, int], opacity: float | None = None
+    ) -> Image.Image:
         return heat_map(value.nan_to_num().cpu().numpy(), 1).resize(image.size, Image.Resampling.NEAREST)
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import torch
 from checkout import copy_of_package, copy_to, git_files
 
 import dsgan_datasets
+from dsgan_datasets import LabeledGenerator
 from dsgan_datasets._deprecation import warn_renamed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +98,12 @@ def undocumented(module: ModuleType) -> list[str]:
     return lacking
 
 
+def without_example(module: ModuleType) -> list[str]:
+    """Public classes and functions whose docstring shows nobody how they are used."""
+    values = {name: getattr(module, name) for name in public_names(module)}
+    return [n for n, v in values.items() if (inspect.isclass(v) or callable(v)) and ">>>" not in (v.__doc__ or "")]
+
+
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
 def test_public_modules_exist_and_document_their_names(name: str) -> None:
     if name.startswith("dsgan_datasets.adapters."):
@@ -111,6 +118,7 @@ def test_public_modules_exist_and_document_their_names(name: str) -> None:
         # As ruff sorts them: constants, classes, functions.
         assert module.__all__ == sorted(module.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
     assert undocumented(module) == []
+    assert without_example(module) == []
 
 
 def test_the_page_lists_the_modules() -> None:
@@ -136,6 +144,7 @@ def test_a_generated_docstring_is_not_one() -> None:
     vars(module).update(Bare=Bare, Pair=Pair, Good=Good, __all__=["Bare", "Good", "Pair"])
     assert Bare.__doc__ and Pair.__doc__
     assert undocumented(module) == ["Bare", "Pair"]
+    assert without_example(module) == ["Bare", "Good", "Pair"]
 
 
 def test_the_version_is_written_once() -> None:
@@ -313,8 +322,16 @@ def written_examples() -> set[str]:
 
 
 @pytest.mark.slow
-def test_docstring_examples(tmp_path: Path) -> None:
+def test_docstring_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The examples in docstrings run, as a reader would type them: all of them."""
+    # Half of them load the same checkpoint.
+    usual, load = ("demo-faces", {"device": "cpu"}), LabeledGenerator.from_pretrained
+    shared = load(usual[0], **usual[1])
+    monkeypatch.setattr(
+        LabeledGenerator,
+        "from_pretrained",
+        lambda name, **options: shared if (name, options) == usual else load(name, **options),
+    )
     public = {name: getattr(dsgan_datasets, name) for name in dsgan_datasets.__all__}
     names = {**public, "torch": torch, "itertools": itertools}
     runner = doctest.DocTestRunner()

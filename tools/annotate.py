@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -12,10 +13,11 @@ from PIL import Image
 
 from dsgan_datasets.annotations import Annotations, export_annotations, load_annotations
 from dsgan_datasets.annotations.export import Selection
-from dsgan_datasets.annotations.folder import Exported, check_keys, targets_from
+from dsgan_datasets.annotations.folder import Exported, check_keys, generator_fingerprint, targets_from
 from dsgan_datasets.annotations.formats import AnnotationFormat
 from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.kinds.points import sides
+from dsgan_datasets.annotations.marked import Marked
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.contents import LONGEST_JSON, parse_json, read_bounded, shown
@@ -54,7 +56,8 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         "write a folder of images to annotate, with projects for LabelMe and CVAT",
         "dsgan annotate export network-snapshot.pkl to-annotate --classes background,head,ear,eye\n"
         "  dsgan annotate export network-snapshot.pkl round-2 --after to-annotate --interpreter my-parts "
-        "--select informative",
+        "--select informative\n"
+        "  dsgan annotate export my-parts round-2 --marked marks.json    # draws marked in `dsgan view my-parts`",
     )
     parser.add_argument("generator", help="generator file, checkpoint directory, or built-in name such as demo-faces")
     parser.add_argument("out", type=Path, help="folder to write; new, or empty")
@@ -90,6 +93,12 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--start", type=options.index, help="index of the first candidate (default: behind the images of --after, or 0)"
+    )
+    parser.add_argument(
+        "--marked",
+        type=Path,
+        metavar="FILE",
+        help="exactly the draws that were marked in `dsgan view`, less those of --after; its seed and recipe hold",
     )
     options.add_seed(parser)
     options.add_recipe(
@@ -201,6 +210,7 @@ def reading(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_export(args: argparse.Namespace) -> None:
     """Choose, generate, write."""
+    marked = None if args.marked is None else _marked(args)
     interpreter = None
     if args.interpreter is not None:
         interpreter = LabeledGenerator.from_pretrained(
@@ -211,6 +221,13 @@ def run_export(args: argparse.Namespace) -> None:
     if not usual and interpreter is not None:
         usual = interpreter.targets
     targets = targets_of(args, usual)
+    if marked is not None:
+        if generator_fingerprint(generator) != marked.fingerprint:
+            raise ValueError(
+                f"{args.marked} was marked for another generator ({marked.generator}, fingerprint "
+                f"{marked.fingerprint[:8]}…): export from that one"
+            )
+        recipe = marked.recipe
     exported = export_annotations(
         generator,
         targets,
@@ -219,7 +236,8 @@ def run_export(args: argparse.Namespace) -> None:
         select=args.select,
         candidates=args.candidates,
         start=args.start,
-        seed=args.seed,
+        indices=None if marked is None else marked.indices,
+        seed=args.seed if marked is None else marked.seed,
         recipe=recipe,
         interpreter=interpreter,
         earlier=args.after,
@@ -233,6 +251,18 @@ def run_export(args: argparse.Namespace) -> None:
         f"{labels}\n"
         f"what to do next: {args.out.resolve() / 'README.txt'}"
     )
+    if marked is not None and (known := len(marked.indices) - len(exported.images)):
+        marks = counted(known, "marked draw")
+        print(f"dsgan: note: {marks} left out: already in an earlier round", file=sys.stderr)
+
+
+def _marked(args: argparse.Namespace) -> Marked:
+    """The marked draws; a usage error if other options choose draws too."""
+    chosen = ("num_samples", "select", "candidates", "start", "seed", "recipe")
+    if given := [name for name in chosen if getattr(args, name) != args.parser.get_default(name)]:
+        names = ", ".join("--truncation-psi and --set" if n == "recipe" else f"--{n.replace('_', '-')}" for n in given)
+        args.parser.error(f"--marked says which draws, of which seed and recipe: leave out {names}")
+    return Marked.read(args.marked)
 
 
 def parts(

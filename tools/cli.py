@@ -28,6 +28,7 @@ from dsgan_datasets.tools import (
     serve,
     shards,
     stats,
+    view,
 )
 from dsgan_datasets.tools.messages import explain, printable
 from dsgan_datasets.tools.options import Parser
@@ -35,6 +36,7 @@ from dsgan_datasets.tools.process import Stopped, standard_streams, stoppable
 
 VERBS = (
     preview,
+    view,
     info,
     convert,
     annotate,

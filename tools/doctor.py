@@ -25,6 +25,7 @@ _FOUND: dict[str, tuple[str, str | None]] = {
     "ultralytics": ("training in Ultralytics", None),
     "webdataset": ("reading shards with webdataset", "webdataset"),
     "matplotlib": ("charts", "pictures"),
+    "gradio": ("dsgan view", "view"),
     "sklearn": ("dsgan cluster", "clusters"),
     "shapely": ("polygons of annotation tools", "annotate"),
     "pycocotools": ("COCO export", "coco"),

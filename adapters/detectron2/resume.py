@@ -23,6 +23,11 @@ class ResumeHook(HookBase):
     Raises:
         ValueError: before the training, a batch that does not divide (the message names sizes that do), or a model
             with another number of classes than the samples (the message names them).
+
+    Example:
+        >>> trainer = DefaultTrainer(cfg)  # doctest: +SKIP
+        >>> trainer.register_hooks([ResumeHook()])  # doctest: +SKIP
+        >>> trainer.resume_or_load(resume=True)  # doctest: +SKIP
     """
 
     def before_train(self) -> None:

@@ -90,6 +90,14 @@ class MixedStream(Mixture):
 
     Raises:
         ValueError: the recipe of the dataset has view groups, which single real records would tear.
+
+    Example:
+        >>> from dsgan_datasets.adapters.detectron2 import register
+        >>> _ = register("generated", "demo-faces", device="cpu")
+        >>> photos = [{"file_name": "1.jpg", "sem_seg_file_name": "1.png"}]
+        >>> stream = MixedStream("generated", photos, generated_fraction=0.75)
+        >>> [len(record) for record in itertools.islice(stream, 4)]
+        [2, 5, 5, 5]
     """
 
     def __init__(self, dataset: str, real: Sequence[Record], *, generated_fraction: float, seed: int = 0) -> None:

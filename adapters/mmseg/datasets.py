@@ -372,6 +372,11 @@ class DSGANDepthDataset(_Generated, _Depths, _MapStyle):
     Raises:
         ValueError: the samples have no such map, or a LoadDepthAnnotation with another factor; else as
             `DSGANSegDataset`.
+
+    Example:
+        >>> dataset = DSGANDepthDataset("my-depth", length=1000)  # doctest: +SKIP
+        >>> dataset[0]["data_samples"].gt_depth_map.data.shape  # doctest: +SKIP
+        torch.Size([1, 64, 64])
     """
 
 
@@ -403,7 +408,12 @@ class DSGANShardSegDataset(_Shards, _Masks, _MapStyle):
 
 @DATASETS.register_module()
 class DSGANShardDepthDataset(_Shards, _Depths, _MapStyle):
-    """Samples in tar shards with a map of one channel; see `DSGANDepthDataset` and `DSGANShardSegDataset`."""
+    """Samples in tar shards with a map of one channel; see `DSGANDepthDataset` and `DSGANShardSegDataset`.
+
+    Example:
+        >>> len(DSGANShardDepthDataset("depth-shards"))  # doctest: +SKIP
+        1000
+    """
 
 
 class _Stream(_Generated, SourceStream[Item]):
@@ -477,7 +487,13 @@ class DSGANSegIterableDataset(_Stream, _Masks):
 
 @DATASETS.register_module()
 class DSGANDepthIterableDataset(_Stream, _Depths):
-    """Generated samples with a map of one channel as a stream; see `DSGANDepthDataset`, `DSGANSegIterableDataset`."""
+    """Generated samples with a map of one channel as a stream; see `DSGANDepthDataset`, `DSGANSegIterableDataset`.
+
+    Example:
+        >>> stream = DSGANDepthIterableDataset("my-depth", seed=1)  # doctest: +SKIP
+        >>> next(iter(stream))["inputs"].dtype  # doctest: +SKIP
+        torch.uint8
+    """
 
 
 @DATASETS.register_module()

@@ -35,6 +35,12 @@ class DSGANYOLODataset(YOLODataset):
 
     Raises:
         ValueError: ``rect``, which sorts files by their shape; things with sides of which a mirror would make others.
+
+    Example:
+        >>> options = {"data": "faces.yaml", "model": "yolo11n-seg.yaml"}
+        >>> trainer = DSGANSegmentationTrainer(overrides=options)  # doctest: +SKIP
+        >>> type(trainer.build_dataset("faces.yaml")).__name__  # doctest: +SKIP
+        'DSGANYOLODataset'
     """
 
     im_files: list[str]

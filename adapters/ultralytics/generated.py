@@ -202,6 +202,11 @@ class GeneratedSet:
         CheckpointError, ShardError: there is no such thing, or it is damaged.
         OSError: shards cannot be read.
         ValueError: an argument that is unknown, out of range, or without effect in this task.
+
+    Example:
+        >>> faces = GeneratedSet("demo-faces", length=8, things=["eye", "lips"], device="cpu")
+        >>> faces.length
+        8
     """
 
     def __init__(

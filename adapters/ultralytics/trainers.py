@@ -106,6 +106,9 @@ class DSGANDetectionTrainer(_TrainsOnGenerated, DetectionTrainer):
     """Trains detection on generated images: ``YOLO(…).train(trainer=DSGANDetectionTrainer, data="faces.yaml", …)``.
 
     See `DSGANSegmentationTrainer`.
+
+    Example:
+        >>> YOLO("yolo11n.yaml").train(trainer=DSGANDetectionTrainer, data="faces.yaml", imgsz=64)  # doctest: +SKIP
     """
 
 
@@ -123,6 +126,10 @@ class DSGANSegmentationTrainer(_TrainsOnGenerated, SegmentationTrainer):
 
     Raises:
         ValueError: a ``dsgan`` that is wrong, or a YAML that says something else of the classes.
+
+    Example:
+        >>> model = YOLO("yolo11n-seg.yaml")  # doctest: +SKIP
+        >>> model.train(trainer=DSGANSegmentationTrainer, data="faces.yaml", imgsz=64)  # doctest: +SKIP
     """
 
 
@@ -130,16 +137,34 @@ class DSGANPoseTrainer(_TrainsOnGenerated, PoseTrainer):
     """Trains pose estimation on generated images, of a checkpoint with keypoints: one object in each image.
 
     See `DSGANSegmentationTrainer`; ``kpt_shape``, ``flip_idx`` and names of points come from the checkpoint.
+
+    Example:
+        >>> YOLO("yolo11n-pose.yaml").train(trainer=DSGANPoseTrainer, data="points.yaml", imgsz=64)  # doctest: +SKIP
     """
 
 
 class DSGANDetectionValidator(_ValidatesOnGenerated, DetectionValidator):
-    """Validates detection on generated images: ``model.val(validator=DSGANDetectionValidator, data="faces.yaml")``."""
+    """Validates detection on generated images: ``model.val(validator=DSGANDetectionValidator, data="faces.yaml")``.
+
+    Example:
+        >>> model = YOLO("runs/detect/train/weights/best.pt")  # doctest: +SKIP
+        >>> found = model.val(validator=DSGANDetectionValidator, data="faces.yaml")  # doctest: +SKIP
+    """
 
 
 class DSGANSegmentationValidator(_ValidatesOnGenerated, SegmentationValidator):
-    """Validates segmentation on generated images: ``model.val(validator=DSGANSegmentationValidator, data=…)``."""
+    """Validates segmentation on generated images: ``model.val(validator=DSGANSegmentationValidator, data=…)``.
+
+    Example:
+        >>> model = YOLO("runs/segment/train/weights/best.pt")  # doctest: +SKIP
+        >>> found = model.val(validator=DSGANSegmentationValidator, data="faces.yaml")  # doctest: +SKIP
+    """
 
 
 class DSGANPoseValidator(_ValidatesOnGenerated, PoseValidator):
-    """Validates pose estimation on generated images: ``model.val(validator=DSGANPoseValidator, data="faces.yaml")``."""
+    """Validates pose estimation on generated images: ``model.val(validator=DSGANPoseValidator, data="faces.yaml")``.
+
+    Example:
+        >>> model = YOLO("runs/pose/train/weights/best.pt")  # doctest: +SKIP
+        >>> found = model.val(validator=DSGANPoseValidator, data="points.yaml")  # doctest: +SKIP
+    """

@@ -29,7 +29,7 @@ from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
-from dsgan_datasets.latents import Purpose, sample_latents
+from dsgan_datasets.latents import Purpose, as_indices, sample_latents
 from dsgan_datasets.recipe import Recipe
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -62,6 +62,7 @@ def export_annotations(
     select: Selection = "diverse",
     candidates: int | None = None,
     start: int | None = None,
+    indices: Sequence[int] | None = None,
     seed: int = 0,
     recipe: Recipe | None = None,
     interpreter: LabeledGenerator | None = None,
@@ -83,6 +84,8 @@ def export_annotations(
         candidates: draws to choose from, `num_samples` … 100,000; None is four for each image, and 16 for informative
             ones. The more candidates, the more of those that are unlike all others are flawed images.
         start: index of the first of them; None is the one after the last image of the earlier rounds, or 0.
+        indices: exactly these draws, such as a person chose them in `dsgan view`, less those of earlier rounds;
+            `num_samples`, `select`, `candidates` and `start` have no effect then. None lets them decide.
         seed: of the draws, 0 … 2^64-1.
         recipe: psi, size, crop, … of the images; its filter is ignored. None is that of the earlier rounds, or the
             default recipe.
@@ -116,6 +119,12 @@ def export_annotations(
         recipe = next((each.recipe for _, each in rounds), Recipe())
     # Filter and class map belong to an interpreter, and the one to be fitted does not exist yet.
     recipe = recipe.unfiltered().override(class_map=None, max_uncertainty=None)
+    chosen_by = select if indices is None else "chosen by hand"
+    if indices is not None:
+        select, indices = "random", sorted({*as_indices(indices).tolist()})
+        num_samples = len(indices)
+        if not indices:
+            raise ValueError("indices names no draw: give one or more, or leave it out")
     _check(generator, targets, out, recipe, interpreter, num_samples, select, candidates)
     for folder_name, each in rounds:
         _check_earlier(generator, targets, recipe, folder_name, each)
@@ -124,13 +133,15 @@ def export_annotations(
     if start is None:
         start = 1 + max((image.index for _, each in rounds if each.seed == seed for image in each.images), default=-1)
     usual = min(_PER_IMAGE[select] * num_samples, _MOST_CANDIDATES)
-    indices = range(start, start + (usual if select == "random" or candidates is None else candidates))
-    latents = sample_latents(indices, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
+    looked_at = indices or range(start, start + (usual if select == "random" or candidates is None else candidates))
+    latents = sample_latents(looked_at, generator.z_dim, seed=seed, purpose=Purpose.ANNOTATION)
     known = {z.numpy().tobytes() for _, each in rounds for z in each.latents}
     fresh = [row for row, z in enumerate(latents) if z.numpy().tobytes() not in known]
+    if indices is not None:
+        num_samples = max(len(fresh), 1)
     if len(fresh) < num_samples:
         raise ValueError(
-            f"only {len(fresh)} of the draws {indices.start} … {indices.stop - 1} are not in an earlier round: choose "
+            f"only {len(fresh)} of the draws {looked_at[0]} … {looked_at[-1]} are not in an earlier round: choose "
             "another start, or leave it out"
         )
     rows = [fresh[i] for i in _chosen(generator, recipe, interpreter, latents[fresh], num_samples, select)]
@@ -147,13 +158,13 @@ def export_annotations(
         size=recipe.image_size(generator.img_size),
         targets=targets,
         images=tuple(
-            ExportedImage(indices[row], f"images/{indices[row]:09d}.png", uncertainty_score=score)
+            ExportedImage(looked_at[row], f"images/{looked_at[row]:09d}.png", uncertainty_score=score)
             for row, score in zip(rows, scores, strict=True)
         ),
         latents=latents,
     )
     to_fit = [folder_name for folder_name, _ in rounds]
-    return write_folder(out, exported, looked.images, drafts, rounds=to_fit, how=f"{select} · seed {seed}")
+    return write_folder(out, exported, looked.images, drafts, rounds=to_fit, how=f"{chosen_by} · seed {seed}")
 
 
 def without_folders(name: str) -> str:

@@ -197,7 +197,14 @@ def hash_pixels(image: Array) -> str:
 
 
 def read_classes(folder: Path) -> LabelSchema:
-    """The schema in classes.json of a folder, or an AnnotationError."""
+    """The schema in classes.json of a folder, or an AnnotationError.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> _ = (tmp / "classes.json").write_text('{"classes": [{"name": "background"}, {"name": "face"}]}')
+        >>> read_classes(tmp).classes
+        ('background', 'face')
+    """
     try:
         schema = LabelSchema.from_dict(_object(folder, CLASSES, read_json(folder, CLASSES)))
         check_names(schema)

@@ -44,6 +44,19 @@ class Annotations:
         warnings: what an annotator should check, one sentence each.
         fingerprint: of the generator that the images are of; None if neither the folder nor the caller says which.
         photo_licenses: of the photos among the images; empty if all are draws of the generator.
+
+    Example:
+        >>> from dsgan_datasets.annotations import export_annotations, load_annotations
+        >>> from PIL import Image
+        >>> generator = load_generator("demo-faces", device="cpu")
+        >>> _ = export_annotations(generator, LabelSchema(("background", "face")), tmp, num_samples=1, select="random")
+        >>> (tmp / "masks").mkdir()
+        >>> mask = Image.new("L", (64, 64))
+        >>> mask.paste(1, (16, 16, 48, 48))
+        >>> mask.save(tmp / "masks" / "000000000.png")
+        >>> found = load_annotations(tmp, generator)
+        >>> found.names, found.masks.sum(), found.size
+        (('000000000',), tensor(1024), (64, 64))
     """
 
     annotated: AnnotatedImages

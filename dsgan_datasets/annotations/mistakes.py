@@ -28,6 +28,11 @@ class AnnotationError(ValueError):
         folder: in which they are.
         mistakes: see above.
         way_out: a last line that holds for all of them.
+
+    Example:
+        >>> error = AnnotationError("to-annotate", "masks/3.png: is 32×32 pixels, its image is 64×64")
+        >>> error.mistakes
+        ('masks/3.png: is 32×32 pixels, its image is 64×64',)
     """
 
     def __init__(self, folder: Path | str, *mistakes: str, way_out: str | None = None) -> None:

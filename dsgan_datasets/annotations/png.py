@@ -52,7 +52,13 @@ def read_picture(file: File, schema: LabelSchema, size: tuple[int, int], found: 
 
 
 def encode_png(pixels: Array, palette: Sequence[Color] = ()) -> bytes:
-    """Deprecated name of `images.png`, whose palette is a keyword."""
+    """Deprecated name of `images.png`, whose palette is a keyword.
+
+    Example:
+        >>> from dsgan_datasets.images import png
+        >>> png(torch.zeros(2, 2, dtype=torch.uint8))[1:4]  # in its place
+        b'PNG'
+    """
     warn_renamed("dsgan_datasets.annotations.encode_png", "dsgan_datasets.images.png")
     return png(pixels, palette=palette)
 

@@ -62,6 +62,11 @@ class Checkpoint:
         provenance: where the generator came from, as stored; None if that is not known.
         fit: how the interpreter was fitted; None if that is not known.
         more: sections of a newer version, kept as they are.
+
+    Example:
+        >>> found = Checkpoint.open("demo-faces")
+        >>> found.labeler_kind, sorted(found.parts), found.license
+        ('interpreted', ['generator', 'interpreter'], 'CC0-1.0')
     """
 
     labeler_kind: str

@@ -30,6 +30,12 @@ class ExportInput:
         labels: fields of the labels that are exported, such as ("mask",); None for all.
         names: what the files of each sample are called, by index; None for nine digits of the index.
         facts: what samples.jsonl says of each sample beside the usual, by index; None for nothing.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> chosen = ExportInput.generated(labeled, 4, seed=0, start=10)
+        >>> chosen.start, len(chosen.numbers)
+        (10, 4)
     """
 
     source: SampleSource

@@ -55,6 +55,14 @@ def evaluate(
 
     Returns:
         a `ConfusionMatrix` of masks, `PointErrors` of keypoints, `MapErrors` of a dense map.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu", reject_fraction=0)
+        >>> held_out = labeled.generate([0, 1], extras=["latent"])
+        >>> annotated = AnnotatedImages(held_out.latent, {"mask": held_out.mask})
+        >>> found = evaluate(labeled.generator, labeled.interpreter, annotated, recipe=labeled.recipe)
+        >>> found.pixel_accuracy  # of its own labels
+        1.0
     """
     if target is None:
         count = interpreter.config["classes"]

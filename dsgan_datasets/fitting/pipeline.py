@@ -47,6 +47,11 @@ class FitRun:
         scores: uncertainty scores of unfiltered draws, float32 [num_samples]; empty if none had to be measured.
         quality: field of a label -> held-out agreement; empty if it was not measured.
         folds: of the held-out check; 0 if there was none.
+
+    Example:
+        >>> found = fit_checkpoint("network-snapshot.pkl", "to-annotate", "my-parts")  # doctest: +SKIP
+        >>> found.labeled.generate([0]).mask.shape  # doctest: +SKIP
+        torch.Size([1, 256, 256])
     """
 
     labeled: LabeledGenerator

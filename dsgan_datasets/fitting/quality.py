@@ -19,7 +19,13 @@ PCK_AT = (0.05, 0.10)
 
 
 class Quality(Protocol):
-    """How well labels of some images agree, all images together."""
+    """How well labels of some images agree, all images together.
+
+    Example:
+        >>> found: Quality = ConfusionMatrix(torch.tensor([[3, 1], [0, 4]]))
+        >>> found.score, found.figures(LabelSchema(("background", "face"))).summary
+        (0.775, {'mean IoU': 0.775, 'pixel accuracy': 0.875})
+    """
 
     @classmethod
     def compare(cls, annotated: Tensor, predicted: Tensor, target: Any) -> Tensor:
@@ -94,6 +100,11 @@ def count_pairs(annotated: Tensor, predicted: Tensor, num_classes: int, ignore_i
 
     Args:
         annotated, predicted: class ids of equal shape.
+
+    Example:
+        >>> annotated, predicted = torch.tensor([0, 0, 1, 255]), torch.tensor([0, 1, 1, 1])
+        >>> count_pairs(annotated, predicted, num_classes=2, ignore_index=255).tolist()
+        [[1, 1], [0, 1]]
     """
     counted = (annotated != ignore_index) & (predicted != ignore_index)
     pairs = annotated[counted] * num_classes + predicted[counted]

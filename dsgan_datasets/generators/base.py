@@ -290,6 +290,13 @@ class FeatureGenerator(nn.Module, ABC):
         features: feature layout in use.
         feature_info: each map that `synthesis` returns, in order.
         provenance: where it came from; None if that is not known.
+
+    Example:
+        >>> generator = load_generator("demo-faces", device="cpu")
+        >>> z = sample_latents([0], generator.z_dim, seed=0)
+        >>> image, features = generator.synthesis(generator.mapping(z))
+        >>> image.shape, len(features) == len(generator.feature_channels)
+        (torch.Size([1, 3, 64, 64]), True)
     """
 
     #: Feature layouts that the architecture can give; the first is its default.

@@ -203,7 +203,13 @@ def build_generator(
 
 
 def generator_tensors(generator: FeatureGenerator) -> dict[str, Tensor]:
-    """The tensors of a generator, under the names that its file has."""
+    """The tensors of a generator, under the names that its file has.
+
+    Example:
+        >>> tensors = generator_tensors(load_generator("demo-faces", device="cpu"))
+        >>> tensors["mapping.w_avg"].shape
+        torch.Size([128])
+    """
     return {name.replace("_network.", ".", 1): tensor for name, tensor in generator.state_dict().items()}
 
 

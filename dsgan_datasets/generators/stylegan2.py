@@ -43,6 +43,11 @@ class StyleGAN2Config(PyramidConfig):
     Args:
         block: "skip", "resnet" or "orig" (one ToRGB, after the last block, and no residual branches).
         conv_clamp: limit of every convolution's output; None for no limit.
+
+    Example:
+        >>> config = StyleGAN2Config(z_dim=8, w_dim=8, img_resolution=8, channels={4: 4, 8: 4}, mapping_layers=2)
+        >>> StyleGAN2(config).num_ws, config.size
+        (4, (8, 8))
     """
 
     architecture = "stylegan2"
@@ -278,6 +283,11 @@ class StyleGAN2(FeatureGenerator):
 
     Raises:
         ValueError: a feature layout that StyleGAN2 does not have.
+
+    Example:
+        >>> generator = load_generator("demo-faces", device="cpu")
+        >>> isinstance(generator, StyleGAN2), generator.features
+        (True, 'convs')
     """
 
     layouts = ("convs", "const+convs")

@@ -54,6 +54,14 @@ class Prediction:
         uncertainty: float32 [N, H, W], in nats.
         uncertainty_score: float32 [N], in nats; the higher, the less certain the image.
         probabilities: of the classes of the mask, mean over the members, float16 [N, K, H, W]; only if asked for.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> z = sample_latents([0], labeled.generator.z_dim, seed=0)
+        >>> _, features = labeled.generator.synthesis(labeled.generator.mapping(z))
+        >>> found = labeled.interpreter.predict(features, Frame((64, 64)))
+        >>> found.labels["mask"].shape, found.uncertainty_score.shape
+        (torch.Size([1, 64, 64]), torch.Size([1]))
     """
 
     labels: Mapping[str, Tensor]
@@ -72,6 +80,10 @@ class LabelingOptions:
         vote: "majority" of the members' classes (ties go to the lowest class) or argmax of the "mean" probability.
         top_fraction: share of the pixels that decides the score of an image, in (0, 1].
         probabilities: also the probabilities of the classes; they change nothing else.
+
+    Example:
+        >>> LabelingOptions(vote="mean").top_fraction
+        0.1
     """
 
     vote: Vote = "majority"
@@ -101,6 +113,12 @@ class Interpreter(Protocol):
             channels of each are not recorded; see `check_channels`.
         has_uncertainty: whether predictions have an uncertainty and a score.
         has_probabilities: whether predictions have the probabilities of the classes, if asked for.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> reader: Interpreter = labeled.interpreter
+        >>> reader.fields, reader.has_uncertainty
+        (('mask',), True)
     """
 
     architecture: ClassVar[str]

@@ -17,6 +17,11 @@ class Labels:
         mask: int64 class ids [N, H, W].
         uncertainty: float32 [N, H, W], disagreement of the members in nats.
         uncertainty_score: float32 [N], mean of the most uncertain pixels of each image, in nats.
+
+    Example:
+        >>> flat = torch.zeros(1, 4, 4)
+        >>> Labels(mask=flat.long(), uncertainty=flat, uncertainty_score=flat.mean((1, 2))).mask.shape
+        torch.Size([1, 4, 4])
     """
 
     mask: Tensor

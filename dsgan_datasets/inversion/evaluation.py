@@ -53,6 +53,13 @@ class Comparison:
         target: what the labels mean.
         compared: photos that had such a label.
         qualities: by who labeled them, `INVERSION` and `STUDENT`, if there was a student that learns this kind.
+
+    Example:
+        >>> from dsgan_datasets.fitting.evaluation import ConfusionMatrix
+        >>> matrix = ConfusionMatrix(torch.tensor([[9, 1], [2, 8]]))
+        >>> found = Comparison(LabelSchema(("background", "face")), compared=1, qualities={INVERSION: matrix})
+        >>> round(found.qualities[INVERSION].pixel_accuracy, 2)
+        0.85
     """
 
     target: Target
@@ -79,6 +86,11 @@ class Evaluation:
         comparisons: of each kind of label that some photo had.
         names: of the compared photos.
         predicted: by who labeled them, the labels of each of these photos by field.
+
+    Example:
+        >>> found = evaluate_photos(photos, own, student)  # doctest: +SKIP
+        >>> [comparison.target.field for comparison in found.comparisons]  # doctest: +SKIP
+        ['mask']
     """
 
     comparisons: tuple[Comparison, ...]
@@ -158,6 +170,10 @@ def evaluation_sheet(source: LabeledPhotos, labels: Labels, found: Evaluation, *
         source, labels: what was compared.
         found: the comparison.
         title: first words of the sheet.
+
+    Example:
+        >>> sheet = evaluation_sheet(photos, own, evaluate_photos(photos, own, student))  # doctest: +SKIP
+        >>> sheet.save("evaluation.png")  # doctest: +SKIP
     """
     size = source.image_size
     pictures, captions = [], []

@@ -50,6 +50,10 @@ class InversionSettings:
 
     Raises:
         ValueError: a value out of range.
+
+    Example:
+        >>> InversionSettings(steps=200, compare_by="lpips").starts
+        2
     """
 
     steps: int = 100
@@ -84,6 +88,12 @@ class Inversion:
         distances: how unlike a photo is to the generator's images, float32 [N]; see `Domain`.
         scores: the larger of error and distance, each divided by its limit, float32 [N]: above 1 a photo is not to be
             trusted with labels.
+
+    Example:
+        >>> styles, images = torch.zeros(2, 10, 8), torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+        >>> scores = torch.tensor([0.4, 1.7])
+        >>> Inversion(styles, images, errors=scores / 2, distances=scores, scores=scores).trusted
+        tensor([ True, False])
     """
 
     styles: Tensor

@@ -31,6 +31,10 @@ class Photo:
         name: what it is called: path without ending, and the number of the annotation it was cropped by.
         image: uint8 RGB [3, H, W], aligned.
         alignment: where the frame lies in the photo; None of photos that were not changed.
+
+    Example:
+        >>> Photo("holiday-beach", torch.zeros(3, 64, 64, dtype=torch.uint8)).name
+        'holiday-beach'
     """
 
     name: str
@@ -55,6 +59,12 @@ class Photos(Sequence[Photo]):
         license: of the photos, as far as it is known.
         labels: reads the labels that came with them, see `read_labels`; None if nothing came.
         left_out: names of photos that lay beside them and could not be used.
+
+    Example:
+        >>> gray = Photo("gray", torch.full((3, 8, 8), 128, dtype=torch.uint8))
+        >>> photos = Photos({"gray": lambda: gray}, (8, 8))
+        >>> len(photos), photos[0].name, photos.size
+        (1, 'gray', (8, 8))
     """
 
     def __init__(

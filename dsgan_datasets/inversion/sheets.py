@@ -22,6 +22,14 @@ def inversion_sheet(photos: Photos, found: Inversion, *, title: str = "", column
         photos, found: photos and their inversion.
         title: first words of the sheet.
         columns: photos side by side.
+
+    Example:
+        >>> from dsgan_datasets.inversion import Photo
+        >>> black = Photo("black", torch.zeros(3, 8, 8, dtype=torch.uint8))
+        >>> none = torch.zeros(1)
+        >>> found = Inversion(torch.zeros(1, 2, 4), black.image[None], none, none, none)
+        >>> inversion_sheet(Photos({"black": lambda: black}, (8, 8)), found).mode
+        'RGB'
     """
     pictures, captions = [], []
     for row, each in zip(range(min(len(photos), _SHOWN)), photos, strict=False):

@@ -45,6 +45,14 @@ def invert_photos(
     Raises:
         ValueError: photos of another size, or none.
         OSError: the folder cannot be written to.
+
+    Example:
+        >>> from dsgan_datasets import Inverter, read_photos
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces")  # doctest: +SKIP
+        >>> photos = read_photos("my-photos", labeled.image_size)  # doctest: +SKIP
+        >>> found = invert_photos(Inverter(labeled.generator, labeled.recipe), photos)  # doctest: +SKIP
+        >>> found.styles.shape  # doctest: +SKIP
+        torch.Size([30, 10, 128])
     """
     if not len(photos):
         raise ValueError("there are no photos to invert")
@@ -79,7 +87,14 @@ def invert_photos(
 
 
 def finish_work(work: Path) -> None:
-    """Remove what `invert_photos` kept, once its result is written."""
+    """Remove what `invert_photos` kept, once its result is written.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> finish_work(tmp)
+        >>> tmp.exists()
+        False
+    """
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -115,6 +130,12 @@ def read_styles(path: Path, names: tuple[str, ...], num_ws: int, w_dim: int) -> 
 
     Raises:
         CheckpointError: the file cannot be read, or holds something else.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> np.save(tmp / "styles.npy", np.zeros((2, 8), np.float32))
+        >>> read_styles(tmp / "styles.npy", ("a", "b"), num_ws=10, w_dim=8).shape
+        torch.Size([2, 10, 8])
     """
     content = _read_npy(path) if path.suffix == ".npy" else read_torch_file(path)
     if isinstance(content, Mapping):

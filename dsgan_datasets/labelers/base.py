@@ -16,7 +16,13 @@ from dsgan_datasets.targets.base import Target
 
 @dataclass(frozen=True)
 class Part:
-    """A network of a labeler as a checkpoint stores it: what builds it, and its tensors."""
+    """A network of a labeler as a checkpoint stores it: what builds it, and its tensors.
+
+    Example:
+        >>> labeler = LabeledGenerator.from_pretrained("demo-faces", device="cpu").labeler
+        >>> {stem: part.config["architecture"] for stem, part in labeler.parts().items()}
+        {'generator': 'stylegan2', 'interpreter': 'pixel_ensemble'}
+    """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -34,6 +40,11 @@ class Labeler(Protocol):
             first label, "keypoints_uncertainty_score" that of another one. Beside each score there is the uncertainty
             of every pixel, "keypoints_uncertainty".
         has_probabilities: whether `label` gives "probabilities" if they are among the extras.
+
+    Example:
+        >>> labeler: Labeler = LabeledGenerator.from_pretrained("demo-faces", device="cpu").labeler
+        >>> labeler.kind, dict(labeler.scores)
+        ('interpreted', {'mask': 'uncertainty_score'})
     """
 
     kind: ClassVar[str]

@@ -29,6 +29,10 @@ class Request(NamedTuple):
         seed: of the dataset.
         indices: of the samples, in the order wanted.
         extras: further fields of the samples.
+
+    Example:
+        >>> Request("0" * 64, seed=3, indices=(4, 5)).extras
+        ()
     """
 
     fingerprint: str

@@ -39,6 +39,11 @@ class Serving:
         samples: made since the start, by all of them.
         bytes: sent.
         lost: workers that died and were replaced.
+
+    Example:
+        >>> now = Serving("local cluster", wanted=2, running=("gpu-1",), samples=800, bytes=10**7, lost=1)
+        >>> f"{len(now.running)} of {now.wanted} workers"
+        '1 of 2 workers'
     """
 
     place: str

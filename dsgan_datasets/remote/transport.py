@@ -18,6 +18,11 @@ class Transport(Protocol):
 
     Attributes:
         place: where the workers are, for people and without credentials.
+
+    Example:
+        >>> from dsgan_datasets.remote import RemoteSource
+        >>> RemoteSource("demo-faces", "ray://head:10001").transport.place  # doctest: +SKIP
+        'ray://head:10001'
     """
 
     place: str

@@ -25,6 +25,13 @@ class GeneratorWorker:
         labeled: on the CPU; moved to the device.
         device: "cuda" (the one GPU that this process sees) or "cpu".
         checkpoint: what it is called, for people.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> worker = GeneratorWorker(labeled, "cpu", "demo-faces")
+        >>> from dsgan_datasets.remote import Request
+        >>> sorted(worker.generate(*Request(labeled.fingerprint, seed=0, indices=(0, 1))))
+        ['samples']
     """
 
     def __init__(self, labeled: LabeledGenerator, device: str, checkpoint: str) -> None:

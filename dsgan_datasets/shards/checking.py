@@ -45,6 +45,10 @@ class Problem:
         detail: in words.
         records: indices of the damaged samples of a "changed" or "truncated" shard; empty if only bytes between the
             records are damaged, or if the set has no checksums of records (format 1).
+
+    Example:
+        >>> Problem("shard-000001.tar", "truncated", "is 3 bytes shorter than it was", records=(7,)).kind
+        'truncated'
     """
 
     name: str
@@ -202,6 +206,15 @@ def repair_shards(
         ShardError: another generator or an earlier format made the set, or what this generator makes differs too much
             (with `strict`, at all); that shard is then left as it is.
         OSError: the folder cannot be read or written.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> _ = write_shards(labeled, tmp, range(4), samples_per_shard=2)
+        >>> (tmp / "shard-000001.tar").unlink()
+        >>> [problem.kind for problem in verify_shards(tmp)]
+        ['missing']
+        >>> repair_shards(tmp, labeled), verify_shards(tmp)
+        ([], [])
     """
     folder = Folder(outdir)
     found = _Recorded.of(folder)
@@ -295,6 +308,12 @@ def load_generator_of(
 
     Raises:
         ShardError: no built-in checkpoint made this set, or the one given has other weights.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu", reject_fraction=0)
+        >>> _ = write_shards(labeled, tmp, range(2))
+        >>> load_generator_of(tmp, device="cpu").fingerprint == labeled.fingerprint
+        True
     """
     folder = Folder(outdir)
     plan = _Recorded.of(folder).plan

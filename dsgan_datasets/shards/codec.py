@@ -45,6 +45,10 @@ class Encoding:
     Raises:
         ValueError: an unknown format or version, a quality out of range, or a switch that is not True or False.
         ImportError: parts are asked for, and pycocotools is not installed.
+
+    Example:
+        >>> Encoding("jpg", quality=90).version
+        2
     """
 
     image_format: Literal["png", "jpg"] = "png"

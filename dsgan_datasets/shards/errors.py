@@ -33,6 +33,14 @@ class ShardError(ValueError):
     """Shards that are damaged, incomplete, or not those that were asked for.
 
     The message is printable and shows no credentials: it may quote what a stranger's file holds, or a URL.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> try:
+        ...     ShardDataset(tmp)
+        ... except ShardError as error:
+        ...     print(str(error).rpartition(tmp.name)[2].partition(":")[0].strip())
+        has no manifest.json
     """
 
     def __init__(self, message: str) -> None:

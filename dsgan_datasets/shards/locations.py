@@ -53,6 +53,13 @@ class ShardSet:
     Raises:
         ShardError: no manifest, a damaged one, a tar that it does not list, or sets that do not fit together.
         OSError: a folder cannot be read.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> _ = write_shards(labeled, tmp, range(4), samples_per_shard=2)
+        >>> found = ShardSet(tmp)
+        >>> found.image_size, found.license
+        ((64, 64), 'CC0-1.0')
     """
 
     def __init__(self, path_or_urls: Locations) -> None:

@@ -54,6 +54,15 @@ class Plan:
 
     Raises:
         ValueError: a value out of range, or numbers that cut view groups (the message names numbers that work).
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> _ = write_shards(labeled, tmp, range(10, 14), samples_per_shard=2)
+        >>> from dsgan_datasets.shards import Manifest
+        >>> from dsgan_datasets.shards.folder import Folder
+        >>> plan = Manifest.read(Folder(tmp)).plan
+        >>> plan.start, plan.num_shards, plan.indices(1)
+        (10, 2, range(12, 14))
     """
 
     fingerprint: str
@@ -264,6 +273,15 @@ class Shard:
             other; None if they are unknown (format 1).
         origin: versions and device that made it, if they are not those of the plan.
         more: what a newer version recorded; kept as it is.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> _ = write_shards(labeled, tmp, range(4), samples_per_shard=2)
+        >>> from dsgan_datasets.shards import Manifest
+        >>> from dsgan_datasets.shards.folder import Folder
+        >>> shard = Manifest.read(Folder(tmp)).shards[1]
+        >>> shard.name, shard.first, shard.last, len(shard.offsets)
+        ('shard-000001.tar', 2, 3, 3)
     """
 
     name: str

@@ -25,6 +25,11 @@ class SampleSource(Protocol):
         block: samples that cost together no more than one of them: a GPU's compute batch (1 elsewhere).
         num_samples: how many there are; None without end.
         device: that samples are made on, and where their images and labels stay; the CPU for those that are read.
+
+    Example:
+        >>> source: SampleSource = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> source.batch([3, 4], seed=0).image.shape
+        torch.Size([2, 3, 64, 64])
     """
 
     @property
@@ -66,6 +71,12 @@ class NamedSource(SampleSource, Protocol):
         name: a word for people: the last part of where the samples come from.
         identity: what the config said, for comparing it with another.
         schema: what the class ids of the masks mean.
+
+    Example:
+        >>> from dsgan_datasets.sources import CheckpointSource
+        >>> source: NamedSource = CheckpointSource("demo-faces", device="cpu")
+        >>> source.name
+        'demo-faces'
     """
 
     @property

@@ -61,6 +61,15 @@ class SourceStream(_OfSource, ResumableStream[Item_co]):
 
     Raises:
         ValueError: an argument out of range, or view groups that `start` or `length` cut.
+
+    Example:
+        >>> class Scores(SourceStream[float]):
+        ...     def _made(self, numbers):
+        ...         for _, batch in self._batches(numbers):
+        ...             yield from batch.uncertainty_score.tolist()
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> len(list(Scores(labeled, length=5)))
+        5
     """
 
     def __init__(
@@ -150,6 +159,12 @@ class SampleStream(SourceStream[Sample]):
         source: gives the samples.
         transforms: torchvision v2 transforms, see `DSGANIterableDataset`.
         options: see `SourceStream`.
+
+    Example:
+        >>> labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
+        >>> stream = SampleStream(labeled, start=100, length=2)
+        >>> [int(sample.index) for sample in stream]
+        [100, 101]
     """
 
     def __init__(self, source: SampleSource, *, transforms: Transforms | None = None, **options: Any) -> None:

@@ -22,6 +22,10 @@ class Origin(NamedTuple):
     Attributes:
         part: number of the part.
         number: of the sample there: its index in a generated stream, its place in a map-style dataset.
+
+    Example:
+        >>> Origin(part=1, number=42)
+        Origin(part=1, number=42)
     """
 
     part: int

@@ -21,6 +21,11 @@ class Head(Protocol):
     """What a network has to give for one kind of label. Targets and labels are of this kind.
 
     Outputs are float32 [N, c, h, w]; labels belong to (H, W) images, of which the network may see smaller ones.
+
+    Example:
+        >>> head: Head = HEADS["segmentation"]
+        >>> head.channels(LabelSchema(("background", "face")))
+        2
     """
 
     def channels(self, target: Any) -> int:
@@ -131,6 +136,11 @@ def segmentation_loss(logits: Tensor, masks: Tensor, ignore_index: int = 255) ->
         logits: of the classes, float32 [N, K, H, W].
         masks: class ids [N, H, W]; or soft ones, probabilities [N, K, H, W], in place of a one in the class.
         ignore_index: id of pixels that count in neither.
+
+    Example:
+        >>> logits = torch.tensor([[[[9.0]], [[-9.0]]]])
+        >>> segmentation_loss(logits, torch.tensor([[[0]]])) < segmentation_loss(logits, torch.tensor([[[1]]]))
+        tensor(True)
     """
     if masks.is_floating_point():
         # With squares, as the usual form is lowest where probabilities are 0 and 1, not where both are equal.

@@ -25,6 +25,12 @@ def reused(
         batch_size: of what is returned.
         uses: 1 hands the samples on as they are.
         seed: of the choice.
+
+    Example:
+        >>> numbers = ((torch.tensor([2 * i, 2 * i + 1]),) for i in itertools.count())
+        >>> batch = next(reused(numbers, batch_size=4, uses=2, seed=0))
+        >>> batch[0].shape
+        torch.Size([4])
     """
     if uses == 1:
         yield from samples

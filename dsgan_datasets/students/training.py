@@ -47,6 +47,11 @@ class Student(nn.Module):
 
     Raises:
         ValueError: it can learn none of the labels.
+
+    Example:
+        >>> student = Student([LabelSchema(("background", "face"))], (64, 64))
+        >>> student.steps
+        0
     """
 
     def __init__(self, targets: Sequence[Target], size: tuple[int, int]) -> None:
@@ -156,7 +161,12 @@ def _trained(source: SampleSource, seconds: float, seed: int) -> Student:
 
 
 def warm_up_and_cosine(step: int, steps: int) -> float:
-    """Factor of the learning rate: up over the first tenth of the steps, then down to 0 on a cosine."""
+    """Factor of the learning rate: up over the first tenth of the steps, then down to 0 on a cosine.
+
+    Example:
+        >>> [round(warm_up_and_cosine(step, 100), 2) for step in (0, 9, 50, 99)]
+        [0.1, 1.0, 0.59, 0.0]
+    """
     warm = max(1, steps // 10)
     return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0, step - warm) / max(1, steps - warm)))
 

@@ -35,6 +35,12 @@ class Target(Protocol):
         summary: what the label holds, in one line for people.
         ignored_as: what `ignore` puts in place of a label, as JSON, such as a class id; it is a part of fingerprints.
         rounding: what decides `rounded`, as JSON, a part of fingerprints; None if it changes nothing.
+
+    Example:
+        >>> from dsgan_datasets import DenseMap, LabelSchema
+        >>> labels: list[Target] = [LabelSchema(("background", "face")), DenseMap("depth", 0, 10)]
+        >>> [(target.field, target.extension) for target in labels]
+        [('mask', 'seg.png'), ('depth', 'depth.png')]
     """
 
     kind: ClassVar[str]
@@ -104,8 +110,12 @@ class Target(Protocol):
     def unwrap(self, entries: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
         """The label that the entries of `wrap` hold after transforms; the image has (H, W) now."""
 
-    def draw(self, image: Image.Image, value: Tensor, size: tuple[int, int]) -> Image.Image:
-        """The label of an (H, W) image drawn on a copy of it, which is RGB and may be enlarged."""
+    def draw(
+        self, image: Image.Image, value: Tensor, size: tuple[int, int], opacity: float | None = None
+    ) -> Image.Image:
+        """The label of an (H, W) image drawn on a copy of it, which is RGB and may be enlarged.
+
+        `opacity` is 0 … 1 of what is drawn; None is what suits the kind."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with "kind" and "field"; `target_from_dict` reads it."""
@@ -139,7 +149,14 @@ KINDS: dict[str, Callable[[Mapping[str, Any]], Target]] = {}
 
 
 def register(kind: str, from_dict: Callable[[Mapping[str, Any]], Target]) -> None:
-    """Make a kind of label known to checkpoints and shards."""
+    """Make a kind of label known to checkpoints and shards.
+
+    Example:
+        >>> from dsgan_datasets import LabelSchema
+        >>> register("segmentation", LabelSchema.from_dict)  # as its module does
+        >>> target_from_dict(LabelSchema(("background",)).to_dict()).kind
+        'segmentation'
+    """
     KINDS[kind] = from_dict
 
 

@@ -239,14 +239,17 @@ class DenseMap:
             )
         return values.masked_fill(known != 1, torch.nan)
 
-    def draw(self, image: Image.Image, value: Tensor, size: tuple[int, int]) -> Image.Image:
+    def draw(
+        self, image: Image.Image, value: Tensor, size: tuple[int, int], opacity: float | None = None
+    ) -> Image.Image:
         """A heat map, dark is low; with three channels their values as red, green and blue. Unknown pixels show the
         image."""
         known = ~value.isnan().any(0).cpu().numpy()
         shares = ((value.cpu().double() - self.low) / (self.high - self.low)).nan_to_num(0).clamp(0, 1).numpy()
         pixels = (255 * shares).round().astype(np.uint8).transpose(1, 2, 0) if len(shares) == 3 else heat(shares[0])
         colors, shown = (Image.fromarray(p).resize(image.size, Image.Resampling.NEAREST) for p in (pixels, known))
-        return Image.composite(colors, image, shown)
+        drawn = Image.composite(colors, image, shown)
+        return drawn if opacity is None else Image.blend(image, drawn, opacity)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""

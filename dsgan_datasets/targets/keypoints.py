@@ -205,7 +205,9 @@ class Keypoints:
         inside = (state > 0) & (x >= 0) & (x <= size[1]) & (y >= 0) & (y <= size[0])
         return torch.where(inside[..., None], torch.cat([points, state[..., None]], -1), 0.0)
 
-    def draw(self, image: Image.Image, value: Tensor, size: tuple[int, int]) -> Image.Image:
+    def draw(
+        self, image: Image.Image, value: Tensor, size: tuple[int, int], opacity: float | None = None
+    ) -> Image.Image:
         """Lines of the skeleton, and a dot for each point in the image: filled if it is visible, else a ring."""
         drawn = image.copy()
         canvas = ImageDraw.Draw(drawn)
@@ -222,7 +224,7 @@ class Keypoints:
             if state:
                 r = 2 * unit
                 canvas.ellipse((x - r, y - r, x + r, y + r), color if state == 2 else None, color, unit)
-        return drawn
+        return drawn if opacity is None else Image.blend(image, drawn, opacity)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as stored in config.json."""
@@ -260,6 +262,11 @@ def keypoints_of(targets: Iterable[Target]) -> Keypoints:
 
     Raises:
         ValueError: the source has no keypoints.
+
+    Example:
+        >>> from dsgan_datasets import Keypoints, LabelSchema
+        >>> keypoints_of([LabelSchema(("background", "face")), Keypoints(("nose",))]).names
+        ('nose',)
     """
     return require_target(targets, Keypoints, "keypoints")
 

@@ -19,6 +19,8 @@ from dsgan_datasets.targets.parts import flip_pairs, index_of, part_names
 
 #: What ignored pixels and ids without a class look like in colored masks.
 IGNORED_COLOR: Color = (255, 255, 255)
+#: Of masks drawn on an image.
+_OPACITY = 0.55
 
 
 @dataclass(frozen=True)
@@ -255,13 +257,18 @@ class LabelSchema:
         return picture
 
     def draw(
-        self, image: Image.Image, value: Tensor, size: tuple[int, int] | None = None, opacity: float = 0.55
+        self,
+        image: Image.Image,
+        value: Tensor,
+        size: tuple[int, int] | None = None,
+        opacity: float | None = None,
     ) -> Image.Image:
-        """The classes' colors painted over the image; pixels of class 0 and ignored ones stay as they are."""
+        """The classes' colors painted over the image (0.55 unless `opacity` says otherwise); pixels of class 0 and
+        ignored ones stay as they are."""
         ids = Image.fromarray(value.cpu().byte().numpy()).resize(image.size, Image.Resampling.NEAREST)
         colors = self.colored(torch.from_numpy(np.array(ids))).convert("RGB")
         hidden = np.zeros(256, np.uint8)
-        hidden[1 : self.num_classes] = round(255 * opacity)
+        hidden[1 : self.num_classes] = round(255 * (_OPACITY if opacity is None else opacity))
         return Image.composite(colors, image, Image.fromarray(hidden[np.asarray(ids)]))
 
     def swap_sides(self, mask: Tensor) -> Tensor:
@@ -326,6 +333,10 @@ def schema_of(targets: Iterable[Target]) -> LabelSchema:
 
     Raises:
         ValueError: the source has no masks.
+
+    Example:
+        >>> schema_of([Keypoints(("nose",)), LabelSchema(("background", "face"))]).classes
+        ('background', 'face')
     """
     return require_target(targets, LabelSchema, "masks")
 

@@ -1,0 +1,318 @@
+"""What `dsgan view` shows is what a stream yields, and what is marked there is what gets annotated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCHEMA, small_labeled
+from kinds import labeled_with
+from PIL import Image
+
+from dsgan_datasets import LabeledGenerator, LabelSchema
+from dsgan_datasets.annotations.folder import Exported
+from dsgan_datasets.tools import page
+from dsgan_datasets.tools.cli import main
+from dsgan_datasets.tools.looking import MOST_ATTEMPTS, Asked, MarkFile, look, usual
+from dsgan_datasets.tools.page import STREAM, TO_ANNOTATE, Page
+
+
+def asked_of(labeled: LabeledGenerator, **changes: Any) -> Asked:
+    return dataclasses.replace(usual(labeled), num_samples=5, **changes)
+
+
+def test_the_page_shows_the_samples_of_the_stream(filtered: LabeledGenerator) -> None:
+    seen = look(filtered, asked_of(filtered, seed=3, first=20))
+    stream = filtered.stream(range(20, 25), seed=3, extras=("uncertainty",))
+    for shown, sample in zip(seen.samples.rows(), stream, strict=True):
+        assert shown.keys() == sample.keys() and all(shown[name].equal(sample[name]) for name in sample)
+    assert seen.num_draws == 5 + int(seen.samples.attempt.sum()) > 5 and all(seen.accepted)
+
+
+def test_a_changed_recipe_is_shown_as_the_stream_has_it() -> None:
+    """Psi, rules and several thresholds together; a rule takes effect without any wait for a calibration."""
+    labeled = labeled_with("mask", "keypoints", "depth")
+    free = look(labeled, asked_of(labeled, psi=0.6))
+    levels = {field: float(free.samples[score].median()) + 0.05 for field, score in labeled.labeler.scores.items()}
+    seen = look(labeled, asked_of(labeled, psi=0.6, thresholds=levels, require=["left"], min_area=3))
+    for field, score in labeled.labeler.scores.items():
+        assert (seen.samples[score] <= levels[field]).all()
+    assert ((seen.samples.mask == SCHEMA.index("left")).sum((1, 2)) >= 3).all()
+    with pytest.raises(ValueError, match=f"no accepted draw in {MOST_ATTEMPTS}.*Raise the threshold"):
+        look(labeled, asked_of(labeled, thresholds={"mask": 0.0}))
+
+
+def test_view_groups_stay_together() -> None:
+    labeled = small_labeled(group_size=4, mixing_layer=2)
+    seen = look(labeled, asked_of(labeled, first=6))
+    assert seen.samples.index.tolist() == list(range(4, 12))
+
+
+def test_what_is_marked_is_what_is_exported(tmp_path: Path, filtered: LabeledGenerator) -> None:
+    filtered.save_pretrained(tmp_path / "checkpoint")
+    labeled = LabeledGenerator.from_pretrained(tmp_path / "checkpoint", device="cpu")
+    asked = asked_of(labeled, seed=7, psi=0.8, first=2**53, to_annotate=True)
+    file = MarkFile(tmp_path / "marks.json", labeled, str(tmp_path / "checkpoint"))
+    for index in (2**53 + 4, 2**53 + 1, 2**53 + 2):
+        file.mark(asked, index, True)
+    file.mark(asked, 2**53 + 2, False)
+    again = MarkFile(tmp_path / "marks.json", labeled, "checkpoint")  # as the next `dsgan view` finds it
+    assert again.shown(asked) == (2**53 + 1, 2**53 + 4) and again.shown(Asked(seed=8)) == ()
+    export = ["annotate", "export", str(tmp_path / "checkpoint"), "--marked", str(tmp_path / "marks.json")]
+    assert main([*export, str(tmp_path / "round"), "--device", "cpu"]) == 0
+    exported = Exported.read(tmp_path / "round")
+    assert [image.index for image in exported.images] == list(again.marked.indices)
+    seen = look(labeled, asked).samples
+    assert seen.num_samples == 5  # rejected draws too: those are worth annotating
+    for image, row in zip(exported.images, (1, 4), strict=True):
+        pixels = np.asarray(Image.open(tmp_path / "round" / image.file))
+        assert np.array_equal(pixels, seen.image[row].permute(1, 2, 0).numpy())
+
+
+def test_marks_of_an_earlier_round_are_left_out(
+    tmp_path: Path, unfiltered: LabeledGenerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfiltered.save_pretrained(tmp_path / "checkpoint")
+    file = MarkFile(tmp_path / "marks.json", unfiltered, "checkpoint")
+    export = ["annotate", "export", str(tmp_path / "checkpoint"), "--marked", str(file.path), "--device", "cpu"]
+    file.mark(Asked(), 3, True)
+    assert main([*export, str(tmp_path / "one")]) == 0
+    later = [*export, "--after", str(tmp_path / "one"), str(tmp_path / "two")]
+    assert main(later) == 1 and "in an earlier round" in capsys.readouterr().err
+    file.mark(Asked(), 9, True)
+    assert main(later) == 0 and "1 marked draw left out" in capsys.readouterr().err
+    assert [image.index for image in Exported.read(tmp_path / "two").images] == [9]
+
+
+def test_one_file_has_marks_of_one_seed_and_generator(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    path = tmp_path / "marks.json"
+    file = MarkFile(path, unfiltered, "checkpoint")
+    file.mark(Asked(), 3, True)
+    written = path.read_bytes()
+    for other in (Asked(seed=1), Asked(psi=0.3)):
+        with pytest.raises(ValueError, match=r"holds marks of seed 0, psi 0\.9"):
+            file.mark(other, 4, True)
+    assert path.read_bytes() == written
+    file.mark(Asked(thresholds={"mask": 0.1}, require=["left"]), 4, True)  # the filter does not change a draw
+    file.clear()
+    file.mark(Asked(seed=1), 5, True)
+    assert json.loads(path.read_text())["indices"] == [5]
+    stranger = json.loads(path.read_text())
+    path.write_text(json.dumps({**stranger, "generator": {"name": "cars", "fingerprint": "0" * 64}}))
+    with pytest.raises(ValueError, match=r"another generator \(cars\)"):
+        MarkFile(path, unfiltered, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"format_version": 1}', '{"format_version": 1, "generator": 3}', "\x00", '{"format_version": 2}'],
+)
+def test_other_files_are_no_marks(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "marks.json"
+    path.write_text(content)
+    assert main(["annotate", "export", "demo-faces", str(tmp_path / "out"), "--marked", str(path)]) == 1
+    assert str(path) in capsys.readouterr().err and path.read_text() == content
+
+
+def test_other_ways_to_choose_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["annotate", "export", "demo-faces", str(tmp_path / "out"), "--marked", "marks.json"]
+    assert main([*command, "--num-samples", "3", "--truncation-psi", "0.5"]) == 2
+    assert "leave out --num-samples, --truncation-psi" in capsys.readouterr().err
+
+
+def page_of(labeled: LabeledGenerator, folder: Path) -> Page:
+    return Page(labeled, MarkFile(folder / "marks.json", labeled, "my <b>parts"), 3)
+
+
+def test_the_page_quotes_names_and_shows_every_label(tmp_path: Path) -> None:
+    labeled = labeled_with("mask", "keypoints", "depth")
+    named = LabelSchema(("background", "<script>", "right", "hat"))
+    labeled.labeler = labeled.labeler.with_targets([named, *labeled.targets[1:]])
+    shown = page_of(labeled, tmp_path)
+    levels = [""] * len(labeled.labeler.scores)
+    summary, cards = shown.shown(STREAM, "0", "0", None, [], 1, *levels)
+    assert cards.count('class="picture ') == 3 * (1 + 3 + 3) and cards.count("<input") == 0
+    assert "samples 0 … 2, accepted from 3 draws" in summary and "depth uncertainty" in summary
+    shown.file.mark(Asked(), 1, True)
+    _, cards = shown.shown(TO_ANNOTATE, "0", "0", None, [], 1, *levels)
+    assert cards.count("<input") == 3 and cards.count(" checked") == 1
+    texts = [page.legend(labeled.targets), cards, page.marks_panel(shown.file)]
+    assert not any("<script>" in text or "<b>" in text for text in texts) and "&lt;script&gt;" in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("box", "value", "message"),
+    [
+        (1, "-1", r"seed: '-1' is not an integer in 0 … 2\^64-1"),
+        (2, "x", "first index: 'x' is not an integer"),
+        (6, "much", "highest uncertainty of mask: 'much' is not a number"),
+    ],
+)
+def test_wrong_values_of_boxes_are_named(
+    tmp_path: Path, unfiltered: LabeledGenerator, box: int, value: str, message: str
+) -> None:
+    values: list[Any] = [STREAM, "0", "0", None, [], 1, ""]
+    values[box] = value
+    with pytest.raises(ValueError, match=message):
+        page_of(unfiltered, tmp_path).shown(*values)
+
+
+def test_pages_move_within_the_indices(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    shown = page_of(unfiltered, tmp_path)
+    assert shown.moved("4", 1) == "7" and shown.moved("2", -1) == "0"
+    assert shown.moved(str(2**63 - 1), 1) == str(2**63 - 1)
+
+
+def test_view_says_how_to_install_gradio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["view", "demo-faces", "--marks", str(tmp_path / "m.json")]) == 1
+    assert "pip install 'dsgan_datasets[view]'" in capsys.readouterr().err
+
+
+def test_labels_are_as_opaque_as_asked_for() -> None:
+    labeled = labeled_with("mask", "keypoints", "depth")
+    sample = labeled.generate([0], seed=1)
+    image = Image.new("RGB", (160, 160), (200, 100, 50))
+    for target in labeled.targets:
+        value = sample[target.field][0]
+        none, half, full = (
+            np.asarray(target.draw(image, value, (16, 16), opacity=share)).astype(int) for share in (0.0, 0.5, 1.0)
+        )
+        assert np.array_equal(none, np.asarray(image)) and not np.array_equal(full, none)
+        assert abs(half - (none + full) / 2).max() <= 1
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 60) -> Any:
+    """What becomes true; the page is drawn anew while it is asked, so that what was there may be gone."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if value := found():
+                return value
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] != "selenium":
+                raise
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="drives the browser")
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("no chromium with chromedriver on PATH (Debian: apt install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1500,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    started.set_page_load_timeout(60)
+    try:
+        yield started
+    finally:
+        started.quit()
+
+
+@pytest.mark.extended
+def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
+    """Looking, changing what is shown, marking, a mistake; nothing is fetched from elsewhere, and a signal ends it."""
+    pytest.importorskip("gradio")
+    command = [
+        sys.executable,
+        "-m",
+        "dsgan_datasets.tools.cli",
+        "view",
+        "demo-faces",
+        "--no-browser",
+        "--device",
+        "cpu",
+    ]
+    options = ["--num-samples", "4", "--seed", str(2**64 - 1)]
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    with (tmp_path / "out").open("wb") as out:
+        server = subprocess.Popen([*command, *options], cwd=tmp_path, stdout=out, stderr=out, env=env)
+    try:
+
+        def printed() -> list[str]:
+            said = (tmp_path / "out").read_text()
+            assert server.poll() is None, said
+            return [word for word in said.split() if word.startswith("http://")]
+
+        (address,) = wait_for(printed)
+        assert address.startswith("http://127.0.0.1:")
+        browser.get(address)
+
+        def all_of(css: str) -> list[Any]:
+            return list(browser.find_elements("css selector", css))
+
+        def text_of(css: str) -> str:
+            return str(all_of(css)[0].text)
+
+        wait_for(lambda: len(all_of("figure.sample")) == 4)
+        assert "samples 0 … 3" in text_of("#summary") and "hair" in text_of(".legend") and not all_of("input.mark")
+        all_of("#next")[0].click()
+        wait_for(lambda: "samples 4 … 7" in text_of("#summary"))
+        all_of("#draws input")[1].click()
+        wait_for(lambda: len(all_of("input.mark")) == 4)
+        all_of("input.mark")[2].click()
+        wait_for(lambda: "1 draw marked" in text_of("#marks"))
+        marks = json.loads((tmp_path / "marks.json").read_text())
+        assert (marks["seed"], marks["indices"]) == (2**64 - 1, [6])
+        assert "--marked marks.json" in text_of("#marks code")
+
+        seed = all_of("#seed input, #seed textarea")[0]
+        seed.clear()
+        seed.send_keys("1\n")
+        wait_for(lambda: len(all_of("input.mark")) == 4 and not all_of("input.mark:checked"))
+        all_of("input.mark")[0].click()  # of another seed than the marks that are there
+        wait_for(lambda: "holds marks of seed 18446744073709551615" in text_of("body"))
+        wait_for(lambda: len(all_of("input.mark")) == 4 and not all_of("input.mark:checked"))
+        assert json.loads((tmp_path / "marks.json").read_text()) == marks
+
+        all_of("#clear")[0].click()
+        wait_for(lambda: "Nothing is marked" in text_of("#marks"))
+        all_of("input.mark")[0].click()
+        wait_for(lambda: "seed 1, " in text_of("#marks"))
+
+        all_of("#layers input")[0].click()
+        wait_for(lambda: not all_of(".layer-0")[0].is_displayed() and all_of(".layer-1")[0].is_displayed())
+        opacity = all_of("#opacity input[type=number]")[0]
+        opacity.clear()
+        opacity.send_keys("1\t")
+        seen = "return getComputedStyle(document.querySelector('.picture .label')).opacity"
+        wait_for(lambda: browser.execute_script(seen) == "1")
+
+        messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        assert urls and not [url for url in urls if not url.startswith((address, "data:", "blob:"))]
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 130, (tmp_path / "out").read_text()
+        assert "what was marked is in the file of --marks" in (tmp_path / "out").read_text()
+        assert not list((tmp_path / "tmp").glob("*gradio*")) and not list((tmp_path / "tmp").glob("dsgan-view-*"))
+    finally:
+        server.kill()
+        server.wait(30)
+
+
+def test_marks_are_of_draws_that_no_stream_has(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    seen = look(unfiltered, Asked(to_annotate=True, num_samples=4)).samples
+    stream = unfiltered.generate(range(4))
+    assert not torch.equal(seen.image, stream.image)

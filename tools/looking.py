@@ -1,0 +1,227 @@
+"""What `dsgan view` shows: draws of a checkpoint under a changed recipe, and the file of those that are marked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from dsgan_datasets.annotations.folder import generator_fingerprint
+from dsgan_datasets.annotations.marked import Marked
+from dsgan_datasets.filtering import accepts
+from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.latents import MAX_INDEX, Purpose
+from dsgan_datasets.recipe import Filter, ScoreFilter
+from dsgan_datasets.samples import SampleBatch
+from dsgan_datasets.targets.keypoints import Keypoints
+from dsgan_datasets.targets.segmentation import LabelSchema
+from dsgan_datasets.tools import options
+
+#: Draws of an index after which a page gives up. A stream measures how often draws pass first, for which nobody waits
+#: here.
+MOST_ATTEMPTS = 50
+#: The score that a filter's own threshold is compared with.
+_FIRST_SCORE = "uncertainty_score"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person wants to see.
+
+    Attributes:
+        seed: of the draws.
+        first: index of the first sample.
+        num_samples: on the page.
+        psi: truncation psi; None is that of the checkpoint.
+        thresholds: field of a label -> highest accepted score; None accepts all.
+        require: names of classes and points that must be in every sample.
+        min_area: pixels that a required class must have.
+        to_annotate: show draws of the annotation family, rejected ones too, in place of a stream's samples.
+    """
+
+    seed: int = 0
+    first: int = 0
+    num_samples: int = 12
+    psi: float | None = None
+    thresholds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    require: Sequence[str] = ()
+    min_area: int = 1
+    to_annotate: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is shown.
+
+    Attributes:
+        samples: on the CPU, with the uncertainty of each label that has one.
+        accepted: whether the filter accepts each of them; all of a stream are.
+        num_draws: that were made for it.
+    """
+
+    samples: SampleBatch
+    accepted: tuple[bool, ...]
+    num_draws: int
+
+
+def usual(labeled: LabeledGenerator) -> Asked:
+    """What a checkpoint's own recipe says."""
+    recipe = labeled.recipe
+    further = {score.field: score.threshold for score in recipe.scores}
+    thresholds = {
+        field: recipe.threshold if score == _FIRST_SCORE else further.get(field)
+        for field, score in labeled.labeler.scores.items()
+    }
+    classes, points = parts_of(labeled)
+    require = [*(classes[i] for i in recipe.require), *(points[i] for i in recipe.visible)]
+    return Asked(thresholds=thresholds, require=require, min_area=recipe.min_area)
+
+
+def parts_of(labeled: LabeledGenerator) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the classes and of the points, of which a rule can require some."""
+    schema = next((t for t in labeled.targets if isinstance(t, LabelSchema)), None)
+    points = next((t for t in labeled.targets if isinstance(t, Keypoints)), None)
+    return schema.classes if schema else (), points.names if points else ()
+
+
+def changed(labeled: LabeledGenerator, asked: Asked) -> LabeledGenerator:
+    """The checkpoint with the recipe that is asked for.
+
+    Raises:
+        ValueError: the recipe does not fit the checkpoint.
+    """
+    recipe = labeled.recipe if asked.psi is None else labeled.recipe.override(truncation_psi=asked.psi)
+    levels = {field: asked.thresholds.get(field) for field in labeled.labeler.scores}
+    first = next((field for field, score in labeled.labeler.scores.items() if score == _FIRST_SCORE), "")
+    threshold = levels.pop(first, None)
+    scores = tuple(ScoreFilter(field, threshold=level) for field, level in levels.items() if level is not None)
+    rules = (recipe.filter or Filter()).rules
+    recipe = recipe.override(filter=Filter(threshold=threshold, rules=rules, scores=scores))
+    classes, points = parts_of(labeled)
+    require = [classes.index(name) for name in asked.require if name in classes]
+    visible = [points.index(name) for name in asked.require if name in points]
+    return labeled.with_recipe(recipe.replace(require=require, min_area=asked.min_area, visible=visible))
+
+
+def look(
+    labeled: LabeledGenerator, asked: Asked, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Seen:
+    """Draw what is asked for. Samples of a stream are those of `LabeledGenerator.stream` with the same recipe.
+
+    Args:
+        labeled: the checkpoint, with its own recipe.
+        asked: see there; of a recipe with view groups, whole groups are shown.
+        progress: called with the samples that are there, and all.
+
+    Raises:
+        ValueError: the recipe does not fit, or an index found no accepted draw.
+    """
+    source = changed(labeled, asked)
+    group = source.group
+    first = asked.first // group * group
+    pending = list(range(first, min(first + -(-asked.num_samples // group) * group, MAX_INDEX + 1)))
+    purpose = Purpose.ANNOTATION if asked.to_annotate else Purpose.DATASET
+    extras = [name.removesuffix("_score") for name in source.labeler.scores.values()]
+    found: dict[int, SampleBatch] = {}
+    accepted: dict[int, bool] = {}
+    total, num_draws = len(pending), 0
+    for attempt in range(1 if asked.to_annotate else MOST_ATTEMPTS):
+        rejected = []
+        for indices in _blocks(pending, source.recipe.compute_batch // group * group):
+            batch = source.generate(indices, seed=asked.seed, attempts=attempt, extras=extras, purpose=purpose)
+            passed = _together(accepts(source.recipe.filter, source.targets, batch), group)
+            num_draws += len(indices)
+            for row, (index, passes) in enumerate(zip(indices, passed.tolist(), strict=True)):
+                if passes or asked.to_annotate:
+                    found[index] = SampleBatch({name: value[row].cpu() for name, value in batch.items()})
+                    accepted[index] = passes
+                else:
+                    rejected.append(index)
+            progress(len(found), total)
+        if not (pending := rejected):
+            break
+    else:
+        raise ValueError(
+            f"index {pending[0]} found no accepted draw in {MOST_ATTEMPTS}: of {num_draws} draws, {len(found)} passed. "
+            "Raise the threshold, or require less"
+        )
+    rows = [found[index] for index in sorted(found)]
+    samples = SampleBatch({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+    return Seen(samples, tuple(accepted[index] for index in sorted(found)), num_draws)
+
+
+def _blocks(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+def _together(passed: Tensor, group: int) -> Tensor:
+    """A view group passes as a whole."""
+    return passed.view(-1, group).all(1).repeat_interleave(group)
+
+
+class MarkFile:
+    """The draws that are marked, always as they are on the disk.
+
+    Args:
+        path: of the file; what it already holds stays.
+        labeled: the checkpoint.
+        checkpoint: as a user names it.
+
+    Raises:
+        ValueError: the file holds something else, or marks for another generator.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, labeled: LabeledGenerator, checkpoint: str) -> None:
+        self.path = path
+        self.labeled = labeled
+        self.checkpoint = checkpoint
+        self._lock = Lock()
+        self._fingerprint = generator_fingerprint(labeled.generator)
+        self.marked = Marked.read(path) if path.exists() else self.of(Asked())
+        if self.marked.fingerprint != self._fingerprint:
+            raise ValueError(
+                f"{path} holds marks for another generator ({self.marked.generator}): name another file (--marks)"
+            )
+
+    def of(self, asked: Asked) -> Marked:
+        """No marks, of the draws that are asked for."""
+        recipe = changed(self.labeled, asked).recipe.unfiltered().override(class_map=None, max_uncertainty=None)
+        return Marked(options.short(self.checkpoint), self._fingerprint, recipe, asked.seed)
+
+    def shown(self, asked: Asked) -> tuple[int, ...]:
+        """Which of these draws are marked."""
+        return self.marked.indices if self.marked.same_draws(self.of(asked)) else ()
+
+    def mark(self, asked: Asked, index: int, marked: bool) -> None:
+        """Mark a draw, or take its mark away, and write the file.
+
+        Raises:
+            ValueError: there are marks of another seed or psi; one round of annotations has one of each.
+            OSError: the file cannot be written.
+        """
+        with self._lock:
+            these = self.of(asked)
+            if self.marked.indices and not self.marked.same_draws(these):
+                psi = self.marked.recipe.truncation_psi
+                raise ValueError(
+                    f"{self.path} holds marks of seed {self.marked.seed}, psi {psi}: go back to these, or clear the "
+                    "marks"
+                )
+            before = self.marked if self.marked.same_draws(these) else these
+            changed_marks = before.with_mark(index, marked)
+            changed_marks.write(self.path)
+            self.marked = changed_marks
+
+    def clear(self) -> None:
+        """Take all marks away."""
+        with self._lock:
+            cleared = dataclasses.replace(self.marked, indices=())
+            if self.path.exists():
+                cleared.write(self.path)
+            self.marked = cleared

@@ -1,0 +1,425 @@
+"""The page of `dsgan view`. Needs Gradio (the extra "view"), which is imported only here and only when it is used.
+
+Nothing on it comes from elsewhere: system fonts, pictures inside of the page, no analytics, no link to share it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from dsgan_datasets.labeled_generator import LabeledGenerator
+from dsgan_datasets.latents import MAX_INDEX
+from dsgan_datasets.pictures import about, heat_map, photo
+from dsgan_datasets.samples import Sample
+from dsgan_datasets.targets.base import Target
+from dsgan_datasets.tools import options
+from dsgan_datasets.tools.looking import Asked, MarkFile, Seen, look, parts_of, usual
+from dsgan_datasets.tools.messages import counted, printable
+from dsgan_datasets.uncertainty import score_unit
+
+Number = TypeVar("Number", int, float)
+
+STREAM, TO_ANNOTATE = "samples of the stream", "draws to annotate"
+#: First of the ports that are tried where none is named, and how many.
+FIRST_PORT, _PORTS = 7860, 100
+
+_CSS = """
+:root { --label-opacity: 0.55; }
+.gradio-container { max-width: none !important; }
+.samples { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(var(--card), 1fr)); }
+.sample { margin: 0; padding: 8px; border: 1px solid var(--border-color-primary); border-radius: 8px; }
+.sample.marked { border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent); }
+.pictures { display: flex; gap: 4px; }
+.picture { position: relative; flex: 1; min-width: 0; }
+.picture img { display: block; width: 100%; margin: 0 !important; border-radius: 4px; }
+.picture .label { position: absolute; inset: 0; height: 100%; opacity: var(--label-opacity); }
+.sample figcaption { display: flex; gap: 4px 12px; flex-wrap: wrap; margin-top: 6px; font-size: 13px; }
+.sample label { margin-left: auto; cursor: pointer; display: flex; gap: 4px; align-items: center; }
+.rejected { color: var(--error-text-color, #b91c1c); }
+.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 0; padding: 0; list-style: none; font-size: 13px; }
+.legend li { display: flex; align-items: center; gap: 5px; margin: 0; }
+.swatch { width: 12px; height: 12px; border: 1px solid #0006; border-radius: 2px; }
+.marks { font-size: 13px; overflow-wrap: anywhere; }
+.marks code { display: block; padding: 6px; user-select: all; white-space: pre-wrap; }
+"""
+#: A checkbox of a sample -> an event of the page; indices are text, as they may be larger than numbers of JavaScript.
+_ON_LOAD = """
+element.addEventListener('change', event => {
+  const box = event.target;
+  if (!box.matches('input.mark')) return;
+  box.closest('.sample').classList.toggle('marked', box.checked);
+  window.lastMarked = box;
+  trigger('select', {index: box.value, marked: box.checked});
+});
+"""
+#: The page is not drawn anew where its HTML is the same as before, so boxes are set by hand: the one that could not be
+#: marked, and all of them.
+_SET = "box => { box.checked = %s; box.closest('.sample').classList.toggle('marked', box.checked); }"
+_REVERT = f"() => {{ ({_SET % '!box.checked'})(window.lastMarked); }}"
+_UNMARK = f"() => {{ document.querySelectorAll('input.mark').forEach({_SET % 'false'}); }}"
+_OPACITY = "v => { document.documentElement.style.setProperty('--label-opacity', v); }"
+_SHOW = "v => { document.documentElement.dataset.hidden = %s.filter(n => !v.includes(n[0])).map(n => n[1]).join(' '); }"
+
+
+def check_installed() -> None:
+    """Raise an ImportError that says how to install Gradio, if it is not there."""
+    if find_spec("gradio") is None:
+        raise ImportError("dsgan view needs Gradio: pip install 'dsgan_datasets[view]'")
+
+
+def gradio() -> Any:
+    """The package, with everything off that calls home."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    import gradio
+
+    return gradio
+
+
+def cards(seen: Seen, targets: Sequence[Target], marked: Iterable[int], *, to_annotate: bool) -> str:
+    """Samples as HTML: image, labels over the image, uncertainty; a caption, and a box to mark draws to annotate."""
+    maps = [name for name in seen.samples if name.endswith("uncertainty")]
+    highest = {name: float(seen.samples[name].max()) for name in maps}
+    unit, chosen = score_unit(targets), set(marked)
+    shown = []
+    for sample, accepted in zip(seen.samples.rows(), seen.accepted, strict=True):
+        index = int(sample.index)
+        said = [f"<span>{html.escape(text)}</span>" for text in about(sample, unit)]
+        if not accepted:
+            said.append('<span class="rejected">the filter rejects it</span>')
+        if to_annotate:
+            box = f'<input type="checkbox" class="mark" value="{index}" {"checked" if index in chosen else ""}>'
+            said.append(f"<label>{box}annotate</label>")
+        pictures = "".join(_pictures(sample, targets, highest))
+        mark = " marked" if to_annotate and index in chosen else ""
+        shown.append(
+            f'<figure class="sample{mark}"><div class="pictures">{pictures}</div>'
+            f"<figcaption>{''.join(said)}</figcaption></figure>"
+        )
+    columns = 1 + len(targets) + len(maps)
+    return f'<div class="samples" style="--card: {150 * columns}px">{"".join(shown)}</div>'
+
+
+def _pictures(sample: Sample, targets: Sequence[Target], highest: Mapping[str, float]) -> Iterator[str]:
+    """Cells of a card: layer 0 is the image, then labels, then uncertainties."""
+    image, size = photo(sample.image), (sample.image.shape[1], sample.image.shape[2])
+    below = _tag(image, f"image {int(sample.index)}")
+    yield _cell(0, below)
+    for layer, target in enumerate(targets, 1):
+        # As opaque as can be: the page's slider shows the image through it.
+        drawn = target.draw(image, sample[target.field], size, opacity=1.0)
+        yield _cell(layer, below + _tag(drawn, f"{target.field} {int(sample.index)}", "label"))
+    for number, (name, most) in enumerate(highest.items(), 1 + len(targets)):
+        drawn = heat_map(sample[name].cpu().numpy(), most).resize(image.size, Image.Resampling.NEAREST)
+        yield _cell(number, _tag(drawn, f"{name} {int(sample.index)}"))
+
+
+def _cell(layer: int, content: str) -> str:
+    return f'<div class="picture layer-{layer}">{content}</div>'
+
+
+def _tag(picture: Image.Image, text: str, kind: str = "") -> str:
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=92, subsampling=0)
+    content = base64.b64encode(file.getvalue()).decode()
+    return f'<img class="{kind}" alt="{html.escape(text)}" src="data:image/jpeg;base64,{content}">'
+
+
+def legend(targets: Sequence[Target]) -> str:
+    """Names and colors of what is drawn, as HTML."""
+    entries = [entry for target in targets for entry in zip(target.tally_names, target.tally_colors, strict=True)]
+    items = [
+        f'<li><span class="swatch" style="background: rgb{color}"></span>{html.escape(name)}</li>'
+        for name, color in entries
+    ]
+    return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def summary(seen: Seen, targets: Sequence[Target], asked: Asked) -> str:
+    """One line about what is shown."""
+    first, last = int(seen.samples.index[0]), int(seen.samples.index[-1])
+    scales = [
+        f"{name.replace('_', ' ')}: dark 0, bright {float(seen.samples[name].max()):.3g} "
+        f"{score_unit(targets) if name == 'uncertainty' else ''}".rstrip()
+        for name in seen.samples
+        if name.endswith("uncertainty")
+    ]
+    if asked.to_annotate:
+        rejected = len(seen.accepted) - sum(seen.accepted)
+        drawn = f"draws {first} … {last}, of which the filter would reject {rejected}"
+    else:
+        drawn = f"samples {first} … {last}, accepted from {counted(seen.num_draws, 'draw')}"
+    return f"<p>{html.escape(' · '.join([drawn, *scales]))}</p>"
+
+
+def marks_panel(file: MarkFile) -> str:
+    """What is marked, and what to do with it, as HTML."""
+    found = file.marked
+    if not found.indices:
+        return (
+            '<div class="marks">Nothing is marked. Under “draws to annotate” each picture has a box: these draws are '
+            "never in a stream, so what you annotate is not trained on twice.</div>"
+        )
+    words = ["dsgan", "annotate", "export", file.checkpoint, "to-annotate", "--marked", str(file.path)]
+    indices = ", ".join(map(str, found.indices))
+    return (
+        f'<div class="marks">{counted(len(found.indices), "draw")} marked (seed {found.seed}, psi '
+        f"{found.recipe.truncation_psi}): {indices}. Next:<code>{html.escape(shlex.join(words))}</code></div>"
+    )
+
+
+class Page:
+    """What the controls of the page do; everything that can be tried without a browser.
+
+    Args:
+        labeled: the checkpoint.
+        file: of the marks.
+        num_samples: on a page.
+    """
+
+    def __init__(self, labeled: LabeledGenerator, file: MarkFile, num_samples: int) -> None:
+        self.labeled = labeled
+        self.file = file
+        self.num_samples = num_samples
+        self.fields = list(labeled.labeler.scores)
+
+    def asked(
+        self,
+        draws: str,
+        seed: str,
+        first: str,
+        psi: float | None,
+        require: Sequence[str],
+        min_area: float | None,
+        *levels: str,
+    ) -> Asked:
+        """The values of the controls.
+
+        Raises:
+            ValueError: one that makes no sense, named.
+        """
+        return Asked(
+            seed=_parsed("seed", options.seed, seed),
+            first=_parsed("first index", options.index, first),
+            num_samples=self.num_samples,
+            psi=psi,
+            thresholds={
+                field: _parsed(f"highest uncertainty of {field}", options.number, level) if level.strip() else None
+                for field, level in zip(self.fields, levels, strict=True)
+            },
+            require=require,
+            min_area=int(min_area or 1),
+            to_annotate=draws == TO_ANNOTATE,
+        )
+
+    def shown(self, *values: Any, progress: Any = None) -> tuple[str, str]:
+        """Summary and samples, as HTML."""
+        asked = self.asked(*values)
+        seen = look(self.labeled, asked, progress or (lambda done, total: None))
+        targets = self.labeled.targets
+        return (
+            summary(seen, targets, asked),
+            cards(seen, targets, self.file.shown(asked), to_annotate=asked.to_annotate),
+        )
+
+    def moved(self, first: str, pages: int) -> str:
+        """The first index of another page."""
+        index = _parsed("first index", options.index, first) + pages * self.num_samples
+        return str(min(max(index, 0), MAX_INDEX))
+
+
+def _parsed(name: str, parse: Callable[[str], Number], text: str) -> Number:
+    """A number as the command line takes it, of a box with that name."""
+    try:
+        return parse(str(text).strip())
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
+    """The page as Gradio's blocks."""
+    gr = gradio()
+    labeled, own = page.labeled, usual(page.labeled)
+    low, high = labeled.recipe.psi_range
+    classes, points = parts_of(labeled)
+    layers = _layers(labeled)
+    title = f"{page.file.marked.generator} · dsgan view"
+    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
+        gr.Markdown(f"## {_plain(page.file.marked.generator)} `{labeled.fingerprint[:8]}`")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                draws = gr.Radio(
+                    [STREAM, TO_ANNOTATE], value=TO_ANNOTATE if to_annotate else STREAM, label="Show", elem_id="draws"
+                )
+                with gr.Row():
+                    seed_box = gr.Textbox(str(seed), label="Seed", elem_id="seed", min_width=100)
+                    first = gr.Textbox(str(start), label="First index", elem_id="first", min_width=100)
+                psi = gr.Slider(
+                    0, max(1.0, high), high, step=0.01, label="Truncation psi", elem_id="psi", visible=low == high
+                )
+                if low != high:
+                    gr.Markdown(f"psi is drawn for every sample: {low:g} … {high:g}")
+                levels = [
+                    gr.Textbox(
+                        "" if own.thresholds[field] is None else repr(own.thresholds[field]),
+                        label=f"Highest uncertainty of {field}",
+                        info="empty: every draw, however uncertain",
+                        elem_id=f"threshold-{number}",
+                    )
+                    for number, field in enumerate(page.fields)
+                ]
+                require = gr.Dropdown(
+                    [*classes, *points],
+                    value=list(own.require),
+                    multiselect=True,
+                    label="In every sample",
+                    elem_id="require",
+                    visible=bool(classes or points),
+                )
+                min_area = gr.Number(
+                    own.min_area, label="Pixels of each, at least", precision=0, minimum=1, visible=bool(classes)
+                )
+                opacity = gr.Slider(0, 1, 0.55, step=0.05, label="Opacity of labels", elem_id="opacity")
+                layer = gr.CheckboxGroup(layers, value=layers, label="Pictures", elem_id="layers")
+            with gr.Column(scale=4):
+                gr.HTML(legend(labeled.targets))
+                with gr.Row():
+                    back = gr.Button("← Previous", size="sm", elem_id="previous")
+                    again = gr.Button("Show", variant="primary", size="sm", elem_id="show")
+                    forth = gr.Button("Next →", size="sm", elem_id="next")
+                line = gr.HTML(elem_id="summary")
+                panel = gr.HTML(marks_panel(page.file), elem_id="marks")
+                samples = gr.HTML(js_on_load=_ON_LOAD, elem_id="samples", min_height=200)
+                clear = gr.Button("Clear marks", size="sm", elem_id="clear")
+
+        controls = [draws, seed_box, first, *([psi] if low == high else []), require, min_area, *levels]
+
+        def values(given: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(given) if low == high else (*given[:3], None, *given[3:])
+
+        def show(*given: Any, progress: Any = gr.Progress()) -> tuple[str, str]:  # noqa: B008 - how Gradio finds it
+            with _as_message(gr):
+                return page.shown(*values(given), progress=lambda done, total: progress((done, total), "drawing"))
+
+        def mark(event: Any, *given: Any) -> str:
+            with _as_message(gr):
+                page.file.mark(page.asked(*values(given)), int(event.index), bool(event.marked))
+                return marks_panel(page.file)
+
+        mark.__annotations__["event"] = gr.EventData  # by which Gradio finds the argument
+
+        def unmark() -> str:
+            with _as_message(gr):
+                page.file.clear()
+                return marks_panel(page.file)
+
+        def move(pages: int) -> Any:
+            def moved(index: str) -> str:
+                with _as_message(gr):
+                    return page.moved(index, pages)
+
+            return moved
+
+        once: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_id": "draw", "concurrency_limit": 1}
+        events = [blocks.load, again.click, draws.change, seed_box.submit, first.submit, require.change, psi.release]
+        gr.on([*events, min_area.submit, *(level.submit for level in levels)], show, controls, [line, samples], **once)
+        back.click(move(-1), first, first).success(show, controls, [line, samples], **once)
+        forth.click(move(+1), first, first).success(show, controls, [line, samples], **once)
+        samples.select(mark, controls, panel).failure(None, js=_REVERT)
+        clear.click(unmark, None, panel).success(None, js=_UNMARK)
+        opacity.change(None, opacity, None, js=_OPACITY)
+        numbered = [[name, number] for number, name in enumerate(layers)]
+        layer.change(None, layer, None, js=_SHOW % numbered)
+    return blocks
+
+
+def _layers(labeled: LabeledGenerator) -> list[str]:
+    """Names of the pictures of a sample, in order."""
+    maps = (score.removesuffix("_score") for score in labeled.labeler.scores.values())
+    return ["image", *(target.field for target in labeled.targets), *maps]
+
+
+def _hiding(labeled: LabeledGenerator) -> str:
+    """Style sheet by which `_SHOW` hides pictures."""
+    numbers = range(len(_layers(labeled)))
+    return "".join(f'html[data-hidden~="{i}"] .layer-{i} {{ display: none; }}\n' for i in numbers)
+
+
+def _plain(name: str) -> str:
+    """A name in Markdown that means nothing but itself."""
+    return html.escape(name).replace("_", r"\_").replace("*", r"\*").replace("`", "")
+
+
+@contextmanager
+def _as_message(gr: Any) -> Iterator[None]:
+    """What a person can mend is shown on the page."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        raise gr.Error(printable(str(error)), duration=None, print_exception=False) from error
+
+
+@contextmanager
+def served(
+    page: Page, *, seed: int, start: int, to_annotate: bool, host: str, port: int | None, browser: bool
+) -> Iterator[str]:
+    """Serve the page until the block ends.
+
+    Args:
+        page: what is served.
+        seed, start, to_annotate: what it shows first.
+        host: address to listen on.
+        port: None is the first free one from 7860.
+        browser: open the page in a browser.
+
+    Yields:
+        its address.
+
+    Raises:
+        OSError: it cannot listen there.
+    """
+    with TemporaryDirectory(prefix="dsgan-view-") as folder:
+        # Nothing stays behind. It is read while importing, too: its default may belong to another user of the machine.
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        gr = gradio()
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        theme = gr.themes.Default(**fonts, radius_size="sm", spacing_size="sm")
+        blocks = build(page, seed=seed, start=start, to_annotate=to_annotate)
+        try:
+            try:
+                _, address, _ = blocks.launch(
+                    server_name=host,
+                    server_port=port,
+                    inbrowser=browser,
+                    share=False,
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    show_error=True,
+                    footer_links=[],
+                    ssr_mode=False,
+                    enable_monitoring=False,
+                    pwa=False,
+                    mcp_server=False,
+                    run_history=False,
+                    theme=theme,
+                    css=_CSS + _hiding(page.labeled),
+                )
+            except OSError as error:
+                raise OSError(
+                    f"cannot listen on {host}, port {port or 'any'}: choose another --port or --host"
+                ) from error
+            yield address
+        finally:
+            blocks.close(verbose=False)
