@@ -8,7 +8,10 @@ it are the mean probabilities of its members on the held-out samples, whose larg
     python benchmarks/interpreters.py --annotator annotator.safetensors --cells cells --only convolutional
     python benchmarks/interpreters.py --annotator annotator.safetensors --cells cells --out interpreters.json
 
-The first two commands may run side by side; what lies in the folder of cells is not fitted again.
+The first two commands may run side by side; what lies in the folder of cells is not fitted again. With --together, one
+more interpreter is fitted to all choices at once: what it gains is owed to the number of annotated samples. With
+--candidates 4, the sixteen are not random but those of 64 that are most unlike each other, as `dsgan annotate export`
+chooses them; give it a folder of cells of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from annotations import CHOICES, HELD_OUT_START, IMAGES, annotate, milliseconds
@@ -29,6 +32,7 @@ from measuring import cpu_name, write_report
 from torch import Tensor
 
 from dsgan_datasets import AnnotatedImages, LabeledGenerator, LabelSchema, Recipe, fit_interpreter
+from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.fitting import ConvolutionalSettings, FitSettings
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
@@ -37,7 +41,18 @@ from dsgan_datasets.interpreters import Frame, LabelingOptions
 
 ARCHITECTURES = {"pixels": "pixel_ensemble", "convolutional": "convolutional"}
 
+#: The cell of all choices at once.
+TOGETHER = "together"
+
 Result = dict[str, Any]
+
+
+class Bench(NamedTuple):
+    """What every interpreter is fitted to, and how."""
+
+    labeled: LabeledGenerator
+    recipe: Recipe
+    args: argparse.Namespace
 
 
 def fitted(labeled: LabeledGenerator, recipe: Recipe, chosen: AnnotatedImages, name: str, args: Any, seed: int) -> Any:
@@ -99,8 +114,36 @@ def summary(iou: dict[str, dict[int, list[float]]], classes: Sequence[str]) -> R
             "mean_iou_of_each_choice": [round(means[k], 4) for k in sorted(means)],
             "gain_over_pixels_of_each_choice": [round(gain, 4) for gain in gains],
             "iou": {c: round(statistics.mean(v[i] for v in by_choice.values()), 4) for i, c in enumerate(classes)},
+            "iou_of_each_choice": {c: [by_choice[k][i] for k in sorted(by_choice)] for i, c in enumerate(classes)},
         }
     return report
+
+
+def cell_of(name: str, key: str, chosen: AnnotatedImages, truth: AnnotatedImages, bench: Bench) -> Result | None:
+    """What is kept of an interpreter: fitted now, or read; None if it is not there and not asked for."""
+    labeled, recipe, args = bench
+    path = args.cells / f"{name}-{key}.pt"
+    if not path.is_file() and args.only in (None, name) and not args.out:
+        start = time.perf_counter()
+        interpreter = fitted(labeled, recipe, chosen, name, args, 0 if key == TOGETHER else int(key))
+        cell: Result = {"seconds": round(time.perf_counter() - start, 1)}
+        cell["milliseconds"] = round(milliseconds(labeled.generator, interpreter, recipe, truth.latents[:30]), 2)
+        cell["probabilities"] = probabilities(labeled, recipe, interpreter, truth.latents)
+        with atomic_write(path) as file:
+            torch.save(cell, file)
+    return torch.load(path, weights_only=True) if path.is_file() else None
+
+
+def unlike(labeled: LabeledGenerator, recipe: Recipe, pool: AnnotatedImages) -> AnnotatedImages:
+    """Sixteen of the pool that are unlike each other."""
+    points = [pooled_features(synthesize(labeled.generator, recipe, z)[1]) for z in pool.latents.split(20)]
+    rows = diverse(torch.cat(points), IMAGES)
+    return AnnotatedImages(pool.latents[rows], pool.masks[rows])
+
+
+def shown_by(masks: Tensor, schema: LabelSchema) -> dict[str, int]:
+    """How many masks show each class."""
+    return {name: int((masks == k).flatten(1).any(1).sum()) for k, name in enumerate(schema.classes)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--only", choices=ARCHITECTURES, help="fit this one only (default: both)")
     parser.add_argument("--choices", type=int, default=CHOICES, help="of sixteen samples (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=1, help="for each annotated sample (default: 1, random ones)")
+    parser.add_argument("--together", action="store_true", help="fit one to all choices at once, too")
     parser.add_argument("--held-out", type=int, default=200, help="further samples (default: %(default)s)")
     parser.add_argument("--members", type=int, default=10, help="pixel classifiers (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1500, help="of their training (default: %(default)s)")
@@ -123,31 +168,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.cells.mkdir(parents=True, exist_ok=True)
     held_out = range(HELD_OUT_START, HELD_OUT_START + args.held_out)
     truth = annotate(labeled.generator, annotator, recipe, held_out)
-    iou: dict[str, dict[int, list[float]]] = {}
+    bench = Bench(labeled, recipe, args)
+
+    def choose(k: int) -> AnnotatedImages:
+        pool = IMAGES * args.candidates
+        found = annotate(labeled.generator, annotator, recipe, range(k * pool, (k + 1) * pool))
+        return found if args.candidates == 1 else unlike(labeled, recipe, found)
+
+    def compared(key: str, chosen: AnnotatedImages) -> tuple[dict[str, Result], dict[str, list[float]]]:
+        found = {name: cell_of(name, key, chosen, truth, bench) for name in ARCHITECTURES}
+        cells = {name: cell for name, cell in found.items() if cell is not None}
+        made = variants(cells, chosen.masks)
+        iou = {name: agreement(truth.masks, each, schema) for name, each in made.items()}
+        for name, values in iou.items():
+            print(f"choice {key}, {name}: mean IoU {statistics.mean(values):.4f}", file=sys.stderr, flush=True)
+        return cells, iou
+
+    by_variant: dict[str, dict[int, list[float]]] = {}
     costs: Result = {name: {"fit_seconds": [], "milliseconds": []} for name in ARCHITECTURES}
-    for k in range(args.choices):
-        chosen = annotate(labeled.generator, annotator, recipe, range(k * IMAGES, (k + 1) * IMAGES))
-        cells = {}
-        for name in ARCHITECTURES:
-            path = args.cells / f"{name}-{k}.pt"
-            if not path.is_file() and args.only in (None, name) and not args.out:
-                start = time.perf_counter()
-                interpreter = fitted(labeled, recipe, chosen, name, args, k)
-                cell = {"seconds": round(time.perf_counter() - start, 1)}
-                cell["milliseconds"] = round(
-                    milliseconds(labeled.generator, interpreter, recipe, truth.latents[:30]), 2
-                )
-                cell["probabilities"] = probabilities(labeled, recipe, interpreter, truth.latents)
-                with atomic_write(path) as file:
-                    torch.save(cell, file)
-            if path.is_file():
-                cells[name] = torch.load(path, weights_only=True)
-                costs[name]["fit_seconds"].append(cells[name]["seconds"])
-                costs[name]["milliseconds"].append(cells[name]["milliseconds"])
-        for name, found in variants(cells, chosen.masks).items():
-            iou.setdefault(name, {})[k] = agreement(truth.masks, found, schema)
-            line = f"choice {k}, {name}: mean IoU {statistics.mean(iou[name][k]):.4f}"
-            print(line, file=sys.stderr, flush=True)
+    shown: dict[str, list[int]] = {name: [] for name in schema.classes}
+    choices = [choose(k) for k in range(args.choices)]
+    for k, chosen in enumerate(choices):
+        cells, iou = compared(str(k), chosen)
+        for name, cell in cells.items():
+            costs[name]["fit_seconds"].append(cell["seconds"])
+            costs[name]["milliseconds"].append(cell["milliseconds"])
+        for name, values in iou.items():
+            by_variant.setdefault(name, {})[k] = values
+        for name, number in shown_by(chosen.masks, schema).items():
+            shown[name].append(number)
     known = report_path(args.annotator)
     report: Result = {
         "benchmark": "interpreters",
@@ -158,10 +207,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "held_out": args.held_out,
+        "candidates_for_each_annotated_sample": args.candidates,
         "settings": {name: value for name, value in vars(args).items() if "members" in name or "steps" in name},
         "costs": costs,
-        "variants": summary(iou, schema.classes),
+        "variants": summary(by_variant, schema.classes),
+        "annotated_samples_that_show_it": shown,
     }
+    if args.together:
+        everything = AnnotatedImages(
+            *(torch.cat(parts) for parts in zip(*((c.latents, c.masks) for c in choices), strict=True))
+        )
+        _, iou = compared(TOGETHER, everything)
+        report[TOGETHER] = {
+            "annotated_samples": len(everything.masks),
+            "annotated_samples_that_show_it": shown_by(everything.masks, schema),
+            "iou": {name: dict(zip(schema.classes, values, strict=True)) for name, values in iou.items()},
+        }
     print(json.dumps(report["variants"], indent=2))
     if args.out:
         write_report(args.out, report)
