@@ -155,7 +155,7 @@ def test_what_photos_are_aligned_by_need_not_be_a_label(tmp_path: Path) -> None:
         read_labels(photos, [LabelSchema(("dog", "cat"))])
     alone = read_photos(coco_photos(tmp_path, annotations=[person], categories=categories), SIZE, align="boxes")
     assert read_labels(alone, [SCHEMA], warn=warnings.append) == {}
-    assert "holds no labels: person was used to align by, and is none of the labels; mask has" in warnings[-1]
+    assert "holds no labels: photos are aligned by its categories (person), and mask has 4 classes" in warnings[-1]
 
 
 def test_labels_may_be_in_a_coco_file_of_their_own(tmp_path: Path) -> None:

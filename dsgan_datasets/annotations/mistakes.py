@@ -53,13 +53,13 @@ class Findings:
         mistakes: see `AnnotationError`; of very many, the first ones.
         warnings: one sentence each; of very many, the first ones.
         count: of all mistakes.
-        size: what to do where a label has another size than its image.
+        size_advice: what to do where a label has another size than its image.
     """
 
     mistakes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     count: int = 0
-    size: str = "annotate the exported image, and do not scale or crop the mask"
+    size_advice: str = "annotate the exported image, and do not scale or crop the mask"
 
     def error(self, where: object, what: str) -> None:
         """Note a mistake; `where` names file and shape."""
@@ -69,9 +69,8 @@ class Findings:
 
     def wrong_size(self, where: object, got: tuple[int, int], expected: tuple[int, int]) -> None:
         """Note that a label has another size than its image; both are (H, W) and shown as width × height."""
-        self.error(
-            where, f"is {shown(got[1])}×{shown(got[0])} pixels, its image is {expected[1]}×{expected[0]}: {self.size}"
-        )
+        sizes = f"is {shown(got[1])}×{shown(got[0])} pixels, its image is {expected[1]}×{expected[0]}"
+        self.error(where, f"{sizes}: {self.size_advice}")
 
     def warning(self, where: object, what: str) -> None:
         """Note a warning; the same one again counts once."""

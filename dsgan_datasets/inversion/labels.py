@@ -34,7 +34,7 @@ from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 
 #: What to do where a label has another size than its photo.
-_SIZE = "label the whole photo, upright and at its own size; the label is cropped and scaled together with it"
+_SIZE_ADVICE = "label the whole photo, upright and at its own size; the label is cropped and scaled together with it"
 #: Labels of photos: name -> field -> label in the frame.
 Found = dict[str, dict[str, Array]]
 
@@ -71,7 +71,7 @@ def read_labels(
         >>> read_labels(photos, labeled.targets, "photo-masks")["face-1"]["mask"].shape  # doctest: +SKIP
         (64, 64)
     """
-    found = Findings(size=_SIZE)
+    found = Findings(size_advice=_SIZE_ADVICE)
     if place is not None:
         labels = _of_place(Path(place), photos, targets, found)
     else:
@@ -138,7 +138,7 @@ class CocoLabels:
         wanted = Wanted(asked, frozenset(target.field for target in asked))
         # images that are not among the photos only tell what coordinates count from
         read = CocoReader(self._content, self._where, wanted, lambda image: sizes.get(image, (2**31, 2**31)), found)
-        interest = _Interest(by_id, readable, asked, [shown.annotation for shown in self._shown_by.values()])
+        interest = _Interest(by_id, readable, asked, [each.annotation for each in self._shown_by.values()])
         labels: Found = {}
         for name, photo in annotated.items():
             image, own = self._shown_by[name]
@@ -163,11 +163,8 @@ class CocoLabels:
                 "the photos without labels, give their folder in place of this file",
             )
         elif not labels and interest.seen:
-            found.warning(
-                self._where,
-                f"holds no labels: {listed(sorted(interest.seen), 20)} was used to align by, and is none of the labels;"
-                f" {ours}",
-            )
+            places = listed(sorted(interest.seen), 20)
+            found.warning(self._where, f"holds no labels: photos are aligned by its categories ({places}), and {ours}")
 
 
 def _knows(categories: Iterable[Mapping[str, Any]], target: Any) -> bool:
