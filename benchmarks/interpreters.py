@@ -101,6 +101,24 @@ def agreement(truth: Tensor, found: Tensor, schema: LabelSchema) -> list[float]:
     return [round(value, 5) for value in ConfusionMatrix(pairs).iou.tolist()]
 
 
+def whole_parts(truth: Tensor, found: Tensor, schema: LabelSchema) -> dict[str, Result]:
+    """Of each class: how many samples show it, in how many of them and of the others it is found, and its size."""
+    report: dict[str, Result] = {}
+    for k, name in enumerate(schema.classes):
+        there, drawn = (truth == k).flatten(1), (found.argmax(1) == k).flatten(1)
+        shows, draws = there.any(1), drawn.any(1)
+        both = shows & draws
+        overlap, union = (there & drawn)[both].sum(), (there | drawn)[both].sum()
+        report[name] = {
+            "samples_that_show_it": int(shows.sum()),
+            "found_in": int(both.sum()),
+            "found_in_others": int((draws & ~shows).sum()),
+            "median_pixels": float(there.sum(1)[shows].float().median()) if shows.any() else None,
+            "iou_where_both_have_it": round((overlap / union).item(), 4) if both.any() else None,
+        }
+    return report
+
+
 def summary(iou: dict[str, dict[int, list[float]]], classes: Sequence[str]) -> Result:
     """Mean and standard deviation over the choices, and the gain over pixels on the same choice."""
     report: Result = {}
@@ -175,21 +193,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = annotate(labeled.generator, annotator, recipe, range(k * pool, (k + 1) * pool))
         return found if args.candidates == 1 else unlike(labeled, recipe, found)
 
-    def compared(key: str, chosen: AnnotatedImages) -> tuple[dict[str, Result], dict[str, list[float]]]:
+    def compared(
+        key: str, chosen: AnnotatedImages
+    ) -> tuple[dict[str, Result], dict[str, Tensor], dict[str, list[float]]]:
         found = {name: cell_of(name, key, chosen, truth, bench) for name in ARCHITECTURES}
         cells = {name: cell for name, cell in found.items() if cell is not None}
         made = variants(cells, chosen.masks)
         iou = {name: agreement(truth.masks, each, schema) for name, each in made.items()}
         for name, values in iou.items():
             print(f"choice {key}, {name}: mean IoU {statistics.mean(values):.4f}", file=sys.stderr, flush=True)
-        return cells, iou
+        return cells, made, iou
 
     by_variant: dict[str, dict[int, list[float]]] = {}
     costs: Result = {name: {"fit_seconds": [], "milliseconds": []} for name in ARCHITECTURES}
     shown: dict[str, list[int]] = {name: [] for name in schema.classes}
     choices = [choose(k) for k in range(args.choices)]
     for k, chosen in enumerate(choices):
-        cells, iou = compared(str(k), chosen)
+        cells, _, iou = compared(str(k), chosen)
         for name, cell in cells.items():
             costs[name]["fit_seconds"].append(cell["seconds"])
             costs[name]["milliseconds"].append(cell["milliseconds"])
@@ -217,11 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         everything = AnnotatedImages(
             *(torch.cat(parts) for parts in zip(*((c.latents, c.masks) for c in choices), strict=True))
         )
-        _, iou = compared(TOGETHER, everything)
+        _, made, iou = compared(TOGETHER, everything)
         report[TOGETHER] = {
             "annotated_samples": len(everything.masks),
             "annotated_samples_that_show_it": shown_by(everything.masks, schema),
             "iou": {name: dict(zip(schema.classes, values, strict=True)) for name, values in iou.items()},
+            "held_out": {name: whole_parts(truth.masks, each, schema) for name, each in made.items()},
         }
     print(json.dumps(report["variants"], indent=2))
     if args.out:
