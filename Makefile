@@ -117,7 +117,7 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
-	$(call announce,3.8 GB,7.3 GB)
+	$(call announce,3.9 GB,7.5 GB)
 	$(INSTALL) -e ".[test,docs,annotate,clusters,coco,detectron2,http,hub,huggingface,lightning,mmseg,pictures,ray,s3,ultralytics,view,webdataset]"
 	$(VENV)/bin/dsgan install detectron2 mmseg ultralytics
 	@touch $@
