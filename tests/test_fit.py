@@ -164,7 +164,7 @@ def test_a_dry_run_says_how_long_it_takes_and_writes_nothing(
     command = ["fit", str(GENERATOR), str(folder), str(tmp_path / "out"), *FAST, "--dry-run"]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "3 ensembles of 60 steps" in printed and "40 draws" in printed and "under a minute" in printed
+    assert "3 ensembles of 60 steps" in printed and "40 draws" in printed and "time  " in printed
     assert list(tmp_path.iterdir()) == []
 
 
