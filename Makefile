@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
-# The interpreter that creates .venv; if empty, the first working Python 3.11 to 3.13 on PATH.
+# The interpreter that creates .venv; if empty, the first working Python 3.11 to 3.14 on PATH.
 PYTHON ?=
 PYTEST_ARGS ?=
 # Two processes; a file's tests run in one of them, in order. A test that ends its process is tried in two more.
@@ -25,7 +25,7 @@ FRAMEWORKS := tools/install.py $(wildcard tools/frameworks/*.txt)
 .PHONY: help demo docs links lint test test-fast test-extended test-golden release-check clean
 
 help:  ## list the targets
-	@echo "Targets (PYTHON=... chooses the interpreter, Python 3.11 to 3.13):"
+	@echo "Targets (PYTHON=... chooses the interpreter, Python 3.11 to 3.14):"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: $(VENV)/.stamp-run  ## install, then write a preview sheet and small shards of labeled faces into demo-out/
@@ -85,14 +85,14 @@ clean:  ## remove .venv, caches, build artifacts and demo-out/
 
 # A version manager's shim may be on PATH and still fail: each candidate is run, not only found.
 $(VENV)/.stamp-venv:
-	@works() { "$$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }; \
+	@works() { "$$1" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null; }; \
 	python=""; \
 	if [ -n "$(PYTHON)" ]; then \
-	    works "$(PYTHON)" && python="$(PYTHON)" || { echo "PYTHON=$(PYTHON) does not run, is not Python 3.11 to 3.13, or lacks venv" >&2; exit 1; }; \
+	    works "$(PYTHON)" && python="$(PYTHON)" || { echo "PYTHON=$(PYTHON) does not run, is not Python 3.11 to 3.14, or lacks venv" >&2; exit 1; }; \
 	else \
 	    while read -r candidate; do if works "$$candidate"; then python="$$candidate"; break; fi; done \
-	        < <(type -aP python3.11 python3.12 python3.13 python3 python || true); \
-	    [ -n "$$python" ] || { echo "no working Python 3.11 to 3.13 with venv on PATH: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	        < <(type -aP python3.11 python3.12 python3.13 python3.14 python3 python || true); \
+	    [ -n "$$python" ] || { echo "no working Python 3.11 to 3.14 with venv on PATH: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	fi; \
 	echo "making $(VENV) with $$python ($$("$$python" --version))"; \
 	rm -rf $(VENV); "$$python" -m venv $(VENV)
@@ -117,7 +117,7 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-venv setup.py constraints.txt
 	@touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-venv setup.py constraints.txt $(FRAMEWORKS)
-	$(call announce,3.8 GB,7.3 GB)
+	$(call announce,3.9 GB,7.5 GB)
 	$(INSTALL) -e ".[test,docs,annotate,clusters,coco,detectron2,http,hub,huggingface,lightning,mmseg,pictures,ray,s3,ultralytics,view,webdataset]"
 	$(VENV)/bin/dsgan install detectron2 mmseg ultralytics
 	@touch $@

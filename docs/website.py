@@ -23,7 +23,9 @@ LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Puts the pages of the API into the navigation."""
-    config.nav = _filled(config.nav, {"API": sorted(API)})
+    # The whole name would not fit into the column, and all begin alike.
+    pages = [{module.removeprefix("dsgan_datasets."): f"api/{module}.md"} for module in sorted(MODULES)]
+    config.nav = _filled(config.nav, {"API": pages})
     return config
 
 
@@ -56,7 +58,7 @@ def _file(path: str, config: MkDocsConfig) -> File:
     return File(path, str(ROOT), config.site_dir, config.use_directory_urls)
 
 
-def _filled(nav: Any, placeholders: dict[str, list[str]]) -> Any:
+def _filled(nav: Any, placeholders: dict[str, Any]) -> Any:
     if isinstance(nav, list):
         return [_filled(each, placeholders) for each in nav]
     if isinstance(nav, dict):
@@ -65,9 +67,21 @@ def _filled(nav: Any, placeholders: dict[str, list[str]]) -> Any:
 
 
 class Examples(griffe.Extension):
-    """Our heading is "Example:"; griffe knows "Examples:" as the heading of code."""
+    """Our heading is "Example:"; griffe knows "Examples:" as the heading of code. Fields that check themselves are
+    shown with their default alone."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Renames the heading in the docstring of an object that was loaded."""
+        """Changes an object that was loaded."""
+        if isinstance(obj, griffe.Attribute):
+            obj.value = _default(obj.value)
+        if isinstance(obj, griffe.Function):
+            for parameter in obj.parameters:
+                parameter.default = _default(parameter.default)
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+
+
+def _default(value: Any) -> Any:
+    """The default of a field of a recipe's section; other values as they are."""
+    checked = isinstance(value, griffe.ExprCall) and str(value.function) == "_checked"
+    return value.arguments[0] if checked else value

@@ -158,6 +158,16 @@ def test_fit_writes_a_checkpoint_with_its_card(
     assert not any((out / name).exists() or name in (out / "README.md").read_text() for name in pictures)
 
 
+def test_a_dry_run_says_how_long_it_takes_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fit", str(GENERATOR), str(folder), str(tmp_path / "out"), *FAST, "--dry-run"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "3 ensembles of 60 steps" in printed and "40 draws" in printed and "time  " in printed
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_auto_prints_both_figures_and_takes_the_better(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -298,3 +298,27 @@ def test_labels_in_another_kind_of_file_are_not_passed_over_in_silence(tmp_path:
     warnings: list[str] = []
     assert read_labels(photos, [SCHEMA], masks, warn=warnings.append).keys() == {"a"}
     assert len(warnings) == 1 and "b.jpg: was not read: a mask is a file that ends in .png" in warnings[0]
+
+
+@pytest.mark.extended
+def test_a_dry_run_labels_some_photos_and_writes_nothing(
+    tmp_path: Path, labeled: LabeledGenerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labeled.save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "photos").mkdir()
+    for index, image in enumerate(labeled.generate(range(6)).image):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "photos" / f"{index}.png")
+    before = sorted(tmp_path.rglob("*"))
+    command = [
+        "label",
+        str(tmp_path / "checkpoint"),
+        str(tmp_path / "photos"),
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    options = ["--format", "folder", "--steps", "2", "--starts", "1", "--sheet", str(tmp_path / "sheet.png")]
+    assert main([*command, *options, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "photos  6" in printed and "photos/s" in printed and "size" in printed
+    assert sorted(tmp_path.rglob("*")) == before

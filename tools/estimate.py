@@ -22,6 +22,7 @@ class Estimate(NamedTuple):
         num_samples: of the whole command.
         samples_per_second: on this machine, in one process.
         bytes_per_sample: of what it writes.
+        noun: what a sample is called.
 
     Example:
         >>> Estimate(3600, 2.0, 10_000).rows()
@@ -31,6 +32,7 @@ class Estimate(NamedTuple):
     num_samples: int
     samples_per_second: float
     bytes_per_sample: float
+    noun: str = "sample"
 
     @property
     def seconds(self) -> float:
@@ -44,47 +46,77 @@ class Estimate(NamedTuple):
 
     def rows(self) -> dict[str, str]:
         """For people."""
-        minutes, megabytes = self.seconds / 60, self.bytes / 1e6
-        short = f"{minutes:.0f} min" if minutes >= 1 else "under a minute"
         return {
-            "samples": f"{self.num_samples:,}",
-            "speed": f"{self.samples_per_second:.2f} samples/s",
-            "time": f"{minutes / 60:,.1f} h" if minutes >= 60 else short,
-            "size": f"{megabytes / 1e3:,.1f} GB" if megabytes >= 1e3 else f"{megabytes:.1f} MB",
+            f"{self.noun}s": f"{self.num_samples:,}",
+            "speed": f"{self.samples_per_second:.2f} {self.noun}s/s",
+            "time": duration(self.seconds),
+            "size": size(self.bytes),
         }
 
 
+def duration(seconds: float) -> str:
+    """For people.
+
+    Example:
+        >>> duration(30), duration(90), duration(9000)
+        ('under a minute', '2 min', '2.5 h')
+    """
+    minutes = seconds / 60
+    short = f"{minutes:.0f} min" if minutes >= 1 else "under a minute"
+    return f"{minutes / 60:,.1f} h" if minutes >= 60 else short
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    Example:
+        >>> size(2_500_000), size(3e9)
+        ('2.5 MB', '3.0 GB')
+    """
+    megabytes = count / 1e6
+    return f"{megabytes / 1e3:,.1f} GB" if megabytes >= 1e3 else f"{megabytes:.1f} MB"
+
+
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    """The option; a command that has it calls `measure` and `show`."""
+    """The option; a command that has it measures itself and shows what it found."""
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="write nothing, and estimate from a few samples how fast this machine is, how long the command would "
-        "take, and how much it would write",
+        help="write nothing, and estimate from a small run how fast this machine is, how long the command would take, "
+        "and how much it would write",
     )
 
 
-def measure(num_samples: int, write: Callable[[Path, int], object], *, unit: int = 1) -> Estimate:
+def measure(
+    num_samples: int,
+    write: Callable[[Path, int], object],
+    *,
+    unit: int = 1,
+    first: int = _FIRST,
+    noun: str = "sample",
+) -> Estimate:
     """Run a command with few samples, then with more. What a run costs beside its samples cancels out.
 
     Args:
         num_samples: of the command that is estimated.
         write: writes that many samples into a folder that it creates.
         unit: samples are made in multiples of this (view groups).
+        first: samples of the first run.
+        noun: what a sample is called.
     """
-    few = more = min(_FIRST * unit, num_samples)
-    first = last = _run(write, few)
+    few = more = min(first * unit, num_samples)
+    begun = last = run_once(write, few)
     while more < num_samples and (more == few or last[0] < _LONG_ENOUGH):
         more = min(4 * more, num_samples)
-        last = _run(write, more)
-    count, seconds, size = more - few, last[0] - first[0], last[1] - first[1]
+        last = run_once(write, more)
+    count, seconds, written = more - few, last[0] - begun[0], last[1] - begun[1]
     if count == 0 or seconds <= 0:  # so few in all, or something held up the first run
-        count, (seconds, size) = more, last
-    return Estimate(num_samples, count / seconds, size / count)
+        count, (seconds, written) = more, last
+    return Estimate(num_samples, count / seconds, written / count, noun)
 
 
-def _run(write: Callable[[Path, int], object], count: int) -> tuple[float, int]:
-    """Seconds and bytes."""
+def run_once(write: Callable[[Path, int], object], count: int) -> tuple[float, int]:
+    """Seconds and bytes that a command takes for so many samples; what it writes is removed."""
     with tempfile.TemporaryDirectory(prefix="dsgan-dry-run-") as folder:
         began = time.perf_counter()
         write(Path(folder) / "out", count)
@@ -94,8 +126,8 @@ def _run(write: Callable[[Path, int], object], count: int) -> tuple[float, int]:
 
 def show(estimate: Estimate, args: argparse.Namespace) -> None:
     """Print it, as JSON if asked to."""
-    if args.json:
+    if getattr(args, "json", False):
         options.print_json({**estimate._asdict(), "seconds": estimate.seconds, "bytes": estimate.bytes})
         return
     options.print_rows(estimate.rows())
-    print("estimated from a few samples on this machine, in one process; nothing was written")
+    print(f"estimated from a few {estimate.noun}s on this machine, in one process; nothing was written")

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets.annotations import Annotations, load_annotations
 from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST
 from dsgan_datasets.checkpoints.fit_report import Figures
 from dsgan_datasets.fitting.choosing import AUTO
 from dsgan_datasets.fitting.evaluation import Quality
 from dsgan_datasets.fitting.pipeline import fit_checkpoint, sample_recipe
 from dsgan_datasets.fitting.settings import ConvolutionalSettings, FitSettings
+from dsgan_datasets.generators import FeatureGenerator
 from dsgan_datasets.interpreters import ConvolutionalInterpreter, PixelEnsemble
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.calibrate import add_filter_options, refuse_threshold, report
+from dsgan_datasets.tools.estimate import add_dry_run, duration, run_once, size
 from dsgan_datasets.uncertainty import score_unit
 
 _CONVOLUTIONAL = "convolutional"
@@ -29,6 +33,8 @@ INTERPRETERS = {
     AUTO: AUTO,
 }
 #: Settings of the training that both kinds of interpreters have, and those that only one has; None is its default.
+#: Shares of the training that `--dry-run` tries.
+_SHARES = (0.005, 0.03)
 _OF_BOTH = ("members", "steps")
 _OF_PIXELS = ("hidden", "pixels_per_image", "batch_pixels", "learning_rate", "sigma", "class_balance")
 
@@ -65,6 +71,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     annotate.add_reading(parser.add_argument_group("reading the annotations"))
     options.add_recipe(parser, psi="truncation psi of the samples (default: that of the annotated images)")
     options.add_overwrite(parser)
+    add_dry_run(parser)
     parser.set_defaults(run=run)
 
 
@@ -137,6 +144,10 @@ def run(args: argparse.Namespace) -> None:
         print("no held-out check: it takes two annotated images or more")
     assert found.generator is not None  # as one was named
 
+    if args.dry_run:
+        _estimate(args, found, settings)
+        return
+
     def print_quality(target: Target, architecture: str, quality: Quality, folds: int) -> None:
         name, count = _word(architecture), len(found.annotated)
         print(
@@ -160,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
         description=args.description,
         license=args.license,
         generator_name=Path(args.generator).name,
-        architectures={t.field: INTERPRETERS[args.interpreter] for t in found.targets if t.kind == LabelSchema.kind},
+        architectures=_architectures(args, found),
         on_quality=print_quality,
     )
     if args.interpreter == AUTO:
@@ -170,6 +181,61 @@ def run(args: argparse.Namespace) -> None:
     for line in report(labeled.recipe, labeled.calibration, score_unit(labeled.targets)):
         print(line)
     print(f"checkpoint, with its card: {args.out.resolve() / 'README.md'}")
+
+
+def _architectures(args: argparse.Namespace, found: Annotations) -> dict[str, str]:
+    return {t.field: INTERPRETERS[args.interpreter] for t in found.targets if t.kind == LabelSchema.kind}
+
+
+def _estimate(args: argparse.Namespace, found: Annotations, settings: FitSettings) -> None:
+    """Print how long the command would take, from three small runs: one more has more steps, and one more draws."""
+    longest = settings.convolutional.steps or settings.convolutional.max_steps
+    steps = longest if args.interpreter == _CONVOLUTIONAL else settings.steps
+    folds = min(args.folds, len(found.annotated)) if len(found.annotated) > 1 else 0
+    ensembles = (folds + 1) * len(found.targets) + folds * (args.interpreter == AUTO)
+    recipe = sample_recipe(found, **args.recipe).unfiltered()
+    least = min(20 * recipe.group_size, args.num_samples)
+
+    def run(share: float, draws: int) -> tuple[float, int]:
+        """Seconds and bytes of a run with a share of the steps."""
+        convolutional = dataclasses.replace(settings.convolutional, steps=max(1, round(share * longest)))
+        small = dataclasses.replace(settings, steps=max(1, round(share * settings.steps)), convolutional=convolutional)
+
+        def write(out: Path, num_samples: int) -> None:
+            fit_checkpoint(
+                cast(FeatureGenerator, found.generator),
+                found,
+                out,
+                small,
+                recipe=recipe,
+                folds=args.folds,
+                num_samples=num_samples,
+                reject_fraction=args.reject_fraction,
+                ignore_fraction=args.ignore_fraction,
+                architectures=_architectures(args, found),
+            )
+
+        return run_once(write, draws)
+
+    (begun, written), (longer, _), (more, _) = (
+        run(_SHARES[0], least),
+        run(_SHARES[1], least),
+        run(_SHARES[0], 3 * least),
+    )
+    training = max(longer - begun, 1e-3) / (_SHARES[1] - _SHARES[0])  # seconds of all steps
+    draw = max(more - begun, 1e-3) / (2 * least)
+    seconds = begun + training * (1 - _SHARES[0]) + draw * (args.num_samples - least)
+    options.print_rows(
+        {
+            "training": f"{ensembles} ensembles of {steps:,} steps, {ensembles * steps / training:.1f} steps/s",
+            "calibration": f"{args.num_samples:,} draws, {1 / draw:.1f} draws/s",
+            "time": duration(seconds),
+            "size": size(written),
+        }
+    )
+    if args.interpreter != "pixels":
+        print("at most: held-out images decide how many steps a convolutional interpreter takes")
+    print("estimated from small runs on this machine; nothing was written")
 
 
 def _word(architecture: str) -> str:

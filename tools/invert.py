@@ -197,7 +197,7 @@ def _warn(warning: str) -> None:
 
 
 def inverted(
-    args: argparse.Namespace, name: str, generator: FeatureGenerator, recipe: Recipe, photos: Photos, work: Path
+    args: argparse.Namespace, name: str, generator: FeatureGenerator, recipe: Recipe, photos: Photos, work: Path | None
 ) -> Inversion:
     """The styles of the photos, found as the options say; `work` keeps what is found until all is written.
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from dsgan_datasets.export import FORMATS, ExportInput, check_export, export
 from dsgan_datasets.export.writing import option_of
 from dsgan_datasets.inversion.folder import export_photos
+from dsgan_datasets.inversion.inverter import Inversion
 from dsgan_datasets.inversion.labeled_photos import LabeledPhotos
 from dsgan_datasets.inversion.photos import Photos
 from dsgan_datasets.inversion.work import finish_work
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.tools import invert, options
+from dsgan_datasets.tools.estimate import add_dry_run, measure, show
 from dsgan_datasets.tools.export import add_layout, layout
 from dsgan_datasets.tools.messages import counted
 
@@ -43,6 +45,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
     )
     invert.add_reading(parser.add_argument_group("reading the photos"))
     invert.add_inversion(parser.add_argument_group("inversion"))
+    add_dry_run(parser)
     parser.set_defaults(run=run)
 
 
@@ -52,15 +55,32 @@ def run(args: argparse.Namespace) -> None:
     labeled = options.load(args)
     photos = invert.photos_of(args, labeled.image_size, labeled.targets)
     _check_layout(args, labeled, photos)
+    if args.dry_run:
+        args.sheet, args.keep_untrusted = None, True
+
+        def write(out: Path, count: int) -> None:
+            some = photos[:count]
+            found = invert.inverted(args, args.checkpoint, labeled.generator, labeled.recipe, some, None)
+            _write(args, labeled, some, found, out)
+
+        show(measure(len(photos), write, first=1, noun="photo"), args)
+        return
     work = invert.work_of(args.out)
     found = invert.inverted(args, args.checkpoint, labeled.generator, labeled.recipe, photos, work)
     invert.print_scores(photos, found)
+    count = _write(args, labeled, photos, found, args.out)
+    finish_work(work)
+    print(f"{counted(count, 'labeled photo')} as {args.format}: {args.out.resolve()}")
+
+
+def _write(args: argparse.Namespace, labeled: LabeledGenerator, photos: Photos, found: Inversion, out: Path) -> int:
+    """Write the labels of inverted photos; their number."""
     source = LabeledPhotos(labeled, photos, found, keep_untrusted=args.keep_untrusted)
     if args.format == DRAFTS:
         export_photos(
             labeled.generator,
             labeled.targets,
-            args.out,
+            out,
             photos,
             found,
             recipe=labeled.recipe,
@@ -69,9 +89,8 @@ def run(args: argparse.Namespace) -> None:
             name=args.checkpoint,
         )
     else:
-        export(source.as_input(), args.out, args.format, **layout(args))
-    finish_work(work)
-    print(f"{counted(len(source), 'labeled photo')} as {args.format}: {args.out.resolve()}")
+        export(source.as_input(), out, args.format, **layout(args))
+    return len(source)
 
 
 def _check_layout(args: argparse.Namespace, labeled: LabeledGenerator, photos: Photos) -> None:
