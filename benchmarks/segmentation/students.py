@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,20 @@ from tqdm import tqdm
 
 from dsgan_datasets import LabelSchema
 from dsgan_datasets.fitting.evaluation import ConfusionMatrix, count_pairs
+from dsgan_datasets.imagenet import ImageNetEncoder
 from dsgan_datasets.students import UNet, segmentation_loss, warm_up_and_cosine
 
 from .augment import augment, network_input
 from .data import IGNORE, Labeled
 
-STUDENTS = ("unet", "deeplabv3")
+#: Name of a student -> what it is, for readers of the results.
+STUDENTS = {
+    "unet": "a small U-Net, from scratch",
+    "efficientnet": "a U-Net on EfficientNet-Lite0, pretrained on ImageNet",
+    "deeplabv3": "DeepLabv3 with a ResNet-50, from scratch",
+}
+FULL_RESOLUTION = 16  # channels beside those of the pretrained encoder, which begins at half the side
+ENCODER_RATE = 0.1  # share of the learning rate that pretrained weights are trained with
 PRECISIONS = ("float32", "bfloat16")
 Predictor = Callable[[Tensor], Tensor]
 
@@ -36,6 +44,22 @@ class DeepLab(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Float [N, 3, H, W] in [-1, 1] -> logits [N, K, H, W]; N at least 2 in training."""
         return self.network(x)["out"]
+
+
+class PretrainedUNet(UNet):
+    """A U-Net whose way down is an encoder with ImageNet weights; what is at full resolution, and the way up, is new.
+
+    The paper's row of transfer learning, in the size of this benchmark. Sides are multiples of 32.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        encoder = ImageNetEncoder()
+        super().__init__(num_classes, (FULL_RESOLUTION, *encoder.channels), up_convolutions=1, upsampling="nearest")
+        self.down = self.down[:1]
+        self.encoder = encoder
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        return [self.down[0](x), *self.encoder(x)]
 
 
 class HalfPrecision(nn.Module):
@@ -56,14 +80,18 @@ def build_student(num_classes: int, name: str, width: int, precision: str) -> nn
 
     Args:
         num_classes: K.
-        name: "unet" (four levels) or "deeplabv3".
-        width: channels of the U-Net at full resolution, a multiple of 4; they double at every halving.
+        name: one of `STUDENTS`.
+        width: channels of "unet" at full resolution, a multiple of 4; they double at each of three halvings.
         precision: "float32" or "bfloat16".
+
+    Raises:
+        ImportError: the packages of the pretrained one are not installed.
     """
-    widths = [width * 2**i for i in range(4)]
-    network = (
-        UNet(num_classes, widths, up_convolutions=1, upsampling="nearest") if name == "unet" else DeepLab(num_classes)
-    )
+    network: nn.Module
+    if name == "unet":
+        network = UNet(num_classes, [width * 2**i for i in range(4)], up_convolutions=1, upsampling="nearest")
+    else:
+        network = {"efficientnet": PretrainedUNet, "deeplabv3": DeepLab}[name](num_classes)
     return HalfPrecision(network) if precision == "bfloat16" else network
 
 
@@ -107,6 +135,16 @@ class Supervised:
         return {"": student}
 
 
+def parameter_groups(student: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """What AdamW trains, with its learning rate: pretrained weights keep most of what they know."""
+    encoders = (module for module in student.modules() if isinstance(module, ImageNetEncoder))
+    pretrained = [parameter for encoder in encoders for parameter in encoder.parameters()]
+    held = set(map(id, pretrained))
+    fresh = [parameter for parameter in student.parameters() if id(parameter) not in held]
+    groups = [{"params": fresh, "lr": learning_rate}, {"params": pretrained, "lr": ENCODER_RATE * learning_rate}]
+    return [group for group in groups if group["params"]]
+
+
 def train(
     student: nn.Module,
     batches: Iterator[Batch],
@@ -116,7 +154,7 @@ def train(
     name: str = "training",
 ) -> list[float]:
     """Train in place with AdamW; the loss of every step."""
-    optimizer = torch.optim.AdamW(student.parameters(), settings.learning_rate, weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(student, settings.learning_rate), weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(warm_up_and_cosine, steps=settings.steps))
     student.train().to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     losses = []

@@ -103,7 +103,7 @@ def comparison(before: Report, now: Report) -> str:
     lines = ["| trained on | measured on | before | now |", "|---|---|---|---|"]
     for part, measured_on in (("rows", "test"), ("gaps", "validation")):
         lines += [
-            f"| {row['title']} | {measured_on} | {_spread(_means(before[part][name]))} | **{_spread(_means(row))}** |"
+            f"| {row['title']} | {measured_on} | {spread(_means(before[part][name]))} | **{spread(_means(row))}** |"
             for name, row in now[part].items()
             if name in before[part]
         ]
@@ -117,8 +117,8 @@ def _table(report: Report, rows: dict[str, Any]) -> list[str]:
         for variant in row["seeds"][0]["iou"]:
             title = row["title"] + (f"; {variant}" if variant else "")
             measured = [cell["iou"][variant] for cell in row["seeds"]]
-            cells = [f"**{_spread([m['mean'] for m in measured])}**"]
-            cells += [_spread([m["classes"][i] for m in measured]) for i in range(len(classes))]
+            cells = [f"**{spread([m['mean'] for m in measured])}**"]
+            cells += [spread([m["classes"][i] for m in measured]) for i in range(len(classes))]
             lines.append(f"| {title} | {len(measured)} | " + " | ".join(cells) + " |")
     return lines
 
@@ -221,7 +221,7 @@ def _chosen(row: dict[str, Any]) -> str:
     return f"not searched, as `{of}`" if of else _settings(row["settings"])
 
 
-def _spread(values: list[float | None]) -> str:
+def spread(values: list[float | None]) -> str:
     """In %; a dash for a class that neither truth nor predictions hold."""
     known = [100 * value for value in values if value is not None]
     if not known:

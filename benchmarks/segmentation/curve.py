@@ -1,0 +1,214 @@
+"""How many images would a person have to label to do as well as the stream? Reports of several students -> the answer.
+
+A student is trained on 16, 30, … exactly labeled renders, and on the stream, which has seen 16 labels. The answer is
+the number of labels at which the first curve reaches the height of the second.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dsgan_datasets.charts import DROPPED, GRID, INK, KEPT, blank_figure, plain, rendered
+
+from .cells import read_json
+from .rows import ANNOTATED, CURVE
+from .students import STUDENTS
+from .table import Report, collect, spread
+
+STREAM = "ours"
+SIZE = (1000, 520)  # pixels of the picture, of two students
+
+
+def labels_worth(curve: Mapping[int, float], stream: float) -> float:
+    """Number of labels at which a curve first reaches the stream; 0 if it begins above, infinite if it stays below.
+
+    Between two numbers IoU is linear in the logarithm of the number. Where chance lets a curve cross the stream more
+    than once, the first crossing counts: it claims least.
+
+    Example:
+        >>> round(labels_worth({16: 0.6, 64: 0.8}, 0.7))
+        32
+    """
+    counts = sorted(curve)
+    if curve[counts[0]] >= stream:
+        return counts[0] if curve[counts[0]] == stream else 0.0
+    for low, high in pairwise(counts):
+        if curve[high] >= stream:
+            share = (stream - curve[low]) / (curve[high] - curve[low])
+            return low * (high / low) ** share
+    return math.inf
+
+
+def said(labels: float) -> str:
+    """What `labels_worth` found, with its limits.
+
+    Example:
+        >>> [said(labels) for labels in (0.0, 57.3, math.inf)]
+        ['fewer than 16', '57', 'more than 256']
+    """
+    if labels == 0:
+        return f"fewer than {min(CURVE)}"
+    return f"more than {max(CURVE)}" if math.isinf(labels) else f"{labels:.0f}"
+
+
+def answer(report: Report) -> str | None:
+    """The number of labels by the means over the seeds, and the range of single seeds; None if rows are missing."""
+    rows = report["rows"]
+    if missing_rows(report):
+        return None
+    means = {count: statistics.mean(by_seed(rows[name]).values()) for count, name in CURVE.items()}
+    text = said(labels_worth(means, statistics.mean(by_seed(rows[STREAM]).values())))
+    seeds = set.intersection(*(set(by_seed(rows[name])) for name in (*CURVE.values(), STREAM)))
+    single = sorted(
+        labels_worth({count: by_seed(rows[name])[seed] for count, name in CURVE.items()}, by_seed(rows[STREAM])[seed])
+        for seed in seeds
+    )
+    if len(single) < 2:
+        return text
+    low, high = said(single[0]), said(single[-1])
+    return f"{text} ({f'all {low}' if low == high else f'{low} to {high}'}, {len(single)} seeds)"
+
+
+def missing_rows(report: Report) -> list[str]:
+    """Rows that the answer needs and that have no finished cell."""
+    return [name for name in (*CURVE.values(), STREAM) if name not in report["rows"]]
+
+
+def by_seed(row: dict[str, Any]) -> dict[int, float]:
+    """Mean IoU of a row by seed."""
+    return {cell["seed"]: cell["iou"][""]["mean"] for cell in row["seeds"]}
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a student of some row is finished, beyond searches."""
+    return any(folder.glob("*.seed-*.json"))
+
+
+def collect_curve(folders: Sequence[Path]) -> Report:
+    """The report of the cells of several students, one folder each: what is finished, and the answers.
+
+    Raises:
+        ValueError: no folder holds a finished cell of these rows, or a file is damaged.
+    """
+    students = {}
+    for folder in folders:
+        if is_begun(folder):
+            report = collect(folder)
+            rows = {name: row for name, row in report["rows"].items() if name in (*CURVE.values(), STREAM)}
+            students[report["student"]] = {**report, "rows": rows, "gaps": {}, "parts": {}}
+    if not students:
+        raise ValueError(f"{' and '.join(map(str, folders))} hold no finished cell (ROW.seed-N.json) yet")
+    return {"worth": {name: answer(report) for name, report in students.items()}, "students": students}
+
+
+def read_curve(path: Path) -> Report:
+    """A report that `collect_curve` made.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return read_json(path, ("worth", "students"), "it is not a result of `curve`")
+
+
+def markdown(curve: Report) -> str:
+    """A line for each student: mean IoU in % by the number of labels, that of the stream, and the answer."""
+    lines = ["| student | " + " | ".join(f"{count} labels" for count in CURVE)]
+    lines[0] += f" | stream after {ANNOTATED} labels | which is worth, in labels |"
+    lines.append("|---|" + "---|" * (len(CURVE) + 2))
+    for name, report in curve["students"].items():
+        rows = report["rows"]
+        cells = [spread(list(by_seed(rows[row]).values())) if row in rows else "–" for row in (*CURVE.values(), STREAM)]
+        cells[-1] = f"**{cells[-1]}**"
+        lines.append(f"| {STUDENTS[name]} | {' | '.join(cells)} | {answer(report) or 'not finished'} |")
+    report = next(iter(curve["students"].values()))
+    seeds = max(len(row["seeds"]) for report in curve["students"].values() for row in report["rows"].values())
+    about = (
+        f"{report['size']}² pixels, at most {2 * report['steps']:,} steps of {report['batch_size']} images, checkpoint "
+        f"{report['checkpoint']} ({report['fingerprint'][:8]}), {report['hardware']}; mean IoU on the test renders in "
+        f"%, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def draw_curve(curve: Report) -> Image.Image:
+    """A panel for each student: the curve, the stream, and the place where they meet.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    students = curve["students"]
+    figure = blank_figure((SIZE[0] * (1 + len(students)) // 3, SIZE[1]))
+    figure.suptitle(
+        f"A stream of generated images, taught with {ANNOTATED} labels: how many labels is it worth?",
+        x=0.01, ha="left", fontsize=13, color=INK,
+    )  # fmt: skip
+    shared = None
+    for column, (name, report) in enumerate(students.items()):
+        axes = shared = figure.add_subplot(1, len(students), column + 1, sharey=shared)
+        axes.set_title(STUDENTS[name], loc="left", fontsize=10, color=INK)
+        _panel(axes, report)
+        if column == 0:
+            axes.set_ylabel("agreement with the true labels (mean IoU, %)")
+    handles, labels = shared.get_legend_handles_labels() if shared is not None else ([], [])
+    figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=10)
+    return rendered(figure)
+
+
+def _panel(axes: Any, report: Report) -> None:
+    rows = report["rows"]
+    known = {
+        count: [100 * value for value in by_seed(rows[name]).values()] for count, name in CURVE.items() if name in rows
+    }
+    means, errors = [statistics.mean(values) for values in known.values()], [_deviation(v) for v in known.values()]
+    axes.errorbar(
+        list(known),
+        means,
+        errors,
+        color=INK,
+        marker="o",
+        linewidth=2,
+        capsize=4,
+        label="trained on that many labeled images",
+    )
+    if STREAM in rows:
+        values = [100 * value for value in by_seed(rows[STREAM]).values()]
+        height, deviation = statistics.mean(values), _deviation(values)
+        axes.axhspan(height - deviation, height + deviation, color=KEPT, alpha=0.2, linewidth=0)
+        axes.axhline(height, color=KEPT, linewidth=2, label=f"trained on the stream after {ANNOTATED} labels")
+        if not missing_rows(report):
+            _mark(axes, labels_worth(dict(zip(known, means, strict=True)), height), height)
+    axes.set_xscale("log")
+    axes.set_xlim(min(CURVE) * 0.85, max(CURVE) * 1.18)
+    axes.set_xticks(list(CURVE), [str(count) for count in CURVE])
+    axes.minorticks_off()
+    axes.margins(y=0.15)
+    axes.set_xlabel("number of labeled images")
+    axes.grid(color=GRID)
+    plain(axes)
+
+
+def _mark(axes: Any, labels: float, height: float) -> None:
+    """The answer, at the place where curve and stream meet, or at the end that lies beyond."""
+    inside = 0 < labels < math.inf
+    at = labels if inside else (min(CURVE) if labels == 0 else max(CURVE))
+    if inside:
+        axes.axvline(at, color=DROPPED, linewidth=1.5, linestyle=":")
+        axes.plot([at], [height], marker="o", markersize=9, color=DROPPED)
+    left = at > math.sqrt(min(CURVE) * max(CURVE))  # above the curve; else below it, on its right
+    axes.annotate(
+        f"worth {'about ' if inside else ''}{said(labels)} labels",
+        (at, height), xytext=(-12, 10) if left else (12, -10), textcoords="offset points",
+        ha="right" if left else "left", va="bottom" if left else "top",
+        fontsize=11, fontweight="bold", color=DROPPED,
+    )  # fmt: skip
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
