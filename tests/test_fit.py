@@ -158,6 +158,7 @@ def test_fit_writes_a_checkpoint_with_its_card(
     assert not any((out / name).exists() or name in (out / "README.md").read_text() for name in pictures)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_how_long_it_takes_and_writes_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
