@@ -644,11 +644,12 @@ def test_a_forecast_knows_the_speed_of_each_row(segmentation: Any, tmp_path: Pat
     planned += [(cells, "slow.seed-0", 120), (other, "fast.seed-0", 120)]
     forecast = segmentation.cells.Forecast(planned)
     assert str(forecast) == ""
+    finish(other, "fast.seed-0", 120, 1200)
+    assert str(forecast) == "about 60 minutes left"  # 360 steps of 10 seconds, all that is known
     finish(cells, "fast.search-0", 60, 60)
-    assert str(forecast) == "about 7 minutes left"  # 420 steps of a second
+    assert str(forecast) == "about 5 minutes left"  # 300 of 1, as in the same folder
     finish(cells, "slow.search-0", 60, 60 * 59)
-    assert str(forecast) == "about 3.0 hours left"  # 120 of 1, 120 of 59, 120 of their mean
-    finish(other, "fast.seed-0", 120, 1)
+    assert str(forecast) == "about 2.0 hours left"  # 120 of 1 and 120 of 59
     finish(cells, "slow.seed-0", 120, 1)
     assert str(forecast) == "about 2 minutes left"
     finish(cells, "fast.seed-0", 120, 1)
