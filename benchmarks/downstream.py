@@ -28,7 +28,7 @@ import torch
 from measuring import cpu_name, progress
 from safetensors import SafetensorError
 from segmentation.augment import STRENGTHS
-from segmentation.cells import Cell, Cells, OutOfTime
+from segmentation.cells import Cell, Cells, Forecast, OutOfTime
 from segmentation.curve import STREAM, collect_curve, draw_curve, is_begun, read_curve
 from segmentation.curve import markdown as curve_markdown
 from segmentation.data import TEST, TRAIN
@@ -100,6 +100,11 @@ def search(
         attempt(StudentSettings(rate, steps, strength))
     attempt(dataclasses.replace(max(scores, key=scores.__getitem__), steps=2 * steps))
     return max(scores, key=scores.__getitem__), best
+
+
+def _search_steps(steps: int) -> list[int]:
+    """Steps of each attempt of `search`."""
+    return [steps] * (len(LEARNING_RATES) * len(STRENGTHS)) + [2 * steps]
 
 
 def settings_of(row: str, student: str) -> StudentSettings:
@@ -204,6 +209,17 @@ def train_all(
     Args:
         settings_from: row of the committed result whose settings are taken instead of a search.
     """
+    searches = [] if settings_from else _search_steps(args.steps)
+    forecast = Forecast(
+        [
+            (plan.cells, f"{row}.{kind}-{number}", steps)
+            for plan, row in itertools.product(plans, rows)
+            for kind, cells in (("search", searches), ("seed", [2 * args.steps] * args.seeds))
+            for number, steps in enumerate(cells)
+        ]
+    )
+    for plan in plans:
+        plan.cells.forecast = forecast
     try:
         chosen: dict[tuple[Plan, str], tuple[StudentSettings, Trained | None]] = {}
         for plan, row in itertools.product(plans, rows):
@@ -259,8 +275,10 @@ def gaps(args: argparse.Namespace) -> int:
     settings = StudentSettings(LEARNING_RATES[0], 2 * args.steps, "weak")
     if (side := sources.annotator_network.resolution) != args.size:
         raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
+    trainings = list(itertools.product(range(args.seeds), args.rows))
+    cells.forecast = Forecast([(cells, f"{key}.gap-{seed}", settings.steps) for seed, key in trainings])
     try:
-        for seed, key in itertools.product(range(args.seeds), args.rows):
+        for seed, key in trainings:
             row = GAPS[key]
             name = f"{key}.gap-{seed}"
             if cells.read(name) is None:
@@ -366,7 +384,8 @@ def _line(cells: Cells, name: str, cell: Cell) -> str:
     s = cell["settings"]
     means = ", ".join(f"{variant or 'mean IoU'} {iou['mean']:.3f}" for variant, iou in cell["iou"].items())
     chosen = f"rate {s['learning_rate']:g}, {s['steps']} steps, {s['augmentation']}"
-    return f"{cells.folder.name}/{name}: {means} on {cell['on']} ({chosen}; {cell['seconds']:.0f} s)"
+    line = f"{cells.folder.name}/{name}: {means} on {cell['on']} ({chosen}; {cell['seconds']:.0f} s)"
+    return ", ".join(filter(None, (line, str(cells.forecast))))
 
 
 def _free_rows() -> list[str]:

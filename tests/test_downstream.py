@@ -631,6 +631,31 @@ def test_damaged_cells_are_named(downstream: Any, tmp_path: Path, capsys: pytest
     assert "is not a result of this benchmark" in error("--before", str(cell))
 
 
+def test_a_forecast_knows_the_speed_of_each_row(segmentation: Any, tmp_path: Path) -> None:
+    cells, other = (segmentation.cells.Cells(tmp_path / name, {}) for name in ("a", "b"))
+
+    def finish(folder: Any, name: str, steps: int, seconds: float) -> None:
+        iou = {"": {"mean": 0.5, "classes": []}}
+        folder.write(
+            name, {"row": "", "renders": 0, "settings": {"steps": steps}, "iou": iou, "seconds": seconds, "seed": 0}
+        )
+
+    planned = [(cells, "fast.search-0", 60), (cells, "fast.seed-0", 120), (cells, "slow.search-0", 60)]
+    planned += [(cells, "slow.seed-0", 120), (other, "fast.seed-0", 120)]
+    forecast = segmentation.cells.Forecast(planned)
+    assert str(forecast) == ""
+    finish(other, "fast.seed-0", 120, 1200)
+    assert str(forecast) == "about 60 minutes left"  # 360 steps of 10 seconds, all that is known
+    finish(cells, "fast.search-0", 60, 60)
+    assert str(forecast) == "about 5 minutes left"  # 300 of 1, as in the same folder
+    finish(cells, "slow.search-0", 60, 60 * 59)
+    assert str(forecast) == "about 2.0 hours left"  # 120 of 1 and 120 of 59
+    finish(cells, "slow.seed-0", 120, 1)
+    assert str(forecast) == "about 2 minutes left"
+    finish(cells, "fast.seed-0", 120, 1)
+    assert str(forecast) == ""
+
+
 # ---------------------------------------------------------------------------------------------------------- curve
 
 

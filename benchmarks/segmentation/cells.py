@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,41 @@ def read_cell(path: Path) -> Cell:
     return read_json(path, ("row", "renders", "settings", "iou"), "delete it, and this student is trained anew")
 
 
+class Forecast:
+    """How long the cells take that a command has yet to train, by the speed of those that are finished.
+
+    A row whose speed is unknown is taken to be as fast as the other rows of its folder, and these as those of the other
+    folders.
+
+    Args:
+        planned: folder, name and steps of each cell, ROW.KIND-N. Steps that a search has yet to choose are a guess.
+    """
+
+    def __init__(self, planned: Collection[tuple[Cells, str, int]] = ()) -> None:
+        self.planned = list(planned)
+
+    def __str__(self) -> str:
+        """Such as "about 3.2 hours left"; empty as long as no cell is finished, and after the last."""
+        rates: dict[tuple[Path | None, str], list[float]] = defaultdict(list)
+        left = []
+        for cells, name, steps in self.planned:
+            row, cell = name.rpartition(".")[0], cells.read(name)
+            if cell is None:
+                left.append((cells.folder, row, steps))
+            elif "seconds" in cell:
+                for key in ((cells.folder, row), (cells.folder, ""), (None, "")):
+                    rates[key].append(cell["seconds"] / cell["settings"]["steps"])
+        if not left or not rates:
+            return ""
+        seconds = 0.0
+        for folder, row, steps in left:
+            known = rates.get((folder, row)) or rates.get((folder, "")) or rates[None, ""]
+            seconds += steps * sum(known) / len(known)
+        if seconds >= 5400:
+            return f"about {seconds / 3600:.1f} hours left"
+        return f"about {math.ceil(seconds / 60)} minute{'s' * (seconds > 60)} left"
+
+
 class Cells:
     """A folder of finished cells of one configuration.
 
@@ -55,12 +92,16 @@ class Cells:
         configuration: what a new folder is for; of an older one these fields must be the same.
         minutes: after which no further cell is begun.
 
+    Attributes:
+        forecast: of the command that trains them.
+
     Raises:
         ValueError: the folder holds cells of another configuration, or of nobody knows which.
     """
 
     def __init__(self, folder: Path, configuration: Cell, minutes: float | None = None) -> None:
         self.folder = folder
+        self.forecast = Forecast()
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "configuration.json"
