@@ -22,6 +22,7 @@ from PIL import Image
 from dsgan_datasets import LabeledGenerator
 from dsgan_datasets._version import __version__
 from dsgan_datasets.tools.cli import build_parser, main
+from dsgan_datasets.tools.estimate import rate
 
 
 def dsgan(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -277,6 +278,20 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert main(command) == 0
     size = sum(file.stat().st_size for file in (tmp_path / "OUT").rglob("*") if file.is_file())
     assert estimate["bytes"] == pytest.approx(size, rel=0.5)  # preview and manifest are not proportional
+
+
+@pytest.mark.parametrize("held_up", [0.0, 0.5, 30.0])
+def test_a_rate_is_never_far_too_high(held_up: float) -> None:
+    """Also if something else held up the first run for some seconds."""
+    runs: list[int] = []
+
+    def seconds_of(units: int) -> float:
+        runs.append(units)
+        return 2 + units / 100 + (held_up if len(runs) == 1 else 0.0)
+
+    begun, found = rate(seconds_of, 10, 1000)
+    assert begun == 2.1 + held_up
+    assert 25 < found < 200 and max(runs) <= 1000
 
 
 def test_the_shell_completes_commands_and_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

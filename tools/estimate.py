@@ -13,6 +13,8 @@ from dsgan_datasets.tools import options
 
 #: Samples of the first run. The next ones have four times as many each, until one takes so many seconds.
 _FIRST, _LONG_ENOUGH = 4, 3.0
+#: Seconds by which a longer run must differ.
+_CLEAR = 1.0
 
 
 class Estimate(NamedTuple):
@@ -110,9 +112,33 @@ def measure(
         more = min(4 * more, num_samples)
         last = run_once(write, more)
     count, seconds, written = more - few, last[0] - begun[0], last[1] - begun[1]
-    if count == 0 or seconds <= 0:  # so few in all, or something held up the first run
+    if count == 0 or seconds < last[0] / 4:  # so few in all, or something held up the first run
         count, (seconds, written) = more, last
     return Estimate(num_samples, count / seconds, written / count, noun)
+
+
+def rate(seconds_of: Callable[[int], float], first: int, most: int) -> tuple[float, float]:
+    """Seconds of a run of `first` units, and units a second of longer ones.
+
+    The second run is lengthened until it takes clearly longer than the first one: other work on the machine moves both.
+    If even `most` units do not, they count as what their whole run took, which is too slow rather than too fast.
+
+    Args:
+        seconds_of: seconds of a run of so many units.
+        first: units of the first run.
+        most: units of the command that is estimated.
+
+    Example:
+        >>> rate(lambda units: 10 + units / 50, 15, 1500)
+        (10.3, 50.0)
+    """
+    begun, more, seconds = seconds_of(first), first, 0.0
+    while more < most:
+        more = min(4 * more, most)
+        seconds = seconds_of(more)
+        if seconds - begun >= max(_CLEAR, begun / 4):
+            return begun, (more - first) / (seconds - begun)
+    return begun, more / max(seconds, begun)
 
 
 def run_once(write: Callable[[Path, int], object], count: int) -> tuple[float, int]:

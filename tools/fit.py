@@ -22,7 +22,7 @@ from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import annotate, options
 from dsgan_datasets.tools.calibrate import add_filter_options, refuse_threshold, report
-from dsgan_datasets.tools.estimate import add_dry_run, duration, run_once, size
+from dsgan_datasets.tools.estimate import add_dry_run, duration, rate, run_once, size
 from dsgan_datasets.uncertainty import score_unit
 
 _CONVOLUTIONAL = "convolutional"
@@ -33,8 +33,6 @@ INTERPRETERS = {
     AUTO: AUTO,
 }
 #: Settings of the training that both kinds of interpreters have, and those that only one has; None is its default.
-#: Shares of the training that `--dry-run` tries.
-_SHARES = (0.005, 0.03)
 _OF_BOTH = ("members", "steps")
 _OF_PIXELS = ("hidden", "pixels_per_image", "batch_pixels", "learning_rate", "sigma", "class_balance")
 
@@ -188,16 +186,18 @@ def _architectures(args: argparse.Namespace, found: Annotations) -> dict[str, st
 
 
 def _estimate(args: argparse.Namespace, found: Annotations, settings: FitSettings) -> None:
-    """Print how long the command would take, from three small runs: one more has more steps, and one more draws."""
+    """Print how long the command would take, from small runs of it: with more and more steps, then with more draws."""
     longest = settings.convolutional.steps or settings.convolutional.max_steps
     steps = longest if args.interpreter == _CONVOLUTIONAL else settings.steps
     folds = min(args.folds, len(found.annotated)) if len(found.annotated) > 1 else 0
     ensembles = (folds + 1) * len(found.targets) + folds * (args.interpreter == AUTO)
     recipe = sample_recipe(found, **args.recipe).unfiltered()
-    least = min(20 * recipe.group_size, args.num_samples)
+    group = recipe.group_size
+    groups = max(1, args.num_samples // group)
+    least, written = min(20, groups), [0]
 
-    def run(share: float, draws: int) -> tuple[float, int]:
-        """Seconds and bytes of a run with a share of the steps."""
+    def run(share: float, groups: int) -> float:
+        """Seconds of a run with a share of the steps."""
         convolutional = dataclasses.replace(settings.convolutional, steps=max(1, round(share * longest)))
         small = dataclasses.replace(settings, steps=max(1, round(share * settings.steps)), convolutional=convolutional)
 
@@ -215,22 +215,20 @@ def _estimate(args: argparse.Namespace, found: Annotations, settings: FitSetting
                 architectures=_architectures(args, found),
             )
 
-        return run_once(write, draws)
+        seconds, written[0] = run_once(write, groups * group)
+        return seconds
 
-    (begun, written), (longer, _), (more, _) = (
-        run(_SHARES[0], least),
-        run(_SHARES[1], least),
-        run(_SHARES[0], 3 * least),
-    )
-    training = max(longer - begun, 1e-3) / (_SHARES[1] - _SHARES[0])  # seconds of all steps
-    draw = max(more - begun, 1e-3) / (2 * least)
-    seconds = begun + training * (1 - _SHARES[0]) + draw * (args.num_samples - least)
+    print("small runs of the command, to see how fast this machine is:", file=sys.stderr, flush=True)
+    few = max(1, steps // 100)
+    begun, step_rate = rate(lambda count: run(count / steps, least), few, steps)
+    _, group_rate = rate(lambda groups: run(few / steps, groups), least, groups)
+    seconds = begun + (steps - few) / step_rate + (groups - least) / group_rate
     options.print_rows(
         {
-            "training": f"{ensembles} ensembles of {steps:,} steps, {ensembles * steps / training:.1f} steps/s",
-            "calibration": f"{args.num_samples:,} draws, {1 / draw:.1f} draws/s",
+            "training": f"{ensembles} ensembles of {steps:,} steps, {ensembles * step_rate:.1f} steps/s",
+            "calibration": f"{args.num_samples:,} draws, {group * group_rate:.1f} draws/s",
             "time": duration(seconds),
-            "size": size(written),
+            "size": size(written[0]),
         }
     )
     if args.interpreter != "pixels":
