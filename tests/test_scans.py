@@ -152,7 +152,9 @@ def test_scans_of_16_bits_are_windowed_as_the_guide_says(
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
     low, high = re.search(r"LOW, HIGH = (-?\d+), (-?\d+)", code).groups()  # type: ignore[union-attr]
-    exec(code.replace(f"LOW, HIGH = {low}, {high}", f"LOW, HIGH = {WINDOW[0]}, {WINDOW[1]}"), {})
+    code = code.replace(f"LOW, HIGH = {low}, {high}", f"LOW, HIGH = {WINDOW[0]}, {WINDOW[1]}")
+    assert "OFFSET = -1024" in code
+    exec(code.replace("OFFSET = -1024", "OFFSET = 0"), {})
     photos = read_photos("windowed", SIZE)
     for image, photo, annotation in zip(samples.image[:3], photos, seen(samples)[:3], strict=True):
         assert torch.equal(photo.image, image)
