@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -112,10 +116,15 @@ def test_marks_of_an_earlier_round_are_left_out(
     file.mark(Asked(), 3, True)
     assert main([*export, str(tmp_path / "one")]) == 0
     later = [*export, "--after", str(tmp_path / "one"), str(tmp_path / "two")]
-    assert main(later) == 1 and "in an earlier round" in capsys.readouterr().err
+    assert main(later) == 1
+    said = capsys.readouterr().err
+    assert "nothing is left to annotate" in said and "in an earlier round" in said and "start" not in said
     file.mark(Asked(), 9, True)
     assert main(later) == 0 and "1 marked draw left out" in capsys.readouterr().err
     assert [image.index for image in Exported.read(tmp_path / "two").images] == [9]
+    file.clear(file.read())
+    assert main([*later[:-1], str(tmp_path / "three")]) == 1
+    assert f"--marked {file.path} holds no marks" in capsys.readouterr().err
 
 
 def test_one_file_has_marks_of_one_seed_and_generator(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
@@ -145,7 +154,8 @@ def test_other_files_are_no_marks(tmp_path: Path, content: str, capsys: pytest.C
     path = tmp_path / "marks.json"
     path.write_text(content)
     assert main(["annotate", "export", "demo-faces", str(tmp_path / "out"), "--marked", str(path)]) == 1
-    assert str(path) in capsys.readouterr().err and path.read_text() == content
+    said = capsys.readouterr().err
+    assert str(path) in said and "export it again" not in said and path.read_text() == content
 
 
 def test_other_ways_to_choose_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,6 +297,52 @@ def test_view_says_how_to_install_gradio(
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["view", "demo-faces", "--marks", str(tmp_path / "m.json")]) == 1
     assert "pip install 'dsgan_datasets[view]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1, port \d+ \(Cannot assign .*--host takes an address"),
+        (["--host", "no.host.invalid"], r"cannot listen on no\.host\.invalid, port \d+ \(.*--host takes an address"),
+        (["--host", "a..b"], r"cannot listen on a\.\.b, port \d+ \(.*--host takes an address"),
+        (["--port", "{taken}"], r"cannot listen on 127\.0\.0\.1: port \d+ is in use: choose another --port"),
+    ],
+)
+def test_an_address_that_cannot_be_served_is_refused_at_once(
+    tmp_path: Path, where: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = [text.format(taken=taken.getsockname()[1]) for text in where]
+        command = ["view", "demo-faces", "--device", "cpu", "--no-browser", "--marks", str(tmp_path / "marks.json")]
+        assert main([*command, *options]) == 1
+    said = capfd.readouterr().err
+    assert re.fullmatch(f"dsgan: error: {message}.*\n", said), said
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")  # of Gradio's
+def test_the_server_refuses_strangers(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    """Names of other sites, and uploads; and it ends at once, though a page is open."""
+    pytest.importorskip("gradio")
+
+    def status(path: str, headers: dict[str, str], data: bytes | None = None) -> int:
+        try:
+            with urlopen(Request(address + path, headers=headers, data=data), timeout=20) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            error.close()
+            return error.code
+
+    served = {"seed": 0, "start": 0, "to_annotate": True, "host": "127.0.0.1", "port": None, "browser": False}
+    with page.served(page_of(unfiltered, tmp_path), **served) as address:
+        port = address.rstrip("/").rpartition(":")[2]
+        for name in ("127.0.0.1", "localhost", "[::1]"):
+            assert status("config", {"Host": f"{name}:{port}"}) == 200
+        assert status("config", {"Host": "strangers.example"}) == 400
+        form = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + bytes(999) + b"\r\n--x--\r\n"
+        )
+        assert status("gradio_api/upload", {"Content-Type": "multipart/form-data; boundary=x"}, form) == 413
 
 
 def test_labels_are_as_opaque_as_asked_for() -> None:

@@ -543,9 +543,10 @@ def _port(host: str, port: int | None) -> int:
             # Gradio itself asks whether the port is free on this address.
             if _is_free(host, each) and _is_free("127.0.0.1", each):
                 return each
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host looks like that
+            problem = getattr(error, "strerror", None) or "not a name"
             raise OSError(
-                f"cannot listen on {host}, port {each} ({error.strerror}): --host takes an address of this machine, "
+                f"cannot listen on {host}, port {each} ({problem}): --host takes an address of this machine, "
                 "--port one that you may open"
             ) from error
     where = f"port {port} is" if port else f"ports {tried[0]} … {tried[-1]} are"
