@@ -100,8 +100,12 @@ def read_bounded(path: str | os.PathLike[str], at_most: int) -> bytes:
         return file.read(at_most)  # it may grow meanwhile
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, remedy: str = "save or export it again") -> Any:
     """A JSON file that anybody may have written, or saved again: UTF-8, with or without a byte-order mark, or UTF-16.
+
+    Args:
+        content: of the file.
+        remedy: what to do about a file that is empty or not valid.
 
     Raises:
         ContentError: what it is instead: another format, damaged, with a key twice in one object, nested too deeply, or
@@ -112,7 +116,7 @@ def parse_json(content: bytes) -> Any:
         {}
     """
     if not content.strip():
-        raise ContentError("is empty: save or export it again")
+        raise ContentError(f"is empty: {remedy}")
     if kind := kind_of(content):
         raise ContentError(f"holds {kind}, not JSON")
     memory = sum(each * content.count(mark) for mark, each in _BYTES_EACH.items())
@@ -126,15 +130,15 @@ def parse_json(content: bytes) -> Any:
     except ContentError:
         raise
     except RecursionError:
-        raise ContentError("is not valid JSON that can be read: it is nested too deeply: export it again") from None
+        raise ContentError(f"is not valid JSON that can be read: it is nested too deeply: {remedy}") from None
     except UnicodeDecodeError as error:
         raise ContentError(f"is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except json.JSONDecodeError as error:
         other = "; it holds a table (CSV)" if _TABLE.match(content) else ""
-        raise ContentError(f"is not valid JSON ({error}{other}): save or export it again") from None
+        raise ContentError(f"is not valid JSON ({error}{other}): {remedy}") from None
     except ValueError:
         raise ContentError(
-            "is not valid JSON that can be read: a number in it has thousands of digits: export it again"
+            f"is not valid JSON that can be read: a number in it has thousands of digits: {remedy}"
         ) from None
 
 

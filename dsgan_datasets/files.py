@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -144,6 +145,42 @@ def write_json(path: Path, content: object) -> None:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
+@contextmanager
+def one_at_a_time(folder: Path, patience: float = 10.0) -> Iterator[None]:
+    """Only one block with this folder runs at a time, on all threads and processes: to read a file, then to replace it.
+
+    Nothing is written for it. A file system that cannot lock folders lets all blocks run.
+
+    Args:
+        folder: of the file; it must exist.
+        patience: seconds to wait for another block.
+
+    Raises:
+        TimeoutError: another block has run that long.
+        OSError: the folder cannot be opened.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> with one_at_a_time(tmp):
+        ...     with one_at_a_time(tmp, patience=0):  # doctest: +IGNORE_EXCEPTION_DETAIL
+        ...         pass
+        Traceback (most recent call last):
+            ...
+        TimeoutError: [Errno 110] another program keeps it locked: 'folder'
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + patience
+        while not _lock(descriptor):
+            if time.monotonic() >= end:
+                problem = f"another program keeps it locked for {patience:g} s: try again, or end that program"
+                raise TimeoutError(errno.ETIMEDOUT, problem, os.fspath(folder))
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files that killed processes left of `path`; those of processes at work are locked, and stay.
 
@@ -188,8 +225,8 @@ def check_writable(folder: Path) -> None:
                 parent.rmdir()
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Lock a file until it is closed; False if another process has locked it."""
+def _lock(file: BinaryIO | int) -> bool:
+    """Lock a file, or what a descriptor is of, until it is closed; False if another process has locked it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -25,7 +30,7 @@ from dsgan_datasets import LabeledGenerator, LabelSchema
 from dsgan_datasets.annotations.folder import Exported
 from dsgan_datasets.tools import page
 from dsgan_datasets.tools.cli import main
-from dsgan_datasets.tools.looking import MOST_ATTEMPTS, Asked, MarkFile, look, usual
+from dsgan_datasets.tools.looking import Asked, MarkFile, look, usual
 from dsgan_datasets.tools.page import STREAM, TO_ANNOTATE, Page
 
 
@@ -50,8 +55,27 @@ def test_a_changed_recipe_is_shown_as_the_stream_has_it() -> None:
     for field, score in labeled.labeler.scores.items():
         assert (seen.samples[score] <= levels[field]).all()
     assert ((seen.samples.mask == SCHEMA.index("left")).sum((1, 2)) >= 3).all()
-    with pytest.raises(ValueError, match=f"no accepted draw in {MOST_ATTEMPTS}.*Raise the threshold"):
-        look(labeled, asked_of(labeled, thresholds={"mask": 0.0}))
+
+
+def test_what_was_found_is_shown_though_an_index_finds_nothing(filtered: LabeledGenerator) -> None:
+    free = look(filtered, Asked(num_samples=40)).samples.uncertainty_score
+    first, level = int(free.argmin()), float(free.min())  # one draw in forty, and a page that begins with it
+    seen = look(filtered, Asked(first=first, num_samples=12, thresholds={"mask": level}))
+    indices = seen.samples.index.tolist()
+    assert first in indices and seen.missing and len(seen.accepted) == len(indices)
+    assert sorted([*indices, *seen.missing]) == list(range(first, first + 12))
+    assert (seen.samples.uncertainty_score <= level).all()
+    said = page.summary(seen, filtered.targets, Asked())
+    assert f"samples {first} … {first + 11}" in said and f"no accepted draw was found for {seen.missing[0]}" in said
+
+
+def test_a_threshold_that_no_draw_meets_is_given_up_on_early(filtered: LabeledGenerator) -> None:
+    drawn = []
+    with pytest.raises(ValueError, match=r"accepts none of (\d+) draws: raise the threshold") as caught:
+        look(filtered, Asked(num_samples=200, thresholds={"mask": 0.0}), lambda done, total: drawn.append(done))
+    assert set(drawn) == {0} and int(str(caught.value).split("none of ")[1].split()[0]) < 200
+    many = look(filtered, Asked(num_samples=100, thresholds={"mask": 0.0}, to_annotate=True))
+    assert many.samples.num_samples == 100 and not any(many.accepted)  # all are worth annotating
 
 
 def test_view_groups_stay_together() -> None:
@@ -69,11 +93,13 @@ def test_what_is_marked_is_what_is_exported(tmp_path: Path, filtered: LabeledGen
         file.mark(asked, index, True)
     file.mark(asked, 2**53 + 2, False)
     again = MarkFile(tmp_path / "marks.json", labeled, "checkpoint")  # as the next `dsgan view` finds it
-    assert again.shown(asked) == (2**53 + 1, 2**53 + 4) and again.shown(Asked(seed=8)) == ()
+    marked = again.read()
+    assert marked.indices == (2**53 + 1, 2**53 + 4)
+    assert marked.same_draws(again.of(asked)) and not marked.same_draws(again.of(Asked(seed=8)))
     export = ["annotate", "export", str(tmp_path / "checkpoint"), "--marked", str(tmp_path / "marks.json")]
     assert main([*export, str(tmp_path / "round"), "--device", "cpu"]) == 0
     exported = Exported.read(tmp_path / "round")
-    assert [image.index for image in exported.images] == list(again.marked.indices)
+    assert [image.index for image in exported.images] == list(marked.indices)
     seen = look(labeled, asked).samples
     assert seen.num_samples == 5  # rejected draws too: those are worth annotating
     for image, row in zip(exported.images, (1, 4), strict=True):
@@ -90,10 +116,15 @@ def test_marks_of_an_earlier_round_are_left_out(
     file.mark(Asked(), 3, True)
     assert main([*export, str(tmp_path / "one")]) == 0
     later = [*export, "--after", str(tmp_path / "one"), str(tmp_path / "two")]
-    assert main(later) == 1 and "in an earlier round" in capsys.readouterr().err
+    assert main(later) == 1
+    said = capsys.readouterr().err
+    assert "nothing is left to annotate" in said and "in an earlier round" in said and "start" not in said
     file.mark(Asked(), 9, True)
     assert main(later) == 0 and "1 marked draw left out" in capsys.readouterr().err
     assert [image.index for image in Exported.read(tmp_path / "two").images] == [9]
+    file.clear(file.read())
+    assert main([*later[:-1], str(tmp_path / "three")]) == 1
+    assert f"--marked {file.path} holds no marks" in capsys.readouterr().err
 
 
 def test_one_file_has_marks_of_one_seed_and_generator(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
@@ -106,7 +137,7 @@ def test_one_file_has_marks_of_one_seed_and_generator(tmp_path: Path, unfiltered
             file.mark(other, 4, True)
     assert path.read_bytes() == written
     file.mark(Asked(thresholds={"mask": 0.1}, require=["left"]), 4, True)  # the filter does not change a draw
-    file.clear()
+    file.clear(file.read())
     file.mark(Asked(seed=1), 5, True)
     assert json.loads(path.read_text())["indices"] == [5]
     stranger = json.loads(path.read_text())
@@ -123,7 +154,8 @@ def test_other_files_are_no_marks(tmp_path: Path, content: str, capsys: pytest.C
     path = tmp_path / "marks.json"
     path.write_text(content)
     assert main(["annotate", "export", "demo-faces", str(tmp_path / "out"), "--marked", str(path)]) == 1
-    assert str(path) in capsys.readouterr().err and path.read_text() == content
+    said = capsys.readouterr().err
+    assert str(path) in said and "export it again" not in said and path.read_text() == content
 
 
 def test_other_ways_to_choose_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,13 +174,13 @@ def test_the_page_quotes_names_and_shows_every_label(tmp_path: Path) -> None:
     labeled.labeler = labeled.labeler.with_targets([named, *labeled.targets[1:]])
     shown = page_of(labeled, tmp_path)
     levels = [""] * len(labeled.labeler.scores)
-    summary, cards = shown.shown(STREAM, "0", "0", None, [], 1, *levels)
+    summary, cards, _ = shown.shown(STREAM, "0", "0", 1, [], 1, *levels)
     assert cards.count('class="picture ') == 3 * (1 + 3 + 3) and cards.count("<input") == 0
     assert "samples 0 … 2, accepted from 3 draws" in summary and "depth uncertainty" in summary
-    shown.file.mark(Asked(), 1, True)
-    _, cards = shown.shown(TO_ANNOTATE, "0", "0", None, [], 1, *levels)
+    shown.file.mark(Asked(psi=1), 1, True)
+    _, cards, _ = shown.shown(TO_ANNOTATE, "0", "0", 1, [], 1, *levels)
     assert cards.count("<input") == 3 and cards.count(" checked") == 1
-    texts = [page.legend(labeled.targets), cards, page.marks_panel(shown.file)]
+    texts = [page.legend(labeled.targets), cards, shown.panel()[0]]
     assert not any("<script>" in text or "<b>" in text for text in texts) and "&lt;script&gt;" in texts[0]
 
 
@@ -158,15 +190,99 @@ def test_the_page_quotes_names_and_shows_every_label(tmp_path: Path) -> None:
         (1, "-1", r"seed: '-1' is not an integer in 0 … 2\^64-1"),
         (2, "x", "first index: 'x' is not an integer"),
         (6, "much", "highest uncertainty of mask: 'much' is not a number"),
+        (6, "-1", "highest uncertainty of mask: '-1' is below 0"),
+        (3, None, "truncation psi: the box is empty"),
+        (3, 7, "truncation_psi must be"),
+        (1, "", "seed: the box is empty"),
+        (5, None, "pixels of each: the box is empty"),
+        (5, 2.5, r"pixels of each: '2\.5' is not an integer"),
+        (5, 0, "pixels of each: '0' is not an integer in 1 …"),
+        (4, ["tail"], "in every sample: no class or point is named 'tail'"),
+        (4, 3, "in every sample must be a list of names, not 3"),
+        (0, "anything", "show: 'anything' is neither"),
     ],
 )
 def test_wrong_values_of_boxes_are_named(
-    tmp_path: Path, unfiltered: LabeledGenerator, box: int, value: str, message: str
+    tmp_path: Path, unfiltered: LabeledGenerator, box: int, value: object, message: str
 ) -> None:
-    values: list[Any] = [STREAM, "0", "0", None, [], 1, ""]
+    values: list[Any] = [STREAM, "0", "0", 0.9, [], 1, ""]
     values[box] = value
     with pytest.raises(ValueError, match=message):
         page_of(unfiltered, tmp_path).shown(*values)
+
+
+ANNOTATING = (TO_ANNOTATE, "5", "8", 0.9, [], 1, "")
+
+
+def test_a_mark_is_of_the_picture_that_is_seen(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    """Controls may say something else by then; a box of samples that are gone marks nothing."""
+    pages = page_of(unfiltered, tmp_path)
+    _, cards, shown = pages.shown(*ANNOTATING)
+    assert f'data-page="{shown.token}"' in cards
+    marked = pages.mark(shown, shown.token, str(shown.indices[2]), True)
+    assert (marked.seed, marked.indices) == (5, (10,)) and marked == pages.file.read()
+    for changes in ({1: "6"}, {2: "9"}, {3: 0.8}):
+        _, _, later = pages.shown(*(changes.get(i, value) for i, value in enumerate(ANNOTATING)))
+        with pytest.raises(ValueError, match=r"other samples are shown by now\. Press Show"):
+            pages.mark(later, shown.token, "9", True)
+    with pytest.raises(ValueError, match="Press Show"):
+        pages.mark(None, shown.token, "9", True)
+    _, _, stream = pages.shown(STREAM, *ANNOTATING[1:])
+    with pytest.raises(ValueError, match="9 is not one of the draws to annotate"):
+        pages.mark(stream, stream.token, "9", True)
+    assert pages.file.read() == marked
+
+
+@pytest.mark.parametrize("index", ["-1", "9223372036854775808", 1e300, None, True, [9], "11", "9.0"])
+def test_what_is_no_draw_is_not_marked(tmp_path: Path, unfiltered: LabeledGenerator, index: object) -> None:
+    pages = page_of(unfiltered, tmp_path)
+    _, _, shown = pages.shown(*ANNOTATING)
+    before = pages.mark(shown, shown.token, 9, True)
+    with pytest.raises(ValueError, match="index|not one of"):
+        pages.mark(shown, shown.token, index, True)
+    with pytest.raises(ValueError, match="marked must be True or False, not 'False'"):
+        pages.mark(shown, shown.token, "9", "False")
+    assert pages.file.read() == before
+    with pytest.raises(ValueError, match=r"2\^63-1"):
+        before.with_mark(2**63, True)
+
+
+def test_several_programs_mark_in_one_file(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    one, two = (MarkFile(tmp_path / "new" / "marks.json", unfiltered, "checkpoint") for _ in range(2))
+    one.mark(Asked(), 3, True)
+    seen = one.mark(Asked(), 1, True)
+    assert two.mark(Asked(), 2, True).indices == one.read().indices == (1, 2, 3)
+    with pytest.raises(ValueError, match="was changed elsewhere, and nothing is cleared"):
+        one.clear(seen)  # 2 has never been on this page
+    one.clear(one.read())
+    one.mark(Asked(seed=9), 77, True)
+    with pytest.raises(ValueError, match="holds marks of seed 9"):
+        two.mark(Asked(), 4, True)
+    assert two.read().indices == (77,)
+    two.path.write_text("{}")
+    with pytest.raises(ValueError, match="it has no|format_version is not 1"):
+        one.mark(Asked(seed=9), 78, True)
+    assert two.path.read_text() == "{}" and [file.name for file in two.path.parent.iterdir()] == ["marks.json"]
+
+
+def test_marks_made_at_the_same_time_are_all_kept(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    files = [MarkFile(tmp_path / "marks.json", unfiltered, "checkpoint") for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: files[i % 4].mark(Asked(), i, True), range(24), timeout=60))
+    assert files[0].read().indices == tuple(range(24))
+
+
+def test_the_reason_why_a_file_is_refused_is_whole(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    file = MarkFile(tmp_path / "marks.json", unfiltered, "checkpoint")
+    file.mark(Asked(), 3, True)
+    content = json.loads(file.path.read_text())
+    file.path.write_text(json.dumps({**content, "indices": [3, -1]}))
+    with pytest.raises(ValueError, match=r"indices must (be|lie) .* 2\^63-1.*, got -1"):
+        file.read()
+    del content["seed"]
+    file.path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="it has no 'seed'"):
+        file.read()
 
 
 def test_pages_move_within_the_indices(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
@@ -181,6 +297,52 @@ def test_view_says_how_to_install_gradio(
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["view", "demo-faces", "--marks", str(tmp_path / "m.json")]) == 1
     assert "pip install 'dsgan_datasets[view]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (["--host", "192.0.2.1"], r"cannot listen on 192\.0\.2\.1, port \d+ \(Cannot assign .*--host takes an address"),
+        (["--host", "no.host.invalid"], r"cannot listen on no\.host\.invalid, port \d+ \(.*--host takes an address"),
+        (["--host", "a..b"], r"cannot listen on a\.\.b, port \d+ \(.*--host takes an address"),
+        (["--port", "{taken}"], r"cannot listen on 127\.0\.0\.1: port \d+ is in use: choose another --port"),
+    ],
+)
+def test_an_address_that_cannot_be_served_is_refused_at_once(
+    tmp_path: Path, where: list[str], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = [text.format(taken=taken.getsockname()[1]) for text in where]
+        command = ["view", "demo-faces", "--device", "cpu", "--no-browser", "--marks", str(tmp_path / "marks.json")]
+        assert main([*command, *options]) == 1
+    said = capfd.readouterr().err
+    assert re.fullmatch(f"dsgan: error: {message}.*\n", said), said
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")  # of Gradio's
+def test_the_server_refuses_strangers(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    """Names of other sites, and uploads; and it ends at once, though a page is open."""
+    pytest.importorskip("gradio")
+
+    def status(path: str, headers: dict[str, str], data: bytes | None = None) -> int:
+        try:
+            with urlopen(Request(address + path, headers=headers, data=data), timeout=20) as answer:
+                return int(answer.status)
+        except HTTPError as error:
+            error.close()
+            return error.code
+
+    served = {"seed": 0, "start": 0, "to_annotate": True, "host": "127.0.0.1", "port": None, "browser": False}
+    with page.served(page_of(unfiltered, tmp_path), **served) as address:
+        port = address.rstrip("/").rpartition(":")[2]
+        for name in ("127.0.0.1", "localhost", "[::1]"):
+            assert status("config", {"Host": f"{name}:{port}"}) == 200
+        assert status("config", {"Host": "strangers.example"}) == 400
+        form = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + bytes(999) + b"\r\n--x--\r\n"
+        )
+        assert status("gradio_api/upload", {"Content-Type": "multipart/form-data; boundary=x"}, form) == 413
 
 
 def test_labels_are_as_opaque_as_asked_for() -> None:
@@ -292,6 +454,15 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
         all_of("input.mark")[0].click()
         wait_for(lambda: "seed 1, " in text_of("#marks"))
 
+        seed = all_of("#seed input, #seed textarea")[0]
+        seed.clear()
+        seed.send_keys("5")  # without Enter: the samples are still those of seed 1
+        all_of("input.mark")[1].click()
+        wait_for(lambda: "2 draws marked (seed 1, " in text_of("#marks"))
+        assert json.loads((tmp_path / "marks.json").read_text())["seed"] == 1
+        all_of("input.mark")[1].click()
+        wait_for(lambda: "1 draw marked (seed 1, " in text_of("#marks"))
+
         all_of("#layers input")[0].click()
         wait_for(lambda: not all_of(".layer-0")[0].is_displayed() and all_of(".layer-1")[0].is_displayed())
         opacity = all_of("#opacity input[type=number]")[0]
@@ -305,7 +476,8 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
         assert urls and not [url for url in urls if not url.startswith((address, "data:", "blob:"))]
         server.send_signal(signal.SIGINT)
         assert server.wait(30) == 130, (tmp_path / "out").read_text()
-        assert "what was marked is in the file of --marks" in (tmp_path / "out").read_text()
+        said = (tmp_path / "out").read_text()
+        assert "1 marked draw in marks.json" in said and "Traceback" not in said and "ERROR" not in said
         assert not list((tmp_path / "tmp").glob("*gradio*")) and not list((tmp_path / "tmp").glob("dsgan-view-*"))
     finally:
         server.kill()

@@ -98,7 +98,7 @@ def _add_export(actions: options.Verbs[argparse.ArgumentParser]) -> None:
         "--marked",
         type=Path,
         metavar="FILE",
-        help="exactly the draws that were marked in `dsgan view`, less those of --after; its seed and recipe hold",
+        help="exactly the draws that were marked in `dsgan view`, minus those of --after; its seed and recipe hold",
     )
     options.add_seed(parser)
     options.add_recipe(
@@ -262,7 +262,10 @@ def _marked(args: argparse.Namespace) -> Marked:
     if given := [name for name in chosen if getattr(args, name) != args.parser.get_default(name)]:
         names = ", ".join("--truncation-psi and --set" if n == "recipe" else f"--{n.replace('_', '-')}" for n in given)
         args.parser.error(f"--marked says which draws, of which seed and recipe: leave out {names}")
-    return Marked.read(args.marked)
+    marked = Marked.read(args.marked)
+    if not marked.indices:
+        raise ValueError(f"--marked {args.marked} holds no marks: mark draws with `dsgan view`, or leave out --marked")
+    return marked
 
 
 def parts(

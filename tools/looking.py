@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 import torch
 from torch import Tensor
 
 from dsgan_datasets.annotations.folder import generator_fingerprint
 from dsgan_datasets.annotations.marked import Marked
+from dsgan_datasets.files import one_at_a_time
 from dsgan_datasets.filtering import accepts
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, Purpose
@@ -25,6 +25,8 @@ from dsgan_datasets.tools import options
 #: Draws of an index after which a page gives up. A stream measures how often draws pass first, for which nobody waits
 #: here.
 MOST_ATTEMPTS = 50
+#: Draws in a row, groups of them where there are groups, after which it gives up if the filter accepts none.
+MOST_REJECTED = 64
 #: The score that a filter's own threshold is compared with.
 _FIRST_SCORE = "uncertainty_score"
 
@@ -62,11 +64,13 @@ class Seen:
         samples: on the CPU, with the uncertainty of each label that has one.
         accepted: whether the filter accepts each of them; all of a stream are.
         num_draws: that were made for it.
+        missing: indices that found no accepted draw.
     """
 
     samples: SampleBatch
     accepted: tuple[bool, ...]
     num_draws: int
+    missing: tuple[int, ...] = ()
 
 
 def usual(labeled: LabeledGenerator) -> Asked:
@@ -119,7 +123,7 @@ def look(
         progress: called with the samples that are there, and all.
 
     Raises:
-        ValueError: the recipe does not fit, or an index found no accepted draw.
+        ValueError: the recipe does not fit, or no draw at all is accepted.
     """
     source = changed(labeled, asked)
     group = source.group
@@ -129,10 +133,14 @@ def look(
     extras = [name.removesuffix("_score") for name in source.labeler.scores.values()]
     found: dict[int, SampleBatch] = {}
     accepted: dict[int, bool] = {}
-    total, num_draws = len(pending), 0
+    total, num_draws, in_a_row = len(pending), 0, 0
     for attempt in range(1 if asked.to_annotate else MOST_ATTEMPTS):
-        rejected = []
-        for indices in _blocks(pending, source.recipe.compute_batch // group * group):
+        waiting, pending = pending, []
+        for indices in _blocks(waiting, source.recipe.compute_batch // group * group):
+            if in_a_row >= MOST_REJECTED:
+                pending += indices
+                continue
+            before = len(found)
             batch = source.generate(indices, seed=asked.seed, attempts=attempt, extras=extras, purpose=purpose)
             passed = _together(accepts(source.recipe.filter, source.targets, batch), group)
             num_draws += len(indices)
@@ -141,18 +149,16 @@ def look(
                     found[index] = SampleBatch({name: value[row].cpu() for name, value in batch.items()})
                     accepted[index] = passes
                 else:
-                    rejected.append(index)
+                    pending.append(index)
+            in_a_row = 0 if len(found) > before else in_a_row + len(indices) // group
             progress(len(found), total)
-        if not (pending := rejected):
+        if not pending or in_a_row >= MOST_REJECTED:
             break
-    else:
-        raise ValueError(
-            f"index {pending[0]} found no accepted draw in {MOST_ATTEMPTS}: of {num_draws} draws, {len(found)} passed. "
-            "Raise the threshold, or require less"
-        )
+    if not found:
+        raise ValueError(f"the filter accepts none of {num_draws} draws: raise the threshold, or require less")
     rows = [found[index] for index in sorted(found)]
     samples = SampleBatch({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
-    return Seen(samples, tuple(accepted[index] for index in sorted(found)), num_draws)
+    return Seen(samples, tuple(accepted[index] for index in sorted(found)), num_draws, tuple(pending))
 
 
 def _blocks(indices: list[int], size: int) -> list[list[int]]:
@@ -165,7 +171,7 @@ def _together(passed: Tensor, group: int) -> Tensor:
 
 
 class MarkFile:
-    """The draws that are marked, always as they are on the disk.
+    """The draws that are marked, always as they are on the disk: other programs may change the file meanwhile.
 
     Args:
         path: of the file; what it already holds stays.
@@ -181,47 +187,82 @@ class MarkFile:
         self.path = path
         self.labeled = labeled
         self.checkpoint = checkpoint
-        self._lock = Lock()
         self._fingerprint = generator_fingerprint(labeled.generator)
-        self.marked = Marked.read(path) if path.exists() else self.of(Asked())
-        if self.marked.fingerprint != self._fingerprint:
+        self.read()
+
+    def read(self) -> Marked:
+        """What the file holds now; no marks if it is not there.
+
+        Raises:
+            ValueError, OSError: as at the beginning.
+        """
+        try:
+            found = Marked.read(self.path)
+        except FileNotFoundError:
+            return self.of(Asked())
+        if found.fingerprint != self._fingerprint:
             raise ValueError(
-                f"{path} holds marks for another generator ({self.marked.generator}): name another file (--marks)"
+                f"{self.path} holds marks for another generator ({found.generator}): name another file (--marks)"
             )
+        return found
 
     def of(self, asked: Asked) -> Marked:
         """No marks, of the draws that are asked for."""
         recipe = changed(self.labeled, asked).recipe.unfiltered().override(class_map=None, max_uncertainty=None)
         return Marked(options.short(self.checkpoint), self._fingerprint, recipe, asked.seed)
 
-    def shown(self, asked: Asked) -> tuple[int, ...]:
-        """Which of these draws are marked."""
-        return self.marked.indices if self.marked.same_draws(self.of(asked)) else ()
-
-    def mark(self, asked: Asked, index: int, marked: bool) -> None:
+    def mark(self, asked: Asked, index: int, marked: bool) -> Marked:
         """Mark a draw, or take its mark away, and write the file.
+
+        Returns:
+            what the file holds then.
 
         Raises:
             ValueError: there are marks of another seed or psi; one round of annotations has one of each.
-            OSError: the file cannot be written.
+            OSError: the file cannot be read or written.
         """
-        with self._lock:
-            these = self.of(asked)
-            if self.marked.indices and not self.marked.same_draws(these):
-                psi = self.marked.recipe.truncation_psi
-                raise ValueError(
-                    f"{self.path} holds marks of seed {self.marked.seed}, psi {psi}: go back to these, or clear the "
-                    "marks"
-                )
-            before = self.marked if self.marked.same_draws(these) else these
-            changed_marks = before.with_mark(index, marked)
-            changed_marks.write(self.path)
-            self.marked = changed_marks
+        these = self.of(asked)
 
-    def clear(self) -> None:
-        """Take all marks away."""
-        with self._lock:
-            cleared = dataclasses.replace(self.marked, indices=())
-            if self.path.exists():
-                cleared.write(self.path)
-            self.marked = cleared
+        def change(found: Marked) -> Marked:
+            same = found.same_draws(these)
+            if found.indices and not same:
+                psi = found.recipe.truncation_psi
+                raise ValueError(
+                    f"{self.path} holds marks of seed {found.seed}, psi {psi}: go back to these, or clear the marks"
+                )
+            return (found if same else these).with_mark(index, marked)
+
+        return self._changed(change)
+
+    def clear(self, known: Marked | None) -> Marked:
+        """Take all marks away.
+
+        Args:
+            known: what the file holds, as the person sees it.
+
+        Returns:
+            what the file holds then.
+
+        Raises:
+            ValueError: it holds other marks, which nobody has decided to clear.
+            OSError: the file cannot be read or written.
+        """
+
+        def change(found: Marked) -> Marked:
+            if known is None or found.indices != known.indices or not found.same_draws(known):
+                raise ValueError(
+                    f"{self.path} was changed elsewhere, and nothing is cleared: look at the marks that are shown now, "
+                    "then clear them"
+                )
+            return dataclasses.replace(found, indices=())
+
+        return self._changed(change)
+
+    def _changed(self, change: Callable[[Marked], Marked]) -> Marked:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(self.path.parent):
+            before = self.read()
+            after = change(before)
+            if after != before:
+                after.write(self.path)
+            return after

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import argparse
 import base64
+import errno
+import hashlib
 import html
 import io
+import logging
 import os
 import shlex
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
+from ipaddress import ip_address
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from PIL import Image
 
+from dsgan_datasets.annotations.marked import Marked
+from dsgan_datasets.checks import boolean, names
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX
 from dsgan_datasets.pictures import about, heat_map, photo
@@ -26,7 +34,7 @@ from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.tools import options
 from dsgan_datasets.tools.looking import Asked, MarkFile, Seen, look, parts_of, usual
-from dsgan_datasets.tools.messages import counted, printable
+from dsgan_datasets.tools.messages import counted, explain
 from dsgan_datasets.uncertainty import score_unit
 
 Number = TypeVar("Number", int, float)
@@ -61,7 +69,8 @@ element.addEventListener('change', event => {
   if (!box.matches('input.mark')) return;
   box.closest('.sample').classList.toggle('marked', box.checked);
   window.lastMarked = box;
-  trigger('select', {index: box.value, marked: box.checked});
+  const page = box.closest('.samples').dataset.page;
+  trigger('select', {page: page, index: box.value, marked: box.checked});
 });
 """
 #: The page is not drawn anew where its HTML is the same as before, so boxes are set by hand: the one that could not be
@@ -88,12 +97,31 @@ def gradio() -> Any:
     return gradio
 
 
-def cards(seen: Seen, targets: Sequence[Target], marked: Iterable[int], *, to_annotate: bool) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """The samples that are on a person's screen, whatever the controls say by now.
+
+    Attributes:
+        asked: what they were drawn for.
+        indices: of the samples.
+    """
+
+    asked: Asked
+    indices: tuple[int, ...]
+
+    @property
+    def token(self) -> str:
+        """What the samples on the screen are known by."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+def cards(seen: Seen, targets: Sequence[Target], marked: Iterable[int], shown: Shown) -> str:
     """Samples as HTML: image, labels over the image, uncertainty; a caption, and a box to mark draws to annotate."""
+    to_annotate = shown.asked.to_annotate
     maps = [name for name in seen.samples if name.endswith("uncertainty")]
     highest = {name: float(seen.samples[name].max()) for name in maps}
     unit, chosen = score_unit(targets), set(marked)
-    shown = []
+    figures = []
     for sample, accepted in zip(seen.samples.rows(), seen.accepted, strict=True):
         index = int(sample.index)
         said = [f"<span>{html.escape(text)}</span>" for text in about(sample, unit)]
@@ -104,12 +132,13 @@ def cards(seen: Seen, targets: Sequence[Target], marked: Iterable[int], *, to_an
             said.append(f"<label>{box}annotate</label>")
         pictures = "".join(_pictures(sample, targets, highest))
         mark = " marked" if to_annotate and index in chosen else ""
-        shown.append(
+        figures.append(
             f'<figure class="sample{mark}"><div class="pictures">{pictures}</div>'
             f"<figcaption>{''.join(said)}</figcaption></figure>"
         )
     columns = 1 + len(targets) + len(maps)
-    return f'<div class="samples" style="--card: {150 * columns}px">{"".join(shown)}</div>'
+    wide = 150 * columns
+    return f'<div class="samples" data-page="{shown.token}" style="--card: {wide}px">{"".join(figures)}</div>'
 
 
 def _pictures(sample: Sample, targets: Sequence[Target], highest: Mapping[str, float]) -> Iterator[str]:
@@ -149,7 +178,8 @@ def legend(targets: Sequence[Target]) -> str:
 
 def summary(seen: Seen, targets: Sequence[Target], asked: Asked) -> str:
     """One line about what is shown."""
-    first, last = int(seen.samples.index[0]), int(seen.samples.index[-1])
+    indices = sorted([*seen.samples.index.tolist(), *seen.missing])
+    first, last = indices[0], indices[-1]
     scales = [
         f"{name.replace('_', ' ')}: dark 0, bright {float(seen.samples[name].max()):.3g} "
         f"{score_unit(targets) if name == 'uncertainty' else ''}".rstrip()
@@ -161,12 +191,16 @@ def summary(seen: Seen, targets: Sequence[Target], asked: Asked) -> str:
         drawn = f"draws {first} … {last}, of which the filter would reject {rejected}"
     else:
         drawn = f"samples {first} … {last}, accepted from {counted(seen.num_draws, 'draw')}"
-    return f"<p>{html.escape(' · '.join([drawn, *scales]))}</p>"
+    line = f"<p>{html.escape(' · '.join([drawn, *scales]))}</p>"
+    if not seen.missing:
+        return line
+    which = f"{', '.join(map(str, seen.missing[:8]))}{', …' * (len(seen.missing) > 8)}"
+    said = f"no accepted draw was found for {which}: raise the highest uncertainty, or require less"
+    return f'{line}<p class="rejected">{html.escape(said)}</p>'
 
 
-def marks_panel(file: MarkFile) -> str:
+def marks_panel(file: MarkFile, found: Marked) -> str:
     """What is marked, and what to do with it, as HTML."""
-    found = file.marked
     if not found.indices:
         return (
             '<div class="marks">Nothing is marked. Under “draws to annotate” each picture has a box: these draws are '
@@ -194,58 +228,99 @@ class Page:
         self.file = file
         self.num_samples = num_samples
         self.fields = list(labeled.labeler.scores)
+        self.parts = [*parts_of(labeled)[0], *parts_of(labeled)[1]]
+        low, high = labeled.recipe.psi_range
+        self.has_psi = low == high
 
     def asked(
-        self,
-        draws: str,
-        seed: str,
-        first: str,
-        psi: float | None,
-        require: Sequence[str],
-        min_area: float | None,
-        *levels: str,
+        self, draws: object, seed: object, first: object, psi: object, require: Any, min_area: object, *levels: object
     ) -> Asked:
-        """The values of the controls.
+        """The values of the controls, as a browser or another program sends them.
 
         Raises:
             ValueError: one that makes no sense, named.
         """
+        if draws not in (STREAM, TO_ANNOTATE):
+            raise ValueError(f"show: {draws!r:.80} is neither {STREAM!r} nor {TO_ANNOTATE!r}")
+        if unknown := [name for name in names("in every sample", require or ()) if name not in self.parts]:
+            raise ValueError(f"in every sample: no class or point is named {unknown[0]!r:.80}")
         return Asked(
             seed=_parsed("seed", options.seed, seed),
             first=_parsed("first index", options.index, first),
             num_samples=self.num_samples,
-            psi=psi,
+            psi=_parsed("truncation psi", options.number, psi) if self.has_psi else None,
             thresholds={
-                field: _parsed(f"highest uncertainty of {field}", options.number, level) if level.strip() else None
+                field: _parsed(f"highest uncertainty of {field}", _score, level) if _text(level) else None
                 for field, level in zip(self.fields, levels, strict=True)
             },
-            require=require,
-            min_area=int(min_area or 1),
+            require=require or (),
+            min_area=_parsed("pixels of each", options.integer(1, 2**26), min_area),
             to_annotate=draws == TO_ANNOTATE,
         )
 
-    def shown(self, *values: Any, progress: Any = None) -> tuple[str, str]:
-        """Summary and samples, as HTML."""
+    def shown(self, *values: Any, progress: Any = None) -> tuple[str, str, Shown]:
+        """Summary and samples as HTML, and what they are of."""
         asked = self.asked(*values)
         seen = look(self.labeled, asked, progress or (lambda done, total: None))
         targets = self.labeled.targets
-        return (
-            summary(seen, targets, asked),
-            cards(seen, targets, self.file.shown(asked), to_annotate=asked.to_annotate),
-        )
+        found = self.file.read()
+        marked = found.indices if found.same_draws(self.file.of(asked)) else ()
+        shown = Shown(asked, tuple(seen.samples.index.tolist()))
+        return summary(seen, targets, asked), cards(seen, targets, marked, shown), shown
 
-    def moved(self, first: str, pages: int) -> str:
+    def mark(self, shown: Shown | None, token: object, index: object, marked: object) -> Marked:
+        """Mark a draw, or take its mark away.
+
+        Args:
+            shown: what the person was shown last.
+            token: of the samples that the box is one of.
+            index: of the draw.
+            marked: what the box says.
+
+        Returns:
+            what is marked then.
+
+        Raises:
+            ValueError: the box is not one of these samples.
+            OSError: the file cannot be read or written.
+        """
+        if shown is None or token != shown.token:
+            raise ValueError("nothing is marked: other samples are shown by now. Press Show, then mark them")
+        number = _parsed("index", options.index, index)
+        if number not in shown.indices or not shown.asked.to_annotate:
+            raise ValueError(f"nothing is marked: {number} is not one of the {TO_ANNOTATE} that are shown")
+        return self.file.mark(shown.asked, number, boolean("marked", marked))
+
+    def panel(self, found: Marked | None = None) -> tuple[str, Marked]:
+        """What is marked, as HTML and as it was read; None reads it."""
+        found = found or self.file.read()
+        return marks_panel(self.file, found), found
+
+    def moved(self, first: object, pages: int) -> str:
         """The first index of another page."""
         index = _parsed("first index", options.index, first) + pages * self.num_samples
         return str(min(max(index, 0), MAX_INDEX))
 
 
-def _parsed(name: str, parse: Callable[[str], Number], text: str) -> Number:
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _parsed(name: str, parse: Callable[[str], Number], value: object) -> Number:
     """A number as the command line takes it, of a box with that name."""
+    if not (text := _text(value)):
+        raise ValueError(f"{name}: the box is empty, type a number")
     try:
-        return parse(str(text).strip())
+        return parse(text)
     except argparse.ArgumentTypeError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _score(text: str) -> float:
+    """The highest accepted uncertainty."""
+    if (level := options.number(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 0, which no uncertainty is")
+    return level
 
 
 def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
@@ -253,11 +328,12 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
     gr = gradio()
     labeled, own = page.labeled, usual(page.labeled)
     low, high = labeled.recipe.psi_range
-    classes, points = parts_of(labeled)
+    classes, _ = parts_of(labeled)
     layers = _layers(labeled)
-    title = f"{page.file.marked.generator} · dsgan view"
+    name = options.short(page.file.checkpoint)
+    title = f"{name} · dsgan view"
     with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as blocks:
-        gr.Markdown(f"## {_plain(page.file.marked.generator)} `{labeled.fingerprint[:8]}`")
+        gr.Markdown(f"## {_plain(name)} `{labeled.fingerprint[:8]}`")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 draws = gr.Radio(
@@ -267,9 +343,9 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
                     seed_box = gr.Textbox(str(seed), label="Seed", elem_id="seed", min_width=100)
                     first = gr.Textbox(str(start), label="First index", elem_id="first", min_width=100)
                 psi = gr.Slider(
-                    0, max(1.0, high), high, step=0.01, label="Truncation psi", elem_id="psi", visible=low == high
+                    0, max(1.0, high), high, step=0.01, label="Truncation psi", elem_id="psi", visible=page.has_psi
                 )
-                if low != high:
+                if not page.has_psi:
                     gr.Markdown(f"psi is drawn for every sample: {low:g} … {high:g}")
                 levels = [
                     gr.Textbox(
@@ -281,12 +357,12 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
                     for number, field in enumerate(page.fields)
                 ]
                 require = gr.Dropdown(
-                    [*classes, *points],
+                    page.parts,
                     value=list(own.require),
                     multiselect=True,
                     label="In every sample",
                     elem_id="require",
-                    visible=bool(classes or points),
+                    visible=bool(page.parts),
                 )
                 min_area = gr.Number(
                     own.min_area, label="Pixels of each, at least", precision=0, minimum=1, visible=bool(classes)
@@ -300,30 +376,33 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
                     again = gr.Button("Show", variant="primary", size="sm", elem_id="show")
                     forth = gr.Button("Next →", size="sm", elem_id="next")
                 line = gr.HTML(elem_id="summary")
-                panel = gr.HTML(marks_panel(page.file), elem_id="marks")
+                panel = gr.HTML(elem_id="marks")
                 samples = gr.HTML(js_on_load=_ON_LOAD, elem_id="samples", min_height=200)
                 clear = gr.Button("Clear marks", size="sm", elem_id="clear")
 
-        controls = [draws, seed_box, first, *([psi] if low == high else []), require, min_area, *levels]
+        controls = [draws, seed_box, first, psi, require, min_area, *levels]
+        # Kept here for each browser: which samples it shows, and which marks.
+        on_screen, known = gr.State(), gr.State()
 
-        def values(given: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(given) if low == high else (*given[:3], None, *given[3:])
-
-        def show(*given: Any, progress: Any = gr.Progress()) -> tuple[str, str]:  # noqa: B008 - how Gradio finds it
+        def show(*given: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 - how Gradio finds it
             with _as_message(gr):
-                return page.shown(*values(given), progress=lambda done, total: progress((done, total), "drawing"))
+                shown = page.shown(*given, progress=lambda done, total: progress((done, total), "drawing"))
+                return *shown, *page.panel()
 
-        def mark(event: Any, *given: Any) -> str:
+        def mark(event: Any, shown: Shown | None) -> tuple[str, Marked]:
             with _as_message(gr):
-                page.file.mark(page.asked(*values(given)), int(event.index), bool(event.marked))
-                return marks_panel(page.file)
+                token, index, marked = (getattr(event, name, None) for name in ("page", "index", "marked"))
+                return page.panel(page.mark(shown, token, index, marked))
 
         mark.__annotations__["event"] = gr.EventData  # by which Gradio finds the argument
 
-        def unmark() -> str:
+        def unmark(seen: Marked | None) -> tuple[str, Marked]:
             with _as_message(gr):
-                page.file.clear()
-                return marks_panel(page.file)
+                return page.panel(page.file.clear(seen))
+
+        def refresh() -> tuple[str, Marked]:
+            with _as_message(gr):
+                return page.panel()
 
         def move(pages: int) -> Any:
             def moved(index: str) -> str:
@@ -332,13 +411,25 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
 
             return moved
 
-        once: dict[str, Any] = {"trigger_mode": "always_last", "concurrency_id": "draw", "concurrency_limit": 1}
+        everything = [line, samples, on_screen, panel, known]
+        # Values are checked by `Page.asked`, which says what is wrong in a sentence.
+        raw = {"preprocess": False}
+        once: dict[str, Any] = {
+            "trigger_mode": "always_last",
+            "concurrency_id": "draw",
+            "concurrency_limit": 1,
+            "show_progress_on": samples,
+            **raw,
+        }
         events = [blocks.load, again.click, draws.change, seed_box.submit, first.submit, require.change, psi.release]
-        gr.on([*events, min_area.submit, *(level.submit for level in levels)], show, controls, [line, samples], **once)
-        back.click(move(-1), first, first).success(show, controls, [line, samples], **once)
-        forth.click(move(+1), first, first).success(show, controls, [line, samples], **once)
-        samples.select(mark, controls, panel).failure(None, js=_REVERT)
-        clear.click(unmark, None, panel).success(None, js=_UNMARK)
+        gr.on([*events, min_area.submit, *(level.submit for level in levels)], show, controls, everything, **once)
+        back.click(move(-1), first, first, **raw).success(show, controls, everything, **once)
+        forth.click(move(+1), first, first, **raw).success(show, controls, everything, **once)
+        marking, clearing = samples.select(mark, on_screen, [panel, known]), clear.click(unmark, known, [panel, known])
+        marking.failure(None, js=_REVERT)
+        clearing.success(None, js=_UNMARK)
+        for event in (marking, clearing):
+            event.failure(refresh, None, [panel, known])
         opacity.change(None, opacity, None, js=_OPACITY)
         numbered = [[name, number] for number, name in enumerate(layers)]
         layer.change(None, layer, None, js=_SHOW % numbered)
@@ -368,7 +459,7 @@ def _as_message(gr: Any) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
-        raise gr.Error(printable(str(error)), duration=None, print_exception=False) from error
+        raise gr.Error(explain(error, argparse.Namespace()), duration=None, print_exception=False) from error
 
 
 @contextmanager
@@ -390,6 +481,7 @@ def served(
     Raises:
         OSError: it cannot listen there.
     """
+    free = _port(host, port)
     with TemporaryDirectory(prefix="dsgan-view-") as folder:
         # Nothing stays behind. It is read while importing, too: its default may belong to another user of the machine.
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -400,8 +492,8 @@ def served(
         try:
             try:
                 _, address, _ = blocks.launch(
-                    server_name=host,
-                    server_port=port,
+                    server_name=f"[{host}]" if ":" in host else host,
+                    server_port=free,
                     inbrowser=browser,
                     share=False,
                     prevent_thread_lock=True,
@@ -413,13 +505,89 @@ def served(
                     pwa=False,
                     mcp_server=False,
                     run_history=False,
+                    max_file_size=1,  # there is nothing to upload
+                    app_kwargs={"middleware": _hosts(host)},
                     theme=theme,
                     css=_CSS + _hiding(page.labeled),
                 )
             except OSError as error:
-                raise OSError(
-                    f"cannot listen on {host}, port {port or 'any'}: choose another --port or --host"
-                ) from error
+                raise OSError(f"cannot listen on {host}, port {free}: choose another --port or --host") from error
             yield address
         finally:
-            blocks.close(verbose=False)
+            if blocks.is_running:
+                blocks.server.force_exit = True  # a page that is open would be waited for
+            with _quiet():
+                blocks.close(verbose=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While the block runs, the server does not report the requests that its end cuts short."""
+    log = logging.getLogger("uvicorn.error")
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = False
+
+
+def _port(host: str, port: int | None) -> int:
+    """The port, or the first free one, that can be listened on.
+
+    Raises:
+        OSError: there is none; the message names host and port.
+    """
+    tried = [port] if port else range(FIRST_PORT, FIRST_PORT + _PORTS)
+    for each in tried:
+        try:
+            # Gradio itself asks whether the port is free on this address.
+            if _is_free(host, each) and _is_free("127.0.0.1", each):
+                return each
+        except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host looks like that
+            problem = getattr(error, "strerror", None) or "not a name"
+            raise OSError(
+                f"cannot listen on {host}, port {each} ({problem}): --host takes an address of this machine, "
+                "--port one that you may open"
+            ) from error
+    where = f"port {port} is" if port else f"ports {tried[0]} … {tried[-1]} are"
+    raise OSError(f"cannot listen on {host}: {where} in use: choose another --port")
+
+
+def _is_free(host: str, port: int) -> bool:
+    """False if something listens there.
+
+    Raises:
+        OSError: nothing ever can, or may.
+    """
+    problems = []
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            problems.append(error)
+    if len(problems) == len(found):  # a name may have an address of a protocol that is off here
+        raise problems[0]
+    return True
+
+
+def _hosts(host: str) -> list[Any]:
+    """Middleware by which a page for this machine alone refuses requests under other names.
+
+    A stranger's site could else let its own name point here, and then read the page.
+    """
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    try:
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:  # another name
+        local = False
+    allowed = ["localhost", "127.0.0.1", "[::1]", host] if local else ["*"]
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=allowed, www_redirect=False)]

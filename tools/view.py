@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from dsgan_datasets.tools import options, page
 from dsgan_datasets.tools.looking import MarkFile
+from dsgan_datasets.tools.messages import counted
 
 
 def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
@@ -20,7 +22,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
         "  dsgan view my-parts --annotate --marks round-2.json   # mark draws, then:\n"
         "  dsgan annotate export my-parts round-2 --marked round-2.json\n"
         "  dsgan view my-parts --no-browser --port 8000          # there; here: ssh -N -L 8000:127.0.0.1:8000 THERE",
-        kept="what was marked is in the file of --marks",
+        kept="nothing was marked",
     )
     options.add_checkpoint(parser, filtered=False)
     options.add_seed(parser)
@@ -57,6 +59,12 @@ def run(args: argparse.Namespace) -> None:
     marks = MarkFile(args.marks, labeled, args.checkpoint)
     shown = page.Page(labeled, marks, args.num_samples)
     where = {"host": args.host, "port": args.port, "browser": not args.no_browser}
-    with page.served(shown, seed=args.seed, start=args.start, to_annotate=args.annotate, **where) as address:
-        print(f"{options.short(args.checkpoint)}: {address}\nCtrl-C ends it", flush=True)
-        threading.Event().wait()
+    try:
+        with page.served(shown, seed=args.seed, start=args.start, to_annotate=args.annotate, **where) as address:
+            print(f"{options.short(args.checkpoint)}: {address}\nCtrl-C ends it", flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        with suppress(ValueError, OSError):  # others may have damaged the file meanwhile
+            if number := len(marks.read().indices):
+                args.kept = f"{counted(number, 'marked draw')} in {args.marks}"
+        raise

@@ -84,7 +84,7 @@ def export_annotations(
         candidates: draws to choose from, `num_samples` … 100,000; None is four for each image, and 16 for informative
             ones. The more candidates, the more of those that are unlike all others are flawed images.
         start: index of the first of them; None is the one after the last image of the earlier rounds, or 0.
-        indices: exactly these draws, such as a person chose them in `dsgan view`, less those of earlier rounds;
+        indices: exactly these draws, such as a person chose them in `dsgan view`, minus those of earlier rounds;
             `num_samples`, `select`, `candidates` and `start` have no effect then. None lets them decide.
         seed: of the draws, 0 … 2^64-1.
         recipe: psi, size, crop, … of the images; its filter is ignored. None is that of the earlier rounds, or the
@@ -138,7 +138,12 @@ def export_annotations(
     known = {z.numpy().tobytes() for _, each in rounds for z in each.latents}
     fresh = [row for row, z in enumerate(latents) if z.numpy().tobytes() not in known]
     if indices is not None:
-        num_samples = max(len(fresh), 1)
+        if not fresh:
+            raise ValueError(
+                f"nothing is left to annotate: each draw of indices ({len(indices)}) is in an earlier round already. "
+                "Choose further ones"
+            )
+        num_samples = len(fresh)
     if len(fresh) < num_samples:
         raise ValueError(
             f"only {len(fresh)} of the draws {looked_at[0]} … {looked_at[-1]} are not in an earlier round: choose "

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsgan_datasets.contents import LONGEST_JSON, ContentError, parse_json, read_bounded, shown
+from dsgan_datasets.checks import one_line
+from dsgan_datasets.contents import LONGEST_JSON, ContentError, parse_json, read_bounded
 from dsgan_datasets.files import write_json
-from dsgan_datasets.latents import as_indices, check_seed
+from dsgan_datasets.latents import as_indices, check_index, check_seed
 from dsgan_datasets.recipe import Recipe
 
 _FORMAT_VERSION = 1
@@ -37,10 +38,14 @@ class Marked:
     def with_mark(self, index: int, marked: bool) -> Marked:
         """The same with or without one of the draws.
 
+        Raises:
+            ValueError, TypeError: not an index of a draw.
+
         Example:
             >>> Marked("faces", "0", Recipe(), seed=0, indices=(4,)).with_mark(2, True).indices
             (2, 4)
         """
+        index = check_index(index)
         others = {*self.indices} - {index}
         return dataclasses.replace(self, indices=tuple(sorted({*others, index} if marked else others)))
 
@@ -72,12 +77,14 @@ class Marked:
             OSError: it is not there, or cannot be read.
         """
         try:
-            return cls._parsed(parse_json(read_bounded(path, LONGEST_JSON)))
+            return cls._parsed(parse_json(read_bounded(path, LONGEST_JSON), "name a file that `dsgan view` wrote"))
         except ContentError as error:
             raise ValueError(f"{path} {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            found = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
-                f"{path} is not a list of marked draws as `dsgan view` writes it ({shown(error)}): name another file"
+                f"{path} is not a list of marked draws as `dsgan view` writes it ({one_line(found, 300)}): name "
+                "another file"
             ) from error
 
     @classmethod
