@@ -391,8 +391,8 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
 
         def mark(event: Any, shown: Shown | None) -> tuple[str, Marked]:
             with _as_message(gr):
-                token, index, marked = (getattr(event, name, None) for name in ("page", "index", "marked"))
-                return page.panel(page.mark(shown, token, index, marked))
+                sent = event._data if isinstance(event._data, Mapping) else {}
+                return page.panel(page.mark(shown, sent.get("page"), sent.get("index"), sent.get("marked")))
 
         mark.__annotations__["event"] = gr.EventData  # by which Gradio finds the argument
 
