@@ -481,6 +481,7 @@ def served(
     Raises:
         OSError: it cannot listen there.
     """
+    host = host.strip("[]")  # as addresses with colons are written before a port
     free = _port(host, port)
     with TemporaryDirectory(prefix="dsgan-view-") as folder:
         # Nothing stays behind. It is read while importing, too: its default may belong to another user of the machine.
