@@ -391,8 +391,8 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
 
         def mark(event: Any, shown: Shown | None) -> tuple[str, Marked]:
             with _as_message(gr):
-                token, index, marked = (getattr(event, name, None) for name in ("page", "index", "marked"))
-                return page.panel(page.mark(shown, token, index, marked))
+                sent = event._data if isinstance(event._data, Mapping) else {}
+                return page.panel(page.mark(shown, sent.get("page"), sent.get("index"), sent.get("marked")))
 
         mark.__annotations__["event"] = gr.EventData  # by which Gradio finds the argument
 
@@ -481,6 +481,7 @@ def served(
     Raises:
         OSError: it cannot listen there.
     """
+    host = host.strip("[]")  # as addresses with colons are written before a port
     free = _port(host, port)
     with TemporaryDirectory(prefix="dsgan-view-") as folder:
         # Nothing stays behind. It is read while importing, too: its default may belong to another user of the machine.
