@@ -375,23 +375,30 @@ def test_half_precision_keeps_weights_logits_and_what_is_learnt(segmentation: An
 # ---------------------------------------------------------------------------------------------------------- cells
 
 
-@pytest.mark.slow
-def test_cells_resume_and_the_test_set_waits(
-    downstream: Any, segmentation: Any, domain: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, events = tmp_path / "cells", []
+@pytest.fixture
+def events(downstream: Any, segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """ "train" for each training, and the name of the first shard for each reading of renders, as they come."""
+    seen: list[str] = []
     train, read = downstream.train, segmentation.rows.read_renders
 
     def counting(*args: Any) -> Any:
-        events.append("train")
+        seen.append("train")
         return train(*args)
 
     def reading(shards: list[Path], *args: Any) -> Any:
-        events.append(shards[0].name)
+        seen.append(shards[0].name)
         return read(shards, *args)
 
     monkeypatch.setattr(downstream, "train", counting)
     monkeypatch.setattr(segmentation.rows, "read_renders", reading)
+    return seen
+
+
+@pytest.mark.slow
+def test_cells_resume_and_the_test_set_waits(
+    downstream: Any, events: list[str], domain: Path, small: None, tmp_path: Path
+) -> None:
+    out = tmp_path / "cells"
     rows = ("--rows", "few-real", "full")
     assert run(downstream, domain, out, *rows, "--minutes", "0") == 0 and events == []
     assert run(downstream, domain, out, *rows) == 0
@@ -713,6 +720,7 @@ def test_a_curve_resumes_and_reads_the_test_set_last(
     downstream: Any,
     segmentation: Any,
     domain: Path,
+    events: list[str],
     checkpoint: Path,
     small: None,
     tmp_path: Path,
@@ -726,19 +734,7 @@ def test_a_curve_resumes_and_reads_the_test_set_last(
     for count in (2, 6):
         monkeypatch.setitem(curve, count, f"exact-{count}")
         monkeypatch.setitem(rows, f"exact-{count}", segmentation.rows.exact(count))
-    events: list[str] = []
-    train, read, build = downstream.train, segmentation.rows.read_renders, downstream.build_student
-
-    def counting(*args: Any) -> Any:
-        events.append("train")
-        return train(*args)
-
-    def reading(shards: list[Path], *args: Any) -> Any:
-        events.append(shards[0].name)
-        return read(shards, *args)
-
-    monkeypatch.setattr(downstream, "train", counting)
-    monkeypatch.setattr(segmentation.rows, "read_renders", reading)
+    build = downstream.build_student
     # The small one has both names: what is tested is what becomes of two students.
     monkeypatch.setattr(downstream, "build_student", lambda k, **made: build(k, **{**made, "name": "unet"}))
     out = tmp_path / "curve"

@@ -482,7 +482,7 @@ def served(
         OSError: it cannot listen there.
     """
     host = host.strip("[]")  # as addresses with colons are written before a port
-    free = _port(host, port)
+    _port(host, port)  # what cannot be had is said now, not after the seconds that importing takes
     with TemporaryDirectory(prefix="dsgan-view-") as folder:
         # Nothing stays behind. It is read while importing, too: its default may belong to another user of the machine.
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -490,6 +490,7 @@ def served(
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         theme = gr.themes.Default(**fonts, radius_size="sm", spacing_size="sm")
         blocks = build(page, seed=seed, start=start, to_annotate=to_annotate)
+        free = _port(host, port)  # again, as another page may have begun meanwhile
         try:
             try:
                 _, address, _ = blocks.launch(
