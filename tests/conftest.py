@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 import signal
@@ -197,3 +198,19 @@ def interruptible() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    """Detectron2's catalogs, which all tests share, without generated datasets; afterwards they are as before."""
+    data = pytest.importorskip("detectron2.data")
+    from dsgan_datasets.adapters.detectron2.registered import REGISTERED
+
+    catalogs: list[Any] = [data.DatasetCatalog, data.MetadataCatalog, REGISTERED]
+    before = [dict(catalog) for catalog in catalogs]
+    for catalog, name in itertools.product(catalogs, before[2]):
+        catalog.pop(name, None)
+    yield
+    for catalog, entries in zip(catalogs, before, strict=True):
+        catalog.clear()
+        catalog.update(entries)

@@ -32,7 +32,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone  # noqa: E402
 from detectron2.utils.env import seed_all_rng  # noqa: E402
 
 from dsgan_datasets.adapters import detectron2 as adapter  # noqa: E402
-from dsgan_datasets.adapters.detectron2 import registered as registry  # noqa: E402
 from dsgan_datasets.adapters.detectron2.registered import Record, RegisteredDataset  # noqa: E402
 
 SEED = 5
@@ -52,19 +51,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, labeled: LabeledGenerat
     path = tmp_path_factory.mktemp("checkpoint") / "small"
     labeled.save_pretrained(path)
     return str(path)
-
-
-@pytest.fixture
-def clean() -> Iterator[None]:
-    """Catalogs without generated datasets, and as they were afterwards."""
-    catalogs = [DatasetCatalog, MetadataCatalog, registry.REGISTERED]
-    before = [dict(catalog) for catalog in catalogs]
-    for catalog, name in itertools.product(catalogs, before[2]):
-        catalog.pop(name, None)
-    yield
-    for catalog, entries in zip(catalogs, before, strict=True):
-        catalog.clear()
-        catalog.update(entries)
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from dsgan_datasets.targets.instances import tight_boxes  # noqa: E402
 
 labeled = detectron2_support.labeled
 checkpoint = detectron2_support.checkpoint
-clean = detectron2_support.clean
 register = detectron2_support.register
 real = detectron2_support.real
 

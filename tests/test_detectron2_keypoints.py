@@ -27,7 +27,6 @@ from kinds import POINTS, labeled_with  # noqa: E402
 from dsgan_datasets.adapters import detectron2 as adapter  # noqa: E402
 from dsgan_datasets.adapters.detectron2.registered import RegisteredDataset  # noqa: E402
 
-clean = detectron2_support.clean
 register = detectron2_support.register
 
 

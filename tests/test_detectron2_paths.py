@@ -32,7 +32,6 @@ from dsgan_datasets.sources.addresses import parse  # noqa: E402
 
 labeled = detectron2_support.labeled
 checkpoint = detectron2_support.checkpoint
-clean = detectron2_support.clean
 register = detectron2_support.register
 real = detectron2_support.real
 

@@ -36,7 +36,6 @@ from dsgan_datasets.adapters.detectron2.registered import RegisteredDataset  # n
 
 labeled = detectron2_support.labeled
 checkpoint = detectron2_support.checkpoint
-clean = detectron2_support.clean
 register = detectron2_support.register
 real = detectron2_support.real
 

@@ -35,7 +35,6 @@ from dsgan_datasets.targets.instances import connected_components, find_instance
 
 labeled = detectron2_support.labeled
 checkpoint = detectron2_support.checkpoint
-clean = detectron2_support.clean
 register = detectron2_support.register
 real = detectron2_support.real
 

@@ -12,7 +12,6 @@ pytestmark = [pytest.mark.frameworks, pytest.mark.extended, pytest.mark.usefixtu
 pytest.importorskip("pycocotools.mask")
 pytest.importorskip("detectron2")
 
-import detectron2_support  # noqa: E402
 from detectron2 import model_zoo  # noqa: E402
 from detectron2.config import CfgNode, get_cfg, instantiate  # noqa: E402
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader  # noqa: E402
@@ -23,8 +22,6 @@ from detectron2_support import FastTrainer, Noting, StockTrainer, train  # noqa:
 from dsgan_datasets import LabeledGenerator, write_shards  # noqa: E402
 from dsgan_datasets.adapters import detectron2 as dsgan  # noqa: E402
 from dsgan_datasets.export import ExportInput, export  # noqa: E402
-
-clean = detectron2_support.clean
 
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"
 FILES = {

@@ -322,7 +322,7 @@ def written_examples() -> set[str]:
 
 
 @pytest.mark.slow
-def test_docstring_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docstring_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: None) -> None:
     """The examples in docstrings run, as a reader would type them: all of them."""
     # Half of them load the same checkpoint.
     usual, load = ("demo-faces", {"device": "cpu"}), LabeledGenerator.from_pretrained

@@ -18,7 +18,6 @@ pytestmark = [pytest.mark.frameworks, pytest.mark.usefixtures("one_thread")]
 pytest.importorskip("detectron2")
 pytest.importorskip("mmseg")
 
-import detectron2_support  # noqa: E402
 import mmseg_support  # noqa: E402
 from detectron2_support import StockTrainer, config, train  # noqa: E402
 from mmseg_support import dataset, loader, run  # noqa: E402
@@ -26,7 +25,6 @@ from mmseg_support import dataset, loader, run  # noqa: E402
 from dsgan_datasets.adapters import detectron2 as adapter  # noqa: E402
 
 scope = mmseg_support.scope
-clean = detectron2_support.clean
 GENERATORS = {"human_sg2_64x32": (64, 32), "gilesbathgate_24x40": (24, 40)}
 
 

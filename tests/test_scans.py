@@ -162,9 +162,8 @@ def test_scans_of_16_bits_are_windowed_as_the_guide_says(
 
 
 @pytest.mark.frameworks
-def test_nodules_are_instances_of_detectron2(checkpoint: Path, tmp_path: Path) -> None:
+def test_nodules_are_instances_of_detectron2(checkpoint: Path, tmp_path: Path, clean: None) -> None:
     """With a config as a user writes it: from the checkpoint, and from shards whose uncertain pixels are ignored."""
-    pytest.importorskip("detectron2")
     from detectron2.config import get_cfg
     from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 
