@@ -41,6 +41,9 @@ from dsgan_datasets.interpreters import Frame, LabelingOptions
 
 ARCHITECTURES = {"pixels": "pixel_ensemble", "convolutional": "convolutional"}
 
+#: By how much each is corrected: above 0 rare classes become rarer, below 0 less rare.
+PRIORS = {"pixels": (0.5, 1.0), "convolutional": (-0.5, 0.5)}
+
 #: The cell of all choices at once.
 TOGETHER = "together"
 
@@ -53,6 +56,22 @@ class Bench(NamedTuple):
     labeled: LabeledGenerator
     recipe: Recipe
     args: argparse.Namespace
+
+
+class Compared(NamedTuple):
+    """Interpreters of the same annotated samples, on the held-out ones.
+
+    Attributes:
+        cells: of each architecture that is finished.
+        probabilities: of each variant of them.
+        iou: of each variant, class by class.
+        iou_if_presence_were_known: the same if samples that do not show a class had none of it.
+    """
+
+    cells: dict[str, Result]
+    probabilities: dict[str, Tensor]
+    iou: dict[str, list[float]]
+    iou_if_presence_were_known: dict[str, list[float]]
 
 
 def fitted(labeled: LabeledGenerator, recipe: Recipe, chosen: AnnotatedImages, name: str, args: Any, seed: int) -> Any:
@@ -83,15 +102,14 @@ def variants(cells: dict[str, Result], masks: Tensor) -> dict[str, Tensor]:
         masks: of the sixteen.
     """
     made: dict[str, Tensor] = {name: cell["probabilities"].float() for name, cell in cells.items()}
-    if "pixels" in made:
-        pixels = made["pixels"]
-        counts = torch.bincount(masks.flatten(), minlength=pixels.shape[1]).clamp(min=1)
+    for name in list(made):
+        counts = torch.bincount(masks.flatten(), minlength=made[name].shape[1]).clamp(min=1)
         frequency = (counts / counts.sum())[:, None, None]
-        for prior in (0.5, 1.0):
-            corrected = pixels * frequency ** (prior * FitSettings().class_balance)
-            made[f"pixels, prior {prior:g}"] = corrected / corrected.sum(1, keepdim=True)
-        if "convolutional" in made:
-            made["both"] = made["pixels, prior 0.5"] + made["convolutional"]
+        for prior in PRIORS[name]:
+            corrected = made[name] * frequency ** (prior * FitSettings().class_balance)
+            made[f"{name}, prior {prior:g}"] = corrected / corrected.sum(1, keepdim=True)
+    if len(cells) == len(ARCHITECTURES):
+        made["both"] = made["pixels, prior 0.5"] + made["convolutional"]
     return made
 
 
@@ -99,6 +117,17 @@ def agreement(truth: Tensor, found: Tensor, schema: LabelSchema) -> list[float]:
     """IoU of each class."""
     pairs = count_pairs(truth, found.argmax(1), schema.num_classes, schema.ignore_index)
     return [round(value, 5) for value in ConfusionMatrix(pairs).iou.tolist()]
+
+
+def agreement_if_presence_were_known(truth: Tensor, found: Tensor, schema: LabelSchema) -> list[float]:
+    """IoU of each class if samples that do not show it had none of it: what its false alarms cost."""
+    shows = torch.stack([(truth == k).flatten(1).any(1) for k in range(schema.num_classes)], dim=1)
+    known = []
+    for k in range(schema.num_classes):
+        others = torch.ones_like(shows)
+        others[:, k] = shows[:, k]
+        known.append(agreement(truth, found * others[:, :, None, None], schema)[k])
+    return known
 
 
 def whole_parts(truth: Tensor, found: Tensor, schema: LabelSchema) -> dict[str, Result]:
@@ -119,9 +148,15 @@ def whole_parts(truth: Tensor, found: Tensor, schema: LabelSchema) -> dict[str, 
     return report
 
 
-def summary(iou: dict[str, dict[int, list[float]]], classes: Sequence[str]) -> Result:
+def summary(compared: Sequence[Compared], classes: Sequence[str]) -> Result:
     """Mean and standard deviation over the choices, and the gain over pixels on the same choice."""
     report: Result = {}
+    iou: dict[str, dict[int, list[float]]] = {}
+    known: dict[str, list[list[float]]] = {}
+    for k, choice in enumerate(compared):
+        for name, values in choice.iou.items():
+            iou.setdefault(name, {})[k] = values
+            known.setdefault(name, []).append(choice.iou_if_presence_were_known[name])
     for name, by_choice in iou.items():
         means = {k: statistics.mean(values) for k, values in by_choice.items()}
         gains = [m - statistics.mean(iou["pixels"][k]) for k, m in means.items() if k in iou.get("pixels", {})]
@@ -132,6 +167,9 @@ def summary(iou: dict[str, dict[int, list[float]]], classes: Sequence[str]) -> R
             "mean_iou_of_each_choice": [round(means[k], 4) for k in sorted(means)],
             "gain_over_pixels_of_each_choice": [round(gain, 4) for gain in gains],
             "iou": {c: round(statistics.mean(v[i] for v in by_choice.values()), 4) for i, c in enumerate(classes)},
+            "iou_if_presence_were_known": {
+                c: round(statistics.mean(values[i] for values in known[name]), 4) for i, c in enumerate(classes)
+            },
             "iou_of_each_choice": {c: [by_choice[k][i] for k in sorted(by_choice)] for i, c in enumerate(classes)},
         }
     return report
@@ -193,28 +231,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = annotate(labeled.generator, annotator, recipe, range(k * pool, (k + 1) * pool))
         return found if args.candidates == 1 else unlike(labeled, recipe, found)
 
-    def compared(
-        key: str, chosen: AnnotatedImages
-    ) -> tuple[dict[str, Result], dict[str, Tensor], dict[str, list[float]]]:
+    def compared(key: str, chosen: AnnotatedImages) -> Compared:
         found = {name: cell_of(name, key, chosen, truth, bench) for name in ARCHITECTURES}
         cells = {name: cell for name, cell in found.items() if cell is not None}
         made = variants(cells, chosen.masks)
         iou = {name: agreement(truth.masks, each, schema) for name, each in made.items()}
         for name, values in iou.items():
             print(f"choice {key}, {name}: mean IoU {statistics.mean(values):.4f}", file=sys.stderr, flush=True)
-        return cells, made, iou
+        known = {name: agreement_if_presence_were_known(truth.masks, each, schema) for name, each in made.items()}
+        return Compared(cells, made, iou, known)
 
-    by_variant: dict[str, dict[int, list[float]]] = {}
     costs: Result = {name: {"fit_seconds": [], "milliseconds": []} for name in ARCHITECTURES}
     shown: dict[str, list[int]] = {name: [] for name in schema.classes}
     choices = [choose(k) for k in range(args.choices)]
-    for k, chosen in enumerate(choices):
-        cells, _, iou = compared(str(k), chosen)
-        for name, cell in cells.items():
+    found = [compared(str(k), chosen) for k, chosen in enumerate(choices)]
+    for choice, chosen in zip(found, choices, strict=True):
+        for name, cell in choice.cells.items():
             costs[name]["fit_seconds"].append(cell["seconds"])
             costs[name]["milliseconds"].append(cell["milliseconds"])
-        for name, values in iou.items():
-            by_variant.setdefault(name, {})[k] = values
         for name, number in shown_by(chosen.masks, schema).items():
             shown[name].append(number)
     known = report_path(args.annotator)
@@ -230,19 +264,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "candidates_for_each_annotated_sample": args.candidates,
         "settings": {name: value for name, value in vars(args).items() if "members" in name or "steps" in name},
         "costs": costs,
-        "variants": summary(by_variant, schema.classes),
+        "variants": summary(found, schema.classes),
         "annotated_samples_that_show_it": shown,
     }
     if args.together:
         everything = AnnotatedImages(
             *(torch.cat(parts) for parts in zip(*((c.latents, c.masks) for c in choices), strict=True))
         )
-        _, made, iou = compared(TOGETHER, everything)
+        all_choices = compared(TOGETHER, everything)
         report[TOGETHER] = {
             "annotated_samples": len(everything.masks),
             "annotated_samples_that_show_it": shown_by(everything.masks, schema),
-            "iou": {name: dict(zip(schema.classes, values, strict=True)) for name, values in iou.items()},
-            "held_out": {name: whole_parts(truth.masks, each, schema) for name, each in made.items()},
+            "iou": {name: dict(zip(schema.classes, values, strict=True)) for name, values in all_choices.iou.items()},
+            "held_out": {
+                name: whole_parts(truth.masks, each, schema) for name, each in all_choices.probabilities.items()
+            },
         }
     print(json.dumps(report["variants"], indent=2))
     if args.out:

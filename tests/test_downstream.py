@@ -74,7 +74,6 @@ def small(segmentation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = segmentation.rows
     monkeypatch.setattr(rows, "VALIDATION", VALIDATION)
     monkeypatch.setattr(rows, "CANDIDATES", 40)
-    monkeypatch.setattr(rows, "LEVEL_DRAWS", 8)
     monkeypatch.setattr(segmentation.clusters, "SAMPLES", 8)
     monkeypatch.setattr(segmentation.clusters, "CLUSTERS_PER_CLASS", 2)
     tiny = ConvolutionalSettings(members=1, width=4, steps=2, batch_images=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from dsgan_datasets import (
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.generators.synthesis import synthesize
+from dsgan_datasets.interpreters import Frame
 from dsgan_datasets.inversion import Inverter, invert_photos
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Purpose
@@ -35,10 +35,11 @@ from .semi import S4GANWithMLMT
 from .students import Batch, Objective, Supervised
 from .taught import as_photos, taught
 
-ANNOTATED, MORE_ANNOTATED = 16, 30
+ANNOTATED, MORE_ANNOTATED, MANY_ANNOTATED = 16, 30, 80
+NEIGHBORS = "convolutional"  # the interpreter that sees them
 CANDIDATES = 4  # draws that each annotated one is chosen from, as for the shipped checkpoint
-IGNORED_SHARE = 0.1  # of the pixels, in the ablation "ignore"
-LEVEL_DRAWS = 256  # that the level above which pixels are ignored is measured on
+INFORMATIVE_CANDIDATES = 8  # the same in a second round, for as many again as it annotates
+IGNORED_SHARE = 0.1  # of the pixels, where the uncertain ones are ignored
 Samples = Iterator[tuple[Tensor, Tensor]]
 Batches = Callable[["Sources", int], Iterator[Batch]]
 
@@ -77,7 +78,7 @@ class Sources:
             if not any(domain.glob(shards)):
                 raise ValueError(f"no {shards} in {domain}: --domain takes the folder of renders, with classes.json")
         self.labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
-        self._fitted: dict[str, LabeledGenerator] = {}
+        self._fitted: dict[tuple[str, int, int], LabeledGenerator] = {}
         self.schema = self.labeled.schema
 
     @cached_property
@@ -120,18 +121,28 @@ class Sources:
     def annotated(self, count: int) -> AnnotatedImages:
         """The first images of an annotated folder; or images unlike each other, with the masks of the stand-in."""
         assert self.annotator is not None
-        generator, recipe = self.labeled.generator, self.labeled.recipe
         if self.annotator.is_dir():
-            held = load_annotations(self.annotator, generator)
+            held = load_annotations(self.annotator, self.labeled.generator)
             if held.schema.classes != self.schema.classes:
                 theirs, ours = (", ".join(schema.classes) for schema in (held.schema, self.schema))
                 raise ValueError(f"{self.annotator} has the classes {theirs}; the checkpoint has {ours}")
             if len(held.annotated.masks) < count:
                 raise ValueError(f"{self.annotator} holds {len(held.annotated.masks)} annotated images, not {count}")
             return AnnotatedImages(held.annotated.latents[:count], held.annotated.masks[:count])
-        latents = sample_latents(range(CANDIDATES * count), generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
-        pooled = [pooled_features(synthesize(generator, recipe, part)[1]) for part in latents.split(32)]
-        chosen = latents[diverse(torch.cat(pooled), count)]
+        return self._annotate(range(CANDIDATES * count), count)
+
+    def _annotate(self, draws: range, count: int, unsure: Any = None) -> AnnotatedImages:
+        """Images unlike each other among some draws, with the masks of the stand-in; given a first interpreter, those
+        that it is unsure about, as ``dsgan annotate export --select informative`` chooses them."""
+        generator, recipe = self.labeled.generator, self.labeled.recipe
+        latents = sample_latents(draws, generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
+        points, scores = [], []
+        for part in latents.split(32):
+            _, features = synthesize(generator, recipe, part)
+            points.append(pooled_features(features))
+            if unsure is not None:
+                scores.append(unsure.predict(features, Frame(recipe.frame_size(generator.img_size))).uncertainty_score)
+        chosen = latents[diverse(torch.cat(points), count, torch.cat(scores) if scores else None)]
         images, _ = synthesize(generator, recipe, chosen)
         return AnnotatedImages(chosen, self.annotator_network.annotate(images))
 
@@ -208,22 +219,33 @@ class Sources:
         unfiltered = LabeledGenerator(labeler, self.unfiltered.recipe)
         return calibrate(unfiltered, reject_fraction=self.labeled.recipe.reject_fraction)
 
-    def fitted_as(self, architecture: str) -> LabeledGenerator:
-        """An interpreter of the 16 annotated samples, of another architecture or the same, without a filter."""
-        if architecture not in self._fitted:
-            labeled, annotated = self.unfiltered, self.annotated(ANNOTATED)
-            fitted = fit_interpreter(
-                labeled.generator, annotated, self.schema, recipe=labeled.recipe, architecture=architecture
-            )
-            labeler = InterpretedLabeler(labeled.generator, fitted, labeled.targets)
-            self._fitted[architecture] = LabeledGenerator(labeler, labeled.recipe)
-        return self._fitted[architecture]
+    def fitted_as(self, architecture: str, count: int = ANNOTATED, *, rounds: int = 1) -> LabeledGenerator:
+        """An interpreter of annotated samples, of another architecture or the same, without a filter.
 
-    @cached_property
-    def ignore_level(self) -> float:
-        """Nats that 90 % of the pixels do not exceed."""
-        js = torch.cat([fields["uncertainty"].flatten().cpu() for fields in self.unfiltered.unfiltered(LEVEL_DRAWS)])
-        return js.kthvalue(round((1 - IGNORED_SHARE) * len(js))).values.item()
+        Args:
+            architecture: of the interpreter.
+            count: annotated samples.
+            rounds: 1, or 2: the second half is what an interpreter of the first one is unsure about.
+        """
+        key = (architecture, count, rounds)
+        if key not in self._fitted:
+            annotated = self.annotated(count) if rounds == 1 else self._two_rounds(architecture, count)
+            self._fitted[key] = self._fit(annotated, architecture)
+        return self._fitted[key]
+
+    def _fit(self, annotated: AnnotatedImages, architecture: str) -> LabeledGenerator:
+        labeled = self.unfiltered
+        given = {"recipe": labeled.recipe, "architecture": architecture}
+        fitted = fit_interpreter(labeled.generator, annotated, self.schema, **given)
+        return LabeledGenerator(InterpretedLabeler(labeled.generator, fitted, labeled.targets), labeled.recipe)
+
+    def _two_rounds(self, architecture: str, count: int) -> AnnotatedImages:
+        """Half of the images unlike each other, half those that an interpreter of the first half is unsure about."""
+        first = self.annotated(count // 2)
+        draws = range(CANDIDATES * count, (CANDIDATES + INFORMATIVE_CANDIDATES) * count)
+        second = self._annotate(draws, count - count // 2, self._fit(first, architecture).interpreter)
+        both = ((first.latents, second.latents), (first.masks, second.masks))
+        return AnnotatedImages(*(torch.cat(pair) for pair in both))
 
 
 def resized(images: Tensor, masks: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -301,19 +323,19 @@ def _stream(labeled: Callable[[Sources], LabeledGenerator]) -> Batches:
     return _generated(make)
 
 
-def _ignoring(sources: Sources, seed: int, fresh: int) -> Samples:
+def _ignoring(labeled: Callable[[Sources], LabeledGenerator]) -> Batches:
     """Nothing is dropped but the most uncertain pixels."""
-    samples = sources.unfiltered.stream(itertools.count(), seed=seed, extras=("uncertainty",))
-    while True:
-        batch = list(itertools.islice(samples, fresh))
-        masks = [torch.where(s.uncertainty > sources.ignore_level, sources.schema.ignore_index, s.mask) for s in batch]
-        yield torch.stack([s.image for s in batch]), torch.stack(masks)
+    return _stream(lambda sources: calibrate(labeled(sources), reject_fraction=0.0, ignore_fraction=IGNORED_SHARE))
 
 
-def _soft(sources: Sources, seed: int, fresh: int) -> Samples:
-    """Nothing is dropped; masks are the probabilities of the classes."""
-    dataset = DSGANIterableDataset(sources.unfiltered, seed=seed, batch_size=fresh, extras=("probabilities",))
-    return ((batch.image, batch.probabilities.float()) for batch in dataset.batches())
+def _soft(labeled: Callable[[Sources], LabeledGenerator]) -> Batches:
+    """Masks are the probabilities of the classes."""
+
+    def make(sources: Sources, seed: int, fresh: int) -> Samples:
+        dataset = DSGANIterableDataset(labeled(sources), seed=seed, batch_size=fresh, extras=("probabilities",))
+        return ((batch.image, batch.probabilities.float()) for batch in dataset.batches())
+
+    return _generated(make)
 
 
 def _annotating(sources: Sources, seed: int, fresh: int) -> Samples:
@@ -322,8 +344,12 @@ def _annotating(sources: Sources, seed: int, fresh: int) -> Samples:
     return ((batch.image, sources.annotator_network.annotate(batch.image)) for batch in dataset.batches())
 
 
-def _fitted_as(architecture: str) -> Callable[[Sources], LabeledGenerator]:
-    return lambda sources: sources.fitted_as(architecture)
+def _fitted_as(architecture: str, count: int = ANNOTATED, *, rounds: int = 1) -> Callable[[Sources], LabeledGenerator]:
+    return lambda sources: sources.fitted_as(architecture, count, rounds=rounds)
+
+
+def _of_neighbors(what: str, batches: Batches) -> Row:
+    return Row(f"generated images, {what}", batches, annotator=True)
 
 
 class Row(NamedTuple):
@@ -367,8 +393,8 @@ ROWS = {
     ),
     "ours": Row("ours: stream of generated samples, 16 annotations, filter on", _stream(lambda s: s.labeled)),
     "no-filter": Row("ours, filter off", _stream(lambda s: s.unfiltered)),
-    "ignore": Row("ours, uncertain pixels ignored instead of samples dropped", _generated(_ignoring)),
-    "soft": Row("ours, filter off, soft labels: probabilities instead of masks", _generated(_soft)),
+    "ignore": Row("ours, uncertain pixels ignored instead of samples dropped", _ignoring(lambda s: s.unfiltered)),
+    "soft": Row("ours, filter off, soft labels: probabilities instead of masks", _soft(lambda s: s.unfiltered)),
     "one-member": Row("ours, 1 pixel classifier (no filter)", _stream(lambda s: s.one_member)),
     "annotations-30": Row("ours, 30 annotations", _stream(lambda s: s.more_annotations), annotator=True),
     "photos": Row(
@@ -391,6 +417,20 @@ GAPS = {
     **{
         name: Row(f"generated images, masks of {title} fitted to 16 of them", _stream(_fitted_as(name)), annotator=True)
         for name, title in (("pixel_ensemble", "pixel classifiers"), ("convolutional", "a convolutional interpreter"))
+    },
+    "convolutional-soft": _of_neighbors("probabilities of the convolutional interpreter", _soft(_fitted_as(NEIGHBORS))),
+    "convolutional-ignore": _of_neighbors(
+        "masks of the convolutional interpreter, uncertain pixels ignored", _ignoring(_fitted_as(NEIGHBORS))
+    ),
+    "convolutional-two-rounds": _of_neighbors(
+        "masks of a convolutional interpreter, the second eight chosen by a first one",
+        _stream(_fitted_as(NEIGHBORS, rounds=2)),
+    ),
+    **{
+        f"convolutional-{count}": _of_neighbors(
+            f"masks of a convolutional interpreter fitted to {count} of them", _stream(_fitted_as(NEIGHBORS, count))
+        )
+        for count in (MORE_ANNOTATED, MANY_ANNOTATED)
     },
 }
 #: The small configuration, for two CPU cores.
