@@ -137,7 +137,7 @@ def final(
     cells.check_time()
     trained = trained or fit(row, ROWS[row], sources, settings, build, seed=seed)
     cell, masks = measure(row, trained, sources, seed=seed, on="test")
-    cell |= more
+    cell |= more | annotated_by(ROWS[row], sources)
     if ROWS[row].facts is not None:
         cell["facts"] = ROWS[row].facts(sources)
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
@@ -182,6 +182,11 @@ def measure(name: str, trained: Trained, sources: Sources, *, seed: int, on: str
     }
     assert masks is not None
     return cell, masks
+
+
+def annotated_by(row: Row, sources: Sources) -> Cell:
+    """What a cell keeps of who annotates, if its row needs annotated images."""
+    return {"annotator": sources.annotator_facts} if row.annotator else {}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -285,7 +290,7 @@ def gaps(args: argparse.Namespace) -> int:
                 cells.check_time()
                 trained = fit(key, row, sources, settings, build, seed=seed)
                 cell, _ = measure(key, trained, sources, seed=seed, on="validation")
-                cells.write(name, cell)
+                cells.write(name, cell | annotated_by(row, sources))
                 progress(_line(cells, name, cell))
     except OutOfTime:
         return _out_of_time(args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Purpose
 from dsgan_datasets.students import reused
 
+from .cells import read_json
 from .clusters import clustered
 from .data import IGNORE, TEST, TRAIN, VALIDATION, Labeled, read_renders
 from .semi import S4GANWithMLMT
@@ -169,6 +171,19 @@ class Sources:
                 "train one with train_annotator.py --resolution"
             )
         return network.to(self.device)
+
+    @cached_property
+    def annotator_facts(self) -> dict[str, Any]:
+        """Of a network: the hash of its weights, and what its training reported. Of a folder: its name."""
+        assert self.annotator is not None
+        if self.annotator.is_dir():
+            return {"folder": self.annotator.name}
+        from annotator import report_path  # on the path since `data`
+
+        path = report_path(self.annotator)
+        report = read_json(path, (), "delete it, or train the annotator again") if path.is_file() else {}
+        kept = {name: report[name] for name in ("val_mean_iou", "training") if name in report}
+        return {"sha256": hashlib.sha256(self.annotator.read_bytes()).hexdigest(), **kept}
 
     @cached_property
     def reannotated(self) -> Labeled:

@@ -30,13 +30,13 @@ def collect(cells: Path) -> Report:
     Raises:
         ValueError: the folder holds no finished cell, or a damaged one.
     """
-    rows = finished(cells, ROWS, "seed")
-    if not rows:
-        raise ValueError(f"{cells} holds no finished cell (ROW.seed-N.json): run the benchmark first")
+    rows, gaps = finished(cells, ROWS, "seed"), finished(cells, GAPS, "gap")
+    if not rows and not gaps:
+        raise ValueError(f"{cells} holds no finished cell (ROW.seed-N.json, ROW.gap-N.json): run the benchmark first")
     configuration = read_json(cells / "configuration.json", CONFIGURATION, "run the benchmark with another --out")
     parts = cells / "parts.json"
     counted = read_json(parts, (), "delete it, and run `parts` again") if parts.exists() else {}
-    return {**configuration, "rows": rows, "gaps": finished(cells, GAPS, "gap"), "parts": counted}
+    return {**configuration, "rows": rows, "gaps": gaps, "parts": counted}
 
 
 def joined(report: Report, more: Report) -> Report:
@@ -81,10 +81,12 @@ def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:
 
 def markdown(report: Report) -> str:
     """The tables of rows and gaps: mean IoU and IoU of each class in %, mean ± standard deviation over the seeds."""
-    lines = [_sizes(report), "", *_table(report, report["rows"])]
-    lines += ["", " ".join(f"{floor}." for floor in floors(report)), ""]
-    chosen = (f"`{name}` {_chosen(row)}" for name, row in report["rows"].items())
-    lines.append("Chosen on validation: " + "; ".join(chosen) + ".")
+    lines = [_sizes(report)]
+    if report["rows"]:
+        lines += ["", *_table(report, report["rows"])]
+        lines += ["", " ".join(f"{floor}." for floor in floors(report)), ""]
+        chosen = (f"`{name}` {_chosen(row)}" for name, row in report["rows"].items())
+        lines.append("Chosen on validation: " + "; ".join(chosen) + ".")
     for name, row in report["rows"].items():
         if facts := row["seeds"][0].get("facts"):
             lines += ["", f"`{name}`: {', '.join(f'{fact} {value:g}' for fact, value in facts.items())}."]
