@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -200,14 +201,24 @@ def test_version_and_help_of_a_bare_command(capsys: pytest.CaptureFixture[str]) 
 def test_doctor_says_what_is_there_and_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Versions are those of the environment, and a package that is missing is named with its extra."""
+    """Versions are those of the environment; a missing package is named with its extra, an original as what it is."""
     monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "detectron2", ModuleType("detectron2"))
+    version = metadata.version
+
+    def with_original(name: str) -> str:
+        if name == "sal-detectron2":
+            raise metadata.PackageNotFoundError(name)
+        return "0.6" if name == "detectron2" else version(name)
+
+    monkeypatch.setattr(metadata, "version", with_original)
     assert main(["doctor", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["dsgan_datasets"] == __version__ and found["versions"]["torch"] == torch.__version__
     assert found["device"]["used"] == "cpu" and "samples/s" in found["device"]["speed"]
     assert found["packages"]["webdataset"].startswith(metadata.version("webdataset"))
     assert "pip install 'dsgan_datasets[s3]'" in found["packages"]["s3fs"]
+    assert found["packages"]["detectron2"] == "detectron2 0.6, the original (training in Detectron2)"
     assert main(["doctor", "--device", "cpu"]) == 0
     assert "packages:" in capsys.readouterr().out
     assert main(["doctor", "--device", "cuda:99"]) == 1
@@ -316,12 +327,15 @@ def test_what_completion_needs_is_named(capsys: pytest.CaptureFixture[str], monk
 
 @pytest.mark.frameworks
 def test_frameworks_in_place_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether the pinned redistributions or the originals are."""
     assert main(["install", "detectron2", "mmseg", "ultralytics", "mmseg"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["detectron2: in place", "mmseg: in place", "ultralytics: in place"]
+    said = [line.partition(", the original")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said == ["detectron2: in place", "mmseg: in place", "ultralytics: in place"]
 
 
-def test_installing_a_framework(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if none were installed: pinned by hash, without their own dependencies; an original is not replaced."""
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What seems to be installed, with versions; nothing at first."""
     present: dict[str, str] = {}
 
     def version(name: str) -> str:
@@ -330,13 +344,45 @@ def test_installing_a_framework(capsys: pytest.CaptureFixture[str], monkeypatch:
         return present[name]
 
     monkeypatch.setattr(metadata, "version", version)
+    return present
+
+
+def test_installing_a_framework(capsys: pytest.CaptureFixture[str], installed: dict[str, str]) -> None:
+    """As if none were installed: pinned by hash, without their own dependencies."""
     assert main(["install", "detectron2", "mmseg", "--dry-run"]) == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert len(commands) == 5 and all(words[1:3] == ["-m", "pip"] for words in commands)
     assert any(word.startswith("fvcore") for word in commands[0]) and any("yapf" in word for word in commands[3])
     pinned = [words for words in commands if "--require-hashes" in words]
     assert len(pinned) == 2 and all("--no-deps" in words and Path(words[-1]).is_file() for words in pinned)
-    present["mmengine"] = "0.10.7"
-    assert main(["install", "mmseg"]) == 1
-    assert "mmengine 0.10.7 is installed" in capsys.readouterr().err
     assert main(["install", "pytorch"]) == 2
+
+
+ORIGINALS = {"mmengine": "0.10.7", "mmsegmentation": "1.2.2", "mmcv": "2.1.0"}
+
+
+def test_originals_are_left_alone(capsys: pytest.CaptureFixture[str], installed: dict[str, str]) -> None:
+    """Neither replaced nor added to, whatever their version; both commands name them."""
+    installed.update(ORIGINALS, detectron2="0.6")
+    assert main(["install", "detectron2", "mmseg"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "detectron2: in place, the original: detectron2 0.6",
+        "mmseg: in place, the original: mmengine 0.10.7, mmsegmentation 1.2.2, mmcv 2.1.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({}, "found mmengine 0.10.7, no mmsegmentation, no mmcv, which are not all originals"),
+        ({"mmsegmentation": "1.2.2", "mmcv-lite": "2.2.0"}, "found mmengine 0.10.7, mmsegmentation 1.2.2, mmcv-lite "),
+        ({"onedl-mmengine": "0.10.12"}, "mmengine 0.10.7 and onedl-mmengine 0.10.12 are both installed"),
+    ],
+)
+def test_a_mixture_with_originals_is_refused(
+    capsys: pytest.CaptureFixture[str], installed: dict[str, str], others: dict[str, str], message: str
+) -> None:
+    installed.update(mmengine="0.10.7", **others)
+    assert main(["install", "mmseg"]) == 1
+    said = capsys.readouterr().err
+    assert message in said and "pip uninstall mmengine" in said

@@ -16,7 +16,7 @@ import torch
 from dsgan_datasets.device import has_fast_bfloat16, resolve_device, why_no_triton
 from dsgan_datasets.environment import environment
 from dsgan_datasets.labeled_generator import LabeledGenerator
-from dsgan_datasets.tools import options
+from dsgan_datasets.tools import install, options
 
 #: What users plug the datasets into, and optional packages: module -> what it is for, and the extra that installs it.
 _FOUND: dict[str, tuple[str, str | None]] = {
@@ -116,7 +116,7 @@ def _speed(device: torch.device) -> str:
 def _package(module: str) -> str:
     purpose, extra = _FOUND[module]
     if _is_installed(module):
-        return f"{_version(module)} ({purpose})"
+        return f"{_installed(module)} ({purpose})"
     way = f"pip install 'dsgan_datasets[{extra}]'" if extra else f"dsgan install {module}"
     return f"not installed ({purpose}: {way})"
 
@@ -126,6 +126,13 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ValueError:  # imported, and without a spec
         return sys.modules.get(module) is not None
+
+
+def _installed(module: str) -> str:
+    """The version, and whose it is where several packages hold the module."""
+    if module in install.FRAMEWORKS and (found := [part for part in install.parts(module) if part.found]):
+        return ", ".join(map(str, found)) + ", the original" * all(part.original for part in found)
+    return _version(module)
 
 
 def _version(module: str) -> str:

@@ -14,6 +14,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -54,33 +56,86 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Install what is missing."""
-    todo = [name for name in dict.fromkeys(args.frameworks) if _missing(name)]
-    for name in dict.fromkeys(args.frameworks):
-        if name not in todo:
+    found = {name: parts(name) for name in dict.fromkeys(args.frameworks)}
+    todo = []
+    for name, each in found.items():
+        if any(part.original for part in each):
+            _check_originals(name, each)
+            print(f"{name}: in place, the original: {', '.join(map(str, each))}")
+        elif all(part.is_pinned for part in each):
             print(f"{name}: in place")
-    for name in todo:
-        _check_originals(name)
+        else:
+            todo.append(name)
     for name in todo:
         _pip(["install", *_requirements(name)], args.dry_run)
         with tempfile.TemporaryDirectory() as folder:
             _install(name, Path(folder), args.dry_run)
         if not args.dry_run:
-            if missing := _missing(name):
+            if missing := [part.pin for part in parts(name) if not part.is_pinned]:
                 raise RuntimeError(f"{name}: pip reported success, but {', '.join(missing)} is not installed")
             print(f"{name}: installed")
     if todo and not args.dry_run:
         print("`pip check` may complain about them; docs/install.md says why, and that it does no harm")
 
 
+@dataclass(frozen=True)
+class Part:
+    """A distribution that a framework is made of, and what of it is installed.
+
+    Attributes:
+        package, pinned: the one that `dsgan install` installs, and its version.
+        version: of that package, as installed; None if it is not.
+        original: the original that holds the same modules, with its version; empty if that is not installed.
+
+    Example:
+        >>> print(Part("mmcv-lite", "2.2.0", None, "mmcv 2.1.0"))
+        mmcv 2.1.0
+    """
+
+    package: str
+    pinned: str
+    version: str | None
+    original: str
+
+    @property
+    def pin(self) -> str:
+        """As pip writes it."""
+        return f"{self.package}=={self.pinned}"
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the package is installed in exactly the version that the tests run with."""
+        return self.version == self.pinned
+
+    @property
+    def found(self) -> list[str]:
+        """What is installed, with its version: nothing, the package, the original, or both."""
+        return [self.original] * bool(self.original) + [f"{self.package} {self.version}"] * (self.version is not None)
+
+    def __str__(self) -> str:
+        return " and ".join(self.found) or f"no {_ORIGINALS.get(self.package, self.package)}"
+
+
+def parts(name: str) -> list[Part]:
+    """What a framework of `FRAMEWORKS` is made of.
+
+    Example:
+        >>> [part.package for part in parts("mmseg")]
+        ['onedl-mmengine', 'onedl-mmsegmentation', 'mmcv-lite']
+    """
+    pins = re.findall(r"^([\w.-]+)==([\w.]+)", _pins(name).read_text(encoding="utf-8"), re.MULTILINE)
+    return [Part(package, pinned, _version(package), _original(package)) for package, pinned in pins]
+
+
+def _original(package: str) -> str:
+    original = _ORIGINALS.get(package)
+    version = _version(original) if original else None
+    return f"{original} {version}" if version else ""
+
+
 def _pins(name: str) -> Path:
     """The requirements file of a framework, with hashes."""
     return Path(str(resources.files("dsgan_datasets.tools") / "frameworks" / f"{name}.txt"))
-
-
-def _missing(name: str) -> list[str]:
-    """Pins that are not installed in exactly that version."""
-    pins = re.findall(r"^([\w.-]+)==([\w.]+)", _pins(name).read_text(encoding="utf-8"), re.MULTILINE)
-    return [f"{package}=={version}" for package, version in pins if _version(package) != version]
 
 
 def _version(package: str) -> str | None:
@@ -90,12 +145,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _check_originals(name: str) -> None:
-    found = [_ORIGINALS.get(pin.partition("==")[0], "") for pin in _missing(name)]
-    if installed := [f"{package} {_version(package)}" for package in found if package and _version(package)]:
+def _check_originals(name: str, found: Sequence[Part]) -> None:
+    """An original is never replaced: it must be whole, and alone."""
+    if twice := [part for part in found if len(part.found) > 1]:
         raise ValueError(
-            f"{name}: {', '.join(installed)} is installed, the original, which the adapter is written for as well. To "
-            f"replace it, run pip uninstall {' '.join(package.split()[0] for package in installed)} first"
+            f"{name}: {', '.join(map(str, twice))} are both installed, and hold the same modules. Run pip uninstall "
+            f"{' '.join(word.split()[0] for part in twice for word in part.found)}, then install one of them"
+        )
+    if not all(part.original for part in found):
+        originals = [part.original.split()[0] for part in found if part.original]
+        raise ValueError(
+            f"{name}: found {', '.join(map(str, found))}, which are not all originals. Install the others, as "
+            f"docs/{name}.md says; or run pip uninstall {' '.join(originals)}, then this command again"
         )
 
 
