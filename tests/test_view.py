@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from dsgan_datasets import LabeledGenerator, LabelSchema
 from dsgan_datasets.annotations.folder import Exported
 from dsgan_datasets.tools import page
 from dsgan_datasets.tools.cli import main
-from dsgan_datasets.tools.looking import Asked, MarkFile, look, usual
+from dsgan_datasets.tools.looking import Asked, MarkFile, StoppedError, look, usual
 from dsgan_datasets.tools.page import STREAM, TO_ANNOTATE, Page
 
 
@@ -76,6 +77,37 @@ def test_a_threshold_that_no_draw_meets_is_given_up_on_early(filtered: LabeledGe
     assert set(drawn) == {0} and int(str(caught.value).split("none of ")[1].split()[0]) < 200
     many = look(filtered, Asked(num_samples=100, thresholds={"mask": 0.0}, to_annotate=True))
     assert many.samples.num_samples == 100 and not any(many.accepted)  # all are worth annotating
+
+
+def test_a_search_that_is_stopped_keeps_what_it_found(filtered: LabeledGenerator) -> None:
+    done = [0]
+    asked = Asked(num_samples=60)
+    whole = look(filtered, asked)
+    seen = look(filtered, asked, lambda found, total: done.append(found), lambda: len(done) > 2)
+    assert len(done) == 3 and 0 < seen.samples.num_samples == done[-1] < 60 and seen.stopped and not whole.stopped
+    assert seen.num_draws == 2 * filtered.recipe.compute_batch < whole.num_draws
+    assert sorted([*seen.samples.index.tolist(), *seen.missing]) == list(range(60))
+    shown = dict(zip(whole.samples.index.tolist(), whole.samples.rows(), strict=True))
+    for sample in seen.samples.rows():
+        assert all(value.equal(shown[int(sample.index)][name]) for name, value in sample.items())
+    said = page.summary(seen, filtered.targets, asked)
+    assert f"{done[-1]} of samples 0 … 59" in said and f"stopped; no draw yet for {seen.missing[0]}" in said
+    with pytest.raises(StoppedError, match="stopped after 0 draws, of which the filter accepts none"):
+        look(filtered, asked, stopped=lambda: True)
+
+
+def test_each_page_stops_its_own_search(tmp_path: Path, filtered: LabeledGenerator) -> None:
+    """Searches of other pages continue, and so does the next one of the same page."""
+    shown = Page(filtered, MarkFile(tmp_path / "marks.json", filtered, "checkpoint"), 60)
+    values = (STREAM, "0", "0", 0.9, [], 1, "")
+    shown.stop("one")  # nothing to stop
+
+    def search(browser: str) -> str:
+        return shown.shown(*values, progress=lambda found, total: shown.stop("one"), browser=browser)[0]
+
+    assert "stopped" not in search("other")
+    assert "stopped" in search("one")
+    assert "stopped" not in shown.shown(*values, browser="one")[0]
 
 
 def test_view_groups_stay_together() -> None:
@@ -432,6 +464,11 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
         def text_of(css: str) -> str:
             return str(all_of(css)[0].text)
 
+        def typed(css: str, text: str) -> None:
+            box = all_of(f"{css} input, {css} textarea")[0]
+            box.clear()
+            box.send_keys(text)
+
         wait_for(lambda: len(all_of("figure.sample")) == 4)
         assert "samples 0 … 3" in text_of("#summary") and "hair" in text_of(".legend") and not all_of("input.mark")
         all_of("#next")[0].click()
@@ -444,9 +481,7 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
         assert (marks["seed"], marks["indices"]) == (2**64 - 1, [6])
         assert "--marked marks.json" in text_of("#marks code")
 
-        seed = all_of("#seed input, #seed textarea")[0]
-        seed.clear()
-        seed.send_keys("1\n")
+        typed("#seed", "1\n")
         wait_for(lambda: len(all_of("input.mark")) == 4 and not all_of("input.mark:checked"))
         all_of("input.mark")[0].click()  # of another seed than the marks that are there
         wait_for(lambda: "holds marks of seed 18446744073709551615" in text_of("body"))
@@ -458,9 +493,7 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
         all_of("input.mark")[0].click()
         wait_for(lambda: "seed 1, " in text_of("#marks"))
 
-        seed = all_of("#seed input, #seed textarea")[0]
-        seed.clear()
-        seed.send_keys("5")  # without Enter: the samples are still those of seed 1
+        typed("#seed", "5")  # without Enter: the samples are still those of seed 1
         all_of("input.mark")[1].click()
         wait_for(lambda: "2 draws marked (seed 1, " in text_of("#marks"))
         assert json.loads((tmp_path / "marks.json").read_text())["seed"] == 1
@@ -486,6 +519,57 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
     finally:
         server.kill()
         server.wait(30)
+
+
+@pytest.mark.extended
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")  # of Gradio's
+def test_stop_in_a_browser(
+    tmp_path: Path, browser: Any, filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop ends a search that would take long, and its samples are there; so does a page that is closed."""
+    pytest.importorskip("gradio")
+    left, may_draw = [1], threading.Event()  # batches that are drawn at once, before a stop
+    generate = LabeledGenerator.generate
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        assert left[0] >= 0 or may_draw.wait(60)
+        return generate(*args, **kwargs)
+
+    class Watched(Page):
+        def stop(self, browser: str) -> None:
+            super().stop(browser)
+            may_draw.set()
+
+    monkeypatch.setattr(LabeledGenerator, "generate", slowly)
+    shown = Watched(filtered, MarkFile(tmp_path / "marks.json", filtered, "checkpoint"), 60)
+    served = {"seed": 0, "start": 0, "to_annotate": False, "host": "127.0.0.1", "port": None, "browser": False}
+    with page.served(shown, **served) as address:
+        browser.get(address)
+
+        def button(name: str) -> Any:
+            return browser.find_element("css selector", f"#{name}")
+
+        def summary() -> str:
+            return str(browser.find_element("css selector", "#summary").text)
+
+        wait_for(lambda: button("stop").is_enabled())
+        button("stop").click()
+        wait_for(lambda: "stopped; no draw yet for" in summary())
+        number = len(browser.find_elements("css selector", "figure.sample"))
+        assert 0 < number < 60 and f"{number} of samples 0 … 59" in summary()
+        wait_for(lambda: not button("stop").is_enabled())
+
+        button("show").click()
+        wait_for(lambda: summary().startswith("samples 0 … 59"))
+        assert len(browser.find_elements("css selector", "figure.sample")) == 60
+
+        left[0] = 0
+        may_draw.clear()
+        button("next").click()
+        wait_for(lambda: button("stop").is_enabled())
+        browser.get("about:blank")
+        assert may_draw.wait(60)
 
 
 def test_marks_are_of_draws_that_no_stream_has(tmp_path: Path, unfiltered: LabeledGenerator) -> None:

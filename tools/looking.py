@@ -21,6 +21,7 @@ from dsgan_datasets.samples import SampleBatch
 from dsgan_datasets.targets.keypoints import Keypoints
 from dsgan_datasets.targets.segmentation import LabelSchema
 from dsgan_datasets.tools import options
+from dsgan_datasets.tools.messages import counted
 
 #: Draws of an index after which a page gives up. A stream measures how often draws pass first, for which nobody waits
 #: here.
@@ -65,12 +66,18 @@ class Seen:
         accepted: whether the filter accepts each of them; all of a stream are.
         num_draws: that were made for it.
         missing: indices that found no accepted draw.
+        stopped: whether the search for these was ended before it gave up.
     """
 
     samples: SampleBatch
     accepted: tuple[bool, ...]
     num_draws: int
     missing: tuple[int, ...] = ()
+    stopped: bool = False
+
+
+class StoppedError(Exception):
+    """A search was stopped, and had found nothing."""
 
 
 def usual(labeled: LabeledGenerator) -> Asked:
@@ -113,7 +120,10 @@ def changed(labeled: LabeledGenerator, asked: Asked) -> LabeledGenerator:
 
 
 def look(
-    labeled: LabeledGenerator, asked: Asked, progress: Callable[[int, int], object] = lambda done, total: None
+    labeled: LabeledGenerator,
+    asked: Asked,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Seen:
     """Draw what is asked for. Samples of a stream are those of `LabeledGenerator.stream` with the same recipe.
 
@@ -121,9 +131,11 @@ def look(
         labeled: the checkpoint, with its own recipe.
         asked: see there; of a recipe with view groups, whole groups are shown.
         progress: called with the samples that are there, and all.
+        stopped: called before each batch; true ends the search, and what was found until then is returned.
 
     Raises:
         ValueError: the recipe does not fit, or no draw at all is accepted.
+        StoppedError: it was stopped before any draw was accepted.
     """
     source = changed(labeled, asked)
     group = source.group
@@ -133,11 +145,12 @@ def look(
     extras = [name.removesuffix("_score") for name in source.labeler.scores.values()]
     found: dict[int, SampleBatch] = {}
     accepted: dict[int, bool] = {}
-    total, num_draws, in_a_row = len(pending), 0, 0
+    total, num_draws, in_a_row, stop = len(pending), 0, 0, False
     for attempt in range(1 if asked.to_annotate else MOST_ATTEMPTS):
         waiting, pending = pending, []
         for indices in _blocks(waiting, source.recipe.compute_batch // group * group):
-            if in_a_row >= MOST_REJECTED:
+            stop = stop or stopped()
+            if stop or in_a_row >= MOST_REJECTED:
                 pending += indices
                 continue
             before = len(found)
@@ -152,13 +165,15 @@ def look(
                     pending.append(index)
             in_a_row = 0 if len(found) > before else in_a_row + len(indices) // group
             progress(len(found), total)
-        if not pending or in_a_row >= MOST_REJECTED:
+        if not pending or stop or in_a_row >= MOST_REJECTED:
             break
+    if not found and stop:
+        raise StoppedError(f"stopped after {counted(num_draws, 'draw')}, of which the filter accepts none")
     if not found:
         raise ValueError(f"the filter accepts none of {num_draws} draws: raise the threshold, or require less")
     rows = [found[index] for index in sorted(found)]
     samples = SampleBatch({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
-    return Seen(samples, tuple(accepted[index] for index in sorted(found)), num_draws, tuple(pending))
+    return Seen(samples, tuple(accepted[index] for index in sorted(found)), num_draws, tuple(pending), stop)
 
 
 def _blocks(indices: list[int], size: int) -> list[list[int]]:

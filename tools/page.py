@@ -15,6 +15,7 @@ import logging
 import os
 import shlex
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from dsgan_datasets.pictures import about, heat_map, photo
 from dsgan_datasets.samples import Sample
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.tools import options
-from dsgan_datasets.tools.looking import Asked, MarkFile, Seen, look, parts_of, usual
+from dsgan_datasets.tools.looking import Asked, MarkFile, Seen, StoppedError, look, parts_of, usual
 from dsgan_datasets.tools.messages import counted, explain
 from dsgan_datasets.uncertainty import score_unit
 
@@ -190,13 +191,16 @@ def summary(seen: Seen, targets: Sequence[Target], asked: Asked) -> str:
         rejected = len(seen.accepted) - sum(seen.accepted)
         drawn = f"draws {first} … {last}, of which the filter would reject {rejected}"
     else:
-        drawn = f"samples {first} … {last}, accepted from {counted(seen.num_draws, 'draw')}"
+        share = f"{len(seen.accepted)} of " if seen.missing else ""
+        drawn = f"{share}samples {first} … {last}, accepted from {counted(seen.num_draws, 'draw')}"
     line = f"<p>{html.escape(' · '.join([drawn, *scales]))}</p>"
     if not seen.missing:
         return line
     which = f"{', '.join(map(str, seen.missing[:8]))}{', …' * (len(seen.missing) > 8)}"
+    if seen.stopped:
+        return f"{line}<p>stopped; no draw yet for {which}: press Show to search again</p>"
     said = f"no accepted draw was found for {which}: raise the highest uncertainty, or require less"
-    return f'{line}<p class="rejected">{html.escape(said)}</p>'
+    return f'{line}<p class="rejected">{said}</p>'
 
 
 def marks_panel(file: MarkFile, found: Marked) -> str:
@@ -231,6 +235,7 @@ class Page:
         self.parts = [*parts_of(labeled)[0], *parts_of(labeled)[1]]
         low, high = labeled.recipe.psi_range
         self.has_psi = low == high
+        self._searches: dict[str, threading.Event] = {}
 
     def asked(
         self, draws: object, seed: object, first: object, psi: object, require: Any, min_area: object, *levels: object
@@ -258,15 +263,37 @@ class Page:
             to_annotate=draws == TO_ANNOTATE,
         )
 
-    def shown(self, *values: Any, progress: Any = None) -> tuple[str, str, Shown]:
-        """Summary and samples as HTML, and what they are of."""
+    def shown(
+        self, *values: Any, progress: Callable[[int, int], object] = lambda done, total: None, browser: str = ""
+    ) -> tuple[str, str, Shown]:
+        """Summary and samples as HTML, and what they are of.
+
+        Args:
+            values: as `asked` takes them.
+            progress: called with the samples that are there, and all.
+            browser: whose page it is; `stop` ends its search.
+
+        Raises:
+            ValueError: a value makes no sense, or no draw was found.
+            StoppedError: the search was stopped before any was.
+            OSError: the file of the marks cannot be read.
+        """
         asked = self.asked(*values)
-        seen = look(self.labeled, asked, progress or (lambda done, total: None))
+        stopped = self._searches[browser] = threading.Event()
+        try:
+            seen = look(self.labeled, asked, progress, stopped.is_set)
+        finally:
+            del self._searches[browser]
         targets = self.labeled.targets
         found = self.file.read()
         marked = found.indices if found.same_draws(self.file.of(asked)) else ()
         shown = Shown(asked, tuple(seen.samples.index.tolist()))
         return summary(seen, targets, asked), cards(seen, targets, marked, shown), shown
+
+    def stop(self, browser: str) -> None:
+        """End the search of a browser's page, if there is one: `shown` returns what it has found."""
+        if search := self._searches.get(browser):
+            search.set()
 
     def mark(self, shown: Shown | None, token: object, index: object, marked: object) -> Marked:
         """Mark a draw, or take its mark away.
@@ -375,6 +402,7 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
                     back = gr.Button("← Previous", size="sm", elem_id="previous")
                     again = gr.Button("Show", variant="primary", size="sm", elem_id="show")
                     forth = gr.Button("Next →", size="sm", elem_id="next")
+                    stop = gr.Button("Stop", variant="stop", size="sm", elem_id="stop", interactive=False)
                 line = gr.HTML(elem_id="summary")
                 panel = gr.HTML(elem_id="marks")
                 samples = gr.HTML(js_on_load=_ON_LOAD, elem_id="samples", min_height=200)
@@ -384,17 +412,36 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
         # Kept here for each browser: which samples it shows, and which marks.
         on_screen, known = gr.State(), gr.State()
 
-        def show(*given: Any, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008 - how Gradio finds it
-            with _as_message(gr):
-                shown = page.shown(*given, progress=lambda done, total: progress((done, total), "drawing"))
-                return *shown, *page.panel()
+        def show(request: Any, *given: Any, progress: Any = gr.Progress()) -> Iterator[dict[Any, Any]]:  # noqa: B008
+            def drawn(done: int, total: int) -> None:
+                progress((done, total), "drawing")
+
+            done = {stop: gr.Button(interactive=False)}
+            yield {stop: gr.Button(interactive=True)}
+            try:
+                with _as_message(gr):
+                    found = *page.shown(*given, progress=drawn, browser=request.session_hash), *page.panel()
+            except StoppedError as told:
+                gr.Info(f"{told}: what was shown before stays")
+                yield done
+            except gr.Error:
+                yield done
+                raise
+            else:
+                yield done | dict(zip(everything, found, strict=True))
+
+        def end(request: Any) -> None:
+            page.stop(request.session_hash)
+
+        for needs_request in (show, end):
+            needs_request.__annotations__["request"] = gr.Request  # by which Gradio finds the argument
 
         def mark(event: Any, shown: Shown | None) -> tuple[str, Marked]:
             with _as_message(gr):
                 sent = event._data if isinstance(event._data, Mapping) else {}
                 return page.panel(page.mark(shown, sent.get("page"), sent.get("index"), sent.get("marked")))
 
-        mark.__annotations__["event"] = gr.EventData  # by which Gradio finds the argument
+        mark.__annotations__["event"] = gr.EventData
 
         def unmark(seen: Marked | None) -> tuple[str, Marked]:
             with _as_message(gr):
@@ -414,7 +461,10 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
         everything = [line, samples, on_screen, panel, known]
         # Values are checked by `Page.asked`, which says what is wrong in a sentence.
         raw = {"preprocess": False}
-        once: dict[str, Any] = {
+        shows: dict[str, Any] = {
+            "fn": show,
+            "inputs": controls,
+            "outputs": [*everything, stop],
             "trigger_mode": "always_last",
             "concurrency_id": "draw",
             "concurrency_limit": 1,
@@ -422,9 +472,11 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
             **raw,
         }
         events = [blocks.load, again.click, draws.change, seed_box.submit, first.submit, require.change, psi.release]
-        gr.on([*events, min_area.submit, *(level.submit for level in levels)], show, controls, everything, **once)
-        back.click(move(-1), first, first, **raw).success(show, controls, everything, **once)
-        forth.click(move(+1), first, first, **raw).success(show, controls, everything, **once)
+        gr.on([*events, min_area.submit, *(level.submit for level in levels)], **shows)
+        back.click(move(-1), first, first, **raw).success(**shows)
+        forth.click(move(+1), first, first, **raw).success(**shows)
+        stop.click(end)
+        blocks.unload(end)  # nobody waits for it any more
         marking, clearing = samples.select(mark, on_screen, [panel, known]), clear.click(unmark, known, [panel, known])
         marking.failure(None, js=_REVERT)
         clearing.success(None, js=_UNMARK)
