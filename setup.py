@@ -41,6 +41,7 @@ EXTRAS = {
         "portalocker",
         "pycocotools>=2.0.7",
         "setuptools<81",
+        "shapely>=2",
         "tabulate",
         "tensorboard",
         "termcolor>=1.1",
