@@ -19,8 +19,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         f"dsgan_datasets.adapters.mmseg needs MMSegmentation 1.x ({error}). Install its maintained fork: "
-        "`dsgan install mmseg`, or the original: mmengine, the whole mmcv (not mmcv-lite) and mmsegmentation, see "
-        "https://mmsegmentation.readthedocs.io"
+        "`dsgan install mmseg`, or the original: mmengine, the whole mmcv (not mmcv-lite) and mmsegmentation, as "
+        "docs/mmseg.md says"
     ) from error
 
 __all__ = [
