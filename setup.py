@@ -96,6 +96,7 @@ EXTRAS = {
         "moto[s3]>=5",
         "nbclient>=0.10",
         "nbformat>=5.10",
+        "pathspec>=1.0",
         "psutil>=5.9",
         "pytest>=8",
         "pytest-timeout>=2.3",
