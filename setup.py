@@ -28,7 +28,7 @@ LINT = ["import-linter>=2.17", "mypy>=1.14", "ruff>=0.9", "types-tqdm"]
 
 # The frameworks themselves cannot be expressed as dependencies (see tools/install.py), and
 # Ultralytics must not be one (AGPL): their extras list what they import. The first two still import pkg_resources,
-# which setuptools 81 removed.
+# which setuptools 81 removed. OpenCV without windows imports on machines without the libraries of a display.
 EXTRAS = {
     "detectron2": [
         "cloudpickle",
@@ -52,7 +52,7 @@ EXTRAS = {
         "addict",
         "ftfy",
         "matplotlib",
-        "opencv-python>=4.10",
+        "opencv-python-headless>=4.10",
         "packaging",
         "prettytable",
         "pyyaml",
@@ -65,7 +65,7 @@ EXTRAS = {
     ],
     "ultralytics": [
         "matplotlib",
-        "opencv-python>=4.10",
+        "opencv-python-headless>=4.10",
         "polars",
         "psutil>=5.9",
         "pyyaml",
