@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and whether they are there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,62 @@ from uuid import uuid4
 
 #: What `link` fails with on file systems that have no second names.
 _WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+#: What `stat` fails with where nothing is; a link to itself leads nowhere.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+def exists(path: Path) -> bool:
+    """Whether something is there.
+
+    What keeps from knowing, such as a folder that may not be entered, is an error: it is neither free nor missing. To
+    the methods of `Path` it is missing since Python 3.14.
+
+    Raises:
+        OSError: with the name and the reason.
+
+    Example:
+        >>> exists(tmp)
+        False
+        >>> exists(tmp / ("x" * 300))  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+            ...
+        OSError: [Errno 36] File name too long: 'xxx…'
+    """
+    return _mode(path) != 0
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there, or a link to one; errors as of `exists`.
+
+    Example:
+        >>> is_file(tmp)
+        False
+    """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there, or a link to one; errors as of `exists`.
+
+    Example:
+        >>> tmp.mkdir()
+        >>> is_folder(tmp)
+        True
+    """
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """The type and permissions of what is there; 0 if nothing is."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return 0
+        raise
+    except ValueError:  # no name at all: it holds a null character, or is not UTF-8
+        return 0
 
 
 @contextmanager
@@ -112,9 +169,9 @@ def written_whole(out: Path) -> Iterator[Path]:
         ['part.txt']
     """
     out = Path(os.path.realpath(out))
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if exists(out) and not (is_folder(out) and not any(out.iterdir())):
         raise ValueError(f"{out} exists: choose another name, or remove it")
-    made = [parent for parent in out.parents if not parent.exists()]
+    made = [parent for parent in out.parents if not exists(parent)]
     temporary = out.with_name(f".{out.name}.{uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -193,7 +250,7 @@ def remove_leftovers(path: Path) -> None:
         >>> list(tmp.iterdir())
         []
     """
-    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    names = os.listdir(path.parent) if is_folder(path.parent) else []
     for temporary in (path.with_name(name) for name in names if name.endswith(".tmp")):
         if temporary.name.startswith(f".{path.name}."):  # a name is not a pattern: it may hold brackets and stars
             with suppress(FileNotFoundError), temporary.open("r+b") as file:
@@ -212,7 +269,7 @@ def check_writable(folder: Path) -> None:
         >>> (tmp / "new").exists()
         False
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    made = [parent for parent in (folder, *folder.parents) if not exists(parent)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

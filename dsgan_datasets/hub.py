@@ -11,6 +11,7 @@ from typing import Any
 from dsgan_datasets.cards import dataset_card, with_metadata
 from dsgan_datasets.checkpoints.card import PICTURES
 from dsgan_datasets.checkpoints.labeled import Checkpoint
+from dsgan_datasets.files import is_file
 from dsgan_datasets.shards.folder import Folder
 from dsgan_datasets.shards.manifest import MANIFEST, WIDS_INDEX, Manifest
 
@@ -73,7 +74,7 @@ def push_to_hub(
 def _contents(path: Path) -> tuple[str, list[str], str]:
     """(kind of repository, files but the card, card) of a folder."""
     for name, contents in _KINDS.items():
-        if (path / name).is_file():
+        if is_file(path / name):
             return contents(path)
     raise ValueError(
         f"{path} is neither a checkpoint, nor finished shards, nor an export: it holds none of {', '.join(_KINDS)}. "
@@ -84,9 +85,9 @@ def _contents(path: Path) -> tuple[str, list[str], str]:
 def _checkpoint(path: Path) -> tuple[str, list[str], str]:
     checkpoint = Checkpoint.open(path)
     files = ["config.json", *sorted(file.name for file in path.glob("*.safetensors"))]
-    files += [name for name in PICTURES if (path / name).is_file()]
+    files += [name for name in PICTURES if is_file(path / name)]
     card = path / _CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {path.name}\n"
+    text = card.read_text(encoding="utf-8") if is_file(card) else f"# {path.name}\n"
     tags = ["synthetic", "image-segmentation", "dsgan_datasets"]
     return "model", files, with_metadata(text, checkpoint.license, tags=tags)
 
@@ -107,14 +108,14 @@ def _shards(path: Path) -> tuple[str, list[str], str]:
         layout="WebDataset tars; `manifest.json` says what made them, `wids.json` is an index for random reading.",
         metadata=configs,
     )
-    indices = [WIDS_INDEX] if (path / WIDS_INDEX).is_file() else []
+    indices = [WIDS_INDEX] if is_file(path / WIDS_INDEX) else []
     return "dataset", [*(shard.name for shard in manifest.shards), *indices, MANIFEST], card
 
 
 def _export(path: Path) -> tuple[str, list[str], str]:
-    files = sorted(str(file.relative_to(path).as_posix()) for file in path.rglob("*") if file.is_file())
+    files = sorted(str(file.relative_to(path).as_posix()) for file in path.rglob("*") if is_file(file))
     card = path / _CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {path.name}\n"
+    text = card.read_text(encoding="utf-8") if is_file(card) else f"# {path.name}\n"
     return "dataset", [name for name in files if name != _CARD], text
 
 

@@ -617,7 +617,8 @@ def test_a_loader_with_another_batch_is_noticed(
 
     def warned(batch_size: int | None, **changes: Any) -> str:
         stream = DSGANIterableDataset(NumberSource(), length=16, **{"global_batch": 8, **changes})
-        list(DataLoader(stream, batch_size=batch_size, num_workers=workers))
+        context = "fork" if workers else None  # a server of processes writes to where an earlier test captured
+        list(DataLoader(stream, batch_size=batch_size, num_workers=workers, multiprocessing_context=context))
         return capfd.readouterr().err
 
     found = warned(4)

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, source_files
 
-from dsgan_datasets.files import atomic_write, create, remove_leftovers
+from dsgan_datasets import load_generator, load_interpreter, read_photos
+from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets.files import atomic_write, create, exists, is_file, is_folder, remove_leftovers, written_whole
 
 
 def test_the_file_is_renamed_into_place(tmp_path: Path) -> None:
@@ -84,3 +90,46 @@ def test_errors_of_other_files_keep_their_names(tmp_path: Path) -> None:
         (tmp_path / "elsewhere").read_bytes()
     with pytest.raises(OSError, match="^the source is gone$"), atomic_write(tmp_path / "shard.tar"):
         raise OSError("the source is gone")
+
+
+def test_what_is_there_and_what_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "to-file").symlink_to("file")
+    (tmp_path / "to-folder").symlink_to(".")
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    names = ["file", "to-file", ".", "to-folder", "nowhere", "file/below", "broken", "circle", "a\0b", "\udce4"]
+    found = [[ask(tmp_path / name) for name in names] for ask in (exists, is_file, is_folder)]
+    assert found == [[True] * 4 + [False] * 6, [True] * 2 + [False] * 8, [False] * 2 + [True] * 2 + [False] * 6]
+
+
+def write_to(path: Path) -> None:
+    with written_whole(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        exists,
+        is_file,
+        is_folder,
+        load_generator,
+        load_interpreter,
+        load_annotations,
+        partial(read_photos, size=(16, 16)),
+        write_to,
+    ],
+)
+def test_what_cannot_be_looked_up_is_not_called_missing(ask: Callable[[Path], object], tmp_path: Path) -> None:
+    """To Python 3.14's Path.exists it is; a folder that may not be entered is no hindrance to root, so it is a name."""
+    with pytest.raises(OSError, match="File name too long"):
+        ask(tmp_path / ("x" * 300))
+
+
+def test_nothing_asks_paths_themselves_whether_they_are_there() -> None:
+    asked = re.compile(r"(?<!entry)\.(exists|is_dir|is_file)\(\)")  # entries of an archive are not on a disk
+    assert asked.search("if (folder / name).is_file():") and not asked.search("if entry.is_dir():")
+    modules = source_files("/dsgan_datasets/**/*.py", "/adapters/**/*.py", "/tools/**/*.py")
+    lines = [(name, line.strip()) for name in modules for line in (ROOT / name).read_text("utf-8").splitlines()]
+    assert [each for each in lines if asked.search(each[1]) and not each[1].startswith((">>>", "..."))] == []

@@ -21,7 +21,7 @@ from dsgan_datasets.annotations.marked import Marked
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.contents import LONGEST_JSON, parse_json, read_bounded, shown
-from dsgan_datasets.files import atomic_write
+from dsgan_datasets.files import atomic_write, exists, is_folder
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.labeled_generator import LabeledGenerator
@@ -279,7 +279,7 @@ def parts(
         )
         return generator, earlier[0].targets, earlier[0].recipe.override(**changes)
     path = checkpoint_directory.find(args.generator)
-    if path.is_dir() and "labeler" in checkpoint_directory.read_config(path):
+    if is_folder(path) and "labeler" in checkpoint_directory.read_config(path):
         found = Checkpoint.open(path, **changes)
         layout = found.parts.get("interpreter", {}).get("layout")
         return load_generator(path, device=args.device, features=layout), found.targets, found.recipe
@@ -310,7 +310,7 @@ def _check_picture(out: Path, args: argparse.Namespace) -> None:
     """ValueError if the picture would replace something, or be taken for an annotation the next time."""
     options.check_file(out, "--out", ".png", ".jpg", ".jpeg")
     usual = (args.folder[-1] / "check.png").resolve()
-    if out.exists() and out.resolve() != usual:
+    if exists(out) and out.resolve() != usual:
         raise ValueError(f"--out {out} exists: choose another name; without --out it is {usual}")
     read = [folder / kind for folder in args.folder for kind in ("masks", "images")]
     if any(out.resolve().is_relative_to(place.resolve()) for place in [*read, *([args.files] if args.files else [])]):

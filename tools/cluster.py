@@ -11,6 +11,7 @@ from dsgan_datasets.annotations import Annotations, load_annotations
 from dsgan_datasets.annotations.folder import generator_fingerprint
 from dsgan_datasets.checkpoints.labeled import Checkpoint
 from dsgan_datasets.compatibility import class_ids
+from dsgan_datasets.files import is_file
 from dsgan_datasets.fitting.cluster_checkpoint import NAMES, SHEET, save_clusters
 from dsgan_datasets.fitting.clusters import (
     cluster_schema,
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _stored(args: argparse.Namespace) -> LabeledGenerator | None:
     """The clusters at OUT, if they are to be named; None if there are none or they are to be replaced."""
-    if args.overwrite or not (args.names or args.masks) or not (args.out / "config.json").is_file():
+    if args.overwrite or not (args.names or args.masks) or not is_file(args.out / "config.json"):
         return None
     if Checkpoint.open(args.out).parts.get("interpreter", {}).get("architecture") != ClusterInterpreter.architecture:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dsgan_datasets.files import exists
 from dsgan_datasets.generators import load_generator, save_generator
 from dsgan_datasets.generators.dialects import read_average, read_centers
 from dsgan_datasets.labeled_generator import LabeledGenerator
@@ -66,7 +67,7 @@ def add_parser(verbs: options.Verbs[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load, save, print what was found."""
     options.check_out(args)
-    if (args.out / "interpreter.safetensors").exists():
+    if exists(args.out / "interpreter.safetensors"):
         raise ValueError(
             f"{args.out} is a labeled checkpoint, whose interpreter would be left behind: choose another name"
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from dsgan_datasets.files import is_file
 from dsgan_datasets.tools import options
 
 #: Samples of the first run. The next ones have four times as many each, until one takes so many seconds.
@@ -147,7 +148,7 @@ def run_once(write: Callable[[Path, int], object], count: int) -> tuple[float, i
         began = time.perf_counter()
         write(Path(folder) / "out", count)
         seconds = time.perf_counter() - began
-        return seconds, sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        return seconds, sum(file.stat().st_size for file in Path(folder).rglob("*") if is_file(file))
 
 
 def show(estimate: Estimate, args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from dsgan_datasets.checkpoints.directory import find, is_built_in
 from dsgan_datasets.export import FORMATS, ExportInput, export
 from dsgan_datasets.export.writing import INSTANCES
+from dsgan_datasets.files import exists, is_folder
 from dsgan_datasets.shards.manifest import MANIFEST
 from dsgan_datasets.shards.progress import UNFINISHED
 from dsgan_datasets.tools import options
@@ -134,14 +135,14 @@ def _input(args: argparse.Namespace) -> ExportInput:
     path = Path(where)
     if is_built_in(where):
         pass  # whatever lies here under that name
-    elif ("://" in where and not where.startswith("hf://")) or any((path / n).exists() for n in (MANIFEST, UNFINISHED)):
+    elif ("://" in where and not where.startswith("hf://")) or any(exists(path / n) for n in (MANIFEST, UNFINISHED)):
         generated = ("device", "recipe", "no_filter", "seed")
         if meant := [name for name in generated if getattr(args, name) not in (None, {}, False)]:
             words = {"recipe": "--truncation-psi and --set"}
             names = ", ".join(words.get(name, f"--{name.replace('_', '-')}") for name in meant)
             raise ValueError(f"{where} holds shards, whose samples exist already: leave out {names}")
         return ExportInput.read(where, args.num_samples, start=args.start)
-    elif path.is_dir() and not (path / "config.json").exists():
+    elif is_folder(path) and not exists(path / "config.json"):
         raise ValueError(f"{where} holds neither a checkpoint (config.json) nor shards ({MANIFEST})")
     elif not where.startswith("hf://"):
         find(where)  # a wrong name is the first thing to say

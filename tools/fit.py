@@ -12,6 +12,7 @@ from typing import cast
 from dsgan_datasets.annotations import Annotations, load_annotations
 from dsgan_datasets.annotations.folder import ANNOTATION_MANIFEST
 from dsgan_datasets.checkpoints.fit_report import Figures
+from dsgan_datasets.files import is_file
 from dsgan_datasets.fitting.choosing import AUTO
 from dsgan_datasets.fitting.evaluation import Quality
 from dsgan_datasets.fitting.pipeline import fit_checkpoint, sample_recipe
@@ -129,7 +130,7 @@ def _add_training(parser: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, fit with all that belongs to it, print."""
-    if (args.out / ANNOTATION_MANIFEST).is_file():
+    if is_file(args.out / ANNOTATION_MANIFEST):
         raise ValueError(f"{args.out} holds annotations: OUT, the checkpoint to write, comes last")
     options.check_out(args)
     refuse_threshold(args, "fit")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
 from dsgan_datasets.checkpoints.tensors import digest_tensors
+from dsgan_datasets.files import is_file, is_folder
 from dsgan_datasets.generators import FeatureGenerator, load_generator
 from dsgan_datasets.generators.base import IMAGE_CHANNELS
 from dsgan_datasets.generators.loading import generator_tensors
@@ -47,11 +48,11 @@ def run(args: argparse.Namespace) -> None:
 
 def info_rows(path: Path) -> dict[str, str]:
     """What is known about a file or folder, as printable rows."""
-    if path.is_dir() and not (path / "config.json").is_file() and any(path.glob("model_*.pth")):
+    if is_folder(path) and not is_file(path / "config.json") and any(path.glob("model_*.pth")):
         interpreter = load_interpreter(path, device="cpu")
         return {"kind": "folder of published pixel classifiers", **_interpreter_rows(interpreter.config)}
-    if path.is_dir() or path.name == "generator.safetensors":
-        return _checkpoint_rows(path if path.is_dir() else path.parent)
+    if is_folder(path) or path.name == "generator.safetensors":
+        return _checkpoint_rows(path if is_folder(path) else path.parent)
     generator = load_generator(path, device="cpu")
     return {**generator_rows(generator), **_mask_rows(generator)}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dsgan_datasets.annotations.folder import as_targets
-from dsgan_datasets.files import check_writable
+from dsgan_datasets.files import check_writable, exists, is_folder
 from dsgan_datasets.generators import FeatureGenerator
 from dsgan_datasets.inversion import Inversion, InversionSettings, Inverter
 from dsgan_datasets.inversion.folder import export_photos
@@ -189,7 +189,7 @@ def labels_of(args: argparse.Namespace, photos: Photos, targets: Sequence[Target
 def _holds_labels(photos: str, targets: Sequence[Target]) -> bool:
     """Whether a folder holds photos and labels side by side, as `dsgan export --format folder` makes it."""
     folders = [Path(photos, name) for name in ("images", *(target.folder for target in targets))]
-    return folders[0].is_dir() and any(map(Path.is_dir, folders[1:])) and not Path(photos, MANIFEST).exists()
+    return is_folder(folders[0]) and any(map(Path.is_dir, folders[1:])) and not exists(Path(photos, MANIFEST))
 
 
 def _warn(warning: str) -> None:
@@ -225,9 +225,9 @@ def print_scores(photos: Photos, found: Inversion) -> None:
 
 def check_out(args: argparse.Namespace) -> None:
     """Say before any work that OUT cannot be written; see `written_whole`."""
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+    if exists(args.out) and not (is_folder(args.out) and not any(args.out.iterdir())):
         raise ValueError(f"{args.out} exists: choose another name, or remove it")
-    if Path(args.photos).is_dir() and args.out.resolve().is_relative_to(Path(args.photos).resolve()):
+    if is_folder(Path(args.photos)) and args.out.resolve().is_relative_to(Path(args.photos).resolve()):
         raise ValueError(
             f"{args.out} lies in {args.photos}, and would be among its photos next time: choose another place"
         )

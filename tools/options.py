@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from dsgan_datasets._deprecation import outside_level, warn_renamed
 from dsgan_datasets.checkpoints.directory import read_config
 from dsgan_datasets.checkpoints.errors import CheckpointError
-from dsgan_datasets.files import check_writable
+from dsgan_datasets.files import check_writable, exists, is_folder
 from dsgan_datasets.labeled_generator import LabeledGenerator
 from dsgan_datasets.latents import MAX_INDEX, MAX_SEED
 from dsgan_datasets.recipe import RENAMED, RecipeOverrides
@@ -135,9 +135,9 @@ def check_out(args: argparse.Namespace) -> None:
     out: Path = args.out
     if re.match(r"[a-z]+:/", os.fspath(out)):
         raise ValueError(f"{out}: OUT is a folder on this machine; write it there, then upload the folder")
-    if out.exists() and not out.is_dir():
+    if exists(out) and not is_folder(out):
         raise ValueError(f"{out} is a file: choose another name")
-    if out.is_dir() and any(out.iterdir()):
+    if is_folder(out) and any(out.iterdir()):
         if not args.overwrite:
             raise ValueError(
                 f"{out} exists: choose another name, or pass --overwrite to replace a checkpoint, its card too"
@@ -163,7 +163,7 @@ def check_file(out: Path, option: str, *endings: str) -> None:
     """
     if endings and out.suffix.lower() not in endings:
         raise ValueError(f"{option} {out}: the file name must end in {' or '.join(endings)}")
-    if out.is_dir():
+    if is_folder(out):
         raise ValueError(f"{option} {out} is a folder: name a file")
     check_writable(out.parent)
 

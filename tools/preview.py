@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dsgan_datasets.checkpoints import directory as checkpoint_directory
-from dsgan_datasets.files import atomic_write
+from dsgan_datasets.files import atomic_write, is_folder
 from dsgan_datasets.generators import load_generator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.latents import draw_latents
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     """Generate, draw, write."""
     options.check_file(args.out, "--out", ".png", ".jpg", ".jpeg")
     path = checkpoint_directory.find(args.checkpoint)
-    has_labels = path.is_dir() and "labeler" in checkpoint_directory.read_config(path)
+    has_labels = is_folder(path) and "labeler" in checkpoint_directory.read_config(path)
     picture = _samples(args) if has_labels else _images(args, path)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.out) as file:

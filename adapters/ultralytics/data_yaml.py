@@ -20,7 +20,7 @@ from ultralytics.utils import YAML
 from dsgan_datasets.adapters.ultralytics.generated import VALIDATION_LENGTH, GeneratedSet
 from dsgan_datasets.checkpoints import CheckpointError
 from dsgan_datasets.checkpoints.directory import is_built_in
-from dsgan_datasets.files import atomic_write
+from dsgan_datasets.files import atomic_write, exists, is_file
 from dsgan_datasets.latents import MAX_SEED
 from dsgan_datasets.recipe import RecipeOverrides
 from dsgan_datasets.shards import ShardError
@@ -40,7 +40,7 @@ def completed(data: Any, folder: Path, task: str) -> str:
         ValueError: a ``dsgan`` that is wrong; the message names it and what is allowed.
     """
     path = Path(str(data))
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml") or not is_file(path):
         return str(data)
     content = YAML.load(path)
     if not isinstance(content, Mapping) or "dsgan" not in content or _is_complete(content["dsgan"]):
@@ -89,7 +89,7 @@ def _complete(path: Path, content: Mapping[str, Any], node: dict[str, Any], task
         )
     root = path.resolve().parent
     if content.get("path"):
-        root = root / content["path"] if (root / content["path"]).exists() else Path(content["path"])
+        root = root / content["path"] if exists(root / content["path"]) else Path(content["path"])
     return {
         **content,
         "path": str(root),

@@ -23,7 +23,7 @@ from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.annotations.shapes import shapely
 from dsgan_datasets.annotations.writing import write_folder
 from dsgan_datasets.checks import integer
-from dsgan_datasets.files import check_writable
+from dsgan_datasets.files import check_writable, exists, is_folder
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions
@@ -230,9 +230,9 @@ def _check(
                 f"cannot choose num_samples={num_samples} images among candidates={candidates}: look at {num_samples} "
                 'candidates or more, or take the draws as they come (select="random")'
             )
-    if out.exists() and not out.is_dir():
+    if exists(out) and not is_folder(out):
         raise ValueError(f"{out} is a file: choose another name")
-    if out.is_dir() and any(out.iterdir()):
+    if is_folder(out) and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty, perhaps with annotations: choose another folder")
     check_writable(out)
     for target in targets:

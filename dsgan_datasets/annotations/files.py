@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dsgan_datasets.contents import ContentError, kind_of, read_bounded, shown
+from dsgan_datasets.files import is_file, is_folder
 
 #: Bytes of one file, and files of a folder or an archive.
 LONGEST_FILE, _MOST_FILES = 2**28, 100_000
@@ -50,7 +51,7 @@ def files_in(given: Path, name: Callable[[Path], str] = str) -> list[File]:
         ContentError: an archive that cannot be read, or more than 100,000 files.
         OSError: it is not there.
     """
-    if given.is_dir():
+    if is_folder(given):
         found = list(_walked(given, name))
     elif _is_zip(given):
         found = _packed(given, name(given))
@@ -77,7 +78,7 @@ def _left_behind(path: str) -> bool:
 
 
 def _is_zip(path: Path) -> bool:
-    if not path.is_file():
+    if not is_file(path):
         return False
     with path.open("rb") as file:
         return kind_of(file.read(4)) == "a zip archive"

@@ -20,7 +20,7 @@ from dsgan_datasets.checkpoints.migrations import recipe_v1_to_v2
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.checks import integer
 from dsgan_datasets.contents import LONGEST_JSON, ContentError, parse_json, read_bounded, shown
-from dsgan_datasets.files import atomic_write
+from dsgan_datasets.files import atomic_write, is_file
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.loading import generator_tensors
 from dsgan_datasets.images import MOST_PIXELS
@@ -230,8 +230,8 @@ def write_targets(folder: Path, targets: Sequence[Target]) -> None:
 
 def read_targets(folder: Path) -> tuple[Target, ...]:
     """What is to be annotated in a folder, masks first, or an AnnotationError."""
-    described = (folder / TARGETS).is_file()
-    schema = [read_classes(folder)] if (folder / CLASSES).is_file() or not described else []
+    described = is_file(folder / TARGETS)
+    schema = [read_classes(folder)] if is_file(folder / CLASSES) or not described else []
     if not described:
         return tuple(schema)
     try:

@@ -25,6 +25,7 @@ from dsgan_datasets.annotations.png import read_picture
 from dsgan_datasets.annotations.values import ImageNames
 from dsgan_datasets.contents import ContentError, parse_json
 from dsgan_datasets.contents import kind_of as kind_of_file
+from dsgan_datasets.files import exists, is_file
 from dsgan_datasets.targets.base import Target
 from dsgan_datasets.targets.dense_map import DenseMap
 from dsgan_datasets.targets.segmentation import LabelSchema
@@ -109,12 +110,12 @@ def annotation_sources(
     def name(path: Path) -> str:
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
-    if given is not None and not given.exists():
+    if given is not None and not exists(given):
         raise AnnotationError(folder, f"{given}: no such file or folder with annotations")
     places = _places(folder, exported.targets)
     if given is None:
         files = _at_home(folder, exported, asked, name)
-    elif (given / ANNOTATION_MANIFEST).is_file():  # the exported folder itself, or a copy that an annotator gave back
+    elif is_file(given / ANNOTATION_MANIFEST):  # the exported folder itself, or a copy that an annotator gave back
         if Exported.read(given).images != exported.images:
             raise AnnotationError(folder, f"{given} is an export of other images: give the annotations of these images")
         files = _at_home(given, exported, asked, name)
@@ -261,7 +262,7 @@ def _files_at(place: _Place, name: Callable[[Path], str], folder: Path) -> list[
     """All files of a folder; of the exported folder itself only those that the place names."""
     if place.path != folder:
         return _files_in(place.path, name, folder)
-    there = [folder / file for file in place.patterns if (folder / file).is_file()]
+    there = [folder / file for file in place.patterns if is_file(folder / file)]
     return [file for path in there for file in _files_in(path, name, folder)]
 
 

@@ -22,6 +22,7 @@ from dsgan_datasets.annotations.published import is_published, read_published
 from dsgan_datasets.annotations.returned import read_exported
 from dsgan_datasets.checks import integer
 from dsgan_datasets.device import Device
+from dsgan_datasets.files import is_file, is_folder
 from dsgan_datasets.fitting.annotated import AnnotatedImages
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.recipe import FeatureLayout, Recipe
@@ -110,10 +111,10 @@ def load_folder(
     integer("min_class", min_class, 0)
     if format is not None and format not in get_args(AnnotationFormat):
         raise ValueError(f"format must be one of {', '.join(get_args(AnnotationFormat))}, not {format!r}")
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ValueError(f"no folder {folder}: give the one that `dsgan annotate export` wrote")
     found = Findings()
-    if format == "published" or (not (folder / ANNOTATION_MANIFEST).is_file() and is_published(folder)):
+    if format == "published" or (not is_file(folder / ANNOTATION_MANIFEST) and is_published(folder)):
         material = read_published(folder, generator, classes, features, recipe, device, found)
     else:
         given = {"classes": classes, "features": features, **recipe}

@@ -24,6 +24,7 @@ from dsgan_datasets.annotations.material import Material, Source
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.contents import read_bounded
 from dsgan_datasets.device import Device
+from dsgan_datasets.files import is_file
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.dialects import read_average
 from dsgan_datasets.generators.loading import load_generator
@@ -78,7 +79,7 @@ def _schema(folder: Path, classes: LabelSchema | Sequence[str] | None, files: Ma
         return classes
     if classes is not None:
         return LabelSchema(tuple(classes))
-    if not (folder / CLASSES).is_file():
+    if not is_file(folder / CLASSES):
         highest = max(int(mask.max()) for mask in map(load_mask, files.values()) if mask is not None)
         raise AnnotationError(
             folder,

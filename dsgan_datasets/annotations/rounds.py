@@ -17,6 +17,7 @@ from dsgan_datasets.annotations.kinds import kind_of
 from dsgan_datasets.annotations.loading import Annotations, load_folder
 from dsgan_datasets.annotations.mistakes import AnnotationError, listed
 from dsgan_datasets.device import Device
+from dsgan_datasets.files import is_file
 from dsgan_datasets.fitting.annotated import AnnotatedImages
 from dsgan_datasets.generators.base import FeatureGenerator
 from dsgan_datasets.generators.synthesis import style_vectors
@@ -142,7 +143,7 @@ def _check_folders(folders: Sequence[Path], files: object) -> None:
 
 
 def _is_exported(folder: Path) -> bool:
-    return (folder / ANNOTATION_MANIFEST).is_file()
+    return is_file(folder / ANNOTATION_MANIFEST)
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

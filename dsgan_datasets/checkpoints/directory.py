@@ -18,7 +18,7 @@ from dsgan_datasets.checkpoints.migrations import FORMAT_VERSION, changed, migra
 from dsgan_datasets.checkpoints.pickles import check_content
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.contents import ContentError, parse_json
-from dsgan_datasets.files import atomic_write, written_whole
+from dsgan_datasets.files import atomic_write, exists, is_file, is_folder, written_whole
 
 _LARGEST_CONFIG = 4 * 2**20  # bytes
 PRETRAINED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -31,7 +31,7 @@ def built_in() -> list[str]:
 
 def is_built_in(name_or_path: str | os.PathLike[str]) -> bool:
     """Whether this names a checkpoint that ships with the package; a `Path` to something that exists does not."""
-    if not isinstance(name_or_path, str) and Path(name_or_path).exists():
+    if not isinstance(name_or_path, str) and exists(Path(name_or_path)):
         return False
     return os.fspath(name_or_path) in built_in()
 
@@ -58,13 +58,13 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{name} is an address: download the file and pass its path (hf://org/name works)")
     path = Path(name).expanduser()
     if is_built_in(name_or_path):
-        if path.exists():
+        if exists(path):
             warnings.warn(
                 f"{name} is the built-in checkpoint; to use what lies in this folder under that name, write ./{name}",
                 stacklevel=2,
             )
         return PRETRAINED / name
-    if path.exists():
+    if exists(path):
         return path
     raise CheckpointError(
         f"no file or directory {name!r}, nor a built-in checkpoint of that name ({', '.join(built_in())})"
@@ -90,7 +90,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         CheckpointError: it is missing, not JSON, or of a format that this version does not read.
     """
     path = directory / "config.json"
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{directory} is not a checkpoint directory: it has no config.json")
     if (size := path.stat().st_size) > _LARGEST_CONFIG:
         raise CheckpointError(f"{path} has {size} bytes; a config has at most {_LARGEST_CONFIG}")
@@ -133,7 +133,7 @@ def read_tensors(path: Path, sha256: object, *, recorded: bool = True) -> dict[s
     Raises:
         CheckpointError: missing, truncated or otherwise no safetensors file, or not the one that was recorded.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path} is missing")
     try:
         with safetensors.safe_open(path, "pt"):  # its header must fit its length, before all of it is read
@@ -200,7 +200,7 @@ def write(
         CheckpointError: the directory cannot be written.
     """
     try:
-        if directory.is_dir() and any(directory.iterdir()):
+        if is_folder(directory) and any(directory.iterdir()):
             _write_files(directory, config, tensors, card, pictures or {})
         else:
             with written_whole(directory) as folder:

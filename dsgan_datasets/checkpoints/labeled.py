@@ -23,6 +23,7 @@ from dsgan_datasets.checkpoints.migrations import changed
 from dsgan_datasets.checkpoints.tensors import fingerprint
 from dsgan_datasets.compatibility import class_ids
 from dsgan_datasets.device import Device
+from dsgan_datasets.files import is_folder
 from dsgan_datasets.generators.loading import read_provenance
 from dsgan_datasets.labelers.base import Labeler, Part
 from dsgan_datasets.labelers.loading import LABELERS
@@ -138,7 +139,7 @@ class Checkpoint:
             12
         """
         path = directory.find(name_or_path)
-        if not path.is_dir():
+        if not is_folder(path):
             raise CheckpointError(
                 f"{path} is a file; expected a checkpoint directory with config.json. If it is a generator, it has no "
                 "labels yet: annotate some of its images (`dsgan annotate export`), then fit to them (`dsgan fit`)"

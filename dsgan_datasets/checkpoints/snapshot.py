@@ -37,6 +37,7 @@ from dsgan_datasets.checkpoints.pickles import (
     make_dict,
 )
 from dsgan_datasets.checkpoints.torch_file import is_torch_file, read_legacy, read_torch_stream
+from dsgan_datasets.files import is_file
 
 _DTYPES = frozenset(("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"))
 _START_BYTES = 512
@@ -55,7 +56,7 @@ def read_snapshot(path: Path) -> Any:
     Raises:
         CheckpointError: it is something else, which the message names, or damaged; nothing from the file has run.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:

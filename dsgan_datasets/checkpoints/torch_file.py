@@ -30,6 +30,7 @@ from dsgan_datasets.checkpoints.pickles import (
     are_counts,
     check_content,
 )
+from dsgan_datasets.files import is_file
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
@@ -58,7 +59,7 @@ def read_torch_file(path: Path, names: Mapping[tuple[str, str], Any] = TORCH_NAM
     Raises:
         CheckpointError: unreadable, or it holds anything else; nothing from the file has run.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"{path} is not a regular file")
     try:
         with path.open("rb") as file:

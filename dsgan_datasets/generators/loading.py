@@ -19,6 +19,7 @@ from dsgan_datasets.checkpoints.card import generator_card
 from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.tensors import assign_tensors, digest_tensors
 from dsgan_datasets.device import Device, resolve_device
+from dsgan_datasets.files import is_folder
 from dsgan_datasets.generators.base import FeatureGenerator, GeneratorConfig, Provenance
 from dsgan_datasets.generators.dialects import average_w, import_generator
 from dsgan_datasets.generators.dialects.average import AVERAGED_DRAWS, centers_of_w, mean_of_mapped
@@ -84,7 +85,7 @@ def load_generator(
     file = checkpoint_directory.find(path)
     if file.name == "generator.safetensors":
         file = file.parent
-    if file.is_dir():
+    if is_folder(file):
         stored = checkpoint_directory.read_config(file)
         fields, tensors = checkpoint_directory.read_part(stored, "generator", file)
         config = parse_config(fields, file)
@@ -104,7 +105,7 @@ def load_generator(
         notes = [note for note in provenance.notes if "average w" not in note]
         note = f"{count} centroids in place of an average w" if count else "average w given separately"
         provenance = dataclasses.replace(provenance, notes=(*notes, note))
-    elif not file.is_dir() and not config.has_w_avg and _NETWORKS[type(config)].has_w_space:
+    elif not is_folder(file) and not config.has_w_avg and _NETWORKS[type(config)].has_w_space:
         config, tensors, note = _with_average(config, tensors, file)
         provenance = dataclasses.replace(provenance, notes=(*provenance.notes, note))
     if bgr:

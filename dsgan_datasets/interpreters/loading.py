@@ -19,6 +19,7 @@ from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.tensors import check_numbers
 from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.device import Device, resolve_device
+from dsgan_datasets.files import is_file
 from dsgan_datasets.interpreters.base import Interpreter, LabelingOptions
 from dsgan_datasets.interpreters.clusters import ClusterInterpreter
 from dsgan_datasets.interpreters.convolutional import ConvolutionalInterpreter
@@ -68,7 +69,7 @@ def load_interpreter(
         10
     """
     source = checkpoint_directory.find(path)
-    if (source / "config.json").is_file():
+    if is_file(source / "config.json"):
         stored = checkpoint_directory.read_config(source)
         other = f"interpreter_{field}" in checkpoint_directory.section(stored, "parts", source)
         stem = f"interpreter_{field}" if other else "interpreter"

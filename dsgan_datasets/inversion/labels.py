@@ -25,6 +25,7 @@ from dsgan_datasets.annotations.material import Wanted
 from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, listed
 from dsgan_datasets.annotations.values import identity
 from dsgan_datasets.contents import ContentError, parse_json, shown
+from dsgan_datasets.files import exists, is_file
 from dsgan_datasets.inversion.alignment import Alignment
 from dsgan_datasets.inversion.photos import Photo, Photos
 from dsgan_datasets.shards.source import ShardSource
@@ -270,13 +271,13 @@ class ShardLabels:
 
 def _of_place(place: Path, photos: Photos, targets: Sequence[Target], found: Findings) -> Found:
     """Labels of files that were given beside the photos."""
-    if not place.exists():
+    if not exists(place):
         raise AnnotationError(place, "no such folder or file with labels: give a folder, a zip archive or a COCO file")
     try:
         files = files_in(place)
     except ContentError as error:
         raise AnnotationError(place, f"it {error}") from None
-    if place.is_file() and len(files) == 1:
+    if is_file(place) and len(files) == 1:
         return _of_coco_file(place, files[0], photos, targets, found)
     labels: Found = {}
     known = {target: _READERS[target.kind] for target in targets if target.kind in _READERS}

@@ -17,6 +17,7 @@ from dsgan_datasets.annotations.mistakes import AnnotationError, Findings, liste
 from dsgan_datasets.annotations.values import identity, whole
 from dsgan_datasets.checks import is_number
 from dsgan_datasets.contents import ContentError, parse_json
+from dsgan_datasets.files import exists, is_file
 from dsgan_datasets.inversion.alignment import Alignment
 from dsgan_datasets.inversion.labels import CocoLabels, ObjectOf, ShardLabels, photo_name
 from dsgan_datasets.inversion.photos import Photo, Photos, Reader, upright
@@ -86,12 +87,12 @@ def read_photos(
     if category is not None and align == "center":
         raise ValueError("a category says which annotations are aligned by: give it with align=boxes or keypoints")
     text = os.fspath(where)
-    if "://" in text or (Path(text) / MANIFEST).exists():
+    if "://" in text or exists(Path(text) / MANIFEST):
         if align != "center":
             raise ValueError(f"align={align} needs the boxes or keypoints of a COCO file; {text} holds shards")
         return _of_shards(text, size, license)
     place, found = Path(text), Findings()
-    if not place.exists():
+    if not exists(place):
         raise ValueError(f"{place}: no such folder or file with photos")
     labels, others = None, ""
     if place.suffix.lower() == ".json":
@@ -167,7 +168,7 @@ def _of_files(place: Path, size: tuple[int, int]) -> tuple[dict[str, Reader], st
     """Photos by their names; and what to say of pictures that are passed over, "" if there are none."""
     names: dict[str, File] = {}
     files, others = files_in(place), []
-    alone = place.is_file() and [file.path for file in files] == [place.name]  # else it is an archive
+    alone = is_file(place) and [file.path for file in files] == [place.name]  # else it is an archive
     for file in files:
         if alone or file.suffix in _ENDINGS:
             name = photo_name(file.path)

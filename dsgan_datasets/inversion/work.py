@@ -19,6 +19,7 @@ from dsgan_datasets.checkpoints.errors import CheckpointError
 from dsgan_datasets.checkpoints.tensors import fingerprint
 from dsgan_datasets.checkpoints.torch_file import read_torch_file
 from dsgan_datasets.contents import ContentError, read_bounded
+from dsgan_datasets.files import is_file
 from dsgan_datasets.inversion.inverter import Inversion, Inverter
 from dsgan_datasets.inversion.photos import Photos
 from dsgan_datasets.parallel import parallel_map
@@ -107,7 +108,7 @@ def _keep(file: Path | None, part: Inversion) -> None:
 
 def _kept(file: Path | None) -> Inversion | None:
     """What a file holds; None if it is not there, or damaged."""
-    if file is None or not file.is_file():
+    if file is None or not is_file(file):
         return None
     try:
         with np.load(file, allow_pickle=False) as stored:

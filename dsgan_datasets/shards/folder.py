@@ -27,7 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 
 from dsgan_datasets.credentials import secrets_of, without_credentials
-from dsgan_datasets.files import atomic_write, create, remove_leftovers
+from dsgan_datasets.files import atomic_write, create, is_file, is_folder, remove_leftovers
 from dsgan_datasets.shards import http
 from dsgan_datasets.shards.errors import NotAFile
 from dsgan_datasets.shards.stored import StoredFile, storage_error
@@ -106,7 +106,7 @@ class Folder:
         if self.local is not None:  # absolute: other processes have other working directories
             self._base = os.path.abspath(os.path.expanduser(self._root.path))
             self._root = UPath(self._base)
-            if self.local.is_file():
+            if is_file(self.local):
                 raise ValueError(f"{self} is a file: name the folder that the shards are in")
 
     def _connect(self) -> UPath:
@@ -241,7 +241,7 @@ class Folder:
         local = self.local
         if local is not None:
             (local / name).parent.mkdir(parents=True, exist_ok=True)
-            if (local / name).is_dir():
+            if is_folder(local / name):
                 raise IsADirectoryError(
                     errno.EISDIR, "there is a folder in its place: move that elsewhere", self.at(name)
                 )

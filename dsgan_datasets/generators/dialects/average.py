@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dsgan_datasets.checkpoints.errors import CheckpointError
+from dsgan_datasets.files import is_file
 from dsgan_datasets.latents import Purpose, sample_latents
 
 #: Draws of z whose mean w is taken for the average of the training, for each class.
@@ -66,7 +67,7 @@ def read_centers(path: Path) -> Tensor:
 
 
 def _read(path: Path, convert: Callable[[Tensor], Tensor]) -> Tensor:
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"no file {path} with an average latent")
     try:
         latent = torch.from_numpy(np.load(path, allow_pickle=False))

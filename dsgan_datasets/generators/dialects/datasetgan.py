@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+from dsgan_datasets.files import is_file
 from dsgan_datasets.generators.dialects.average import average_w, read_average
 from dsgan_datasets.generators.dialects.base import (
     Dialect,
@@ -58,7 +59,7 @@ def _read(found: Found, path: Path) -> ImportedGenerator:
         check_filter(name, theirs.pop(name), [1, 2, 1])
     check_nothing_left(theirs)
     notes = [drawn(seed)]
-    if average.is_file():
+    if is_file(average):
         ours["mapping.w_avg"] = read_average(average)
         notes.append(f"average w from {average.name}")
     elif inside is not None:
