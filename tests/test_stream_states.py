@@ -187,7 +187,7 @@ class Killed(NumberSource):
 def test_a_killed_worker_is_noticed() -> None:
     dataset = DSGANIterableDataset(Killed(), length=24)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="(?s)DataLoader worker .*(killed|exited)"):
-        read(DataLoader(dataset, batch_size=2, num_workers=2, timeout=5))
+        read(DataLoader(dataset, batch_size=2, num_workers=2, timeout=5, multiprocessing_context="fork"))
 
 
 def test_a_stream_travels_to_a_process_of_ones_own() -> None:
