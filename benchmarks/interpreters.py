@@ -130,13 +130,20 @@ def agreement_if_presence_were_known(truth: Tensor, found: Tensor, schema: Label
     return known
 
 
+def _mean(values: Tensor) -> float | None:
+    return round(values.mean().item(), 4) if values.numel() else None
+
+
 def whole_parts(truth: Tensor, found: Tensor, schema: LabelSchema) -> dict[str, Result]:
-    """Of each class: how many samples show it, in how many of them and of the others it is found, and its size."""
+    """Of each class: how many samples show it, in how many of them and of the others it is found, and its size; and the
+    mean probability of its pixels where both have it, and where it is found in samples that do not show it."""
     report: dict[str, Result] = {}
     for k, name in enumerate(schema.classes):
         there, drawn = (truth == k).flatten(1), (found.argmax(1) == k).flatten(1)
         shows, draws = there.any(1), drawn.any(1)
         both = shows & draws
+        sure = found[:, k] / found.sum(1)
+        alarms = drawn[draws & ~shows]
         overlap, union = (there & drawn)[both].sum(), (there | drawn)[both].sum()
         report[name] = {
             "samples_that_show_it": int(shows.sum()),
@@ -144,6 +151,8 @@ def whole_parts(truth: Tensor, found: Tensor, schema: LabelSchema) -> dict[str, 
             "found_in_others": int((draws & ~shows).sum()),
             "median_pixels": float(there.sum(1)[shows].float().median()) if shows.any() else None,
             "iou_where_both_have_it": round((overlap / union).item(), 4) if both.any() else None,
+            "probability_where_both_have_it": _mean(sure.flatten(1)[both][(there & drawn)[both]]),
+            "probability_of_false_alarms": _mean(sure.flatten(1)[draws & ~shows][alarms]),
         }
     return report
 
