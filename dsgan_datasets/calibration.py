@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,11 +142,7 @@ def _shares(reject_fraction: Shares, labeled: LabeledGenerator) -> tuple[float, 
     kept = {score.field: score.reject_fraction for score in labeled.recipe.scores}
     if not isinstance(reject_fraction, Mapping):
         return reject_fraction, kept if reject_fraction else {}
-    if unknown := sorted(set(reject_fraction) - set(labeled.labeler.scores)):
-        raise ValueError(
-            f"reject_fraction names {', '.join(map(repr, unknown))}; the labels with an uncertainty are: "
-            f"{', '.join(labeled.labeler.scores) or 'none'}"
-        )
+    check_names(reject_fraction, labeled.labeler.scores)
     first = next((share for field, share in reject_fraction.items() if field not in names), None)
     others = {field: share for field, share in {**kept, **reject_fraction}.items() if field in names and share}
     return labeled.recipe.reject_fraction if first is None else first, others
@@ -181,6 +177,16 @@ def check_shares(reject_fraction: Shares, ignore_fraction: float | None, num_mem
         raise ValueError(
             "one member agrees with itself everywhere, so that nothing tells uncertain samples from certain ones: fit "
             "two members or more (ten are usual), or drop and ignore nothing (reject_fraction=0, ignore_fraction=0)"
+        )
+
+
+def check_names(reject_fraction: Shares, fields: Collection[str]) -> None:
+    """ValueError if a share is of none of the labels that have an uncertainty."""
+    named = set(reject_fraction) if isinstance(reject_fraction, Mapping) else set()
+    if unknown := sorted(named - set(fields)):
+        raise ValueError(
+            f"reject_fraction names {', '.join(map(repr, unknown))}; the labels with an uncertainty are: "
+            f"{', '.join(fields) or 'none'}"
         )
 
 

@@ -621,6 +621,11 @@ def test_damaged_cells_are_named(downstream: Any, tmp_path: Path, capsys: pytest
         downstream.Cells(tmp_path, {"size": 64})
     whole = {"row": "full", "renders": 1234, "seed": 0, "settings": {"learning_rate": 1, "steps": 2}}
     whole["settings"]["augmentation"] = "weak"  # type: ignore[index]
+    for wrong in (
+        {"renders": "x"}, {"settings": []}, {"iou": {}}, {"iou": {"": {"mean": "x", "classes": []}}}, {"iou": {"": 0.5}}
+    ):  # fmt: skip
+        cell.write_text(json.dumps({**whole, "iou": {"": {"mean": 0.5, "classes": [0.5]}}, **wrong}))
+        assert f"{cell} does not hold" in error(), wrong
     cell.write_text(json.dumps({**whole, "iou": {"": {"mean": 0.5, "classes": [0.5]}}}))
     assert "configuration.json" in error()
     report = {"size": 64, "schema": LabelSchema(("thing",)).to_dict(), "student": "unet", "width": 4}

@@ -207,6 +207,17 @@ def checkpoint(labeled: LabeledGenerator, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
+def test_shares_of_unknown_labels_are_refused_before_anything_is_fitted(
+    labeled: LabeledGenerator, tmp_path: Path
+) -> None:
+    endless = FitSettings(members=2, steps=10**8)
+    with pytest.raises(ValueError, match="names 'nose'; the labels with an uncertainty are: mask, keypoints, depth"):
+        fit_checkpoint(
+            labeled.generator, annotations(labeled), tmp_path / "out", endless, reject_fraction={"nose": 0.1}
+        )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def faces(checkpoint: Path) -> LabeledGenerator:
     return LabeledGenerator.from_pretrained(checkpoint, device="cpu")

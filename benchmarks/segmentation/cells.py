@@ -46,7 +46,18 @@ def read_cell(path: Path) -> Cell:
     Raises:
         ValueError: the file is damaged.
     """
-    return read_json(path, ("row", "renders", "settings", "iou"), "delete it, and this student is trained anew")
+    remedy = "delete it, and this student is trained anew"
+    cell = read_json(path, ("row", "renders", "settings", "iou"), remedy)
+    try:
+        numbers = [cell["renders"], cell["settings"]["learning_rate"], cell["settings"]["steps"]]
+        for measured in cell["iou"].values():
+            numbers += [measured["mean"], *(value for value in measured["classes"] if value is not None)]
+        sound = bool(cell["iou"]) and all(isinstance(number, int | float) for number in numbers)
+    except (AttributeError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise ValueError(f"{path} does not hold a trained student's settings and IoU: {remedy}")
+    return cell
 
 
 class Forecast:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from dsgan_datasets.annotations.loading import Annotations
-from dsgan_datasets.calibration import CalibrationRun, Shares, check_shares, run_calibration
+from dsgan_datasets.calibration import CalibrationRun, Shares, check_names, check_shares, run_calibration
 from dsgan_datasets.charts import histogram
 from dsgan_datasets.checkpoints.fit_report import FitReport
 from dsgan_datasets.checks import integer
@@ -122,6 +122,7 @@ def fit_checkpoint(
         folds = integer("folds (or 0 for no held-out check)", folds, 2)
     folds = min(folds, len(annotated)) if len(annotated) > 1 else 0
     check_shares(reject_fraction, ignore_fraction, settings.members)
+    check_names(reject_fraction, [target.field for target in targets])  # now, not after hours of fitting
     check_recipe(recipe, generator, targets)
     for target in targets:
         check_choice(target, chosen[target.field], folds)
