@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -110,6 +110,45 @@ def test_each_page_stops_its_own_search(tmp_path: Path, filtered: LabeledGenerat
     assert "stopped" not in shown.shown(*values, browser="one")[0]
 
 
+def test_the_next_search_of_a_page_ends_the_one_before(
+    tmp_path: Path, filtered: LabeledGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it shows; a wrong value begins none; and what is stopped while it waits for another page never draws."""
+    over = page.SupersededError
+    drawing, may_draw, seeds = threading.Event(), threading.Event(), []
+    generate = LabeledGenerator.generate
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        seeds.append(kwargs["seed"])
+        drawing.set()
+        assert may_draw.wait(60)
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(LabeledGenerator, "generate", slowly)
+    shown = Page(filtered, MarkFile(tmp_path / "marks.json", filtered, "checkpoint"), 60)
+    with ThreadPoolExecutor(4) as pool:
+
+        def search(draws: str, seed: str, browser: str) -> Future[Any]:
+            return pool.submit(shown.shown, draws, seed, "0", 0.9, [], 1, "", browser=browser)
+
+        first = search(STREAM, "1", "one")
+        assert drawing.wait(60) and shown.searches("one") and not shown.searches("two")
+        with pytest.raises(ValueError, match="seed"):
+            shown.shown(STREAM, "x", "0", 0.9, [], 1, "", browser="one")
+        other = search(STREAM, "2", "two")
+        wait_for(lambda: shown.searches("two"))
+        shown.stop("two")
+        with pytest.raises(StoppedError, match="before the first draw"):
+            other.result(60)
+        later = [search(STREAM, "3", "one"), search(TO_ANNOTATE, "4", "one")]
+        wait_for(lambda: any(each.done() for each in later))  # one of them, which has waited for the first
+        assert seeds == [1] and not first.done()
+        may_draw.set()
+        ends = [type(each.exception(60)) for each in (first, *later)]
+        assert ends in ([over, over, type(None)], [over, type(None), over])
+        assert seeds.count(1) == 1 and len(set(seeds)) == 2 and not shown.searches("one")
+
+
 def test_view_groups_stay_together() -> None:
     labeled = small_labeled(group_size=4, mixing_layer=2)
     seen = look(labeled, asked_of(labeled, first=6))
@@ -122,8 +161,8 @@ def test_what_is_marked_is_what_is_exported(tmp_path: Path, filtered: LabeledGen
     asked = asked_of(labeled, seed=7, psi=0.8, first=2**53, to_annotate=True)
     file = MarkFile(tmp_path / "marks.json", labeled, str(tmp_path / "checkpoint"))
     for index in (2**53 + 4, 2**53 + 1, 2**53 + 2):
-        file.mark(asked, index, True)
-    file.mark(asked, 2**53 + 2, False)
+        file.mark(asked, {index: True})
+    file.mark(asked, {2**53 + 2: False})
     again = MarkFile(tmp_path / "marks.json", labeled, "checkpoint")  # as the next `dsgan view` finds it
     marked = again.read()
     assert marked.indices == (2**53 + 1, 2**53 + 4)
@@ -145,13 +184,13 @@ def test_marks_of_an_earlier_round_are_left_out(
     unfiltered.save_pretrained(tmp_path / "checkpoint")
     file = MarkFile(tmp_path / "marks.json", unfiltered, "checkpoint")
     export = ["annotate", "export", str(tmp_path / "checkpoint"), "--marked", str(file.path), "--device", "cpu"]
-    file.mark(Asked(), 3, True)
+    file.mark(Asked(), {3: True})
     assert main([*export, str(tmp_path / "one")]) == 0
     later = [*export, "--after", str(tmp_path / "one"), str(tmp_path / "two")]
     assert main(later) == 1
     said = capsys.readouterr().err
     assert "nothing is left to annotate" in said and "in an earlier round" in said and "start" not in said
-    file.mark(Asked(), 9, True)
+    file.mark(Asked(), {9: True})
     assert main(later) == 0 and "1 marked draw left out" in capsys.readouterr().err
     assert [image.index for image in Exported.read(tmp_path / "two").images] == [9]
     file.clear(file.read())
@@ -162,15 +201,15 @@ def test_marks_of_an_earlier_round_are_left_out(
 def test_one_file_has_marks_of_one_seed_and_generator(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
     path = tmp_path / "marks.json"
     file = MarkFile(path, unfiltered, "checkpoint")
-    file.mark(Asked(), 3, True)
+    file.mark(Asked(), {3: True})
     written = path.read_bytes()
     for other in (Asked(seed=1), Asked(psi=0.3)):
         with pytest.raises(ValueError, match=r"holds marks of seed 0, psi 0\.9"):
-            file.mark(other, 4, True)
+            file.mark(other, {4: True})
     assert path.read_bytes() == written
-    file.mark(Asked(thresholds={"mask": 0.1}, require=["left"]), 4, True)  # the filter does not change a draw
+    file.mark(Asked(thresholds={"mask": 0.1}, require=["left"]), {4: True})  # the filter does not change a draw
     file.clear(file.read())
-    file.mark(Asked(seed=1), 5, True)
+    file.mark(Asked(seed=1), {5: True})
     assert json.loads(path.read_text())["indices"] == [5]
     stranger = json.loads(path.read_text())
     path.write_text(json.dumps({**stranger, "generator": {"name": "cars", "fingerprint": "0" * 64}}))
@@ -209,10 +248,10 @@ def test_the_page_quotes_names_and_shows_every_label(tmp_path: Path) -> None:
     summary, cards, _ = shown.shown(STREAM, "0", "0", 1, [], 1, *levels)
     assert cards.count('class="picture ') == 3 * (1 + 3 + 3) and cards.count("<input") == 0
     assert "samples 0 … 2, accepted from 3 draws" in summary and "depth uncertainty" in summary
-    shown.file.mark(Asked(psi=1), 1, True)
+    shown.file.mark(Asked(psi=1), {1: True})
     _, cards, _ = shown.shown(TO_ANNOTATE, "0", "0", 1, [], 1, *levels)
     assert cards.count("<input") == 3 and cards.count(" checked") == 1
-    texts = [page.legend(labeled.targets), cards, shown.panel()[0]]
+    texts = [page.legend(labeled.targets), cards, shown.panel(None)[0]]
     assert not any("<script>" in text or "<b>" in text for text in texts) and "&lt;script&gt;" in texts[0]
 
 
@@ -246,34 +285,54 @@ def test_wrong_values_of_boxes_are_named(
 ANNOTATING = (TO_ANNOTATE, "5", "8", 0.9, [], 1, "")
 
 
+def ticked(shown: page.Shown, boxes: dict[Any, object]) -> dict[str, object]:
+    """What a browser sends."""
+    return {"page": shown.token, "boxes": boxes}
+
+
 def test_a_mark_is_of_the_picture_that_is_seen(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
     """Controls may say something else by then; a box of samples that are gone marks nothing."""
     pages = page_of(unfiltered, tmp_path)
     _, cards, shown = pages.shown(*ANNOTATING)
     assert f'data-page="{shown.token}"' in cards
-    marked = pages.mark(shown, shown.token, str(shown.indices[2]), True)
+    marked = pages.mark(shown, ticked(shown, {str(shown.indices[2]): True}))
     assert (marked.seed, marked.indices) == (5, (10,)) and marked == pages.file.read()
     for changes in ({1: "6"}, {2: "9"}, {3: 0.8}):
         _, _, later = pages.shown(*(changes.get(i, value) for i, value in enumerate(ANNOTATING)))
         with pytest.raises(ValueError, match=r"other samples are shown by now\. Press Show"):
-            pages.mark(later, shown.token, "9", True)
+            pages.mark(later, ticked(shown, {"9": True}))
     with pytest.raises(ValueError, match="Press Show"):
-        pages.mark(None, shown.token, "9", True)
+        pages.mark(None, ticked(shown, {"9": True}))
     _, _, stream = pages.shown(STREAM, *ANNOTATING[1:])
     with pytest.raises(ValueError, match="9 is not one of the draws to annotate"):
-        pages.mark(stream, stream.token, "9", True)
-    assert pages.file.read() == marked
+        pages.mark(stream, ticked(stream, {"9": True}))
+    assert pages.file.read() == marked == pages.mark(shown, None)  # a box whose change went with another one's
 
 
-@pytest.mark.parametrize("index", ["-1", "9223372036854775808", 1e300, None, True, [9], "11", "9.0"])
+def test_boxes_that_were_changed_are_saved_together(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
+    """And no others: another page may have changed those. The page learns which of its boxes are ticked then."""
+    pages = page_of(unfiltered, tmp_path)
+    _, _, shown = pages.shown(*ANNOTATING)
+    pages.file.mark(shown.asked, {10: True, 77: True})
+    marked = pages.mark(shown, ticked(shown, {"8": True, "9": True}))
+    assert marked.indices == (8, 9, 10, 77) and pages.panel(shown)[2] == ["8", "9", "10", "77"]
+    assert pages.mark(shown, ticked(shown, {"8": False, "10": False})).indices == (9, 77)
+    with pytest.raises(ValueError, match="11 is not one of the draws to annotate"):
+        pages.mark(shown, ticked(shown, {"8": True, "11": True}))
+    assert pages.file.read().indices == (9, 77)
+    _, _, other = pages.shown(TO_ANNOTATE, "6", *ANNOTATING[2:])
+    assert pages.panel(other)[2] == []
+
+
+@pytest.mark.parametrize("index", ["-1", "9223372036854775808", 1e300, None, True, (9,), "11", "9.0"])
 def test_what_is_no_draw_is_not_marked(tmp_path: Path, unfiltered: LabeledGenerator, index: object) -> None:
     pages = page_of(unfiltered, tmp_path)
     _, _, shown = pages.shown(*ANNOTATING)
-    before = pages.mark(shown, shown.token, 9, True)
+    before = pages.mark(shown, ticked(shown, {9: True}))
     with pytest.raises(ValueError, match="index|not one of"):
-        pages.mark(shown, shown.token, index, True)
+        pages.mark(shown, ticked(shown, {index: True}))
     with pytest.raises(ValueError, match="marked must be True or False, not 'False'"):
-        pages.mark(shown, shown.token, "9", "False")
+        pages.mark(shown, ticked(shown, {"9": "False"}))
     assert pages.file.read() == before
     with pytest.raises(ValueError, match=r"2\^63-1"):
         before.with_mark(2**63, True)
@@ -281,32 +340,32 @@ def test_what_is_no_draw_is_not_marked(tmp_path: Path, unfiltered: LabeledGenera
 
 def test_several_programs_mark_in_one_file(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
     one, two = (MarkFile(tmp_path / "new" / "marks.json", unfiltered, "checkpoint") for _ in range(2))
-    one.mark(Asked(), 3, True)
-    seen = one.mark(Asked(), 1, True)
-    assert two.mark(Asked(), 2, True).indices == one.read().indices == (1, 2, 3)
+    one.mark(Asked(), {3: True})
+    seen = one.mark(Asked(), {1: True})
+    assert two.mark(Asked(), {2: True}).indices == one.read().indices == (1, 2, 3)
     with pytest.raises(ValueError, match="was changed elsewhere, and nothing is cleared"):
         one.clear(seen)  # 2 has never been on this page
     one.clear(one.read())
-    one.mark(Asked(seed=9), 77, True)
+    one.mark(Asked(seed=9), {77: True})
     with pytest.raises(ValueError, match="holds marks of seed 9"):
-        two.mark(Asked(), 4, True)
+        two.mark(Asked(), {4: True})
     assert two.read().indices == (77,)
     two.path.write_text("{}")
     with pytest.raises(ValueError, match="it has no|format_version is not 1"):
-        one.mark(Asked(seed=9), 78, True)
+        one.mark(Asked(seed=9), {78: True})
     assert two.path.read_text() == "{}" and [file.name for file in two.path.parent.iterdir()] == ["marks.json"]
 
 
 def test_marks_made_at_the_same_time_are_all_kept(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
     files = [MarkFile(tmp_path / "marks.json", unfiltered, "checkpoint") for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: files[i % 4].mark(Asked(), i, True), range(24), timeout=60))
+        list(pool.map(lambda i: files[i % 4].mark(Asked(), {i: True}), range(24), timeout=60))
     assert files[0].read().indices == tuple(range(24))
 
 
 def test_the_reason_why_a_file_is_refused_is_whole(tmp_path: Path, unfiltered: LabeledGenerator) -> None:
     file = MarkFile(tmp_path / "marks.json", unfiltered, "checkpoint")
-    file.mark(Asked(), 3, True)
+    file.mark(Asked(), {3: True})
     content = json.loads(file.path.read_text())
     file.path.write_text(json.dumps({**content, "indices": [3, -1]}))
     with pytest.raises(ValueError, match=r"indices must (be|lie) .* 2\^63-1.*, got -1"):
@@ -488,6 +547,7 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
         wait_for(lambda: len(all_of("input.mark")) == 4 and not all_of("input.mark:checked"))
         assert json.loads((tmp_path / "marks.json").read_text()) == marks
 
+        wait_for(lambda: "holds marks of seed" not in text_of("body"))  # a message leaves after some seconds
         all_of("#clear")[0].click()
         wait_for(lambda: "Nothing is marked" in text_of("#marks"))
         all_of("input.mark")[0].click()
@@ -499,6 +559,15 @@ def test_in_a_browser(tmp_path: Path, browser: Any) -> None:
         assert json.loads((tmp_path / "marks.json").read_text())["seed"] == 1
         all_of("input.mark")[1].click()
         wait_for(lambda: "1 draw marked (seed 1, " in text_of("#marks"))
+
+        saved = json.loads((tmp_path / "marks.json").read_text())["indices"]
+        for gap in (0, 30):  # ms from one tick to the next; each round takes back what the one before did
+            boxes = {int(box.get_attribute("value")): box.is_selected() for box in all_of("input.mark")}
+            each = "setTimeout(() => box.click(), i * arguments[0])"
+            browser.execute_script(f"document.querySelectorAll('input.mark').forEach((box, i) => {each})", gap)
+            others = sorted(index for index, marked in boxes.items() if not marked)
+            wait_for(lambda: json.loads((tmp_path / "marks.json").read_text())["indices"] == others)  # noqa: B023
+        assert others == saved and len(boxes) == 4
 
         all_of("#layers input")[0].click()
         wait_for(lambda: not all_of(".layer-0")[0].is_displayed() and all_of(".layer-1")[0].is_displayed())
@@ -564,10 +633,27 @@ def test_stop_in_a_browser(
         wait_for(lambda: summary().startswith("samples 0 … 59"))
         assert len(browser.find_elements("css selector", "figure.sample")) == 60
 
-        left[0] = 0
-        may_draw.clear()
-        button("next").click()
-        wait_for(lambda: button("stop").is_enabled())
+        def searching() -> None:
+            left[0] = 0
+            may_draw.clear()
+            button("show").click()
+            wait_for(lambda: button("stop").is_enabled())
+
+        searching()
+        button("show").click()
+        button("show").click()
+        button("stop").click()  # all three
+        wait_for(lambda: not button("stop").is_enabled())
+        assert summary().startswith("samples 0 … 59")
+        wait_for(lambda: "what was shown before stays" in browser.find_element("css selector", "body").text)
+
+        searching()
+        browser.find_elements("css selector", "#draws input")[1].click()
+        may_draw.set()
+        wait_for(lambda: summary().startswith("draws 0 … 59"))
+        wait_for(lambda: not button("stop").is_enabled())
+
+        searching()
         browser.get("about:blank")
         assert may_draw.wait(60)
 

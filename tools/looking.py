@@ -226,8 +226,12 @@ class MarkFile:
         recipe = changed(self.labeled, asked).recipe.unfiltered().override(class_map=None, max_uncertainty=None)
         return Marked(options.short(self.checkpoint), self._fingerprint, recipe, asked.seed)
 
-    def mark(self, asked: Asked, index: int, marked: bool) -> Marked:
-        """Mark a draw, or take its mark away, and write the file.
+    def mark(self, asked: Asked, changes: Mapping[int, bool]) -> Marked:
+        """Mark draws, or take their marks away, and write the file.
+
+        Args:
+            asked: what they were drawn for.
+            changes: index -> whether it is to be marked; other marks stay.
 
         Returns:
             what the file holds then.
@@ -245,7 +249,10 @@ class MarkFile:
                 raise ValueError(
                     f"{self.path} holds marks of seed {found.seed}, psi {psi}: go back to these, or clear the marks"
                 )
-            return (found if same else these).with_mark(index, marked)
+            after = found if same else these
+            for index, marked in changes.items():
+                after = after.with_mark(index, marked)
+            return after
 
         return self._changed(change)
 

@@ -63,22 +63,37 @@ _CSS = """
 .marks { font-size: 13px; overflow-wrap: anywhere; }
 .marks code { display: block; padding: 6px; user-select: all; white-space: pre-wrap; }
 """
-#: A checkbox of a sample -> an event of the page; indices are text, as they may be larger than numbers of JavaScript.
+#: A checkbox of a sample -> an event of the page. While a change is being saved, Gradio holds later events back, then
+#: sends one for all of them: so each brings all changes that were not sent before. Indices are text, as they may be
+#: larger than numbers of JavaScript.
 _ON_LOAD = """
 element.addEventListener('change', event => {
   const box = event.target;
   if (!box.matches('input.mark')) return;
   box.closest('.sample').classList.toggle('marked', box.checked);
-  window.lastMarked = box;
   const page = box.closest('.samples').dataset.page;
-  trigger('select', {page: page, index: box.value, marked: box.checked});
+  if (window.ticked?.page !== page) window.ticked = {page: page, boxes: {}};
+  window.ticked.boxes[box.value] = box.checked;
+  trigger('select');
 });
 """
-#: The page is not drawn anew where its HTML is the same as before, so boxes are set by hand: the one that could not be
-#: marked, and all of them.
-_SET = "box => { box.checked = %s; box.closest('.sample').classList.toggle('marked', box.checked); }"
-_REVERT = f"() => {{ ({_SET % '!box.checked'})(window.lastMarked); }}"
-_UNMARK = f"() => {{ document.querySelectorAll('input.mark').forEach({_SET % 'false'}); }}"
+_TICKED = """
+(samples, shown) => {
+  const sent = window.ticked ?? null;
+  window.ticked = null;
+  return [sent, shown];
+}
+"""
+#: The page is not drawn anew where its HTML is the same as before, so boxes are set by hand to what is saved.
+_SET = """
+saved => {
+  window.ticked = null;
+  document.querySelectorAll('input.mark').forEach(box => {
+    box.checked = saved.includes(box.value);
+    box.closest('.sample').classList.toggle('marked', box.checked);
+  });
+}
+"""
 _OPACITY = "v => { document.documentElement.style.setProperty('--label-opacity', v); }"
 _SHOW = "v => { document.documentElement.dataset.hidden = %s.filter(n => !v.includes(n[0])).map(n => n[1]).join(' '); }"
 
@@ -218,6 +233,10 @@ def marks_panel(file: MarkFile, found: Marked) -> str:
     )
 
 
+class SupersededError(Exception):
+    """The same page has asked for something else meanwhile."""
+
+
 class Page:
     """What the controls of the page do; everything that can be tried without a browser.
 
@@ -235,7 +254,9 @@ class Page:
         self.parts = [*parts_of(labeled)[0], *parts_of(labeled)[1]]
         low, high = labeled.recipe.psi_range
         self.has_psi = low == high
+        # The last search of each browser's page that has not ended; set: stopped.
         self._searches: dict[str, threading.Event] = {}
+        self._changing, self._drawing = threading.Lock(), threading.Lock()
 
     def asked(
         self, draws: object, seed: object, first: object, psi: object, require: Any, min_area: object, *levels: object
@@ -271,57 +292,98 @@ class Page:
         Args:
             values: as `asked` takes them.
             progress: called with the samples that are there, and all.
-            browser: whose page it is; `stop` ends its search.
+            browser: whose page it is; `stop` ends its search, and so does the next one.
 
         Raises:
             ValueError: a value makes no sense, or no draw was found.
             StoppedError: the search was stopped before any was.
+            SupersededError: the next search of the same page has begun.
             OSError: the file of the marks cannot be read.
         """
         asked = self.asked(*values)
-        stopped = self._searches[browser] = threading.Event()
+        search = threading.Event()
+        with self._changing:
+            self._searches[browser] = search
+
+        def superseded() -> bool:
+            return self._searches.get(browser) is not search
+
+        def ended() -> bool:
+            return search.is_set() or superseded()
+
         try:
-            seen = look(self.labeled, asked, progress, stopped.is_set)
+            with self._turn(ended):
+                seen = look(self.labeled, asked, progress, ended)
+                targets = self.labeled.targets
+                found = self.file.read()
+                marked = found.indices if found.same_draws(self.file.of(asked)) else ()
+                shown = Shown(asked, tuple(seen.samples.index.tolist()))
+                drawn = summary(seen, targets, asked), cards(seen, targets, marked, shown), shown
+        except (StoppedError, ValueError) as error:
+            if superseded():
+                raise SupersededError from error
+            raise
+        else:
+            if superseded():
+                raise SupersededError
+            return drawn
         finally:
-            del self._searches[browser]
-        targets = self.labeled.targets
-        found = self.file.read()
-        marked = found.indices if found.same_draws(self.file.of(asked)) else ()
-        shown = Shown(asked, tuple(seen.samples.index.tolist()))
-        return summary(seen, targets, asked), cards(seen, targets, marked, shown), shown
+            with self._changing:
+                if not superseded():
+                    del self._searches[browser]
+
+    @contextmanager
+    def _turn(self, ended: Callable[[], bool]) -> Iterator[None]:
+        """Searches of all pages take turns, as they share the processors. One that has ended meanwhile has none."""
+        while not self._drawing.acquire(timeout=0.1):
+            if ended():
+                raise StoppedError("stopped before the first draw")
+        try:
+            yield
+        finally:
+            self._drawing.release()
+
+    def searches(self, browser: str) -> bool:
+        """Whether there is something to stop."""
+        return browser in self._searches
 
     def stop(self, browser: str) -> None:
         """End the search of a browser's page, if there is one: `shown` returns what it has found."""
         if search := self._searches.get(browser):
             search.set()
 
-    def mark(self, shown: Shown | None, token: object, index: object, marked: object) -> Marked:
-        """Mark a draw, or take its mark away.
+    def mark(self, shown: Shown | None, ticked: object) -> Marked:
+        """Mark draws, or take their marks away.
 
         Args:
             shown: what the person was shown last.
-            token: of the samples that the box is one of.
-            index: of the draw.
-            marked: what the box says.
+            ticked: ``{"page": token of the samples, "boxes": {index: what its box says}}``, of the boxes that were
+                changed; None if that was sent before.
 
         Returns:
             what is marked then.
 
         Raises:
-            ValueError: the box is not one of these samples.
+            ValueError: a box is not one of these samples.
             OSError: the file cannot be read or written.
         """
-        if shown is None or token != shown.token:
+        if ticked is None:
+            return self.file.read()
+        sent = ticked if isinstance(ticked, Mapping) else {}
+        boxes = sent.get("boxes")
+        if shown is None or sent.get("page") != shown.token or not isinstance(boxes, Mapping):
             raise ValueError("nothing is marked: other samples are shown by now. Press Show, then mark them")
-        number = _parsed("index", options.index, index)
-        if number not in shown.indices or not shown.asked.to_annotate:
-            raise ValueError(f"nothing is marked: {number} is not one of the {TO_ANNOTATE} that are shown")
-        return self.file.mark(shown.asked, number, boolean("marked", marked))
+        changes = {_parsed("index", options.index, each): boolean("marked", box) for each, box in boxes.items()}
+        for number in changes:
+            if number not in shown.indices or not shown.asked.to_annotate:
+                raise ValueError(f"nothing is marked: {number} is not one of the {TO_ANNOTATE} that are shown")
+        return self.file.mark(shown.asked, changes)
 
-    def panel(self, found: Marked | None = None) -> tuple[str, Marked]:
-        """What is marked, as HTML and as it was read; None reads it."""
+    def panel(self, shown: Shown | None, found: Marked | None = None) -> tuple[str, Marked, list[str]]:
+        """What is marked, as HTML, as it was read, and which of the boxes that are shown it ticks; None reads it."""
         found = found or self.file.read()
-        return marks_panel(self.file, found), found
+        same = shown is not None and shown.asked.to_annotate and found.same_draws(self.file.of(shown.asked))
+        return marks_panel(self.file, found), found, [str(index) for index in found.indices] if same else []
 
     def moved(self, first: object, pages: int) -> str:
         """The first index of another page."""
@@ -411,24 +473,30 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
         controls = [draws, seed_box, first, psi, require, min_area, *levels]
         # Kept here for each browser: which samples it shows, and which marks.
         on_screen, known = gr.State(), gr.State()
+        saved = gr.JSON([], visible=False)  # indices whose boxes are ticked, there
 
         def show(request: Any, *given: Any, progress: Any = gr.Progress()) -> Iterator[dict[Any, Any]]:  # noqa: B008
             def drawn(done: int, total: int) -> None:
                 progress((done, total), "drawing")
 
-            done = {stop: gr.Button(interactive=False)}
+            def done() -> dict[Any, Any]:
+                return {stop: gr.Button(interactive=page.searches(request.session_hash))}
+
             yield {stop: gr.Button(interactive=True)}
             try:
                 with _as_message(gr):
-                    found = *page.shown(*given, progress=drawn, browser=request.session_hash), *page.panel()
+                    said, pictures, seen = page.shown(*given, progress=drawn, browser=request.session_hash)
+                    found = said, pictures, seen, *page.panel(seen)
+            except SupersededError:
+                yield done()
             except StoppedError as told:
                 gr.Info(f"{told}: what was shown before stays")
-                yield done
+                yield done()
             except gr.Error:
-                yield done
+                yield done()
                 raise
             else:
-                yield done | dict(zip(everything, found, strict=True))
+                yield done() | dict(zip(everything, found, strict=True))
 
         def end(request: Any) -> None:
             page.stop(request.session_hash)
@@ -436,20 +504,17 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
         for needs_request in (show, end):
             needs_request.__annotations__["request"] = gr.Request  # by which Gradio finds the argument
 
-        def mark(event: Any, shown: Shown | None) -> tuple[str, Marked]:
+        def mark(ticked: object, shown: Shown | None) -> tuple[str, Marked, list[str]]:
             with _as_message(gr):
-                sent = event._data if isinstance(event._data, Mapping) else {}
-                return page.panel(page.mark(shown, sent.get("page"), sent.get("index"), sent.get("marked")))
+                return page.panel(shown, page.mark(shown, ticked))
 
-        mark.__annotations__["event"] = gr.EventData
-
-        def unmark(seen: Marked | None) -> tuple[str, Marked]:
+        def unmark(seen: Marked | None, shown: Shown | None) -> tuple[str, Marked, list[str]]:
             with _as_message(gr):
-                return page.panel(page.file.clear(seen))
+                return page.panel(shown, page.file.clear(seen))
 
-        def refresh() -> tuple[str, Marked]:
+        def refresh(shown: Shown | None) -> tuple[str, Marked, list[str]]:
             with _as_message(gr):
-                return page.panel()
+                return page.panel(shown)
 
         def move(pages: int) -> Any:
             def moved(index: str) -> str:
@@ -458,16 +523,17 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
 
             return moved
 
-        everything = [line, samples, on_screen, panel, known]
+        marks = [panel, known, saved]
+        everything = [line, samples, on_screen, *marks]
         # Values are checked by `Page.asked`, which says what is wrong in a sentence.
         raw = {"preprocess": False}
         shows: dict[str, Any] = {
             "fn": show,
             "inputs": controls,
             "outputs": [*everything, stop],
-            "trigger_mode": "always_last",
-            "concurrency_id": "draw",
-            "concurrency_limit": 1,
+            # Each begins at once, and ends the one before of the same page; those of several pages take turns.
+            "trigger_mode": "multiple",
+            "concurrency_limit": None,
             "show_progress_on": samples,
             **raw,
         }
@@ -477,11 +543,13 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
         forth.click(move(+1), first, first, **raw).success(**shows)
         stop.click(end)
         blocks.unload(end)  # nobody waits for it any more
-        marking, clearing = samples.select(mark, on_screen, [panel, known]), clear.click(unmark, known, [panel, known])
-        marking.failure(None, js=_REVERT)
-        clearing.success(None, js=_UNMARK)
+        clearing = clear.click(unmark, [known, on_screen], marks)
+        marking = samples.select(
+            mark, [samples, on_screen], marks, js=_TICKED, trigger_mode="always_last", show_progress="hidden", **raw
+        )
+        clearing.success(None, saved, None, js=_SET)
         for event in (marking, clearing):
-            event.failure(refresh, None, [panel, known])
+            event.failure(refresh, on_screen, marks).then(None, saved, None, js=_SET)
         opacity.change(None, opacity, None, js=_OPACITY)
         numbered = [[name, number] for number, name in enumerate(layers)]
         layer.change(None, layer, None, js=_SHOW % numbered)
@@ -511,7 +579,7 @@ def _as_message(gr: Any) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, OSError) as error:
-        raise gr.Error(explain(error, argparse.Namespace()), duration=None, print_exception=False) from error
+        raise gr.Error(explain(error, argparse.Namespace()), print_exception=False) from error
 
 
 @contextmanager
