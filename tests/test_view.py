@@ -67,12 +67,13 @@ def test_what_was_found_is_shown_though_an_index_finds_nothing(filtered: Labeled
     assert sorted([*indices, *seen.missing]) == list(range(first, first + 12))
     assert (seen.samples.uncertainty_score <= level).all()
     said = page.summary(seen, filtered.targets, Asked())
-    assert f"samples {first} … {first + 11}" in said and f"no accepted draw was found for {seen.missing[0]}" in said
+    assert f"samples {first} … {first + 11}: {len(indices)} of 12 shown · {seen.num_draws} draws looked at" in said
+    assert f"the filter accepted no draw for samples {seen.missing[0]}, " in said
 
 
 def test_a_threshold_that_no_draw_meets_is_given_up_on_early(filtered: LabeledGenerator) -> None:
     drawn = []
-    with pytest.raises(ValueError, match=r"accepts none of (\d+) draws: raise the threshold") as caught:
+    with pytest.raises(ValueError, match=r"accepts none of (\d+) draws: raise the highest uncertainty") as caught:
         look(filtered, Asked(num_samples=200, thresholds={"mask": 0.0}), lambda done, total: drawn.append(done))
     assert set(drawn) == {0} and int(str(caught.value).split("none of ")[1].split()[0]) < 200
     many = look(filtered, Asked(num_samples=100, thresholds={"mask": 0.0}, to_annotate=True))
@@ -91,7 +92,8 @@ def test_a_search_that_is_stopped_keeps_what_it_found(filtered: LabeledGenerator
     for sample in seen.samples.rows():
         assert all(value.equal(shown[int(sample.index)][name]) for name, value in sample.items())
     said = page.summary(seen, filtered.targets, asked)
-    assert f"{done[-1]} of samples 0 … 59" in said and f"stopped; no draw yet for {seen.missing[0]}" in said
+    assert f"samples 0 … 59: {done[-1]} of 60 shown · {seen.num_draws} draws looked at" in said
+    assert f"stopped before the filter accepted a draw for samples {seen.missing[0]}, " in said
     with pytest.raises(StoppedError, match="stopped after 0 draws, of which the filter accepts none"):
         look(filtered, asked, stopped=lambda: True)
 
@@ -247,7 +249,8 @@ def test_the_page_quotes_names_and_shows_every_label(tmp_path: Path) -> None:
     levels = [""] * len(labeled.labeler.scores)
     summary, cards, _ = shown.shown(STREAM, "0", "0", 1, [], 1, *levels)
     assert cards.count('class="picture ') == 3 * (1 + 3 + 3) and cards.count("<input") == 0
-    assert "samples 0 … 2, accepted from 3 draws" in summary and "depth uncertainty" in summary
+    assert "samples 0 … 2: all 3 shown · 3 draws looked at, 0 rejected by the filter" in summary
+    assert "depth uncertainty" in summary
     shown.file.mark(Asked(psi=1), {1: True})
     _, cards, _ = shown.shown(TO_ANNOTATE, "0", "0", 1, [], 1, *levels)
     assert cards.count("<input") == 3 and cards.count(" checked") == 1
@@ -263,11 +266,13 @@ def test_the_page_quotes_names_and_shows_every_label(tmp_path: Path) -> None:
         (6, "much", "highest uncertainty of mask: 'much' is not a number"),
         (6, "-1", "highest uncertainty of mask: '-1' is below 0"),
         (3, None, "truncation psi: the box is empty"),
-        (3, 7, "truncation_psi must be"),
+        (3, 7, "truncation psi: '7' is not in 0 … 1"),
+        (3, -1, "truncation psi: '-1' is not in 0 … 1"),
         (1, "", "seed: the box is empty"),
         (5, None, "pixels of each: the box is empty"),
         (5, 2.5, r"pixels of each: '2\.5' is not an integer"),
-        (5, 0, "pixels of each: '0' is not an integer in 1 …"),
+        (5, 0, "pixels of each: '0' is not an integer in 1 … 256"),
+        (5, 999999, "pixels of each: '999999' is not an integer in 1 … 256"),
         (4, ["tail"], "in every sample: no class or point is named 'tail'"),
         (4, 3, "in every sample must be a list of names, not 3"),
         (0, "anything", "show: 'anything' is neither"),
@@ -280,6 +285,16 @@ def test_wrong_values_of_boxes_are_named(
     values[box] = value
     with pytest.raises(ValueError, match=message):
         page_of(unfiltered, tmp_path).shown(*values)
+
+
+def test_a_threshold_is_shown_short_and_meant_whole(tmp_path: Path, filtered: LabeledGenerator) -> None:
+    """What the page shows at first is the stream of the checkpoint, bit for bit."""
+    pages = page_of(filtered, tmp_path)
+    whole = usual(filtered).thresholds["mask"]
+    assert whole is not None and len(pages.levels["mask"]) < len(repr(whole))
+    assert float(pages.levels["mask"]) == pytest.approx(whole, rel=1e-3)
+    levels = [(STREAM, "0", "0", 0.9, [], 1, text) for text in (pages.levels["mask"], "0.25", "")]
+    assert [pages.asked(*values).thresholds["mask"] for values in levels] == [whole, 0.25, None]
 
 
 ANNOTATING = (TO_ANNOTATE, "5", "8", 0.9, [], 1, "")
@@ -624,13 +639,13 @@ def test_stop_in_a_browser(
 
         wait_for(lambda: button("stop").is_enabled())
         button("stop").click()
-        wait_for(lambda: "stopped; no draw yet for" in summary())
+        wait_for(lambda: "stopped before the filter accepted a draw" in summary())
         number = len(browser.find_elements("css selector", "figure.sample"))
-        assert 0 < number < 60 and f"{number} of samples 0 … 59" in summary()
+        assert 0 < number < 60 and f"samples 0 … 59: {number} of 60 shown" in summary()
         wait_for(lambda: not button("stop").is_enabled())
 
         button("show").click()
-        wait_for(lambda: summary().startswith("samples 0 … 59"))
+        wait_for(lambda: summary().startswith("samples 0 … 59: all 60 shown"))
         assert len(browser.find_elements("css selector", "figure.sample")) == 60
 
         def searching() -> None:
@@ -644,7 +659,7 @@ def test_stop_in_a_browser(
         button("show").click()
         button("stop").click()  # all three
         wait_for(lambda: not button("stop").is_enabled())
-        assert summary().startswith("samples 0 … 59")
+        assert summary().startswith("samples 0 … 59: all 60 shown")
         wait_for(lambda: "what was shown before stays" in browser.find_element("css selector", "body").text)
 
         searching()

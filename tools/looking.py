@@ -170,7 +170,8 @@ def look(
     if not found and stop:
         raise StoppedError(f"stopped after {counted(num_draws, 'draw')}, of which the filter accepts none")
     if not found:
-        raise ValueError(f"the filter accepts none of {num_draws} draws: raise the threshold, or require less")
+        said = f"the filter accepts none of {num_draws} draws"
+        raise ValueError(f"{said}: raise the highest uncertainty, or require less")
     rows = [found[index] for index in sorted(found)]
     samples = SampleBatch({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
     return Seen(samples, tuple(accepted[index] for index in sorted(found)), num_draws, tuple(pending), stop)

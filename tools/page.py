@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
+from math import prod
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -206,15 +207,18 @@ def summary(seen: Seen, targets: Sequence[Target], asked: Asked) -> str:
         rejected = len(seen.accepted) - sum(seen.accepted)
         drawn = f"draws {first} … {last}, of which the filter would reject {rejected}"
     else:
-        share = f"{len(seen.accepted)} of " if seen.missing else ""
-        drawn = f"{share}samples {first} … {last}, accepted from {counted(seen.num_draws, 'draw')}"
+        share = f"{len(seen.accepted)} of {len(indices)}" if seen.missing else f"all {len(indices)}"
+        rejected = seen.num_draws - len(seen.accepted)
+        looked_at = f"{counted(seen.num_draws, 'draw')} looked at, {rejected} rejected by the filter"
+        drawn = f"samples {first} … {last}: {share} shown · {looked_at}"
     line = f"<p>{html.escape(' · '.join([drawn, *scales]))}</p>"
     if not seen.missing:
         return line
-    which = f"{', '.join(map(str, seen.missing[:8]))}{', …' * (len(seen.missing) > 8)}"
+    some = ", ".join(map(str, seen.missing[:8])) + ", …" * (len(seen.missing) > 8)
+    which = f"for sample{'s' * (len(seen.missing) > 1)} {some}"
     if seen.stopped:
-        return f"{line}<p>stopped; no draw yet for {which}: press Show to search again</p>"
-    said = f"no accepted draw was found for {which}: raise the highest uncertainty, or require less"
+        return f"{line}<p>stopped before the filter accepted a draw {which}: Show searches again from the start</p>"
+    said = f"the filter accepted no draw {which}: raise the highest uncertainty, or require less"
     return f'{line}<p class="rejected">{said}</p>'
 
 
@@ -254,6 +258,11 @@ class Page:
         self.parts = [*parts_of(labeled)[0], *parts_of(labeled)[1]]
         low, high = labeled.recipe.psi_range
         self.has_psi = low == high
+        self.psi_range = min(0.0, low), max(1.0, high)
+        own = usual(labeled).thresholds
+        # As the page shows them; left as it is, such a text means the whole number.
+        self.levels = {field: "" if own[field] is None else f"{own[field]:.4g}" for field in self.fields}
+        self._own_levels = own
         # The last search of each browser's page that has not ended; set: stopped.
         self._searches: dict[str, threading.Event] = {}
         self._changing, self._drawing = threading.Lock(), threading.Lock()
@@ -274,15 +283,20 @@ class Page:
             seed=_parsed("seed", options.seed, seed),
             first=_parsed("first index", options.index, first),
             num_samples=self.num_samples,
-            psi=_parsed("truncation psi", options.number, psi) if self.has_psi else None,
+            psi=_parsed("truncation psi", _within(*self.psi_range), psi) if self.has_psi else None,
             thresholds={
-                field: _parsed(f"highest uncertainty of {field}", _score, level) if _text(level) else None
-                for field, level in zip(self.fields, levels, strict=True)
+                field: self._level(field, _text(level)) for field, level in zip(self.fields, levels, strict=True)
             },
             require=require or (),
-            min_area=_parsed("pixels of each", options.integer(1, 2**26), min_area),
+            min_area=_parsed("pixels of each", options.integer(1, prod(self.labeled.image_size)), min_area),
             to_annotate=draws == TO_ANNOTATE,
         )
+
+    def _level(self, field: str, text: str) -> float | None:
+        """The highest accepted uncertainty of a label, as its box says it."""
+        if text == self.levels[field]:
+            return self._own_levels[field]
+        return _parsed(f"highest uncertainty of {field}", _score, text) if text else None
 
     def shown(
         self, *values: Any, progress: Callable[[int, int], object] = lambda done, total: None, browser: str = ""
@@ -405,6 +419,17 @@ def _parsed(name: str, parse: Callable[[str], Number], value: object) -> Number:
         raise ValueError(f"{name}: {error}") from None
 
 
+def _within(low: float, high: float) -> Callable[[str], float]:
+    """A number in low … high."""
+
+    def parse(text: str) -> float:
+        if not low <= (value := options.number(text)) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not in {low:g} … {high:g}")
+        return value
+
+    return parse
+
+
 def _score(text: str) -> float:
     """The highest accepted uncertainty."""
     if (level := options.number(text)) < 0:
@@ -432,13 +457,19 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
                     seed_box = gr.Textbox(str(seed), label="Seed", elem_id="seed", min_width=100)
                     first = gr.Textbox(str(start), label="First index", elem_id="first", min_width=100)
                 psi = gr.Slider(
-                    0, max(1.0, high), high, step=0.01, label="Truncation psi", elem_id="psi", visible=page.has_psi
+                    *page.psi_range,
+                    high,
+                    step=0.01,
+                    label="Truncation psi",
+                    info="a number beyond the range becomes {:g} or {:g}".format(*page.psi_range),
+                    elem_id="psi",
+                    visible=page.has_psi,
                 )
                 if not page.has_psi:
                     gr.Markdown(f"psi is drawn for every sample: {low:g} … {high:g}")
                 levels = [
                     gr.Textbox(
-                        "" if own.thresholds[field] is None else repr(own.thresholds[field]),
+                        page.levels[field],
                         label=f"Highest uncertainty of {field}",
                         info="empty: every draw, however uncertain",
                         elem_id=f"threshold-{number}",
