@@ -461,7 +461,7 @@ def build(page: Page, *, seed: int, start: int, to_annotate: bool) -> Any:
                     high,
                     step=0.01,
                     label="Truncation psi",
-                    info="a number beyond the range becomes {:g} or {:g}".format(*page.psi_range),
+                    info="from {:g} to {:g}".format(*page.psi_range),
                     elem_id="psi",
                     visible=page.has_psi,
                 )
