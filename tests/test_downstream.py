@@ -653,9 +653,8 @@ def test_a_forecast_knows_the_speed_of_each_row(segmentation: Any, tmp_path: Pat
 
     def finish(folder: Any, name: str, steps: int, seconds: float) -> None:
         iou = {"": {"mean": 0.5, "classes": []}}
-        folder.write(
-            name, {"row": "", "renders": 0, "settings": {"steps": steps}, "iou": iou, "seconds": seconds, "seed": 0}
-        )
+        settings = {"learning_rate": 0.002, "steps": steps}
+        folder.write(name, {"row": "", "renders": 0, "settings": settings, "iou": iou, "seconds": seconds, "seed": 0})
 
     planned = [(cells, "fast.search-0", 60), (cells, "fast.seed-0", 120), (cells, "slow.search-0", 60)]
     planned += [(cells, "slow.seed-0", 120), (other, "fast.seed-0", 120)]
