@@ -138,11 +138,12 @@ def whole_parts(truth: Tensor, found: Tensor, schema: LabelSchema) -> dict[str, 
     """Of each class: how many samples show it, in how many of them and of the others it is found, and its size; and the
     mean probability of its pixels where both have it, and where it is found in samples that do not show it."""
     report: dict[str, Result] = {}
+    total = found.sum(1)
     for k, name in enumerate(schema.classes):
         there, drawn = (truth == k).flatten(1), (found.argmax(1) == k).flatten(1)
         shows, draws = there.any(1), drawn.any(1)
         both = shows & draws
-        sure = found[:, k] / found.sum(1)
+        sure = found[:, k] / total
         alarms = drawn[draws & ~shows]
         overlap, union = (there & drawn)[both].sum(), (there | drawn)[both].sum()
         report[name] = {

@@ -189,7 +189,7 @@ def labels_of(args: argparse.Namespace, photos: Photos, targets: Sequence[Target
 def _holds_labels(photos: str, targets: Sequence[Target]) -> bool:
     """Whether a folder holds photos and labels side by side, as `dsgan export --format folder` makes it."""
     folders = [Path(photos, name) for name in ("images", *(target.folder for target in targets))]
-    return is_folder(folders[0]) and any(map(Path.is_dir, folders[1:])) and not exists(Path(photos, MANIFEST))
+    return is_folder(folders[0]) and any(map(is_folder, folders[1:])) and not exists(Path(photos, MANIFEST))
 
 
 def _warn(warning: str) -> None:
