@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from annotator import load_annotator
-from renders import CLASSES
 from tqdm import tqdm
 
 from dsgan_datasets.annotations import read_classes
@@ -30,22 +29,23 @@ def annotate(folder: Path, annotator: Path) -> int:
         ValueError: the folder was not exported with these classes and images of this size, or already holds masks.
     """
     network, schema = load_annotator(annotator), read_classes(folder)
-    if schema.classes != CLASSES:
-        raise ValueError(
-            f"{folder} has the classes {', '.join(schema.classes)}; the annotator knows {', '.join(CLASSES)}"
-        )
     images = sorted((folder / "images").glob("*.png"))
+    side = network.resolution
+    for path in images:  # before the classes, which depend on it
+        if (size := open_picture(path).size) != (side, side):
+            raise ValueError(
+                f"{path} is {size[0]}×{size[1]} pixels; the annotator labels {side}×{side}: train one with --resolution"
+            )
+    if schema.classes != network.classes:
+        raise ValueError(
+            f"{folder} has the classes {', '.join(schema.classes)}; the annotator knows {', '.join(network.classes)}"
+        )
     masks = folder / "masks"
     if masks.is_dir() and any(masks.iterdir()):
         raise ValueError(f"{masks} already holds annotations, which are not replaced: move them away")
     masks.mkdir(exist_ok=True)
     for path in tqdm(images, "annotating", unit="image", delay=2, leave=False):
         pixels = torch.from_numpy(np.array(open_picture(path).convert("RGB")))
-        if pixels.shape[:2] != (side := network.resolution, side):
-            size = f"{pixels.shape[1]}×{pixels.shape[0]}"
-            raise ValueError(
-                f"{path} is {size} pixels; the annotator labels {side}×{side}: train one with --resolution"
-            )
         mask = network.annotate(pixels.permute(2, 0, 1)[None])[0].numpy()
         with atomic_write(masks / path.name) as file:
             file.write(png(mask, palette=schema.palette))

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from renders import CLASSES
+from renders import annotated_classes
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -23,7 +23,7 @@ WIDTHS = {64: (16, 32, 64, 128), 128: (16, 32, 64, 128, 128)}
 
 
 class Annotator(UNet):
-    """A U-Net whose classes index `CLASSES`.
+    """A U-Net for the classes that are annotated at its resolution: twelve at 64, fourteen at 128.
 
     Args:
         resolution: H = W of the images that it labels, pixels.
@@ -36,7 +36,8 @@ class Annotator(UNet):
 
     def __init__(self, resolution: int = 64, widths: tuple[int, ...] | None = None) -> None:
         widths = tuple(widths or WIDTHS[resolution])
-        super().__init__(len(CLASSES), widths)
+        self.classes = annotated_classes(resolution)
+        super().__init__(len(self.classes), widths)
         self.resolution, self.widths = resolution, widths
 
     @torch.inference_mode()
@@ -75,7 +76,7 @@ def report_path(path: Path) -> Path:
 def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, object]) -> None:
     """Write the weights to `path`, with `report` in their metadata and in a .json file beside them."""
     path = Path(path)
-    report = {"classes": CLASSES, "resolution": annotator.resolution, "widths": annotator.widths, **report}
+    report = {"classes": annotator.classes, "resolution": annotator.resolution, "widths": annotator.widths, **report}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in annotator.state_dict().items()}
     metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ def load_annotator(path: str | Path) -> Annotator:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is not an annotator with the classes of `CLASSES`.
+        ValueError: a file that is not an annotator with the classes of its resolution.
     """
     path = Path(path)
     if not path.exists():
@@ -99,10 +100,11 @@ def load_annotator(path: str | Path) -> Annotator:
             report = json.loads(file.metadata()["report"])
         classes, resolution = tuple(report["classes"]), int(report.get("resolution", 64))
         annotator = Annotator(resolution, tuple(report["widths"]))
+        if classes != annotator.classes:
+            theirs, ours = (", ".join(names) for names in (classes, annotator.classes))
+            raise ValueError(f"got classes {theirs}, expected {ours} at {resolution}×{resolution} pixels")
         annotator.load_state_dict(load_file(path))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a readable annotator ({reason}): train_annotator.py makes one") from error
-    if classes != CLASSES:
-        raise ValueError(f"{path}: got classes {', '.join(classes)}, expected {', '.join(CLASSES)}: train it again")
     return annotator.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The demo's domain: renders with exact part masks, read from their shards, merged to the annotated classes, halved.
+"""The demo's domain: renders with exact part masks, read from their shards, as rendered or halved and merged.
 
 Shapes: N images of 128 pixels as rendered, or of 64.
 """
@@ -14,17 +14,40 @@ from tqdm import tqdm
 
 SIDE = 128  # pixels of a render
 KINDS = ("jpg", "seg.png")  # image and mask: the files of a key
-#: The classes that are annotated.
-CLASSES = (
+#: The classes of a render, which are annotated at its full size.
+RENDERED = (
+    "background", "skin", "neck", "ear", "nose", "brow", "eye_white", "iris", "upper_lip", "lower_lip", "mouth", "hair",
+    "beard", "clothes",
+)  # fmt: skip
+#: The classes that are annotated where renders are halved: an iris would be two pixels.
+MERGED = (
     "background", "skin", "neck", "ear", "nose", "brow", "eye", "lips", "mouth", "hair", "beard", "clothes",
 )  # fmt: skip
-#: The 14 rendered classes (index) as the 12 annotated ones (value): eye_white + iris -> eye, upper + lower lip -> lips.
+#: The 14 rendered classes (index) as the 12 merged ones (value): eye_white + iris -> eye, upper + lower lip -> lips.
 MERGE = np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 9, 10, 11], dtype=np.uint8)
-# Annotated classes from the most to the least frequent by pixels, and the rank of each in that order.
+# Merged classes from the most to the least frequent by pixels, and the rank of each in that order.
 BY_FREQUENCY = (
     "background", "skin", "hair", "neck", "nose", "clothes", "beard", "lips", "brow", "ear", "eye", "mouth",
 )  # fmt: skip
-RARITY = np.array([BY_FREQUENCY.index(name) for name in CLASSES])
+RARITY = np.array([BY_FREQUENCY.index(name) for name in MERGED])
+
+
+def annotated_classes(side: int) -> tuple[str, ...]:
+    """Names of the classes that are annotated in images of `side` pixels."""
+    return RENDERED if side == SIDE else MERGED
+
+
+def class_lookup(classes: Sequence[str]) -> np.ndarray:
+    """Class of each of the 14 rendered classes among some names, uint8 [14].
+
+    Raises:
+        ValueError: neither `RENDERED` nor `MERGED`.
+    """
+    if tuple(classes) == MERGED:
+        return MERGE
+    if tuple(classes) == RENDERED:
+        return np.arange(len(RENDERED), dtype=np.uint8)
+    raise ValueError(f"got classes {', '.join(classes)}, expected {', '.join(MERGED)}; or {', '.join(RENDERED)}")
 
 
 def read_renders(shards: Sequence[Path], classes: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
@@ -32,7 +55,7 @@ def read_renders(shards: Sequence[Path], classes: np.ndarray, side: int) -> tupl
 
     Args:
         shards: WebDataset tars.
-        classes: class of a mask by each of the 14 rendered classes, uint8 [14]; `MERGE` where renders are halved.
+        classes: class of a mask by each of the 14 rendered classes: `class_lookup`. Halved renders need `MERGED`.
         side: H = W, 128 or 64 pixels.
 
     Raises:
@@ -64,10 +87,10 @@ def _pairs(shard: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if set(held) != {f"{key}.{kind}" for kind in KINDS}:
             raise ValueError(f"{shard}: {' and '.join(held)} follow each other, expected the two files of one key")
         image, mask = (held[f"{key}.{kind}"] for kind in KINDS)
-        if image.shape != (SIDE, SIDE, 3) or mask.shape != (SIDE, SIDE) or mask.max() >= len(MERGE):
+        if image.shape != (SIDE, SIDE, 3) or mask.shape != (SIDE, SIDE) or mask.max() >= len(RENDERED):
             raise ValueError(
                 f"{shard}: {key} is {image.shape} with mask {mask.shape} and class {mask.max()}, expected "
-                f"{SIDE}×{SIDE} pixels and classes 0-{len(MERGE) - 1}"
+                f"{SIDE}×{SIDE} pixels and classes 0-{len(RENDERED) - 1}"
             )
         yield image, mask
         held, empty = {}, False
@@ -85,12 +108,12 @@ def halve_image(image: np.ndarray) -> np.ndarray:
 
 
 def halve_mask(mask: np.ndarray) -> np.ndarray:
-    """Majority of each 2x2 block of annotated classes: uint8 [2H, 2W] -> uint8 [H, W].
+    """Majority of each 2x2 block of merged classes: uint8 [2H, 2W] -> uint8 [H, W].
 
     A tie goes to the rarer class: eyes, lips and mouth are a few pixels and would otherwise be eaten by the skin
     around them.
     """
     corners = np.stack([mask[i::2, j::2] for i in (0, 1) for j in (0, 1)])
     votes = (corners[:, None] == corners[None]).sum(1)
-    winner = (votes * len(CLASSES) + RARITY[corners]).argmax(0)
+    winner = (votes * len(MERGED) + RARITY[corners]).argmax(0)
     return np.take_along_axis(corners, winner[None], 0)[0]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from annotator import WIDTHS, Annotator, report_path, save_annotator
-from renders import CLASSES, MERGE, read_renders
+from renders import annotated_classes, class_lookup, read_renders
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -78,23 +78,21 @@ def warp(x: Tensor, mask: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
     return x, mask[:, 0].long()
 
 
-def muddle(x: Tensor, mask: Tensor, g: torch.Generator) -> Tensor:
+def muddle(x: Tensor, mask: Tensor, classes: Sequence[str], g: torch.Generator) -> Tensor:
     """Wobble, double, fade and mix the parts of the face, as a half-trained generator does: crisp outline, vague parts.
 
     The mask is left as it was, so the annotator learns where a part must be when it can hardly be seen.
     """
     n = len(x)
-    around = (
-        (mask == CLASSES.index("background")) | (mask == CLASSES.index("hair")) | (mask == CLASSES.index("clothes"))
-    )
-    face = _blur((~around)[:, None].float(), 1.0)
+    around = sum(mask == classes.index(name) for name in ("background", "hair", "clothes"))
+    face = _blur((around == 0)[:, None].float(), 1.0)
     grid = F.affine_grid(torch.eye(2, 3, device=x.device).expand(n, 2, 3), list(x.shape), align_corners=False)
     offset = _smooth_noise(x, 16, 2, g) * 0.015 + _uniform(x, -0.5, 0.5, g, channels=2) * 0.06
     moved = F.grid_sample(x, grid + offset.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
     x = _sometimes(0.25, torch.lerp(x, moved, face * _uniform(x, 0.2, 0.7, g)), x, g)
     x = _sometimes(0.2, torch.lerp(x, _blur(x, 1.8), face * _uniform(x, 0.3, 0.8, g)), x, g)
     x = _sometimes(0.1, torch.lerp(x, x.roll(1, 0), face * _uniform(x, 0.1, 0.35, g)), x, g)
-    neck = _blur((mask == CLASSES.index("neck"))[:, None].float(), 1.0)
+    neck = _blur((mask == classes.index("neck"))[:, None].float(), 1.0)
     return _sometimes(0.3, x * (1 + neck * _uniform(x, -0.5, 0.2, g)), x, g)  # deeper or fainter shadow of the chin
 
 
@@ -108,9 +106,9 @@ def recolor(x: Tensor, g: torch.Generator) -> Tensor:
     return x * _uniform(x, 0.85, 1.15, g, channels=3) + _uniform(x, -0.1, 0.1, g)
 
 
-def tint_background(x: Tensor, mask: Tensor, g: torch.Generator) -> Tensor:
+def tint_background(x: Tensor, mask: Tensor, classes: Sequence[str], g: torch.Generator) -> Tensor:
     """Blend the background with a random cloudy color, and draw the halo such generators leave around a head."""
-    figure = (mask != CLASSES.index("background"))[:, None].float()
+    figure = (mask != classes.index("background"))[:, None].float()
     cloud = _uniform(x, 0.1, 0.9, g, channels=3) + 0.15 * _smooth_noise(x, 5, 3, g)
     x = _sometimes(0.6, torch.lerp(x, cloud, _uniform(x, 0.2, 1, g) * (1 - figure)), x, g)
     reach = 2 * x.shape[3] // 64
@@ -144,11 +142,11 @@ def cut_out(x: Tensor, g: torch.Generator) -> Tensor:
     return x
 
 
-def augment(images: Tensor, masks: Tensor, g: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, masks: Tensor, classes: Sequence[str], g: torch.Generator) -> tuple[Tensor, Tensor]:
     """Network inputs float [N, 3, H, W] in [-1, 1] and targets int64 [N, H, W] from uint8 images and masks."""
     x, mask = warp(images.float() / 255, masks, g)
-    x = muddle(x, mask, g)
-    x = tint_background(recolor(x, g), mask, g)
+    x = muddle(x, mask, classes, g)
+    x = tint_background(recolor(x, g), mask, classes, g)
     x = cut_out(degrade(x, g), g)
     return x.clamp(0, 1) * 2 - 1, mask
 
@@ -161,7 +159,7 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
 
     No class weights: weights of rare classes draw brows, eyes and lips wider than they are.
     """
-    one_hot = F.one_hot(target, len(CLASSES)).permute(0, 3, 1, 2).to(logits.dtype)
+    one_hot = F.one_hot(target, logits.shape[1]).permute(0, 3, 1, 2).to(logits.dtype)
     log_p = logits.log_softmax(1)
     entropy = -(one_hot * log_p).sum(1).mean()
     p, area = log_p.exp(), one_hot.sum((0, 2, 3))
@@ -194,7 +192,7 @@ def train(
             for batch in torch.randperm(len(images), generator=g, device=g.device)[: steps * batch_size].split(
                 batch_size
             ):
-                x, target = augment(images[batch], masks[batch], g)
+                x, target = augment(images[batch], masks[batch], annotator.classes, g)
                 with half:
                     logits = annotator(x)
                 loss = segmentation_loss(logits.float(), target)
@@ -252,7 +250,9 @@ def run(args: argparse.Namespace) -> None:
     shards = sorted(args.data.glob("train-*.tar"))
     if not shards:
         raise ValueError(f"no train-*.tar in {args.data}: --data takes the folder that holds the shards")
-    images, masks = (tensor.to(args.device) for tensor in read_renders(shards, MERGE, args.resolution))
+    classes = annotated_classes(args.resolution)
+    renders = read_renders(shards, class_lookup(classes), args.resolution)
+    images, masks = (tensor.to(args.device) for tensor in renders)
     if args.val_count > len(images) - args.batch_size:
         raise ValueError(f"--val-count {args.val_count} of {len(images)} renders leaves too few for --batch-size")
     held_out, kept = torch.randperm(len(images), generator=g, device=g.device).tensor_split([args.val_count])
@@ -265,8 +265,8 @@ def run(args: argparse.Namespace) -> None:
     train(annotator, images[kept], masks[kept], **settings, g=g)
 
     predicted = annotator.eval().annotate(images[held_out])
-    confusion = ConfusionMatrix(count_pairs(masks[held_out].long(), predicted, len(CLASSES), ignore_index=255))
-    iou, mean = dict(zip(CLASSES, confusion.iou.tolist(), strict=True)), confusion.mean_iou
+    confusion = ConfusionMatrix(count_pairs(masks[held_out].long(), predicted, len(classes), ignore_index=255))
+    iou, mean = dict(zip(classes, confusion.iou.tolist(), strict=True)), confusion.mean_iou
     for name, value in iou.items():
         print(f"{name:12} {value:.3f}")
     print(f"{'mean IoU':12} {mean:.3f}  on {args.val_count} held-out renders, {time.perf_counter() - start:.0f} s")

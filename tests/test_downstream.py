@@ -60,7 +60,7 @@ def checkpoint(downstream: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A 16-pixel generator whose frames are enlarged to 64, with the classes of the demo."""
     generator = load_generator(GOLDEN / "sg2ada_fullsnapshot16.pkl", device="cpu")
     ensemble = small_ensemble(sum(generator.feature_channels), classes=12)
-    schema = LabelSchema(sys.modules["renders"].CLASSES)
+    schema = LabelSchema(sys.modules["renders"].MERGED)
     labeled = LabeledGenerator(
         InterpretedLabeler(generator, ensemble, [schema]), Recipe(truncation_psi=0.9, size=(64, 64))
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from images import tar_files
-from renders import CLASSES, MERGE, SIDE, read_renders
+from renders import MERGE, MERGED, SIDE, read_renders
 from torch import Tensor
 
 from dsgan_datasets import DenseMap, Keypoints, LabelSchema
@@ -19,7 +19,7 @@ VALIDATION = 240  # the last training renders, as in downstream.py
 #: Of a pixel that shows the background: as far away as the range goes. No part of a head is nearly as far.
 BACKGROUND = -1.5
 DEPTH = DenseMap("depth", low=BACKGROUND, high=1.5, unit="head heights")
-SCHEMA = LabelSchema(CLASSES)
+SCHEMA = LabelSchema(MERGED)
 
 
 class Renders(NamedTuple):

@@ -53,13 +53,14 @@ def class_lookup(domain: Path, schema: LabelSchema, size: int) -> np.ndarray:
         names = tuple(entry["name"] for entry in json.loads((domain / "classes.json").read_text())["classes"])
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{domain / 'classes.json'} does not list classes with names ({error!r})") from error
-    if len(names) != len(renders.MERGE):
-        raise ValueError(f"{domain / 'classes.json'} lists {len(names)} classes, renders have {len(renders.MERGE)}")
-    if schema.classes == renders.CLASSES:
-        return renders.MERGE
-    if schema.classes == names and size == renders.SIDE:
-        return np.arange(len(names), dtype=np.uint8)
-    raise ValueError(
-        f"the checkpoint has the classes {', '.join(schema.classes)}; renders of {size} pixels can have "
-        f"{', '.join(renders.CLASSES)}" + (f", or {', '.join(names)}" if size == renders.SIDE else "")
-    )
+    if names != renders.RENDERED:
+        raise ValueError(
+            f"{domain / 'classes.json'} lists {', '.join(names)}; renders have {', '.join(renders.RENDERED)}"
+        )
+    possible = {renders.MERGED, renders.annotated_classes(size)}
+    if schema.classes not in possible:
+        raise ValueError(
+            f"the checkpoint has the classes {', '.join(schema.classes)}; renders of {size} pixels can have "
+            + "; or ".join(", ".join(classes) for classes in sorted(possible, key=len))
+        )
+    return renders.class_lookup(schema.classes)

@@ -159,17 +159,17 @@ class Sources:
             raise ValueError(
                 "these rows need a network that labels thousands of images: --annotator WEIGHTS, no folder"
             )
-        from annotator import CLASSES, load_annotator  # on the path since `data`
+        from annotator import load_annotator  # on the path since `data`
 
         network, size = load_annotator(self.annotator), self.labeled.image_size
-        if self.schema.classes != CLASSES:
-            names = ", ".join(self.schema.classes)
-            raise ValueError(f"{self.annotator} knows the classes {', '.join(CLASSES)}; the checkpoint has {names}")
         if size != (network.resolution, network.resolution):
             raise ValueError(
                 f"{self.annotator} labels images of {network.resolution}², the checkpoint makes {size[0]}×{size[1]}: "
                 "train one with train_annotator.py --resolution"
             )
+        if self.schema.classes != network.classes:
+            theirs, ours = (", ".join(classes) for classes in (network.classes, self.schema.classes))
+            raise ValueError(f"{self.annotator} knows the classes {theirs}; the checkpoint has {ours}")
         return network.to(self.device)
 
     @cached_property

@@ -32,14 +32,15 @@ def test_both_resolutions_see_the_same_changes(domain: Path) -> None:
     shards = [domain / "train-0000.tar"]
     seen = {}
     for side in (64, 128):
-        images, masks = renders.read_renders(shards, renders.MERGE, side)
+        images, masks = renders.read_renders(shards, renders.class_lookup(renders.MERGED), side)
         assert images.shape == (TRAIN_RENDERS, 3, side, side) and masks.shape == (TRAIN_RENDERS, side, side)
         x = images.float() / 255
         g = torch.Generator().manual_seed(5)
         x, moved = train_annotator.warp(x, masks, g)
-        x = train_annotator.tint_background(train_annotator.recolor(train_annotator.muddle(x, moved, g), g), moved, g)
+        x = train_annotator.recolor(train_annotator.muddle(x, moved, renders.MERGED, g), g)
+        x = train_annotator.tint_background(x, moved, renders.MERGED, g)
         seen[side] = F.adaptive_avg_pool2d(train_annotator.cut_out(x, g), 32), moved
-    assert seen[64][1].max() == seen[128][1].max() == len(renders.CLASSES) - 1
+    assert seen[64][1].max() == seen[128][1].max() == len(renders.MERGED) - 1
     assert (seen[128][1][:, ::2, ::2] == seen[64][1]).double().mean() > 0.93
     difference = (seen[128][0] - seen[64][0]).abs()
     assert difference.mean() < 0.02 < (seen[64][0] - seen[64][0].roll(1, 0)).abs().mean()
@@ -72,12 +73,32 @@ def test_it_learns_at_both_resolutions(
     assert train_annotator.main(words.split()) == 0
     assert "mean IoU" in capsys.readouterr().out
     annotator = load_annotator(out)
-    images, masks = renders.read_renders([domain / "test-0000.tar"], renders.MERGE, resolution)
-    assert annotator.resolution == resolution and not annotator.training
+    classes = {64: renders.MERGED, 128: renders.RENDERED}[resolution]
+    images, masks = renders.read_renders([domain / "test-0000.tar"], renders.class_lookup(classes), resolution)
+    assert annotator.resolution == resolution and annotator.classes == classes and not annotator.training
+    assert json.loads(out.with_suffix(".json").read_text())["classes"] == list(classes)
     commonest = torch.bincount(masks.flatten()).max() / masks.numel()
     assert (annotator.annotate(images) == masks).double().mean() > commonest + 0.03
     with pytest.raises(ValueError, match=f"expected torch.uint8 .*{resolution}"):
         annotator.annotate(images[:, :, :32])
+
+
+def test_its_classes_are_those_of_its_resolution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "annotator.safetensors"
+    for resolution, file in ((64, "classes.json"), (128, "classes-128.json")):
+        save_annotator(Annotator(resolution, (4, 8)), weights, {})
+        folder = tmp_path / str(resolution)
+        folder.mkdir()
+        schema = json.loads((DEMO / file).read_text())
+        (folder / "classes.json").write_text(json.dumps(schema))
+        (folder / "images").mkdir()
+        assert annotate.main([str(folder), "--annotator", str(weights)]) == 0
+        schema["classes"].pop()
+        (folder / "classes.json").write_text(json.dumps(schema))
+        assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
+        assert "the annotator knows background, skin" in capsys.readouterr().err, resolution
+    with pytest.raises(ValueError, match="expected background.* eye, lips.*; or background.* iris, upper_lip"):
+        renders.class_lookup(["cat"])
 
 
 def test_its_images_must_have_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +108,7 @@ def test_its_images_must_have_its_size(tmp_path: Path, capsys: pytest.CaptureFix
     assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
     message = capsys.readouterr().err
     assert "is 64×64 pixels; the annotator labels 128×128" in message and "--resolution" in message
-    assert not list((folder / "masks").iterdir())
+    assert not (folder / "masks").exists()
 
 
 def _renamed(member: tarfile.TarInfo, name: str) -> bytes:
@@ -136,20 +157,23 @@ def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: p
         assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["none", "folder", "text", "bare", "list", "no widths", "classes", "narrower"])
+@pytest.mark.parametrize(
+    "name", ["none", "folder", "text", "bare", "list", "no widths", "classes", "coarser", "narrower"]
+)
 def test_what_is_no_annotator_is_told(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("none")
-    whole = {"classes": renders.CLASSES, "resolution": 64, "widths": [4, 8]}
+    whole = {"classes": renders.MERGED, "resolution": 64, "widths": [4, 8]}
     reports = {
         "bare": None,
         "list": [],
-        "no widths": {"classes": renders.CLASSES},
+        "no widths": {"classes": renders.MERGED},
         "classes": {**whole, "classes": ["cat"]},
+        "coarser": {**whole, "resolution": 128},
         "narrower": {**whole, "widths": [4, 4]},
     }
     weights = {key: tensor.contiguous() for key, tensor in Annotator(widths=(4, 8)).state_dict().items()}
     for file, report in reports.items():
         save_file(weights, tmp_path / file, None if report is None else {"report": json.dumps(report)})
-    with pytest.raises((ValueError, FileNotFoundError), match=f"{name}.*(train_annotator.py|train it again)"):
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{name}.*train_annotator.py"):
         load_annotator(tmp_path / name)
