@@ -252,6 +252,17 @@ def test_a_wrong_option_shows_the_usage_of_its_command(capsys: pytest.CaptureFix
     assert "--samples-per-shard" in printed and "dsgan shards write: error: unrecognized arguments: --bogus" in printed
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [("--truncation-psi 9", "--truncation-psi"), ("--set mixing_layer=99", "--set mixing_layer=VALUE")],
+)
+def test_a_wrong_field_of_the_recipe_is_named_as_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, named: str
+) -> None:
+    assert main(["preview", "demo-faces", "--device", "cpu", "--out", str(tmp_path / "a.png"), *words.split()]) == 1
+    assert capsys.readouterr().err.rstrip().endswith(f": {named})")
+
+
 def test_json_for_scripts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Standard output is JSON and nothing else."""
 

@@ -72,7 +72,10 @@ def _options(text: str, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
         return
     options = {a.dest: a.option_strings[0] for a in parser._actions if a.option_strings}
     if "recipe" in options:
-        options = {**{name: f"--set {name}=VALUE" for name in RecipeOverrides.__annotations__}, **options}
+        spelled = {option for action in parser._actions for option in action.option_strings}
+        for name in RecipeOverrides.__annotations__:
+            own = f"--{name.replace('_', '-')}"
+            options.setdefault(name, own if own in spelled else f"--set {name}=VALUE")
     for name, option in options.items():
         # A name of several words, or one that is clearly not a word of the sentence.
         pattern = rf"\b{name}\b" if "_" in name else rf"\b{name}(?==| must)"
