@@ -31,10 +31,12 @@ def annotate(folder: Path, annotator: Path) -> int:
     network, schema = load_annotator(annotator), read_classes(folder)
     images = sorted((folder / "images").glob("*.png"))
     side = network.resolution
-    for path in images:  # before the classes, which depend on it
-        if (size := open_picture(path).size) != (side, side):
+    pictures = [open_picture(path).convert("RGB") for path in images]
+    for path, picture in zip(images, pictures, strict=True):  # before the classes, which depend on it
+        if picture.size != (side, side):
+            size = "{}×{}".format(*picture.size)
             raise ValueError(
-                f"{path} is {size[0]}×{size[1]} pixels; the annotator labels {side}×{side}: train one with --resolution"
+                f"{path} is {size} pixels; the annotator labels {side}×{side}: train one with --resolution"
             )
     if schema.classes != network.classes:
         raise ValueError(
@@ -44,8 +46,8 @@ def annotate(folder: Path, annotator: Path) -> int:
     if masks.is_dir() and any(masks.iterdir()):
         raise ValueError(f"{masks} already holds annotations, which are not replaced: move them away")
     masks.mkdir(exist_ok=True)
-    for path in tqdm(images, "annotating", unit="image", delay=2, leave=False):
-        pixels = torch.from_numpy(np.array(open_picture(path).convert("RGB")))
+    for path, picture in zip(tqdm(images, "annotating", unit="image", delay=2, leave=False), pictures, strict=True):
+        pixels = torch.from_numpy(np.array(picture))
         mask = network.annotate(pixels.permute(2, 0, 1)[None])[0].numpy()
         with atomic_write(masks / path.name) as file:
             file.write(png(mask, palette=schema.palette))

@@ -37,36 +37,37 @@ def annotated_classes(side: int) -> tuple[str, ...]:
     return RENDERED if side == SIDE else MERGED
 
 
-def class_lookup(classes: Sequence[str]) -> np.ndarray:
-    """Class of each of the 14 rendered classes among some names, uint8 [14].
-
-    Raises:
-        ValueError: neither `RENDERED` nor `MERGED`.
-    """
+def _class_lookup(classes: Sequence[str], side: int) -> np.ndarray:
+    """Class of each of the 14 rendered classes among some names, uint8 [14]."""
     if tuple(classes) == MERGED:
         return MERGE
-    if tuple(classes) == RENDERED:
+    if tuple(classes) == RENDERED == annotated_classes(side):
         return np.arange(len(RENDERED), dtype=np.uint8)
-    raise ValueError(f"got classes {', '.join(classes)}, expected {', '.join(MERGED)}; or {', '.join(RENDERED)}")
+    possible = dict.fromkeys((MERGED, annotated_classes(side)))
+    raise ValueError(
+        f"got the classes {', '.join(classes)}; renders of {side} pixels can have "
+        + "; or ".join(", ".join(names) for names in possible)
+    )
 
 
-def read_renders(shards: Sequence[Path], classes: np.ndarray, side: int) -> tuple[Tensor, Tensor]:
+def read_renders(shards: Sequence[Path], classes: Sequence[str], side: int) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 3, H, W] and masks uint8 [N, H, W] of all renders of some shards, in their order.
 
     Args:
         shards: WebDataset tars.
-        classes: class of a mask by each of the 14 rendered classes: `class_lookup`. Halved renders need `MERGED`.
+        classes: names of the classes of the masks: `MERGED`, or at 128 pixels `RENDERED`.
         side: H = W, 128 or 64 pixels.
 
     Raises:
-        ValueError: a shard that is not one of the domain's, or another side.
+        ValueError: a shard that is not one of the domain's, or other classes or another side.
     """
     if side not in (SIDE, SIDE // 2):
         raise ValueError(f"renders come at {SIDE // 2} and {SIDE} pixels, not {side}")
+    lookup = _class_lookup(classes, side)
     images, masks = [], []
     for shard in tqdm(shards, "reading renders", unit="shard", delay=2, leave=False):
         for image, mask in _pairs(shard):
-            mask = classes[mask]
+            mask = lookup[mask]
             images.append(image if side == SIDE else halve_image(image))
             masks.append(mask if side == SIDE else halve_mask(mask))
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from annotator import WIDTHS, Annotator, report_path, save_annotator
-from renders import annotated_classes, class_lookup, read_renders
+from renders import annotated_classes, read_renders
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -251,8 +251,7 @@ def run(args: argparse.Namespace) -> None:
     if not shards:
         raise ValueError(f"no train-*.tar in {args.data}: --data takes the folder that holds the shards")
     classes = annotated_classes(args.resolution)
-    renders = read_renders(shards, class_lookup(classes), args.resolution)
-    images, masks = (tensor.to(args.device) for tensor in renders)
+    images, masks = (tensor.to(args.device) for tensor in read_renders(shards, classes, args.resolution))
     if args.val_count > len(images) - args.batch_size:
         raise ValueError(f"--val-count {args.val_count} of {len(images)} renders leaves too few for --batch-size")
     held_out, kept = torch.randperm(len(images), generator=g, device=g.device).tensor_split([args.val_count])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from images import tar_files
-from renders import MERGE, MERGED, SIDE, read_renders
+from renders import MERGED, SIDE, read_renders
 from torch import Tensor
 
 from dsgan_datasets import DenseMap, Keypoints, LabelSchema
@@ -57,7 +57,7 @@ def read(domain: Path, split: str, side: int) -> Renders:
     shards = sorted(domain.glob(f"{split}-*.tar"))
     if not shards:
         raise ValueError(f"no {split}-*.tar in {domain}: --domain takes the folder of renders")
-    images, masks = read_renders(shards, MERGE, side)
+    images, masks = read_renders(shards, MERGED, side)
     lines = [json.loads(line) for line in (domain / f"keypoints-{split}.jsonl").read_text().splitlines()]
     points = torch.tensor([line["keypoints"] for line in lines], dtype=torch.float32).unflatten(1, (-1, 3))
     if len(points) != len(images):

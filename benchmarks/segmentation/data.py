@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import renders
 from torch import Tensor
 
@@ -40,15 +39,12 @@ def read_renders(shards: list[Path], schema: LabelSchema, size: int) -> Labeled:
     Raises:
         ValueError: a shard that is not one of the domain's, or a schema or size that renders cannot have.
     """
-    return Labeled(*renders.read_renders(shards, class_lookup(shards[0].parent, schema, size), size))
+    check_classes(shards[0].parent)
+    return Labeled(*renders.read_renders(shards, schema.classes, size))
 
 
-def class_lookup(domain: Path, schema: LabelSchema, size: int) -> np.ndarray:
-    """Class id of a render -> class id of the schema, uint8 [number of rendered classes].
-
-    Raises:
-        ValueError: the schema is neither the renders' own nor the merged one of the demo, or classes.json is damaged.
-    """
+def check_classes(domain: Path) -> None:
+    """Raise a ValueError if the classes.json of a domain does not list the classes of the renders, in their order."""
     try:
         names = tuple(entry["name"] for entry in json.loads((domain / "classes.json").read_text())["classes"])
     except (LookupError, TypeError, ValueError) as error:
@@ -57,10 +53,3 @@ def class_lookup(domain: Path, schema: LabelSchema, size: int) -> np.ndarray:
         raise ValueError(
             f"{domain / 'classes.json'} lists {', '.join(names)}; renders have {', '.join(renders.RENDERED)}"
         )
-    possible = {renders.MERGED, renders.annotated_classes(size)}
-    if schema.classes not in possible:
-        raise ValueError(
-            f"the checkpoint has the classes {', '.join(schema.classes)}; renders of {size} pixels can have "
-            + "; or ".join(", ".join(classes) for classes in sorted(possible, key=len))
-        )
-    return renders.class_lookup(schema.classes)

@@ -32,7 +32,7 @@ def test_both_resolutions_see_the_same_changes(domain: Path) -> None:
     shards = [domain / "train-0000.tar"]
     seen = {}
     for side in (64, 128):
-        images, masks = renders.read_renders(shards, renders.class_lookup(renders.MERGED), side)
+        images, masks = renders.read_renders(shards, renders.MERGED, side)
         assert images.shape == (TRAIN_RENDERS, 3, side, side) and masks.shape == (TRAIN_RENDERS, side, side)
         x = images.float() / 255
         g = torch.Generator().manual_seed(5)
@@ -74,7 +74,7 @@ def test_it_learns_at_both_resolutions(
     assert "mean IoU" in capsys.readouterr().out
     annotator = load_annotator(out)
     classes = {64: renders.MERGED, 128: renders.RENDERED}[resolution]
-    images, masks = renders.read_renders([domain / "test-0000.tar"], renders.class_lookup(classes), resolution)
+    images, masks = renders.read_renders([domain / "test-0000.tar"], classes, resolution)
     assert annotator.resolution == resolution and annotator.classes == classes and not annotator.training
     assert json.loads(out.with_suffix(".json").read_text())["classes"] == list(classes)
     commonest = torch.bincount(masks.flatten()).max() / masks.numel()
@@ -97,8 +97,18 @@ def test_its_classes_are_those_of_its_resolution(tmp_path: Path, capsys: pytest.
         (folder / "classes.json").write_text(json.dumps(schema))
         assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
         assert "the annotator knows background, skin" in capsys.readouterr().err, resolution
-    with pytest.raises(ValueError, match="expected background.* eye, lips.*; or background.* iris, upper_lip"):
-        renders.class_lookup(["cat"])
+    report = json.loads(weights.with_suffix(".json").read_text()) | {"classes": renders.MERGED}
+    save_file({"w": torch.zeros(1)}, weights, {"report": json.dumps(report)})  # of before it knew fourteen
+    with pytest.raises(ValueError, match="got classes background.* eye, lips.* expected .* iris.* at 128×128 pixels"):
+        load_annotator(weights)
+
+
+def test_renders_have_the_classes_of_their_size(domain: Path) -> None:
+    shards = [domain / "test-0000.tar"]
+    with pytest.raises(ValueError, match="128 pixels can have background.* eye, lips.*; or background.* iris"):
+        renders.read_renders(shards, ["cat"], 128)
+    with pytest.raises(ValueError, match="64 pixels can have background, [a-z, ]* eye, lips, [a-z, ]*$"):
+        renders.read_renders(shards, renders.RENDERED, 64)
 
 
 def test_its_images_must_have_its_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,9 +167,7 @@ def test_what_it_cannot_train_on_is_told(domain: Path, tmp_path: Path, capsys: p
         assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name", ["none", "folder", "text", "bare", "list", "no widths", "classes", "coarser", "narrower"]
-)
+@pytest.mark.parametrize("name", ["none", "folder", "text", "bare", "list", "no widths", "classes", "narrower"])
 def test_what_is_no_annotator_is_told(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("none")
@@ -169,7 +177,6 @@ def test_what_is_no_annotator_is_told(name: str, tmp_path: Path) -> None:
         "list": [],
         "no widths": {"classes": renders.MERGED},
         "classes": {**whole, "classes": ["cat"]},
-        "coarser": {**whole, "resolution": 128},
         "narrower": {**whole, "widths": [4, 4]},
     }
     weights = {key: tensor.contiguous() for key, tensor in Annotator(widths=(4, 8)).state_dict().items()}
