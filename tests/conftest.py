@@ -45,6 +45,11 @@ RENDERED_CLASSES = (
 TRAIN_RENDERS, TEST_RENDERS = 24, 5
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are no names: some differ between processes (gzip writes the time), and then xdist refuses the collection."""
+    return argname if isinstance(val, bytes) else None
+
+
 def small_ensemble(
     channels: int | list[int], *, layout: str | None = None, members: int = 3, classes: int = 4, seed: int = 0
 ) -> PixelEnsemble:
