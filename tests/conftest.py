@@ -46,7 +46,7 @@ TRAIN_RENDERS, TEST_RENDERS = 24, 5
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
-    """Bytes are no names: some differ between processes (gzip writes the time), and then xdist refuses the collection."""
+    """Bytes do not name a test: gzip writes the time into them, and xdist wants the same names in each process."""
     return argname if isinstance(val, bytes) else None
 
 
