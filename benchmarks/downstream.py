@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ from segmentation.students import PRECISIONS, STUDENTS, Objective, StudentSettin
 from segmentation.table import collect, comparison, fill, floors, joined, markdown, picture, read_report
 from torch import Tensor, nn
 
+from dsgan_datasets import LabelSchema
 from dsgan_datasets.charts import check_installed
 from dsgan_datasets.files import atomic_write, write_json
 from dsgan_datasets.tools.options import count
@@ -191,9 +193,12 @@ def annotated_by(row: Row, sources: Sources) -> Cell:
 
 def run(args: argparse.Namespace) -> int:
     """All searches, then all seeds."""
+    if args.classes and (generated := [row for row in args.rows if ROWS[row].checkpoint]):
+        free = ", ".join(name for name, row in ROWS.items() if not row.checkpoint)
+        raise ValueError(f"the rows {', '.join(generated)} need --checkpoint; --classes is enough for {free}")
     if missing := [row for row in args.rows if ROWS[row].annotator and args.annotator is None]:
         raise ValueError(f"the rows {', '.join(missing)} need --annotator; others do not: {', '.join(_free_rows())}")
-    sources, plans = prepare(args, {args.student: args.out})
+    sources, plans = prepare(args, {args.student: args.out}, [ROWS[row] for row in args.rows])
     if any(ROWS[row].annotator for row in args.rows) and not args.annotator.is_dir():
         _ = sources.annotator_network  # says now what hours later would be too late
     if not train_all(args, sources, plans, args.rows, args.settings_of):
@@ -243,17 +248,18 @@ def train_all(
 
 def curve(args: argparse.Namespace) -> int:
     """How many labels is the stream worth? Students of 16 to 256 exactly labeled renders, drawn at random for each
-    seed, and students of the stream; the same search for all. Without --domain nothing is trained: what is finished
-    is shown, or without --out too, the committed result."""
+    seed, and students of the stream; the same search for all. With --classes the stream is left for later. Without
+    --domain nothing is trained: what is finished is shown, or without --out too, the committed result."""
     check_installed()
     folders = {student: args.out / student for student in args.students} if args.out is not None else {}
     if args.domain is not None:
         if not folders:
             raise ValueError("--domain trains students: --out says where they are kept")
-        sources, plans = prepare(args, folders)
+        rows = [*CURVE.values(), *([] if args.classes else [STREAM])]
+        sources, plans = prepare(args, folders, [ROWS[row] for row in rows])
         if sources.training.count < max(CURVE):
             raise ValueError(f"{args.domain} has {sources.training.count} renders to train on, {max(CURVE)} are needed")
-        if not train_all(args, sources, plans, [*CURVE.values(), STREAM]):
+        if not train_all(args, sources, plans, rows):
             _out_of_time(args)
             if not any(map(is_begun, folders.values())):
                 return 0
@@ -276,7 +282,7 @@ def curve(args: argparse.Namespace) -> int:
 
 def gaps(args: argparse.Namespace) -> int:
     """What lies between full supervision and the stream: one difference at a time, equal settings, on validation."""
-    sources, [(cells, build)] = prepare(args, {args.student: args.out})
+    sources, [(cells, build)] = prepare(args, {args.student: args.out}, list(GAPS.values()))
     settings = StudentSettings(LEARNING_RATES[0], 2 * args.steps, "weak")
     if (side := sources.annotator_network.resolution) != args.size:
         raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
@@ -303,14 +309,14 @@ def parts(args: argparse.Namespace) -> int:
     if not (args.out / "configuration.json").exists():
         raise ValueError(f"{args.out} holds no cells: `run` makes a folder of them")
     sources = _sources(args)
-    cells = Cells(args.out, _data_configuration(args, sources))
+    cells = Cells(args.out, _data_configuration(args, sources, checkpoint=True))
     _ = sources.annotator_network  # says at once what it lacks
     cells.write("parts", count_parts(sources, args.images))
     progress(f"counted: python benchmarks/downstream.py table --cells {args.out}")
     return 0
 
 
-def prepare(args: argparse.Namespace, students: Mapping[str, Path]) -> tuple[Sources, list[Plan]]:
+def prepare(args: argparse.Namespace, students: Mapping[str, Path], rows: Sequence[Row]) -> tuple[Sources, list[Plan]]:
     """The data, and for each kind of student its folder of cells and what makes them."""
     if args.batch_size % args.uses:
         raise ValueError(f"--batch-size {args.batch_size} must be a multiple of --uses {args.uses}")
@@ -321,7 +327,7 @@ def prepare(args: argparse.Namespace, students: Mapping[str, Path]) -> tuple[Sou
         build(sources.schema.num_classes)  # says now what it lacks
         configuration = {
             "benchmark": "downstream",
-            **_data_configuration(args, sources),
+            **_data_configuration(args, sources, checkpoint=any(row.checkpoint for row in rows)),
             "student": student,
             **{key: getattr(args, key) for key in ("width", "precision", "steps", "batch_size", "uses")},
             "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
@@ -334,19 +340,22 @@ def prepare(args: argparse.Namespace, students: Mapping[str, Path]) -> tuple[Sou
 def _sources(args: argparse.Namespace, **batches: int) -> Sources:
     if args.threads:
         torch.set_num_threads(args.threads)
-    return Sources(args.domain, args.checkpoint, args.annotator, size=args.size, device=args.device, **batches)
+    given = {"size": args.size, "device": args.device, "schema": args.classes, **batches}
+    return Sources(args.domain, None if args.classes else args.checkpoint, args.annotator, **given)
 
 
-def _data_configuration(args: argparse.Namespace, sources: Sources) -> Cell:
+def _data_configuration(args: argparse.Namespace, sources: Sources, *, checkpoint: bool) -> Cell:
     """What images and masks depend on: they may not change within a folder of cells."""
     shards = [shard for pattern in (TEST, TRAIN) for shard in sorted(args.domain.glob(pattern))]
-    return {
+    configuration: Cell = {
         "shards": {shard.name: shard.stat().st_size for shard in shards},
-        "checkpoint": Path(args.checkpoint).name,
-        "fingerprint": sources.labeled.fingerprint,
         "schema": sources.schema.to_dict(),
         "size": args.size,
     }
+    if checkpoint:
+        configuration["checkpoint"] = Path(args.checkpoint).name
+        configuration["fingerprint"] = sources.labeled.fingerprint
+    return configuration
 
 
 def _out_of_time(args: argparse.Namespace) -> int:
@@ -407,6 +416,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     python benchmarks/downstream.py run --domain DIR --annotator annotator.safetensors --out cells --minutes 60
   one row with another checkpoint:
     python benchmarks/downstream.py run --domain DIR --checkpoint my-faces --rows ours --out cells-mine
+  rows that see no generated samples, before there is a checkpoint; copy the folder for each one that comes:
+    python benchmarks/downstream.py run --domain DIR --classes demo/classes-128.json --size 128 \\
+        --rows few-real full --out cells
   everything, on a GPU:
     python benchmarks/downstream.py run --domain DIR --annotator annotator.safetensors --rows all --size 128 \\
         --student deeplabv3 --steps 10000 --uses 1 --device cuda --out cells-gpu"""
@@ -455,7 +467,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "--out", type=Path, required=True, metavar="DIR", help="folder of cells; what is there is kept"
         )
         verb.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
+    for verb in (between, shown):
+        verb.set_defaults(classes=None)
     for verb in (add, between, shown, bent):
+        source = verb.add_mutually_exclusive_group()
+        source.add_argument("--checkpoint", default="demo-faces", help="labeled generator (default: demo-faces)")
+        if verb in (add, bent):
+            text = "instead of a checkpoint, for rows that need none: JSON of the classes"
+            source.add_argument("--classes", type=classes, metavar="FILE", help=text)
         _data_options(verb)
     for verb in (add, between, bent):
         _training_options(verb)
@@ -483,7 +502,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _data_options(add: argparse.ArgumentParser) -> None:
-    add.add_argument("--checkpoint", default="demo-faces", help="labeled generator (default: demo-faces)")
     add.add_argument("--size", type=int, choices=(64, 128), default=64, help="pixels (default: 64)")
     add.add_argument("--device", default="cpu", help="(default: cpu)")
     add.add_argument("--threads", type=count, help="of torch (default: its own)")
@@ -499,6 +517,15 @@ def _training_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--batch-size", type=count, default=8, help="(default: 8)")
     add.add_argument("--uses", type=count, default=4, help="steps that see a generated sample, on average (default: 4)")
     add.add_argument("--minutes", type=minutes, help="start no cell after this time (default: no limit)")
+
+
+def classes(path: str) -> LabelSchema:
+    """A file such as demo/classes-128.json."""
+    try:
+        return LabelSchema.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
+        hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'
+        raise argparse.ArgumentTypeError(f"{path} is not a file of classes ({error}): {hint}") from error
 
 
 def minutes(text: str) -> float:

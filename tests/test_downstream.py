@@ -591,6 +591,45 @@ def test_settings_may_be_those_of_a_committed_row(downstream: Any) -> None:
         downstream.settings_of("nothing", "unet")
 
 
+@pytest.mark.slow
+def test_rows_of_renders_need_no_checkpoint(
+    downstream: Any,
+    domain: Path,
+    checkpoint: Path,
+    small: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They are trained before there is one, and stay in copies of their folder for each that comes."""
+    file = tmp_path / "classes.json"
+    schema = LabeledGenerator.from_pretrained(checkpoint, device="cpu").schema
+    file.write_text(json.dumps(schema.to_dict()))
+    first, second = tmp_path / "renders", tmp_path / "stream"
+    assert run(downstream, domain, first, "--rows", "few-real", "--classes", str(file)) == 0
+    assert downstream.main(["table", "--cells", str(first)]) == 0
+    assert "no checkpoint" in capsys.readouterr().out
+    shutil.copytree(first, second)
+    kept = {path.name: path.read_bytes() for path in second.glob("few-real.*.json")}
+    assert run(downstream, domain, second, "--rows", "few-real", "ours", "--checkpoint", str(checkpoint)) == 0
+    assert kept and all((second / name).read_bytes() == cell for name, cell in kept.items())
+    assert downstream.main(["table", "--cells", str(second)]) == 0
+    assert f"checkpoint {checkpoint.name} (" in capsys.readouterr().out
+    together = ["table", "--cells", str(second), "--json", str(first / "downstream.json"), "--add"]
+    assert downstream.main(together) == 0
+    assert f"checkpoint {checkpoint.name} (" in capsys.readouterr().out
+
+    assert run(downstream, domain, tmp_path / "none", "--rows", "few-real", "ours", "--classes", str(file)) == 1
+    assert "the rows ours need --checkpoint; --classes is enough for few-real" in capsys.readouterr().err
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"classes": [{"name": name} for name in RENDERED_CLASSES]}))
+    assert run(downstream, domain, second, "--rows", "few-real", "--classes", str(other)) == 1
+    assert "another schema" in capsys.readouterr().err
+    other.write_text("[]")
+    with pytest.raises(SystemExit):
+        run(downstream, domain, second, "--rows", "few-real", "--classes", str(other))
+    assert "is not a file of classes" in capsys.readouterr().err
+
+
 def test_rows_are_added_to_a_report(downstream: Any, segmentation: Any) -> None:
     table = segmentation.table
     report = table.read_report(downstream.RESULT)

@@ -100,7 +100,7 @@ class Cells:
 
     Args:
         folder: made if it does not exist.
-        configuration: what a new folder is for; of an older one these fields must be the same.
+        configuration: what the folder is for: fields that it has must be the same, those that it lacks are added.
         minutes: after which no further cell is begun.
 
     Attributes:
@@ -119,8 +119,10 @@ class Cells:
         configuration = json.loads(json.dumps(configuration))
         if path.exists():
             held = read_json(path, (), "choose another --out")
-            if changed := [key for key in configuration if held.get(key) != configuration[key]]:
+            if changed := [key for key in configuration if held.get(key, configuration[key]) != configuration[key]]:
                 raise ValueError(f"{folder} holds cells with another {', '.join(changed)}: choose another --out")
+            if configuration.keys() - held.keys():
+                self.write("configuration", held | configuration)
         elif any(folder.glob("*.json")):
             raise ValueError(f"{folder} holds JSON files but no configuration.json: choose another --out")
         else:

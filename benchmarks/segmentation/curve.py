@@ -20,7 +20,7 @@ from dsgan_datasets.charts import DROPPED, GRID, INK, KEPT, blank_figure, plain,
 from .cells import read_json
 from .rows import ANNOTATED, CURVE
 from .students import STUDENTS
-from .table import Report, collect, spread
+from .table import Report, collect, named_checkpoint, spread
 
 STREAM = "ours"
 SIZE = (1000, 520)  # pixels of the picture, of two students
@@ -130,9 +130,9 @@ def markdown(curve: Report) -> str:
     report = next(iter(curve["students"].values()))
     seeds = max(len(row["seeds"]) for report in curve["students"].values() for row in report["rows"].values())
     about = (
-        f"{report['size']}² pixels, at most {2 * report['steps']:,} steps of {report['batch_size']} images, checkpoint "
-        f"{report['checkpoint']} ({report['fingerprint'][:8]}), {report['hardware']}; mean IoU on the test renders in "
-        f"%, mean ± standard deviation over {seeds} seed{'s' * (seeds > 1)}."
+        f"{report['size']}² pixels, at most {2 * report['steps']:,} steps of {report['batch_size']} images, "
+        f"{named_checkpoint(report)}, {report['hardware']}; mean IoU on the test renders in %, mean ± standard "
+        f"deviation over {seeds} seed{'s' * (seeds > 1)}."
     )
     return "\n".join([*lines, "", about])
 

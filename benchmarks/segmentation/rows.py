@@ -16,6 +16,7 @@ from dsgan_datasets import (
     AnnotatedImages,
     DSGANIterableDataset,
     LabeledGenerator,
+    LabelSchema,
     PixelEnsemble,
     calibrate,
     fit_interpreter,
@@ -51,13 +52,14 @@ class Sources:
 
     Args:
         domain: folder of renders with train-*.tar, test-*.tar and classes.json.
-        checkpoint: of the labeled generator.
+        checkpoint: of the labeled generator; None where no row needs it.
         annotator: weights of the stand-in for the person who annotates generated images, or a folder that a person has
             annotated (`dsgan annotate`); None where no row needs it.
         size: of the students' images.
         device: of generator and batches.
         batch_size: images a step; the rows with unlabeled images take as many of these beside.
         uses: steps that see a generated sample, on average.
+        schema: the students' classes; those of the checkpoint if None.
 
     Raises:
         ValueError: the domain lacks its shards.
@@ -66,22 +68,28 @@ class Sources:
     def __init__(
         self,
         domain: Path,
-        checkpoint: str,
+        checkpoint: str | None,
         annotator: Path | None,
         *,
         size: int,
         device: str = "cpu",
         batch_size: int = 16,
         uses: int = 1,
+        schema: LabelSchema | None = None,
     ) -> None:
         self.domain, self.checkpoint, self.annotator = domain, checkpoint, annotator
         self.size, self.device, self.batch_size, self.uses = size, device, batch_size, uses
         for shards in (TRAIN, TEST):  # said now rather than after hours of training
             if not any(domain.glob(shards)):
                 raise ValueError(f"no {shards} in {domain}: --domain takes the folder of renders, with classes.json")
-        self.labeled = LabeledGenerator.from_pretrained(checkpoint, device=device)
         self._fitted: dict[tuple[str, int, int], LabeledGenerator] = {}
-        self.schema = self.labeled.schema
+        self.schema = schema or self.labeled.schema
+
+    @cached_property
+    def labeled(self) -> LabeledGenerator:
+        """The checkpoint."""
+        assert self.checkpoint is not None
+        return LabeledGenerator.from_pretrained(self.checkpoint, device=self.device)
 
     @cached_property
     def _train_shards(self) -> Labeled:
@@ -199,6 +207,7 @@ class Sources:
     @cached_property
     def unfiltered(self) -> LabeledGenerator:
         """The checkpoint without its filter."""
+        assert self.checkpoint is not None
         return LabeledGenerator.from_pretrained(self.checkpoint, device=self.device, reject_fraction=0.0)
 
     @cached_property
@@ -305,7 +314,7 @@ def exact(count: int) -> Row:
     def batches(sources: Sources, seed: int) -> Iterator[Batch]:
         return (Batch(*pair) for pair in drawn(sources.some_renders(count, seed), sources.batch_size, seed))
 
-    return Row(f"{count} renders with exact masks, drawn at random", batches)
+    return Row(f"{count} renders with exact masks, drawn at random", batches, checkpoint=False)
 
 
 def _with_unlabeled(data: Callable[[Sources], Labeled]) -> Batches:
@@ -375,6 +384,7 @@ class Row(NamedTuple):
         batches: sources, seed -> what the student sees.
         objective: (classes, steps, device) -> what it minimizes.
         annotator: whether annotated samples have to be made.
+        checkpoint: whether it sees generated samples; others stay true when the checkpoint changes.
         facts: what else is to be known of it, kept in its cells.
     """
 
@@ -382,6 +392,7 @@ class Row(NamedTuple):
     batches: Batches
     objective: Callable[[int, int, str], Objective] = Supervised
     annotator: bool = False
+    checkpoint: bool = True
     facts: Callable[[Sources], dict[str, Any]] | None = None
 
 
@@ -389,7 +400,9 @@ class Row(NamedTuple):
 CURVE = {count: f"exact-{count}" for count in (16, 30, 64, 128, 256)}
 ROWS = {
     "few": Row("few labels: 16 annotated samples", _labeled(lambda s: s.annotated_images), annotator=True),
-    "few-real": Row("few labels: 16 renders with exact masks", _labeled(lambda s: s.training[:ANNOTATED])),
+    "few-real": Row(
+        "few labels: 16 renders with exact masks", _labeled(lambda s: s.training[:ANNOTATED]), checkpoint=False
+    ),
     "semi": Row(
         "semi-supervised (s4GAN): 16 annotated samples, {renders} unlabeled renders",
         _with_unlabeled(lambda s: s.annotated_images),
@@ -400,6 +413,7 @@ ROWS = {
         "semi-supervised (s4GAN): 16 renders with exact masks, {renders} unlabeled renders",
         _with_unlabeled(lambda s: s.training[:ANNOTATED]),
         S4GANWithMLMT,
+        checkpoint=False,
     ),
     "clusters": Row(
         "unsupervised: k-means of generator features, clusters named after 16 annotated samples",
@@ -418,8 +432,12 @@ ROWS = {
         facts=lambda s: s.taught[1],
     ),
     **{name: exact(count) for count, name in CURVE.items()},
-    "full-1000": Row("full supervision: 1,000 renders with exact masks", _labeled(lambda s: s.training[:1000])),
-    "full": Row("full supervision: {renders} renders with exact masks", _labeled(lambda s: s.training)),
+    "full-1000": Row(
+        "full supervision: 1,000 renders with exact masks", _labeled(lambda s: s.training[:1000]), checkpoint=False
+    ),
+    "full": Row(
+        "full supervision: {renders} renders with exact masks", _labeled(lambda s: s.training), checkpoint=False
+    ),
 }
 #: From full supervision to the stream, one difference at a time: what each costs a student.
 GAPS = {

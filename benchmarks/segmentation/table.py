@@ -18,9 +18,7 @@ from .rows import GAPS, ROWS, Row
 
 Report = dict[str, Any]
 #: Of a report, beside its rows and gaps.
-CONFIGURATION = (
-    "checkpoint", "fingerprint", "schema", "student", "width", "precision", "size", "steps", "batch_size", "hardware",
-)  # fmt: skip
+CONFIGURATION = ("schema", "student", "width", "precision", "size", "steps", "batch_size", "hardware")
 FULL_FLOOR = 0.8  # mean IoU of full supervision at 128 pixels
 
 
@@ -44,16 +42,19 @@ def joined(report: Report, more: Report) -> Report:
 
     Raises:
         ValueError: another configuration. Hardware and fingerprint may differ: a new format of checkpoints changes the
-            fingerprint of the same weights.
+            fingerprint of the same weights. Either may be without a checkpoint.
     """
-    decisive = [name for name in CONFIGURATION if name not in ("fingerprint", "hardware", "schema")]
+    decisive = [name for name in CONFIGURATION if name not in ("hardware", "schema")]
     changed = [name for name in decisive if report[name] != more[name]]
+    if len({each["checkpoint"] for each in (report, more) if "checkpoint" in each}) > 1:
+        changed.append("checkpoint")
     if _classes(report) != _classes(more):
         changed.append("classes")
     if changed:
         raise ValueError(f"the cells have another {', '.join(changed)} than the report they are added to")
     rows = {**report["rows"], **more["rows"]}
-    return {**report, "rows": {name: rows[name] for name in ROWS if name in rows}}
+    checkpoint = {name: more[name] for name in ("checkpoint", "fingerprint") if name in more}
+    return {**checkpoint, **report, "rows": {name: rows[name] for name in ROWS if name in rows}}
 
 
 def read_report(path: Path, needed: Sequence[str] = (*CONFIGURATION, "rows", "gaps")) -> Report:
@@ -209,9 +210,15 @@ def _sizes(report: Report) -> str:
         + (f" (width {report['width']})" if report["student"] == "unet" else "")
         + f" in {report['precision']}"
         + f", at most {2 * report['steps']:,} steps of {report['batch_size']} images, "
-        f"checkpoint {report['checkpoint']} ({report['fingerprint'][:8]}), "
-        f"{report['hardware']}; IoU in %, mean ± standard deviation over the seeds."
+        f"{named_checkpoint(report)}, {report['hardware']}; IoU in %, mean ± standard deviation over the seeds."
     )
+
+
+def named_checkpoint(report: Report) -> str:
+    """The checkpoint that made the generated samples, if any row saw some."""
+    if "checkpoint" not in report:
+        return "no checkpoint"
+    return f"checkpoint {report['checkpoint']} ({report['fingerprint'][:8]})"
 
 
 def _settings(settings: dict[str, Any]) -> str:
