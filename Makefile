@@ -30,9 +30,9 @@ help:  ## list the targets
 
 demo: $(VENV)/.stamp-run  ## install, then write a preview sheet and small shards of labeled faces into demo-out/
 	@mkdir -p demo-out && rm -rf demo-out/shards
-	.venv/bin/dsgan info demo-faces
-	.venv/bin/dsgan preview demo-faces --out demo-out/preview.png
-	.venv/bin/dsgan shards write demo-faces demo-out/shards --num-samples 100 --samples-per-shard 50
+	.venv/bin/dsgan info demo-faces-128
+	.venv/bin/dsgan preview demo-faces-128 --out demo-out/preview.png
+	.venv/bin/dsgan shards write demo-faces-128 demo-out/shards --num-samples 100 --samples-per-shard 50
 	.venv/bin/dsgan shards verify demo-out/shards
 	@echo; echo "Labeled faces to look at:  $(CURDIR)/demo-out/preview.png"; echo "A small WebDataset:         $(CURDIR)/demo-out/shards"
 

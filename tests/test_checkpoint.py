@@ -25,7 +25,7 @@ from dsgan_datasets import (
     load_generator,
     load_interpreter,
 )
-from dsgan_datasets.checkpoints.directory import PRETRAINED
+from dsgan_datasets.checkpoints.directory import PRETRAINED, built_in
 from dsgan_datasets.checkpoints.tensors import digest_tensors, fingerprint
 from dsgan_datasets.files import atomic_write
 
@@ -416,8 +416,25 @@ def test_format_1_is_read_through_a_migration(saved: Path, filtered: LabeledGene
         describe(saved)
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "classes"), [("demo-faces", 64, "classes.json"), ("demo-faces-128", 128, "classes-128.json")]
+)
+def test_what_is_built_in_is_small_free_and_described(name: str, side: int, classes: str) -> None:
+    assert name in built_in()
+    labeled, folder = LabeledGenerator.from_pretrained(name, device="cpu"), PRETRAINED / name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert labeled.fingerprint in card and "License: CC0-1.0" in card and labeled.license == "CC0-1.0"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
+    demo = json.loads((Path(__file__).resolve().parents[1] / "demo" / classes).read_text())
+    assert labeled.schema.palette == LabelSchema.from_dict(demo).palette
+    batch = labeled.generate(range(4))
+    assert batch.image.shape == (4, 3, side, side) and batch.mask.shape == (4, side, side)
+    assert len(batch.mask.unique()) > labeled.schema.num_classes / 2
+    assert labeled.recipe.threshold is not None and (batch.uncertainty_score <= labeled.recipe.threshold).all()
+
+
 def test_unknown_names_list_what_is_built_in() -> None:
-    with pytest.raises(CheckpointError, match="nor a built-in checkpoint of that name \\(demo-faces\\)"):
+    with pytest.raises(CheckpointError, match="nor a built-in checkpoint of that name \\(demo-faces, demo-faces-128\\)"):
         LabeledGenerator.from_pretrained("demo-cats")
 
 

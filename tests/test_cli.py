@@ -116,7 +116,7 @@ def test_calibrate_does_not_replace_unasked(
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["preview", "demo-dogs"], 1, "built-in checkpoint of that name (demo-faces)"),
+        (["preview", "demo-dogs"], 1, "built-in checkpoint of that name (demo-faces, demo-faces-128)"),
         (["preview", "demo-faces", "--out", "sheet.txt"], 1, "must end in .png or .jpg"),
         (["preview", "demo-faces", "--truncation-psi", "9"], 1, "psi must be a number in -2 … 2"),
         (["preview", "demo-faces", "--truncation-psi", "0.3"], 1, "dsgan calibrate"),
