@@ -20,6 +20,7 @@ from dsgan_datasets import (
     Checkpoint,
     CheckpointError,
     LabeledGenerator,
+    LabelSchema,
     describe,
     files,
     load_generator,
@@ -434,7 +435,7 @@ def test_what_is_built_in_is_small_free_and_described(name: str, side: int, clas
 
 
 def test_unknown_names_list_what_is_built_in() -> None:
-    with pytest.raises(CheckpointError, match="nor a built-in checkpoint of that name \\(demo-faces, demo-faces-128\\)"):
+    with pytest.raises(CheckpointError, match="a built-in checkpoint of that name \\(demo-faces, demo-faces-128\\)"):
         LabeledGenerator.from_pretrained("demo-cats")
 
 
