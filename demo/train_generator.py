@@ -556,10 +556,10 @@ class Run:
         config, progress, networks = state
         mine = {"settings": dataclasses.asdict(self.training.settings), "images_sha256": self.images_sha256}
         there = {name: progress.get(name) for name in mine}
-        if there["settings"]:  # older states lack newer settings
+        if isinstance(there["settings"], dict):  # older states lack newer settings
             there["settings"] = {**dataclasses.asdict(TrainingSettings()), **there["settings"]}
         if there != mine and not change_settings:
-            settings = there["settings"] or {}
+            settings = there["settings"] if isinstance(there["settings"], dict) else {}
             differing = [
                 f"{k} {settings.get(k)} (now {v})" for k, v in mine["settings"].items() if settings.get(k) != v
             ]
