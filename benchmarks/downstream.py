@@ -251,6 +251,8 @@ def curve(args: argparse.Namespace) -> int:
     seed, and students of the stream; the same search for all. With --classes the stream is left for later. Without
     --domain nothing is trained: what is finished is shown, or without --out too, the committed result."""
     check_installed()
+    if args.classes and args.domain is None:
+        raise ValueError("--classes is for training: --domain is missing")
     folders = {student: args.out / student for student in args.students} if args.out is not None else {}
     if args.domain is not None:
         if not folders:
@@ -523,9 +525,11 @@ def classes(path: str) -> LabelSchema:
     """A file such as demo/classes-128.json."""
     try:
         return LabelSchema.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, AttributeError, LookupError, TypeError, ValueError) as error:
-        hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}'
-        raise argparse.ArgumentTypeError(f"{path} is not a file of classes ({error}): {hint}") from error
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error.strerror}") from error
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        hint = 'it holds {"classes": [{"name": "background"}, {"name": "eye"}, …]}, no name twice'
+        raise argparse.ArgumentTypeError(f"{path} is not a file of classes: {hint}") from error
 
 
 def minutes(text: str) -> float:

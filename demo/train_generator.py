@@ -744,8 +744,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.batch < 1 or not args.lr > 0 or args.ema_images < 1:
         parser.error("--batch and --ema-images must be at least 1, --lr above 0")
-    if not (args.gamma >= 0 and math.isfinite(args.imagenet) and args.imagenet >= 0) or args.seed < 0:
-        parser.error("--gamma, --imagenet and --seed must not be below 0")
+    if not args.gamma >= 0 or args.seed < 0:
+        parser.error("--gamma and --seed must not be below 0")
+    if not 0 <= args.imagenet < math.inf:
+        parser.error(f"--imagenet {args.imagenet} must be a number from 0, such as 0.5")
     if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):
         parser.error("--minutes and --evaluate must not be below 0, --save-every above 0, --until at least 1")
     if not 0 <= args.validation < 1:

@@ -624,10 +624,11 @@ def test_rows_of_renders_need_no_checkpoint(
     other.write_text(json.dumps({"classes": [{"name": name} for name in RENDERED_CLASSES]}))
     assert run(downstream, domain, second, "--rows", "few-real", "--classes", str(other)) == 1
     assert "another schema" in capsys.readouterr().err
-    other.write_text("[]")
-    with pytest.raises(SystemExit):
-        run(downstream, domain, second, "--rows", "few-real", "--classes", str(other))
-    assert "is not a file of classes" in capsys.readouterr().err
+    for wrong in ("[]", '{"classes": "abc"}', '{"classes": []}', "[" * 100_000):
+        other.write_text(wrong)
+        with pytest.raises(SystemExit):
+            run(downstream, domain, second, "--rows", "few-real", "--classes", str(other))
+        assert "is not a file of classes: it holds" in capsys.readouterr().err
 
 
 def test_rows_are_added_to_a_report(downstream: Any, segmentation: Any) -> None:
@@ -824,6 +825,7 @@ def test_a_curve_needs_what_it_shows(
     for words, error in (
         (["--out", str(tmp_path)], "hold no finished cell"),
         (["--domain", str(domain)], "--out says where"),
+        (["--classes", str(ROOT / "demo" / "classes-128.json")], "--domain is missing"),
         (["--domain", str(domain), "--out", str(tmp_path / "c"), "--students", "unet"], "256 are needed"),
         (["--json", str(downstream.RESULT)], "is not a result of `curve`"),
     ):
