@@ -618,6 +618,16 @@ def test_rows_of_renders_need_no_checkpoint(
     assert downstream.main(together) == 0
     assert f"checkpoint {checkpoint.name} (" in capsys.readouterr().out
 
+    configuration = second / "configuration.json"
+    whole = json.loads(configuration.read_text())
+    configuration.write_text(json.dumps({key: value for key, value in whole.items() if key != "fingerprint"}))
+    assert downstream.main(["table", "--cells", str(second)]) == 1
+    assert "lacks fingerprint" in capsys.readouterr().err
+    configuration.write_text(json.dumps({key: value for key, value in whole.items() if key != "size"}))
+    assert run(downstream, domain, second, "--rows", "few-real", "--checkpoint", str(checkpoint)) == 1
+    assert "another size" in capsys.readouterr().err
+    configuration.write_text(json.dumps(whole))
+
     assert run(downstream, domain, tmp_path / "none", "--rows", "few-real", "ours", "--classes", str(file)) == 1
     assert "the rows ours need --checkpoint; --classes is enough for few-real" in capsys.readouterr().err
     other = tmp_path / "other.json"

