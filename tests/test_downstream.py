@@ -303,6 +303,12 @@ def test_imagenet_weights_arrive(imagenet: Any) -> None:
         for mine, theirs, random in zip(maps, ends(), chance, strict=True):
             assert torch.allclose(mine, theirs, atol=1e-3 * float(theirs.abs().max()))
             assert not torch.allclose(mine, random, atol=0.1 * float(theirs.abs().max()))
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = encoder(pixels / 127.5 - 1)
+    for mine, theirs in zip(coarse, ends(), strict=True):  # whatever of it stays in float32
+        assert mine.dtype == torch.bfloat16
+        assert float((mine - theirs).norm() / theirs.norm()) < 0.1
+    assert all(p.dtype == torch.float32 for p in encoder.parameters())
 
 
 def test_a_pretrained_student_learns_gently(segmentation: Any, imagenet: Any) -> None:
