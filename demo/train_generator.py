@@ -513,9 +513,14 @@ def save_pictures(folder: Path, training: Training) -> None:
             grid.unlink()
         grids = sorted(samples.glob("*.png"))
     side = training.config.img_resolution
-    strip = Image.new("RGB", (side * len(grids), side * columns))
-    for x, grid in enumerate(grids):
-        picture = open_picture(grid)
+    pictures = []
+    for grid in grids:
+        try:
+            pictures.append(open_picture(grid))
+        except (OSError, ValueError) as error:  # a picture is no reason to lose what was trained
+            tqdm.write(f"warning: {grid} is left out of evolution.png: {error}", file=sys.stderr)
+    strip = Image.new("RGB", (side * len(pictures), side * columns))
+    for x, picture in enumerate(pictures):
         for y in range(columns):
             strip.paste(picture.crop((y * side, 0, (y + 1) * side, side)), (x * side, y * side))
     save_png(strip, folder / "evolution.png")
@@ -573,6 +578,8 @@ class Run:
             shape = generator_config(config)
         if shape != self.training.config:
             raise StateError(f"{self.folder} holds a generator of another shape: give another --state")
+        if "pretrained" in networks and self.training.pretrained is None:
+            print("without --imagenet the second discriminator of the state is forgotten", file=sys.stderr)
         with self._way_out():
             self.training.restore(progress, networks)
             try:
@@ -647,6 +654,11 @@ class Run:
 
         save_best(self.folder, write)
 
+    @property
+    def _evaluated_at(self) -> int:
+        """Images seen at the last evaluation."""
+        return self.evaluations[-1]["images_seen"] if self.evaluations else -1
+
     def stop(self, *_: object) -> None:
         """Save and end after this step (a signal handler)."""
         self.stopped = True
@@ -664,7 +676,10 @@ class Run:
                 last = now
                 ending = self.stopped or now - began >= minutes * 60 or training.images_seen >= until
                 due = self.seconds - (self.evaluations[-1]["seconds"] if self.evaluations else -math.inf)
-                if due >= evaluate_every * 60 and not ending:
+                reached = training.images_seen >= until
+                if training.images_seen > self._evaluated_at and (
+                    reached or (due >= evaluate_every * 60 and not ending)
+                ):
                     self.evaluate()
                     saved = -math.inf
                 if ending or now - saved >= save_every * 60:
@@ -742,10 +757,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
     add("--threads", type=int, help="CPU threads; 1 repeats exactly")
     args = parser.parse_args(argv)
-    if args.batch < 1 or not args.lr > 0 or args.ema_images < 1:
-        parser.error("--batch and --ema-images must be at least 1, --lr above 0")
-    if not args.gamma >= 0 or args.seed < 0:
-        parser.error("--gamma and --seed must not be below 0")
+    if args.batch < 1 or not 0 < args.lr < math.inf or args.ema_images < 1:
+        parser.error("--batch and --ema-images must be at least 1, --lr a number above 0, such as 0.002")
+    if not 0 <= args.gamma < math.inf:
+        parser.error(f"--gamma {args.gamma} must be a number from 0, such as 0.4")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed {args.seed} must be from 0 to below 2**63")
     if not 0 <= args.imagenet < math.inf:
         parser.error(f"--imagenet {args.imagenet} must be a number from 0, such as 0.5")
     if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):

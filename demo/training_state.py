@@ -1,6 +1,6 @@
 """What a stopped training needs to resume, as a folder of small files, and the best generator so far.
 
-DIR/state.json          names the current state; replaced last, so there is always one whole state
+DIR/state.json          names the current state, with its hash; replaced last, so there is always one whole state
 DIR/state-000012/       config.json, state.json, and the tensors in safetensors files of at most 15 MB
 DIR/best/               the best generator so far as `dsgan` reads it, and evaluation.json
 """
@@ -146,9 +146,9 @@ def save_state(
     state.mkdir()
     paths = [path for name, tensors in networks.items() for path in write_tensors(state, name, tensors, limit)]
     write_json(state / "config.json", config)
-    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    hashes = {path.name: _sha256(path) for path in (state / "config.json", *paths)}
     write_json(state / "state.json", {**progress, "sha256": hashes})
-    write_json(folder / "state.json", {"current": state.name})
+    write_json(folder / "state.json", {"current": state.name, "sha256": _sha256(state / "state.json")})
     for old in folder.glob("state-*"):
         if old != state:
             shutil.rmtree(old)
@@ -164,19 +164,31 @@ def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     state = _current(folder)
     if state is None:
         return None
-    config, progress = read_json(state / "config.json"), read_json(state / "state.json")
+    if (expected := read_json(folder / "state.json").get("sha256")) is not None:  # older states have none
+        _check(state / "state.json", expected)
+    progress = read_json(state / "state.json")
     hashes = progress.pop("sha256", None)
     if not isinstance(hashes, dict):
         raise StateError(f"{state / 'state.json'} lacks the hashes of its tensors")
     for name, expected in hashes.items():
-        try:
-            found = hashlib.sha256((state / name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise StateError(f"{state / name} cannot be read: {error}") from error
-        if found != expected:
-            raise StateError(f"{state / name} is damaged (SHA-256 {found[:12]}…, expected {expected[:12]}…)")
+        _check(state / name, expected)
+    config = read_json(state / "config.json")
     names = {re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", path.name) for path in state.glob("*.safetensors")}
     return config, progress, {name: read_tensors(state, name) for name in sorted(names)}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check(path: Path, expected: object) -> None:
+    """Raise a StateError if a file does not have a hash."""
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise StateError(f"{path} cannot be read: {error}") from error
+    if found != expected:
+        raise StateError(f"{path} was changed or is damaged (SHA-256 {found[:12]}…, expected {expected!s:.12}…)")
 
 
 def _current(folder: Path) -> Path | None:

