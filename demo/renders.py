@@ -37,8 +37,8 @@ def annotated_classes(side: int) -> tuple[str, ...]:
     return RENDERED if side == SIDE else MERGED
 
 
-def _class_lookup(classes: Sequence[str], side: int) -> np.ndarray:
-    """Class of each of the 14 rendered classes among some names, uint8 [14]."""
+def class_lookup(classes: Sequence[str], side: int) -> np.ndarray:
+    """Class of each of the 14 rendered classes among some names, uint8 [14]; ValueError if renders cannot have these."""
     if tuple(classes) == MERGED:
         return MERGE
     if tuple(classes) == RENDERED == annotated_classes(side):
@@ -63,7 +63,7 @@ def read_renders(shards: Sequence[Path], classes: Sequence[str], side: int) -> t
     """
     if side not in (SIDE, SIDE // 2):
         raise ValueError(f"renders come at {SIDE // 2} and {SIDE} pixels, not {side}")
-    lookup = _class_lookup(classes, side)
+    lookup = class_lookup(classes, side)
     images, masks = [], []
     for shard in tqdm(shards, "reading renders", unit="shard", delay=2, leave=False):
         for image, mask in _pairs(shard):

@@ -637,7 +637,9 @@ def test_rows_of_renders_need_no_checkpoint(
     assert run(downstream, domain, tmp_path / "none", "--rows", "few-real", "ours", "--classes", str(file)) == 1
     assert "the rows ours need --checkpoint; --classes is enough for few-real" in capsys.readouterr().err
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({"classes": [{"name": name} for name in RENDERED_CLASSES]}))
+    recolored = json.loads(file.read_text())
+    recolored["classes"][1]["color"] = [1, 2, 3]
+    other.write_text(json.dumps(recolored))
     assert run(downstream, domain, second, "--rows", "few-real", "--classes", str(other)) == 1
     assert "another schema" in capsys.readouterr().err
     for wrong in ("[]", '{"classes": "abc"}', '{"classes": []}', "[" * 100_000):
@@ -645,6 +647,10 @@ def test_rows_of_renders_need_no_checkpoint(
         with pytest.raises(SystemExit):
             run(downstream, domain, second, "--rows", "few-real", "--classes", str(other))
         assert "is not a file of classes: it holds" in capsys.readouterr().err
+    other.write_text(json.dumps({"classes": [{"name": "background"}, {"name": "antlers"}]}))
+    assert run(downstream, domain, tmp_path / "none", "--rows", "few-real", "--classes", str(other)) == 1
+    assert "got the classes background, antlers; renders of 64 pixels can have" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_rows_are_added_to_a_report(downstream: Any, segmentation: Any) -> None:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import renders
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +63,7 @@ class Sources:
         schema: the students' classes; those of the checkpoint if None.
 
     Raises:
-        ValueError: the domain lacks its shards.
+        ValueError: the domain lacks its shards, or renders cannot have the classes.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Sources:
                 raise ValueError(f"no {shards} in {domain}: --domain takes the folder of renders, with classes.json")
         self._fitted: dict[tuple[str, int, int], LabeledGenerator] = {}
         self.schema = schema or self.labeled.schema
+        renders.class_lookup(self.schema.classes, size)
 
     @cached_property
     def labeled(self) -> LabeledGenerator:
