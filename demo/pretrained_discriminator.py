@@ -3,10 +3,13 @@
 Such a network tells fine detail apart long before a discriminator that starts from nothing does. Written from papers:
 frozen features and small networks on them beside the usual discriminator (Vision-aided GAN, section 3 of
 https://arxiv.org/abs/2112.09130), at several scales (Projected GAN, section 3.1 of https://arxiv.org/abs/2111.01007),
-with spectral normalization (https://arxiv.org/abs/1802.05957).
+with spectral normalization (https://arxiv.org/abs/1802.05957). It looks at the whole image, or at a quarter of it in
+twice the size: ImageNet's objects are larger than an eye or a mouth of these.
 
 Shapes: N images, H = W pixels, P patches; images are float [N, 3, H, W] in [-1, 1].
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from dsgan_datasets.imagenet import ImageNetEncoder
 
 #: Smallest side of a map of features that is looked at, and the coarsest of the encoder's stages (counted from 0).
 MIN_SIDE, LAST_STAGE = 4, 3
+#: The whole image and an enlarged part have networks of their own.
+VIEWS = 2
 #: Channels of the networks on the features.
 WIDTH = 64
 SLOPE = 0.2
@@ -43,7 +48,7 @@ class PretrainedDiscriminator(nn.Module):
         stages = [stage for stage in range(1, LAST_STAGE + 1) if resolution >> (stage + 1) >= MIN_SIDE]
         self.dtype = dtype
         self.encoder = ImageNetEncoder(stages[-1] + 1).eval().requires_grad_(False)
-        self.heads = nn.ModuleList(_head(self.encoder.channels[stage]) for stage in stages)
+        self.heads = nn.ModuleList(_head(self.encoder.channels[stage]) for _ in range(VIEWS) for stage in stages)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Frozen features of images, fine to coarse; differentiable by the images."""
@@ -51,9 +56,11 @@ class PretrainedDiscriminator(nn.Module):
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return [maps.float() for maps in self.encoder(x)[1:]]
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Logits [N, P] of patches for each map of features."""
-        return [head(maps).flatten(1) for head, maps in zip(self.heads, features, strict=True)]
+    def forward(self, features: list[Tensor], view: int = 0) -> list[Tensor]:
+        """Logits [N, P] of patches for each map of features, by the networks of a view (0: whole, 1: enlarged)."""
+        first = view * len(features)
+        heads = self.heads[first : first + len(features)]
+        return [head(maps).flatten(1) for head, maps in zip(heads, features, strict=True)]
 
 
 def _head(channels: int) -> nn.Sequential:
@@ -76,9 +83,22 @@ def generator_loss(fake: list[Tensor]) -> Tensor:
     return torch.stack([F.softplus(-f).mean() for f in fake]).sum()
 
 
-def shifted(x: Tensor, random: torch.Generator) -> Tensor:
-    """All images moved by up to a sixteenth of the side, mirrored at the border: the features know positions."""
-    reach = x.shape[3] // 16
-    dy, dx = torch.randint(0, 2 * reach + 1, (2,), generator=random, device=random.device).tolist()
-    padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    return padded[..., dy : dy + x.shape[2], dx : dx + x.shape[3]]
+def seen(images: Sequence[Tensor], view: int, random: torch.Generator) -> list[Tensor]:
+    """Batches of images, all seen alike: moved (view 0) or a part of them in twice the size (view 1).
+
+    The features know positions, so nothing may always be at the same one: images move by up to a sixteenth of the side,
+    mirrored at the border.
+
+    Example:
+        >>> (x,) = seen([torch.zeros(2, 3, 32, 32)], 1, torch.Generator())
+        >>> tuple(x.shape)
+        (2, 3, 32, 32)
+    """
+    side = images[0].shape[3]
+    room = side // 2 if view else side // 8
+    top, left = torch.randint(0, room + 1, (2,), generator=random, device=random.device).tolist()
+    if view:
+        half = (x[..., top : top + side // 2, left : left + side // 2] for x in images)
+        return [F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False) for x in half]
+    padded = (F.pad(x, (side // 16,) * 4, mode="reflect") for x in images)
+    return [x[..., top : top + side, left : left + side] for x in padded]

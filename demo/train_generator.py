@@ -37,7 +37,7 @@ from discriminator import Discriminator, augment, r1_penalty
 from growing import Phase, describe_phase, grow_discriminator, phase_at
 from images import digest, read_images, split
 from PIL import Image
-from pretrained_discriminator import PretrainedDiscriminator, discriminator_loss, generator_loss, shifted
+from pretrained_discriminator import VIEWS, PretrainedDiscriminator, discriminator_loss, generator_loss, seen
 from quality import Ruler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -266,11 +266,14 @@ class Training:
         self, pretrained: PretrainedDiscriminator, real: Tensor, fake: Tensor, random: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Let the second discriminator learn; its loss, and that of the generator by it."""
-        real_features, features = (pretrained.features(shifted(x, random)) for x in (real, fake))
-        loss = discriminator_loss(pretrained(real_features), pretrained([maps.detach() for maps in features]))
+        view = self.step % VIEWS
+        real_features, features = map(pretrained.features, seen([real, fake], view, random))
+        loss = discriminator_loss(
+            pretrained(real_features, view), pretrained([maps.detach() for maps in features], view)
+        )
         self._update(self.pretrained_optimizer, loss)
         pretrained.heads.requires_grad_(False)
-        judged = generator_loss(pretrained(features))
+        judged = generator_loss(pretrained(features, view))
         pretrained.heads.requires_grad_(True)
         return loss.detach(), judged
 

@@ -35,7 +35,7 @@ from pretrained_discriminator import (  # noqa: E402
     PretrainedDiscriminator,
     discriminator_loss,
     generator_loss,
-    shifted,
+    seen,
 )
 from quality import frechet_distance, precision_recall  # noqa: E402
 from train_generator import Training, TrainingSettings, main  # noqa: E402
@@ -192,11 +192,26 @@ def test_images_move_by_up_to_a_sixteenth() -> None:
     x = x + 100 * x.mT
     places = set()
     for seed in range(60):
-        moved = shifted(x, torch.Generator().manual_seed(seed))
-        assert moved.shape == x.shape
+        moved, also = seen([x, x + 1], 0, torch.Generator().manual_seed(seed))
+        assert moved.shape == x.shape and torch.equal(moved + 1, also)
         dy, dx = divmod(float(moved[0, 0, 16, 16]), 100)
         places.add((dy - 16, dx - 16))
     assert len(places) > 15 and {abs(d) for place in places for d in place} == {0, 1, 2}
+
+
+def test_parts_of_images_are_seen_in_twice_the_size() -> None:
+    x = torch.arange(32.0).expand(1, 1, 32, 32)
+    x = x + 100 * x.mT
+    places = set()
+    for seed in range(60):
+        enlarged, also = seen([x, x + 1], 1, torch.Generator().manual_seed(seed))
+        assert enlarged.shape == x.shape and torch.allclose(enlarged + 1, also)
+        top, left = divmod(round(float(enlarged[0, 0, 0, 0]), 3), 100)
+        part = x[..., int(top) : int(top) + 16, int(left) : int(left) + 16]
+        assert torch.allclose(torch.nn.functional.avg_pool2d(enlarged, 2)[..., 1:-1, 1:-1], part[..., 1:-1, 1:-1])
+        places.add((top, left))
+    assert len(places) > 40 and {min(p) for p in zip(*places, strict=True)} <= {0, 1, 2}
+    assert {max(p) for p in zip(*places, strict=True)} <= {14, 15, 16}
 
 
 # --- images and split ---
