@@ -38,7 +38,11 @@ def annotated_classes(side: int) -> tuple[str, ...]:
 
 
 def class_lookup(classes: Sequence[str], side: int) -> np.ndarray:
-    """Class of each of the 14 rendered classes among some names, uint8 [14]; ValueError if renders cannot have these."""
+    """Class of each of the 14 rendered classes among some names, uint8 [14].
+
+    Raises:
+        ValueError: renders cannot have these classes.
+    """
     if tuple(classes) == MERGED:
         return MERGE
     if tuple(classes) == RENDERED == annotated_classes(side):
