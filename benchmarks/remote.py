@@ -37,6 +37,8 @@ from dsgan_datasets.samples import SampleBatch
 
 EXAMPLE = "example: python benchmarks/remote.py --out benchmarks/results/remote.json     # ten minutes on two cores"
 CHECKPOINT, WORKERS = "demo-faces", 2
+#: Samples that the workers are asked for at once: when they have come, no open request has met an earlier kill.
+ON_THE_WAY = WORKERS * 32
 #: Sides of images whose carrying is timed.
 SIDES = (64, 256, 1024)
 #: Bytes of samples that are carried for a figure.
@@ -176,11 +178,11 @@ def kills(address: str, seconds: float, every: float) -> Result:
     def strike() -> None:
         import ray
 
-        workers, draw, before = Workers(ray), random.Random(0), -1
+        workers, draw, wanted = Workers(ray), random.Random(0), 0
         while not over.wait(every):
-            if read == before:
-                continue  # on a busy machine a worker needs longer to start
-            before = read
+            if read < wanted:
+                continue  # on a busy machine a worker needs longer to start, and a request is given up after four
+            wanted = read + ON_THE_WAY
             names = sorted(facts["name"] for facts in workers.look().values() if facts is not None)
             if names:
                 name = draw.choice(names)
