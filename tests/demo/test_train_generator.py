@@ -169,9 +169,10 @@ def test_a_discriminator_on_features_of_imagenet_learns_and_teaches() -> None:
     grainy = (smooth + 0.2 * torch.randn(smooth.shape, generator=random)).requires_grad_()
     optimizer = torch.optim.Adam(pretrained.heads.parameters(), 0.01, (0.0, 0.99))
     real, fake = pretrained.features(smooth), pretrained.features(grainy)
+    enlarged = [logits.detach() for logits in pretrained.eval()(real, 1)]
     losses = []
     for _ in range(30):
-        loss = discriminator_loss(pretrained(real), pretrained([maps.detach() for maps in fake]))
+        loss = discriminator_loss(pretrained.train()(real), pretrained([maps.detach() for maps in fake]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,6 +181,7 @@ def test_a_discriminator_on_features_of_imagenet_learns_and_teaches() -> None:
     before = generator_loss(pretrained(fake))
     (gradient,) = torch.autograd.grad(before, grainy)
     pretrained.eval()  # the same spectral norms before and after
+    assert all(map(torch.equal, pretrained(real, 1), enlarged))  # the other view has networks of its own
     moved = grainy.detach() - 0.01 * gradient / gradient.abs().mean()
     with torch.no_grad():
         better, worse = (torch.cat(pretrained(maps), 1).mean() for maps in (pretrained.features(moved), fake))
@@ -187,10 +189,14 @@ def test_a_discriminator_on_features_of_imagenet_learns_and_teaches() -> None:
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in pretrained.encoder.state_dict().items())
 
 
+def positions() -> Tensor:
+    """[1, 1, 32, 32]: 100 times the row, plus the column."""
+    columns = torch.arange(32.0).expand(1, 1, 32, 32)
+    return columns + 100 * columns.mT
+
+
 def test_images_move_by_up_to_a_sixteenth() -> None:
-    x = torch.arange(32.0).expand(1, 1, 32, 32)
-    x = x + 100 * x.mT
-    places = set()
+    x, places = positions(), set()
     for seed in range(60):
         moved, also = seen([x, x + 1], 0, torch.Generator().manual_seed(seed))
         assert moved.shape == x.shape and torch.equal(moved + 1, also)
@@ -200,9 +206,7 @@ def test_images_move_by_up_to_a_sixteenth() -> None:
 
 
 def test_parts_of_images_are_seen_in_twice_the_size() -> None:
-    x = torch.arange(32.0).expand(1, 1, 32, 32)
-    x = x + 100 * x.mT
-    places = set()
+    x, places = positions(), set()
     for seed in range(60):
         enlarged, also = seen([x, x + 1], 1, torch.Generator().manual_seed(seed))
         assert enlarged.shape == x.shape and torch.allclose(enlarged + 1, also)
