@@ -1,10 +1,15 @@
-"""A trained pair at a finer resolution: a discriminator that begins as the coarse one, and the steps of the transition.
+"""Trained networks with more layers or channels, which compute at first what they did before.
+
+A finer resolution needs a discriminator that begins as the coarse one, and a transition in steps.
 
 A new, random block at the front of the discriminator gets the training stuck: the generator finds noise faster than the
 discriminator learns to see it, the loss of the discriminator settles at 2 ln 2, and the images never recover. So the
 grown discriminator computes at first exactly what the coarse one computed on the halved image, learns the finer images
 by itself, with a penalty that rises in steps, and then gives the generator's new block time before everything trains
 as usual. The idea of growing is that of Progressive GAN (https://arxiv.org/abs/1710.10196, section 3).
+
+More channels at no change of the output are the idea of Net2Net (https://arxiv.org/abs/1511.05641, section 2). Its new
+channels are copies; here they are random and not used yet.
 """
 
 import math
@@ -74,6 +79,30 @@ def describe_phase(images: int) -> str:
     what = "new layers" if phase.new_block_only else "all layers, slowly"
     number = TRANSITION.index(phase) + 1
     return f"growing {number}/{len(TRANSITION)}: {what if phase.generator_rate else 'discriminator alone'}"
+
+
+def widen(tensors: dict[str, Tensor], narrow: Mapping[str, Tensor]) -> None:
+    """Make a new generator compute what one with fewer channels computes.
+
+    The channels of the narrow one come first and take nothing from the new ones; these are random and learn at once, as
+    do the weights of zero by which they are read.
+
+    Args:
+        tensors: all tensors of the new generator, changed in place: `new_generator`'s, other than random weights zero.
+        narrow: those of the narrow one; layers that it lacks stay as they are.
+
+    Raises:
+        ValueError: the narrow one has other layers, or more channels.
+    """
+    for name, tensor in narrow.items():
+        own = tensors.get(name)
+        if own is None or own.dim() != tensor.dim() or any(a < b for a, b in zip(own.shape, tensor.shape, strict=True)):
+            raise ValueError(f"{name} has the shape {list(tensor.shape)}: no fewer channels, or other layers")
+        if own.dim() > 1:
+            own[: len(tensor)] = 0
+        # The weights of colors, which are not normalized, are divided by the root of their number when they are used.
+        scale = math.sqrt(own[0].numel() / tensor[0].numel()) if name.endswith("torgb.weight") else 1.0
+        own[tuple(map(slice, tensor.shape))] = tensor.to(own.dtype) * scale
 
 
 def grow_discriminator(discriminator: Discriminator, coarse: Mapping[str, Tensor], channels: Mapping[int, int]) -> None:

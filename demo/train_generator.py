@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from annotator import load_annotator
 from discriminator import Discriminator, augment, r1_penalty
-from growing import Phase, describe_phase, grow_discriminator, phase_at
+from growing import Phase, describe_phase, grow_discriminator, phase_at, widen
 from images import digest, read_images, split
 from PIL import Image
 from pretrained_discriminator import VIEWS, PretrainedDiscriminator, discriminator_loss, generator_loss, seen
@@ -68,6 +68,8 @@ from dsgan_datasets.images import open_picture
 
 #: Channels of a network that does not start from another one.
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 16}
+#: Its channels by resolution, in config.json; older ones lack it: they were those of the generator.
+DISCRIMINATOR = "discriminator_channels"
 #: Columns and rows of a grid of samples.
 GRID = (8, 4)
 #: Sample grids that are kept; more are thinned out.
@@ -112,9 +114,10 @@ def generator_config(fields: Mapping[str, Any]) -> StyleGAN2Config:
         raise StateError(f"config.json does not belong to a training folder: {error!r}") from error
 
 
-def config_fields(config: StyleGAN2Config, images_seen: int) -> dict[str, Any]:
-    """Inverse of `generator_config`."""
-    return {**config.to_dict(), "architecture": "stylegan2-skip", "images_seen": images_seen}
+def config_fields(config: StyleGAN2Config, channels: Mapping[int, int], images_seen: int) -> dict[str, Any]:
+    """Inverse of `generator_config` and `discriminator_channels`."""
+    fields = {**config.to_dict(), "architecture": "stylegan2-skip", "images_seen": images_seen}
+    return {**fields, DISCRIMINATOR: {str(r): n for r, n in channels.items()}}
 
 
 def new_generator(config: StyleGAN2Config, random: torch.Generator) -> StyleGAN2:
@@ -181,10 +184,11 @@ class Training:
     Each step draws its random numbers from (seed, step) alone, so stopping and resuming changes nothing.
 
     Args:
-        config: shape of the generator; the discriminator has the same channels.
+        config: shape of the generator.
         settings: the rules.
         device: where it runs.
         dtype: precision of the convolutions; R1 is always float32.
+        channels: resolution -> channels of the discriminator; None: those of the generator.
     """
 
     def __init__(
@@ -193,13 +197,15 @@ class Training:
         settings: TrainingSettings,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        channels: Mapping[int, int] | None = None,
     ) -> None:
         self.config, self.settings = config, settings
+        self.channels = dict(channels or config.channels)
         self.device, self.dtype = torch.device(device), dtype
         random = torch.Generator().manual_seed(settings.seed)
         with torch.random.fork_rng(devices=[]):  # torch initializes layers from its global generator only
             torch.manual_seed(settings.seed)
-            self.discriminator = Discriminator(config.channels)
+            self.discriminator = Discriminator(self.channels)
             self.pretrained = PretrainedDiscriminator(config.img_resolution, dtype) if settings.imagenet else None
         self.generator = new_generator(config, random)
         self.ema = StyleGAN2(config)
@@ -370,7 +376,8 @@ class Training:
         """Take the networks of a training folder; returns the images they have seen.
 
         Finer networks than those start as if they were those: the generator's new layers add nothing to the image yet,
-        and the discriminator sees the halved image. They then go through the phases of `growing.TRANSITION`.
+        and the discriminator sees the halved image. They then go through the phases of `growing.TRANSITION`. A
+        generator of more channels starts with the same images, too.
 
         Raises:
             StateError: the networks do not fit, or have too few channels to grow.
@@ -382,14 +389,27 @@ class Training:
         for network, name in ((self.generator, "generator"), (self.ema, "generator_ema")):
             for r in finer:
                 network.synthesis_network.get_submodule(f"b{r}.torgb").weight.data.zero_()
-            put(network, read_tensors(folder, name), f"{folder}/{name}.safetensors", may_lack=new)
+            tensors, where = read_tensors(folder, name), f"{folder}/{name}.safetensors"
+            if any(self.config.channels[r] > n for r, n in old.channels.items()):
+                tensors = self._widened(network, tensors, where)
+            put(network, tensors, where, may_lack=new)
         self._start_discriminator(folder, grow=bool(finer))
+        if self.pretrained is not None and not finer and any(folder.glob("pretrained*.safetensors")):
+            put(self.pretrained.heads, read_tensors(folder, "pretrained"), f"{folder}/pretrained.safetensors")
         if (folder / "check.npz").is_file() and not finer:
             self._check_against(folder / "check.npz")
         self.images_seen = int(config.get("images_seen", 0))
         if finer:
             self.grown_from, self.grown_at = old.img_resolution, self.images_seen
         return self.images_seen
+
+    def _widened(self, network: StyleGAN2, narrow: Tensors, where: str) -> Tensors:
+        tensors = {name: tensor.clone() for name, tensor in generator_tensors(network).items()}
+        try:
+            widen(tensors, {name: tensor for name, tensor in narrow.items() if not name.endswith("resample_filter")})
+        except ValueError as error:
+            raise StateError(f"{where}: {error}") from error
+        return tensors
 
     def _start_discriminator(self, folder: Path, *, grow: bool) -> None:
         where = f"{folder}/discriminator.safetensors"
@@ -401,7 +421,7 @@ class Training:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             try:
-                grow_discriminator(self.discriminator, tensors, self.config.channels)
+                grow_discriminator(self.discriminator, tensors, self.channels)
             except ValueError as error:
                 raise StateError(f"{where}: {error}") from error
 
@@ -632,7 +652,7 @@ class Run:
             "images_sha256": self.images_sha256,
             "evaluations": self.evaluations,
         }
-        config = config_fields(self.training.config, self.training.images_seen)
+        config = config_fields(self.training.config, self.training.channels, self.training.images_seen)
         save_state(self.folder, config, progress, self.training.networks())
 
     def evaluate(self) -> None:
@@ -730,6 +750,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--start", type=Path, metavar="DIR", help="networks to begin with: config.json, generator.safetensors, …")
     add("--resolution", type=int, choices=sorted(CHANNELS)[2:], help="side, pixels (that of the start, or 64)")
     add(
+        "--widen",
+        action="store_true",
+        help="twice the channels of the start's generator, which makes the same images at first: for when 'sure' stays "
+        "high, on images that were never trained on, too",
+    )
+    add(
         "--annotator", type=Path, metavar="FILE", help="weights of train_annotator.py; without them nothing is measured"
     )
     group = parser.add_argument_group("when")
@@ -768,6 +794,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--seed {args.seed} must be from 0 to below 2**63")
     if not 0 <= args.imagenet < math.inf:
         parser.error(f"--imagenet {args.imagenet} must be a number from 0, such as 0.5")
+    if args.widen and args.start is None:
+        parser.error("--widen needs --start: it widens the generator of a trained start")
     if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):
         parser.error("--minutes and --evaluate must not be below 0, --save-every above 0, --until at least 1")
     if not 0 <= args.validation < 1:
@@ -777,8 +805,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def choose_config(start: Path | None, resolution: int | None) -> StyleGAN2Config:
-    """Shape of the generator: that of the start, with further blocks up to the resolution."""
+def choose_config(start: Path | None, resolution: int | None, *, widen: bool = False) -> StyleGAN2Config:
+    """Shape of the generator: that of the start, with further blocks up to the resolution, or twice the channels."""
     if start is None:
         resolution = resolution or 64
         channels = {r: c for r, c in CHANNELS.items() if r <= resolution}
@@ -788,14 +816,24 @@ def choose_config(start: Path | None, resolution: int | None) -> StyleGAN2Config
     if resolution < config.img_resolution:
         raise ValueError(f"--resolution {resolution} is below the {config.img_resolution} of {start}")
     finer = {r: c for r, c in CHANNELS.items() if config.img_resolution < r <= resolution}
-    return dataclasses.replace(config, img_resolution=resolution, channels={**config.channels, **finer})
+    channels = {r: c * (2 if widen else 1) for r, c in {**config.channels, **finer}.items()}
+    return dataclasses.replace(config, img_resolution=resolution, channels=channels)
+
+
+def discriminator_channels(start: Path | None, config: StyleGAN2Config) -> dict[int, int]:
+    """Resolution -> channels: those of the start, and at finer resolutions the usual ones."""
+    if start is None:
+        return dict(config.channels)
+    fields = read_json(start / "config.json")
+    channels = generator_config({**fields, "channels": fields.get(DISCRIMINATOR) or fields.get("channels")}).channels
+    return {r: channels.get(r, CHANNELS[r]) for r in config.channels}
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """Read images, networks and state."""
     names = [field.name for field in dataclasses.fields(TrainingSettings) if field.name in args]
     settings = TrainingSettings(**{name: getattr(args, name) for name in names})
-    config = choose_config(args.start, args.resolution)
+    config = choose_config(args.start, args.resolution, widen=args.widen)
     device = torch.device(args.device)
     half = args.precision == "bfloat16" or (args.precision == "auto" and device.type == "cuda")
     annotator = load_annotator(args.annotator) if args.annotator is not None else None  # said before images are read
@@ -810,7 +848,8 @@ def prepare(args: argparse.Namespace) -> Run:
         if len(held_out) < 8:
             raise ValueError(f"{len(held_out)} images to measure against are too few: more images, or --validation")
         ruler = Ruler(annotator, held_out)
-    training = Training(config, settings, device, torch.bfloat16 if half else torch.float32)
+    channels = discriminator_channels(args.start, config)
+    training = Training(config, settings, device, torch.bfloat16 if half else torch.float32, channels)
     run = Run(args.state, training, renders, ruler)
     if run.resume(change_settings=args.change_settings):
         begin = f"resuming from {args.state} at {training.images_seen:,} images"

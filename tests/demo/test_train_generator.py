@@ -435,13 +435,21 @@ def trained_start(folder: Path) -> tuple[Training, Path]:
     training = tiny()
     training.train_step(noise_images(16))
     return training, save_state(
-        folder, train_generator.config_fields(CONFIG, 4), training.progress(), training.networks()
+        folder, train_generator.config_fields(CONFIG, CONFIG.channels, 4), training.progress(), training.networks()
     )
 
 
-def test_finer_networks_start_as_those_they_grow_from(tmp_path: Path) -> None:
+def started(folder: Path, resolution: int | None = None, *, widen: bool = False, **settings: float) -> Training:
+    """A training of other networks than those of the folder, before `start_from`."""
+    config = train_generator.choose_config(folder, resolution, widen=widen)
+    channels = train_generator.discriminator_channels(folder, config)
+    return Training(config, TrainingSettings(batch=4, **settings), channels=channels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("widen", [False, True])
+def test_finer_networks_start_as_those_they_grow_from(tmp_path: Path, widen: bool) -> None:
     training, folder = trained_start(tmp_path)
-    finer = Training(train_generator.choose_config(folder, 64), TrainingSettings(batch=4))
+    finer = started(folder, 64, widen=widen)
     assert finer.start_from(folder) == 4
     z, images = torch.randn(2, 8), torch.rand(4, 3, 64, 64) * 2 - 1
     halved = images
@@ -452,6 +460,41 @@ def test_finer_networks_start_as_those_they_grow_from(tmp_path: Path) -> None:
         fine, _ = train_generator.synthesize(finer.ema, z)
         torch.testing.assert_close(fine, upsample_image(upsample_image(coarse)))
         torch.testing.assert_close(finer.discriminator(images), training.discriminator(halved), rtol=1e-5, atol=1e-6)
+
+
+def test_a_wider_generator_starts_with_the_same_images_and_learns_with_all_channels(tmp_path: Path) -> None:
+    training, folder = trained_start(tmp_path / "start")
+    wider = started(folder, widen=True)
+    assert wider.start_from(folder) == 4
+    assert wider.config.channels == {4: 16, 8: 16, 16: 8} and wider.channels == CONFIG.channels
+    z, images = torch.randn(3, 8), torch.rand(4, 3, 16, 16) * 2 - 1
+    for name in ("generator", "ema"):
+        narrow, wide = getattr(training, name), getattr(wider, name)
+        with torch.no_grad():
+            expected, got = (train_generator.synthesize(network, z)[0] for network in (narrow, wide))
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(wider.discriminator(images), training.discriminator(images))
+    weights = {name: p.detach().clone() for name, p in wider.generator.named_parameters() if name.endswith("weight")}
+    for _ in range(2):  # the first step changes the zeros by which new channels are read, the second what they show
+        wider.train_step(noise_images(16))
+    for name, parameter in wider.generator.named_parameters():
+        if name in weights:
+            assert bool((parameter != weights[name]).any(1).all()), name  # every output channel
+    resumed = started(folder, widen=True)
+    resumed.restore(wider.progress(), wider.networks())
+    train_generator.Run(tmp_path / "again", wider, noise_images(16), None).save()
+    (again,) = (tmp_path / "again").glob("state-*")
+    next_one = started(again)
+    assert next_one.start_from(again) == 12 and next_one.channels == CONFIG.channels
+    assert torch.equal(next_one.images(z), resumed.images(z)) and torch.equal(resumed.images(z), wider.images(z))
+
+
+def test_a_start_with_other_layers_is_refused(tmp_path: Path) -> None:
+    _, folder = trained_start(tmp_path)
+    tensors = read_tensors(folder, "generator")
+    write_tensors(folder, "generator", {**tensors, "mapping.fc7.bias": torch.zeros(8)})
+    with pytest.raises(StateError, match=r"generator.safetensors: mapping.fc7.bias .* other layers"):
+        started(folder, widen=True).start_from(folder)
 
 
 def test_a_discriminator_with_too_few_channels_cannot_grow(tmp_path: Path) -> None:
@@ -749,6 +792,7 @@ def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         ["--lr", "inf"],
         ["--gamma", "inf"],
         ["--seed", str(2**63)],
+        ["--widen"],
     ):
         with pytest.raises(SystemExit) as exit_of_usage:
             main(["--images", "x", "--state", "y", *wrong])
