@@ -81,28 +81,23 @@ def describe_phase(images: int) -> str:
     return f"growing {number}/{len(TRANSITION)}: {what if phase.generator_rate else 'discriminator alone'}"
 
 
-def widen(tensors: dict[str, Tensor], narrow: Mapping[str, Tensor]) -> None:
+def widen(tensors: Mapping[str, Tensor], narrow: Mapping[str, Tensor]) -> None:
     """Make a new generator compute what one with fewer channels computes.
 
     The channels of the narrow one come first and take nothing from the new ones; these are random and learn at once, as
     do the weights of zero by which they are read.
 
     Args:
-        tensors: all tensors of the new generator, changed in place: `new_generator`'s, other than random weights zero.
-        narrow: those of the narrow one; layers that it lacks stay as they are.
-
-    Raises:
-        ValueError: the narrow one has other layers, or more channels.
+        tensors: those of the new generator, changed in place.
+        narrow: those of the narrow one, of the same layers or without the finest.
     """
     for name, tensor in narrow.items():
-        own = tensors.get(name)
-        if own is None or own.dim() != tensor.dim() or any(a < b for a, b in zip(own.shape, tensor.shape, strict=True)):
-            raise ValueError(f"{name} has the shape {list(tensor.shape)}: no fewer channels, or other layers")
+        own = tensors[name]
         if own.dim() > 1:
             own[: len(tensor)] = 0
         # The weights of colors, which are not normalized, are divided by the root of their number when they are used.
         scale = math.sqrt(own[0].numel() / tensor[0].numel()) if name.endswith("torgb.weight") else 1.0
-        own[tuple(map(slice, tensor.shape))] = tensor.to(own.dtype) * scale
+        own[tuple(map(slice, tensor.shape))] = tensor * scale
 
 
 def grow_discriminator(discriminator: Discriminator, coarse: Mapping[str, Tensor], channels: Mapping[int, int]) -> None:

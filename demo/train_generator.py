@@ -52,6 +52,7 @@ from training_state import (
     recover_best,
     save_best,
     save_state,
+    start_folder,
 )
 
 from dsgan_datasets import sample_latents
@@ -384,6 +385,9 @@ class Training:
         """
         config = read_json(folder / "config.json")
         old = generator_config(config)
+        images_seen = config.get("images_seen", 0)
+        if not isinstance(images_seen, int) or images_seen < 0:
+            raise StateError(f"{folder}/config.json: images_seen must be a count, not {images_seen!r:.40}")
         finer = self._finer_than(old.img_resolution)
         new = [f"synthesis.b{r}." for r in finer]
         for network, name in ((self.generator, "generator"), (self.ema, "generator_ema")):
@@ -391,25 +395,20 @@ class Training:
                 network.synthesis_network.get_submodule(f"b{r}.torgb").weight.data.zero_()
             tensors, where = read_tensors(folder, name), f"{folder}/{name}.safetensors"
             if any(self.config.channels[r] > n for r, n in old.channels.items()):
-                tensors = self._widened(network, tensors, where)
-            put(network, tensors, where, may_lack=new)
+                narrow = StyleGAN2(old)
+                put(narrow, tensors, where)
+                widen(generator_tensors(network), generator_tensors(narrow))
+            else:
+                put(network, tensors, where, may_lack=new)
         self._start_discriminator(folder, grow=bool(finer))
         if self.pretrained is not None and not finer and any(folder.glob("pretrained*.safetensors")):
             put(self.pretrained.heads, read_tensors(folder, "pretrained"), f"{folder}/pretrained.safetensors")
         if (folder / "check.npz").is_file() and not finer:
             self._check_against(folder / "check.npz")
-        self.images_seen = int(config.get("images_seen", 0))
+        self.images_seen = images_seen
         if finer:
             self.grown_from, self.grown_at = old.img_resolution, self.images_seen
         return self.images_seen
-
-    def _widened(self, network: StyleGAN2, narrow: Tensors, where: str) -> Tensors:
-        tensors = {name: tensor.clone() for name, tensor in generator_tensors(network).items()}
-        try:
-            widen(tensors, {name: tensor for name, tensor in narrow.items() if not name.endswith("resample_filter")})
-        except ValueError as error:
-            raise StateError(f"{where}: {error}") from error
-        return tensors
 
     def _start_discriminator(self, folder: Path, *, grow: bool) -> None:
         where = f"{folder}/discriminator.safetensors"
@@ -582,6 +581,13 @@ class Run:
         if state is None:
             return False
         config, progress, networks = state
+        with self._way_out():
+            shape = generator_config(config)
+        if shape != self.training.config:
+            raise StateError(
+                f"{self.folder} holds a generator of another shape: use the same --start, --resolution and --widen, or "
+                "another --state"
+            )
         mine = {"settings": dataclasses.asdict(self.training.settings), "images_sha256": self.images_sha256}
         there = {name: progress.get(name) for name in mine}
         if isinstance(there["settings"], dict):  # older states lack newer settings
@@ -597,10 +603,6 @@ class Run:
                 f"{self.folder} was trained with {', '.join(differing)}: use the same, another --state, or "
                 "--change-settings to resume with the new ones"
             )
-        with self._way_out():
-            shape = generator_config(config)
-        if shape != self.training.config:
-            raise StateError(f"{self.folder} holds a generator of another shape: give another --state")
         if "pretrained" in networks and self.training.pretrained is None:
             print("without --imagenet the second discriminator of the state is forgotten", file=sys.stderr)
         with self._way_out():
@@ -747,7 +749,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of the state to resume from",
     )
-    add("--start", type=Path, metavar="DIR", help="networks to begin with: config.json, generator.safetensors, …")
+    add("--start", type=Path, metavar="DIR", help="networks to begin with, or the --state of another training")
     add("--resolution", type=int, choices=sorted(CHANNELS)[2:], help="side, pixels (that of the start, or 64)")
     add(
         "--widen",
@@ -833,7 +835,8 @@ def prepare(args: argparse.Namespace) -> Run:
     """Read images, networks and state."""
     names = [field.name for field in dataclasses.fields(TrainingSettings) if field.name in args]
     settings = TrainingSettings(**{name: getattr(args, name) for name in names})
-    config = choose_config(args.start, args.resolution, widen=args.widen)
+    start = None if args.start is None else start_folder(args.start)
+    config = choose_config(start, args.resolution, widen=args.widen)
     device = torch.device(args.device)
     half = args.precision == "bfloat16" or (args.precision == "auto" and device.type == "cuda")
     annotator = load_annotator(args.annotator) if args.annotator is not None else None  # said before images are read
@@ -848,13 +851,13 @@ def prepare(args: argparse.Namespace) -> Run:
         if len(held_out) < 8:
             raise ValueError(f"{len(held_out)} images to measure against are too few: more images, or --validation")
         ruler = Ruler(annotator, held_out)
-    channels = discriminator_channels(args.start, config)
+    channels = discriminator_channels(start, config)
     training = Training(config, settings, device, torch.bfloat16 if half else torch.float32, channels)
     run = Run(args.state, training, renders, ruler)
     if run.resume(change_settings=args.change_settings):
         begin = f"resuming from {args.state} at {training.images_seen:,} images"
-    elif args.start is not None:
-        begin = f"starting from {args.start} at {training.start_from(args.start):,} images"
+    elif start is not None:
+        begin = f"starting from {start} at {training.start_from(start):,} images"
     else:
         begin = "starting from nothing"
     kept = "to measure against" if ruler else "kept out (--annotator measures against them)"

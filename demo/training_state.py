@@ -177,6 +177,15 @@ def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, 
     return config, progress, {name: read_tensors(state, name) for name in sorted(names)}
 
 
+def start_folder(folder: Path) -> Path:
+    """Where the networks to start from are: in the folder itself, or in the current state of a training there.
+
+    Raises:
+        StateError: the state is damaged.
+    """
+    return folder if (folder / "config.json").exists() else _current(folder) or folder
+
+
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

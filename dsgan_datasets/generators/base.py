@@ -137,6 +137,8 @@ class PyramidConfig(GeneratorConfig):
         if isinstance(self.img_resolution, bool) or self.img_resolution not in sides:
             allowed = f"a power of two from 8 to {self.max_resolution}"
             raise ValueError(f"img_resolution must be {allowed}, not {self.img_resolution!r:.40}")
+        if not isinstance(self.channels, Mapping):
+            raise ValueError(f"channels must map resolutions to numbers, not be {self.channels!r:.40}")
         object.__setattr__(self, "channels", {int(r): int(c) for r, c in self.channels.items()})
         if sorted(self.channels) != self.resolutions:
             raise ValueError(f"channels must name the resolutions {self.resolutions}, got {sorted(self.channels)}")

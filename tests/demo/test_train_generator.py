@@ -489,12 +489,57 @@ def test_a_wider_generator_starts_with_the_same_images_and_learns_with_all_chann
     assert torch.equal(next_one.images(z), resumed.images(z)) and torch.equal(resumed.images(z), wider.images(z))
 
 
-def test_a_start_with_other_layers_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["lacks a layer", "has another shape", "has another config"])
+@pytest.mark.parametrize("widen", [False, True])
+def test_a_damaged_start_is_refused(tmp_path: Path, damage: str, widen: bool) -> None:
     _, folder = trained_start(tmp_path)
-    tensors = read_tensors(folder, "generator")
-    write_tensors(folder, "generator", {**tensors, "mapping.fc7.bias": torch.zeros(8)})
-    with pytest.raises(StateError, match=r"generator.safetensors: mapping.fc7.bias .* other layers"):
-        started(folder, widen=True).start_from(folder)
+    tensors, name = read_tensors(folder, "generator_ema"), "synthesis.b16.conv1.weight"
+    kept = {key: tensor for key, tensor in tensors.items() if key != name}
+    if damage == "lacks a layer":
+        write_tensors(folder, "generator_ema", kept)
+    elif damage == "has another shape":
+        write_tensors(folder, "generator_ema", {**kept, name: tensors[name][:2].clone()})
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config["channels"] = {side: n // 2 for side, n in config["channels"].items()}
+        (folder / "config.json").write_text(json.dumps(config))
+    training = started(folder, widen=widen)
+    with pytest.raises(StateError, match="safetensors does not fit the network: "):
+        training.start_from(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("channels", [1, 2]),
+        ("discriminator_channels", "abc"),
+        ("discriminator_channels", {"4": 8}),
+        ("images_seen", None),
+        ("images_seen", -1),
+    ],
+)
+def test_a_start_whose_config_was_edited_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], field: str, value: object
+) -> None:
+    _, folder = trained_start(tmp_path / "start")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, field: value}))
+    assert main(arguments(tmp_path, "--start", str(folder))) == 1
+    error = capfd.readouterr().err
+    assert "config.json" in error and field.rpartition("_")[2] in error and "Traceback" not in error
+
+
+def test_the_state_of_another_training_is_a_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    training = tiny()
+    train_generator.Run(tmp_path / "start", training, noise_images(8), None).save()
+    narrow = arguments(tmp_path, "--start", str(tmp_path / "start"), "--minutes", "0")
+    wider = [*narrow, "--widen"]
+    assert main(wider) == 0
+    assert "starting from" in capfd.readouterr().out
+    assert main(wider) == 0
+    assert "resuming from" in capfd.readouterr().out
+    assert main(narrow) == 1
+    assert "use the same --start, --resolution and --widen" in capfd.readouterr().err
 
 
 def test_a_discriminator_with_too_few_channels_cannot_grow(tmp_path: Path) -> None:
