@@ -371,6 +371,13 @@ class Training:
         self.ema.freeze()
         return images_of(self.ema, z, psi)
 
+    @torch.no_grad()
+    def sure(self, images: Tensor) -> float:
+        """How sure the discriminator is of images uint8 [N, 3, H, W]: mean sign of its logits, from -1 to 1 (real)."""
+        parts = images.split(self.settings.batch)
+        signs = [self.discriminator(part.to(self.device).float() / 127.5 - 1, self.dtype).sign() for part in parts]
+        return float(torch.cat(signs).mean())
+
     # --- state ---
 
     def start_from(self, folder: Path) -> int:
@@ -559,10 +566,14 @@ class Run:
         training: new, or resumed by `resume`.
         renders: uint8 [N, 3, H, W] to train on.
         ruler: measures; None for no measuring.
+        held_out: as `renders`, never trained on; None without any.
     """
 
-    def __init__(self, folder: Path, training: Training, renders: Tensor, ruler: Ruler | None) -> None:
+    def __init__(
+        self, folder: Path, training: Training, renders: Tensor, ruler: Ruler | None, held_out: Tensor | None = None
+    ) -> None:
         self.folder, self.training, self.renders, self.ruler = folder, training, renders, ruler
+        self.held_out = held_out if held_out is not None and len(held_out) else None
         self.images_sha256 = digest(renders)
         self.best_frechet = math.inf  # of folder/best, by this ruler
         self.seconds = 0.0
@@ -658,12 +669,18 @@ class Run:
         save_state(self.folder, config, progress, self.training.networks())
 
     def evaluate(self) -> None:
-        """Pictures, and the measure on as many images as there are renders; the best generator is kept."""
+        """Pictures, how sure the discriminator is, and the measure on as many images as there are renders to measure
+        against; the best generator is kept."""
         save_pictures(self.folder, self.training)
         found: dict[str, Any] = {"images_seen": self.training.images_seen, "seconds": round(self.seconds, 1)}
+        if self.held_out is not None:
+            seen = self.renders[: len(self.held_out)]
+            found |= {"sure": self.training.sure(seen), "sure_held_out": self.training.sure(self.held_out)}
         if self.ruler is not None:
             measured = self.ruler.measure(self.training.images(self._latents()))
-            found |= {name: round(value, 4) for name, value in measured.items()} | {"ruler": self.ruler.name}
+            found |= measured | {"ruler": self.ruler.name}
+        found = {name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}
+        if self.ruler is not None:
             self._keep_if_best(found)
         self.evaluations.append(found)
         tqdm.write(json.dumps(found), file=sys.stderr)
@@ -754,8 +771,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--widen",
         action="store_true",
-        help="twice the channels of the start's generator, which makes the same images at first: for when 'sure' stays "
-        "high, on images that were never trained on, too",
+        help="twice the channels of the start's generator, which makes the same images at first: for when 'sure' and "
+        "'sure_held_out' both stay above 0.6",
     )
     add(
         "--annotator", type=Path, metavar="FILE", help="weights of train_annotator.py; without them nothing is measured"
@@ -774,7 +791,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     text = f"half-life of the averaged generator, images (default: {default.ema_images:,})"
     add("--ema-images", type=int, default=default.ema_images, metavar="N", help=text)
     add("--no-mirror", dest="mirror", action="store_false", help="do not mirror half of the images")
-    add("--augment", action="store_true", help="adaptive augmentation, for when 'sure' stays above 0.6 (few images)")
+    add(
+        "--augment",
+        action="store_true",
+        help="adaptive augmentation, for few images: 'sure_held_out' falls below 'sure'",
+    )
     text = "weight of a second discriminator on features of ImageNet, such as 0.5; needs the extra efficientnet"
     add("--imagenet", type=float, default=default.imagenet, metavar="WEIGHT", help=f"{text} (default: none)")
     text = f"share of the images kept for measuring (default: {default.validation:g})"
@@ -853,7 +874,7 @@ def prepare(args: argparse.Namespace) -> Run:
         ruler = Ruler(annotator, held_out)
     channels = discriminator_channels(start, config)
     training = Training(config, settings, device, torch.bfloat16 if half else torch.float32, channels)
-    run = Run(args.state, training, renders, ruler)
+    run = Run(args.state, training, renders, ruler, held_out)
     if run.resume(change_settings=args.change_settings):
         begin = f"resuming from {args.state} at {training.images_seen:,} images"
     elif start is not None:

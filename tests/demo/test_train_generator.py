@@ -584,6 +584,26 @@ def test_growing_resumes_in_its_phase(tmp_path: Path) -> None:
     assert again.phase == finer.phase == "growing 6/8: new layers"
 
 
+class Brightness(torch.nn.Module):
+    """A discriminator that takes bright images for real."""
+
+    def forward(self, images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return images.mean((1, 2, 3)).to(dtype)
+
+
+def test_how_sure_the_discriminator_is_is_measured_on_held_out_images_too(tmp_path: Path) -> None:
+    training = tiny()
+    training.discriminator = Brightness()  # type: ignore[assignment]
+    levels = torch.tensor([200, 200, 200, 10, 10, 10, 10, 10], dtype=torch.uint8)
+    held_out = levels[:, None, None, None].expand(-1, 3, 16, 16)
+    run = train_generator.Run(tmp_path, training, torch.full((16, 3, 16, 16), 200, dtype=torch.uint8), None, held_out)
+    run.evaluate()
+    assert (run.evaluations[0]["sure"], run.evaluations[0]["sure_held_out"]) == (1.0, -0.25)
+    nothing = train_generator.Run(tmp_path, training, held_out, None, held_out[:0])
+    nothing.evaluate()
+    assert "sure_held_out" not in nothing.evaluations[0]
+
+
 def test_a_discriminator_at_chance_is_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     training = tiny(lr=1e-9)
     with torch.no_grad():
