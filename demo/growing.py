@@ -81,17 +81,17 @@ def describe_phase(images: int) -> str:
     return f"growing {number}/{len(TRANSITION)}: {what if phase.generator_rate else 'discriminator alone'}"
 
 
-def widen(tensors: Mapping[str, Tensor], narrow: Mapping[str, Tensor]) -> None:
-    """Make a new generator compute what one with fewer channels computes.
+def extend(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
+    """Make the layers of a new generator compute what those of a start with as many channels or fewer compute.
 
-    The channels of the narrow one come first and take nothing from the new ones; these are random and learn at once, as
-    do the weights of zero by which they are read.
+    The channels of the start come first and take nothing from the new ones; these are random and learn at once, as do
+    the weights of zero by which they are read.
 
     Args:
         tensors: those of the new generator, changed in place.
-        narrow: those of the narrow one, of the same layers or without the finest.
+        start: those of the start, which may lack the finest layers.
     """
-    for name, tensor in narrow.items():
+    for name, tensor in start.items():
         own = tensors[name]
         if own.dim() > 1:
             own[: len(tensor)] = 0

