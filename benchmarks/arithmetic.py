@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import torch
 from measuring import cpu_name
 
-from dsgan_datasets.fitting.convolutional import ConvolutionalSettings
+from dsgan_datasets.fitting.settings import ConvolutionalSettings
 
 #: Published peaks of an H200 (SXM): dense half precision on tensor cores, memory.
 H200 = (989e12, 4.8e12)

@@ -140,8 +140,8 @@ def final(
     trained = trained or fit(row, ROWS[row], sources, settings, build, seed=seed)
     cell, masks = measure(row, trained, sources, seed=seed, on="test")
     cell |= more | annotated_by(ROWS[row], sources)
-    if ROWS[row].facts is not None:
-        cell["facts"] = ROWS[row].facts(sources)
+    if (facts := ROWS[row].facts) is not None:
+        cell["facts"] = facts(sources)
     shown = torch.linspace(0, len(masks) - 1, EXAMPLES).long()
     cells.write_arrays("examples.npz", images=sources.test.images[shown], masks=sources.test.masks[shown])
     cells.write_arrays(f"{name}.npy", masks=masks[shown])

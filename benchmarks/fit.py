@@ -76,7 +76,7 @@ def measure(side: int, steps: int, folds: int, threads: int, device: str, archit
     recipe = Recipe(truncation_psi=0.7)
     settings = FitSettings(members=MEMBERS, steps=steps)
     # The number of steps is that of the held-out check at most, and a fit without one takes half of them.
-    chosen = {"settings": settings, "architecture": architecture}
+    chosen: dict[str, Any] = {"settings": settings, "architecture": architecture}
     with PeakMemory(0.005) as memory:
         generator = random_generator(side, device)
         annotated = annotate(generator, recipe, IMAGES)

@@ -175,7 +175,7 @@ def attempt(line: list[str], folder: Path) -> tuple[str, str]:
         return "hangs", f"was still there {GRACE:.0f} s after SIGTERM"
     if not output.exists():
         return "died", "the process died"
-    ended, grown, text = output.read_text().split("\n", 2)
+    ended, memory, text = output.read_text().split("\n", 2)
     output.unlink()
     if ended not in ("0", "1", "2", "143"):
         return ended, f"ended so: {ended}"
@@ -183,8 +183,8 @@ def attempt(line: list[str], folder: Path) -> tuple[str, str]:
         return ended, f"said {text[-500:]}"
     if ended in ("1", "2") and "error: " not in text and "FAULT" not in text and line[:2] != ["shards", "verify"]:
         return ended, f"status {ended}, and said only {text[-300:]!r}"
-    if int(grown) > LARGEST_GROWTH:
-        return ended, f"took {int(grown) / 2**20:.0f} MB more"
+    if int(memory) > LARGEST_GROWTH:
+        return ended, f"took {int(memory) / 2**20:.0f} MB more"
     if ended in ("1", "2") and line[:1] != ["shards"] and listing(folder) != before:
         return ended, f"was refused, and left {sorted(set(listing(folder)) ^ set(before))[:5]}"
     if "secret" in text.replace("…", ""):

@@ -141,7 +141,7 @@ def check(labeled: LabeledGenerator, features: list[Tensor]) -> Result:
     side, dtype = labeled.generator.img_resolution, labeled.recipe.dtype
     expected = PublishedOrder(labeled.interpreter, side, torch.float32).label(features)
     labels = labeled.interpreter.predict(features, Frame((side, side)))
-    found = {
+    found: Result = {
         "labels_changed": float((labels.labels["mask"] != expected.labels["mask"]).double().mean()),
         "uncertainty": float((labels.uncertainty - expected.uncertainty).abs().max()),
         "score": float((labels.uncertainty_score - expected.uncertainty_score).abs().max()),
@@ -228,7 +228,8 @@ class Times(list[float]):
 def times_of(call: Callable[[], object], device: torch.device, *, seconds: float = 0.6, most: int = 100) -> Times:
     """Times of calls; on a GPU between events, so that calls follow each other as in a stream."""
     call()
-    times, events = Times(), []
+    times = Times()
+    events: list[list[torch.cuda.Event]] = []
     end = time.perf_counter() + seconds
     while len(times) + len(events) < 3 or (time.perf_counter() < end and len(times) + len(events) < most):
         if device.type == "cuda":
@@ -446,9 +447,7 @@ def divisions(shape: Shape, dtype: str, batch: int, device: torch.device, second
             weights, vote = labeled.interpreter.weights, labeled.recipe.vote
             kernel = FusedTail(weights, shapes, frame, features[0].dtype, Votes(vote), Layout(*division))
             coarse = kernel.project(features)
-            times = times_of(
-                lambda kernel=kernel, coarse=coarse: kernel.finish(coarse, features), device, seconds=seconds
-            )
+            times = times_of(functools.partial(kernel.finish, coarse, features), device, seconds=seconds)
             found[name] = times.report(batch)
         except Exception as error:  # does not fit into a multiprocessor
             found[name] = f"{type(error).__name__}: {error!s:.100}"

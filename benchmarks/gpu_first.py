@@ -143,6 +143,7 @@ def smoke(out: Path | None, *, dry_run: bool) -> int:
     from gpu import profile, random_labeled, same_bits
 
     from dsgan_datasets import LabeledGenerator
+    from dsgan_datasets.recipe import Precision
 
     device = torch.device("cpu" if dry_run else "cuda")
     report: dict[str, Any] = {"answers": []}
@@ -155,7 +156,8 @@ def smoke(out: Path | None, *, dry_run: bool) -> int:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        for dtype in ("float16",) if dry_run else ("float16", "float32", "bfloat16"):
+        dtypes: tuple[Precision, ...] = ("float16",) if dry_run else ("float16", "float32", "bfloat16")
+        for dtype in dtypes:
             labeled = LabeledGenerator.from_pretrained("demo-faces", device=device, dtype=dtype, reject_fraction=0)
             batch = labeled.generate(range(2 if dry_run else 64))
             finite = bool(batch.uncertainty_score.isfinite().all())

@@ -1,14 +1,13 @@
 """What sixteen annotated samples give: keypoints and depth of `demo-faces`, compared with what annotates them.
 
 A network annotates in place of a person: a U-Net trained on renders of the demo's domain with their exact keypoints and
-depth, hardened for images of a GAN. Five times sixteen random samples are annotated; on each sixteen interpreters are
-fitted, and compared with the stand-in on 200 further samples. A distance of a keypoint is divided by the square root of
-the area of the box around the skin, as the checkpoint's own masks have it.
+depth, hardened for images of a GAN (demo/train_point_annotator.py). Five times sixteen random samples are annotated; on
+each sixteen interpreters are fitted, and compared with that network on 200 further samples. A distance of a keypoint is
+divided by the square root of the area of the box around the skin, as the checkpoint's own masks have it.
 
-    python benchmarks/keypoints.py train --domain DOMAIN --out points.safetensors       # half an hour on one core
-    python benchmarks/keypoints.py measure --domain DOMAIN --standin points.safetensors --out keypoints.json
-    python benchmarks/keypoints.py settings --domain DOMAIN --standin points.safetensors    # what chose the defaults
-    python benchmarks/keypoints.py students --domain DOMAIN --standin points.safetensors --test --out students.json
+    python benchmarks/keypoints.py measure --domain DOMAIN --annotator points.safetensors --out keypoints.json
+    python benchmarks/keypoints.py settings --domain DOMAIN --annotator points.safetensors    # what chose the defaults
+    python benchmarks/keypoints.py students --domain DOMAIN --annotator points.safetensors --test --out students.json
 
 Settings were chosen on other samples ("settings"): three times sixteen, and 100 held out.
 """
@@ -27,8 +26,7 @@ from typing import Any
 
 import torch
 from measuring import cpu_name, progress, write_report
-from points.data import BACKGROUND, DEPTH, VALIDATION, Renders, keypoints_of_domain, read
-from points.standin import StandIn, load_standin, save_standin, train
+from segmentation.data import VALIDATION
 from torch import Tensor
 
 from dsgan_datasets import (
@@ -45,6 +43,11 @@ from dsgan_datasets.generators.synthesis import synthesize
 from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 from dsgan_datasets.latents import Purpose
 from dsgan_datasets.targets.instances import tight_boxes
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
+from point_annotator import PointAnnotator, load_point_annotator
+from render_points import BACKGROUND, DEPTH, Renders, keypoints_of_domain, read
+from train_point_annotator import new_annotator, train
 
 IMAGES, SEEDS = 16, 3
 #: Draws of "measure" and of "settings": choices of sixteen, first index, held-out samples, their first index.
@@ -82,14 +85,14 @@ class Samples:
     sizes: Tensor
 
     @classmethod
-    def of(cls, labeled: LabeledGenerator, standin: StandIn, indices: range) -> Samples:
-        """The stand-in's annotations of the samples of some indices."""
+    def of(cls, labeled: LabeledGenerator, annotator: PointAnnotator, indices: range) -> Samples:
+        """The network's annotations of the samples of some indices."""
         latents = sample_latents(indices, labeled.generator.z_dim, seed=0, purpose=Purpose.ANNOTATION)
         frame, skin = Frame(labeled.image_size), labeled.schema.index("skin")
         points, depths, sizes = [], [], []
         for z in latents.split(20):
             images, features = synthesize(labeled.generator, labeled.recipe, z)
-            found = standin.annotate(images)
+            found = annotator.annotate(images)
             points.append(found[0])
             depths.append(found[1])
             boxes = tight_boxes(labeled.interpreter.predict(features, frame, LabelingOptions()).labels["mask"] == skin)
@@ -160,18 +163,18 @@ def _number(value: Tensor) -> float:
 
 def run(
     labeled: LabeledGenerator,
-    standin: StandIn,
+    annotator: PointAnnotator,
     target: Keypoints,
     draws: tuple[int, int, int, int],
     variants: dict[str, dict[str, Any]],
 ) -> Result:
     """Every variant on every choice of sixteen: keypoints, and depth by the defaults."""
     choices, first, held_out, start = draws
-    rest = Samples.of(labeled, standin, range(start, start + held_out))
+    rest = Samples.of(labeled, annotator, range(start, start + held_out))
     truth, depths = rest.annotated.of("keypoints"), rest.annotated.of("depth")
     result: Result = {"keypoints": {name: [] for name in variants}, "depth": []}
     for k in range(choices):
-        chosen = Samples.of(labeled, standin, range(first + IMAGES * k, first + IMAGES * (k + 1)))
+        chosen = Samples.of(labeled, annotator, range(first + IMAGES * k, first + IMAGES * (k + 1)))
         fit = functools.partial(fit_interpreter, labeled.generator, chosen.annotated, recipe=labeled.recipe, seed=k)
         for name, changes in variants.items():
             began = time.perf_counter()
@@ -207,30 +210,18 @@ def summary(runs: Sequence[Result]) -> Result:
     return found
 
 
-def _train(args: argparse.Namespace) -> None:
-    renders = read(args.domain, "train", 64)
-    kept, held_out = renders.part(slice(None, -VALIDATION)), renders.part(slice(-VALIDATION, None))
-    network = train(kept, steps=args.steps, batch_size=24, lr=4e-3, seed=0)
-    points, _ = network.annotate(held_out.images)
-    error = (points[..., :2] - held_out.points[..., :2]).norm(dim=2).mean().item()
-    accuracy = (points[..., 2] == held_out.points[..., 2]).double().mean().item()
-    report = {"steps": args.steps, "val_error_px": round(error, 3), "val_visibility": round(accuracy, 3)}
-    save_standin(network, args.out, report)
-    print(f"{VALIDATION} validation renders: error {error:.3f} px of 64, visibility {accuracy:.3f}")
-
-
 def _measure(args: argparse.Namespace) -> Result:
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-    target, standin = keypoints_of_domain(args.domain), load_standin(args.standin)
+    target, annotator = keypoints_of_domain(args.domain), load_point_annotator(args.annotator)
     if args.what == "settings":
-        return run(labeled, standin, target, CHOOSING, VARIANTS)
-    found = run(labeled, standin, target, MEASURED, {"ours": {}})
+        return run(labeled, annotator, target, CHOOSING, VARIANTS)
+    found = run(labeled, annotator, target, MEASURED, {"ours": {}})
     return {
         "hardware": cpu_name(),
         "torch": torch.__version__,
         "checkpoint": "demo-faces",
         "fingerprint": labeled.fingerprint,
-        "standin": standin.report,
+        "annotator": annotator.report,
         "annotated_images": IMAGES,
         "choices": MEASURED[0],
         "held_out": MEASURED[2],
@@ -246,8 +237,8 @@ def _measure(args: argparse.Namespace) -> Result:
 def _students(args: argparse.Namespace) -> Result:
     """Students of the sixteen and of the stream, on validation renders, or with --test on the test renders."""
     labeled = LabeledGenerator.from_pretrained("demo-faces", device="cpu")
-    target, standin = keypoints_of_domain(args.domain), load_standin(args.standin)
-    chosen = Samples.of(labeled, standin, range(IMAGES))
+    target, annotator = keypoints_of_domain(args.domain), load_point_annotator(args.annotator)
+    chosen = Samples.of(labeled, annotator, range(IMAGES))
     source = streaming(labeled, chosen, target)
     rows = {"sixteen": _as_renders(labeled, chosen), "stream": _streamed(source, args.stream)}
     if args.test:
@@ -260,7 +251,8 @@ def _students(args: argparse.Namespace) -> Result:
     result: Result = {name: [] for name in rows}
     for seed in range(SEEDS):
         for name, data in rows.items():
-            network = train(data, steps=args.steps, batch_size=24, lr=4e-3, seed=seed)
+            network = new_annotator(target.names, data.images.shape[3], seed)
+            train(network, data, steps=args.steps, batch_size=24, lr=4e-3, seed=seed)
             points, depths = network.annotate(renders.images)
             found = of_points(renders.points, points, sizes, target.names)
             if known.any():
@@ -306,23 +298,15 @@ def _streamed(source: LabeledGenerator, count: int) -> Renders:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "measure", "settings", "students"))
+    parser.add_argument("what", choices=("measure", "settings", "students"))
     parser.add_argument("--domain", type=Path, required=True, help="folder of renders, with keypoints.json")
-    parser.add_argument("--standin", type=Path, help="weights that `train` wrote")
-    parser.add_argument("--out", type=Path, help="what to write: weights, or a report")
-    parser.add_argument(
-        "--steps", type=int, default=700, help="of the stand-in's or a student's training (default: 700)"
-    )
+    text = "weights written by demo/train_point_annotator.py"
+    parser.add_argument("--annotator", type=Path, required=True, help=text)
+    parser.add_argument("--out", type=Path, help="where to write the report")
+    parser.add_argument("--steps", type=int, default=700, help="of a student's training (default: 700)")
     parser.add_argument("--stream", type=int, default=4000, help="generated samples of a student (default: 4000)")
     parser.add_argument("--test", action="store_true", help="students: measure on the test renders, which is done once")
     args = parser.parse_args(argv)
-    if args.what == "train":
-        if args.out is None:
-            parser.error("train needs --out")
-        _train(args)
-        return 0
-    if args.standin is None:
-        parser.error(f"{args.what} needs --standin, the weights that train wrote")
     report = (_students if args.what == "students" else _measure)(args)
     if args.out is not None:
         write_report(args.out, report)

@@ -13,6 +13,7 @@ or after a rename, half-way through a file, or at any time. Then:
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import shutil
 import sys
@@ -55,12 +56,11 @@ class Subject:
 def subjects(labeled: LabeledGenerator) -> dict[str, Subject]:
     """Name -> what is killed."""
     other = labeled.with_recipe(labeled.recipe.override(truncation_psi=0.5, reject_fraction=0))
-    found = {
-        f"export {name}": Subject(
-            lambda out, name=name: export(ExportInput.generated(labeled, SAMPLES), out, name, splits={"val": 0.2})
-        )
-        for name in formats_for(labeled.targets)
-    }
+
+    def exporting(format: str, out: Path) -> object:
+        return export(ExportInput.generated(labeled, SAMPLES), out, format, splits={"val": 0.2})
+
+    found = {f"export {name}": Subject(functools.partial(exporting, name)) for name in formats_for(labeled.targets)}
 
     def annotate(out: Path) -> object:
         recipe = labeled.recipe.unfiltered()

@@ -79,7 +79,7 @@ def half_way_through_a_file(strike: Strike, *, of: Callable[[str], bool] = lambd
         file = opened(self, mode, *args, **kwargs)
         return Half(file) if ("w" in mode or "x" in mode) and of(self.name) else file
 
-    Path.open = wrapped  # type: ignore[assignment,method-assign]
+    Path.open = wrapped  # type: ignore[method-assign]
 
 
 class Kills:

@@ -111,6 +111,7 @@ def native(ensemble: PixelEnsemble, features: Sequence[Tensor], size: tuple[int,
         from dsgan_datasets.interpreters.base import Frame, LabelingOptions
 
         found = ensemble.predict(features, Frame(size), LabelingOptions(top_fraction=TOP_FRACTION))
+        assert found.uncertainty is not None and found.uncertainty_score is not None
         return Labeling(found.labels["mask"], found.uncertainty, found.uncertainty_score)
     labels = ensemble.label(features, size)
     return Labeling(*(getattr(labels, field.name) for field in dataclasses.fields(labels)))
@@ -362,7 +363,8 @@ def _random_matrices(shape: Shape) -> dict[str, Tensor]:
 
 def measure(shapes: Sequence[str], runs: int, batch: int) -> Measurement:
     """Median seconds of labeling each shape with random weights."""
-    seconds, results = {}, []
+    seconds: dict[str, float] = {}
+    results: list[Tensor] = []
     for name in shapes:
         shape = SHAPES[name]
         torch.manual_seed(0)

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from labeling import MEMBERS, PublishedClassifier, Shape, cpu_name
+from labeling import MEMBERS, PublishedClassifier, Shape
 from labeling import SHAPES as LABELING_SHAPES
-from measuring import BenchmarkError, PeakMemory, progress, write_report
+from measuring import BenchmarkError, PeakMemory, cpu_name, progress, write_report
 from torch import Tensor
 from tqdm import tqdm
 
@@ -335,7 +335,7 @@ def stream(checkpoint: str, samples: int, dtype: str | None, out: Path) -> None:
     import dsgan_datasets
 
     fields = {"image": [s.image for s in found], "mask": [s.mask for s in found], "attempt": [s.attempt for s in found]}
-    arrays = {field: torch.stack(values).numpy() for field, values in fields.items()}
+    arrays: dict[str, Any] = {field: torch.stack(values).numpy() for field, values in fields.items()}
     np.savez(out, seconds=seconds, cpu=cpu, library=dsgan_datasets.__file__, **arrays)
 
 

@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def run(checkpoint: str, most: int, minutes: float, device: torch.device, dtypes
         masks = {}
         for dtype in dtypes:
             parts = ws.split(1) if dtype in ("float32", ON_CPU) and device.type == "cpu" else [ws]
-            rows = parallel_map(lambda part, dtype=dtype: labels(labeled, part, dtype), parts, device)
+            rows = parallel_map(partial(labels, labeled, dtype=dtype), parts, device)
             masks[dtype] = torch.cat([mask for mask, _ in rows])
             scores[dtype].append(torch.cat([score for _, score in rows]).cpu())
             changed[dtype] += float((masks[dtype] != masks["float32"]).flatten(1).double().mean(1).sum())

@@ -24,7 +24,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from measuring import BenchmarkError, conclude, cpu_name, median_interval, progress
@@ -34,6 +34,7 @@ from dsgan_datasets.remote import RemoteSource, serve
 from dsgan_datasets.remote.messages import pack, size_of
 from dsgan_datasets.remote.ray_cluster import Workers
 from dsgan_datasets.samples import SampleBatch
+from dsgan_datasets.sources import SampleSource
 
 EXAMPLE = "example: python benchmarks/remote.py --out benchmarks/results/remote.json     # ten minutes on two cores"
 CHECKPOINT, WORKERS = "demo-faces", 2
@@ -118,7 +119,7 @@ def drain(dataset: DSGANIterableDataset) -> float:
 def speed(samples: int, runs: int) -> Result:
     """Two workers and a trainer, against one process."""
     labeled, source = loaded(), RemoteSource(CHECKPOINT)
-    ways = {"one process": labeled, "two workers": source}
+    ways: dict[str, SampleSource] = {"one process": labeled, "two workers": source}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with served(loaded()):
         for got, expected in zip(source.stream(range(64)), labeled.stream(range(64)), strict=True):
@@ -147,7 +148,7 @@ def carrying() -> Result:
     """What is left if samples cost nothing to make."""
     found = {}
     for side in SIDES:
-        ready = loaded(Ready)
+        ready = cast(Ready, loaded(Ready))
         ready.side = side
         size = size_of(pack(ready.generate(range(8)))) // 8
         samples = max(CARRIED // size, 64)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from measuring import CONFIDENCE, BenchmarkError, PeakMemory, cpu_name, median_interval, progress, write_report
@@ -57,8 +57,8 @@ def random_labeled(side: int, device: str) -> LabeledGenerator:
             tensor.copy_(torch.randn(tensor.shape, generator=random))
     generator = generator.to(device).eval()
     for module in generator.modules():
-        if hasattr(module, "precompute"):
-            module.precompute()
+        if callable(precompute := getattr(module, "precompute", None)):
+            precompute()
     shapes = {
         "w1": (sum(generator.feature_channels), MEMBERS, 128),
         "b1": (MEMBERS, 128),
@@ -70,7 +70,8 @@ def random_labeled(side: int, device: str) -> LabeledGenerator:
     weights = {name: torch.randn(shape, generator=random) / shape[0] ** 0.5 for name, shape in shapes.items()}
     schema = LabelSchema(tuple(f"part {i}" for i in range(CLASSES)))
     if not hasattr(PixelEnsemble, "predict"):  # a baseline from before there were labelers
-        return LabeledGenerator(generator, PixelEnsemble(weights).to(device), schema, Recipe())
+        baseline: Any = LabeledGenerator
+        return cast(LabeledGenerator, baseline(generator, PixelEnsemble(weights).to(device), schema, Recipe()))
     from dsgan_datasets import InterpretedLabeler
 
     ensemble = PixelEnsemble(weights, layout=generator.features, channels=generator.feature_channels).to(device)
@@ -80,8 +81,9 @@ def random_labeled(side: int, device: str) -> LabeledGenerator:
 def check(labeled: LabeledGenerator, folder: Path, samples: int) -> None:
     """What is read is what is generated, and the set is whole."""
     live = list(labeled.stream(range(samples)))
-    for name, read in (("stream", ShardDataset(folder)), ("map", ShardMapDataset(folder))):
-        for a, b in zip(read, live, strict=True):  # type: ignore[call-overload]
+    stored: dict[str, Any] = {"stream": ShardDataset(folder), "map": ShardMapDataset(folder)}
+    for name, read in stored.items():
+        for a, b in zip(read, live, strict=True):
             if not (torch.equal(a.image, b.image.cpu()) and torch.equal(a.mask, b.mask.cpu())):
                 raise BenchmarkError(f"the {name} of shards gives another sample {int(b.index)} than the generator")
     if problems := verify_shards(folder):
@@ -140,7 +142,8 @@ def timed(action: Callable[[], object], device: str) -> float:
 
 def measure(sides: Sequence[int], runs: int, device: str) -> Measurement:
     """Median seconds of writing and of reading, for --baseline."""
-    seconds, results = {}, []
+    seconds: dict[str, float] = {}
+    results: list[torch.Tensor] = []
     for side in sides:
         labeled, samples = random_labeled(side, device), SAMPLES[side]
         times: dict[str, list[float]] = {"writing": [], "reading": []}

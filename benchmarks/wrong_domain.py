@@ -83,7 +83,7 @@ def checkers(random: Random, size: int) -> Array:
 
 def bricks(random: Random, size: int) -> Image.Image:
     image = Image.new("RGB", (size, size), _color(random, 150, 220))
-    draw, height = ImageDraw.Draw(image), size // random.integers(7, 12)
+    draw, height = ImageDraw.Draw(image), size // int(random.integers(7, 12))
     for row in range(-1, size // height + 1):
         for column in range(-1, size // (2 * height) + 2):
             x, y = column * 2 * height + (row % 2) * height, row * height

@@ -84,8 +84,8 @@ def muddle(x: Tensor, mask: Tensor, classes: Sequence[str], g: torch.Generator) 
     The mask is left as it was, so the annotator learns where a part must be when it can hardly be seen.
     """
     n = len(x)
-    around = sum(mask == classes.index(name) for name in ("background", "hair", "clothes"))
-    face = _blur((around == 0)[:, None].float(), 1.0)
+    around = torch.tensor([classes.index(name) for name in ("background", "hair", "clothes")], device=x.device)
+    face = _blur(torch.isin(mask, around, invert=True)[:, None].float(), 1.0)
     grid = F.affine_grid(torch.eye(2, 3, device=x.device).expand(n, 2, 3), list(x.shape), align_corners=False)
     offset = _smooth_noise(x, 16, 2, g) * 0.015 + _uniform(x, -0.5, 0.5, g, channels=2) * 0.06
     moved = F.grid_sample(x, grid + offset.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
@@ -259,7 +259,7 @@ def run(args: argparse.Namespace) -> None:
     with torch.random.fork_rng(devices=[]):  # torch initializes layers from its global generator only
         torch.manual_seed(args.seed)
         annotator = Annotator(args.resolution)
-    annotator.to(args.device, memory_format=torch.channels_last)  # the faster layout on a CPU
+    annotator.to(args.device).to(memory_format=torch.channels_last)  # the faster layout on a CPU
     settings = {name: getattr(args, name) for name in ("epochs", "batch_size", "lr", "precision")}
     train(annotator, images[kept], masks[kept], **settings, g=g)
 

@@ -134,7 +134,7 @@ def new_generator(config: StyleGAN2Config, random: torch.Generator) -> StyleGAN2
                 tensor.zero_()
         for name, tensor in generator.mapping_network.named_parameters():
             if name.endswith("weight"):
-                tensor /= config.mapping_lr_multiplier
+                tensor.div_(config.mapping_lr_multiplier)
     return generator
 
 
@@ -211,7 +211,7 @@ class Training:
         self.ema = StyleGAN2(config)
         self.ema.load_state_dict(self.generator.state_dict())
         for network in filter(None, (self.generator, self.ema, self.discriminator, self.pretrained)):
-            network.to(self.device, memory_format=torch.channels_last)
+            network.to(self.device).to(memory_format=torch.channels_last)
         self.ema.freeze()
         self.step = 0
         self.images_seen = 0
@@ -397,7 +397,7 @@ class Training:
         finer = self._finer_than(old.img_resolution)
         for network, name in ((self.generator, "generator"), (self.ema, "generator_ema")):
             for r in finer:
-                network.synthesis_network.get_submodule(f"b{r}.torgb").weight.data.zero_()
+                network.synthesis_network.get_parameter(f"b{r}.torgb.weight").data.zero_()
             start = StyleGAN2(old)
             put(start, read_tensors(folder, name), f"{folder}/{name}.safetensors")
             extend(generator_tensors(network), generator_tensors(start))
@@ -593,7 +593,10 @@ class Run:
                 f"{self.folder} holds a generator of another shape: use the same --start, --resolution and --widen, or "
                 "another --state"
             )
-        mine = {"settings": dataclasses.asdict(self.training.settings), "images_sha256": self.images_sha256}
+        mine: dict[str, Any] = {
+            "settings": dataclasses.asdict(self.training.settings),
+            "images_sha256": self.images_sha256,
+        }
         there = {name: progress.get(name) for name in mine}
         if isinstance(there["settings"], dict):  # older states lack newer settings
             there["settings"] = {**dataclasses.asdict(TrainingSettings()), **there["settings"]}

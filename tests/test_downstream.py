@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, RENDERED_CLASSES, TEST_RENDERS, TRAIN_RENDERS, small_ensemble
+from kinds import POINTS
 from PIL import Image
 
 from dsgan_datasets import LabeledGenerator, LabelSchema, Recipe, calibrate, load_generator
 from dsgan_datasets.annotations import export_annotations
 from dsgan_datasets.fitting import ConvolutionalSettings
+from dsgan_datasets.interpreters.keypoint_ensemble import KeypointEnsemble
 from dsgan_datasets.inversion import InversionSettings
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 
@@ -261,6 +263,27 @@ def test_a_person_may_annotate(segmentation: Any, sources: Any, tmp_path: Path) 
     assert torch.equal(sources.annotated(2).masks, torch.from_numpy(drawn).long().expand(2, -1, -1))
     with pytest.raises(ValueError, match="holds 3 annotated images, not 16"):
         _ = sources.annotated_images
+
+
+def test_rows_are_about_the_masks_of_a_checkpoint_that_has_points_too(
+    segmentation: Any, sources: Any, domain: Path, annotator: Path, tmp_path: Path
+) -> None:
+    masks, generator = sources.fitted_as("convolutional").interpreter, sources.labeled.generator
+    channels = list(generator.feature_channels)
+    weights = dict(small_ensemble(channels, classes=2 * POINTS.num_points).state_dict())
+    points = KeypointEnsemble(weights, sigma=0.1, layout=masks.layout, channels=channels)
+    labeler = InterpretedLabeler(generator, [masks, points], [sources.schema, POINTS])
+    labeled = LabeledGenerator(labeler, sources.unfiltered.recipe)
+    calibrate(labeled, 20, reject_fraction=0.2).save_pretrained(tmp_path / "both")
+    sources = segmentation.rows.Sources(domain, str(tmp_path / "both"), annotator, size=64, batch_size=4, uses=2)
+    other = sources.more_annotations
+    assert [target.field for target in other.targets] == ["mask"]
+    assert other.interpreter.architecture == "convolutional" and other.recipe.reject_fraction == 0.2
+    for row in ("ours", "no-filter", "annotations-30"):
+        image, mask, _ = next(segmentation.rows.ROWS[row].batches(sources, 0))
+        assert image.shape == (4, 3, 64, 64) and mask.shape == (4, 64, 64)
+    with pytest.raises(ValueError, match="one-member takes a checkpoint with pixel classifiers, not convolutional"):
+        _ = sources.one_member
 
 
 def test_deeplab_is_a_student(segmentation: Any) -> None:

@@ -146,7 +146,7 @@ class Cells:
 
     def write_arrays(self, name: str, **arrays: Tensor) -> None:
         """One array as .npy (named "masks"), several as .npz."""
-        held = {key: value.cpu().numpy() for key, value in arrays.items()}
+        held: dict[str, Any] = {key: value.cpu().numpy() for key, value in arrays.items()}
         with atomic_write(self.folder / name) as file:
             np.save(file, held["masks"]) if name.endswith(".npy") else np.savez_compressed(file, **held)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import renders
 from torch import Tensor
@@ -16,14 +16,15 @@ TRAIN, TEST = "train-*.tar", "test-*.tar"  # shards of a domain
 VALIDATION = 240  # the last training renders; 10,000 are left to train on
 
 
-class Labeled(NamedTuple):
+@dataclass(frozen=True)
+class Labeled:
     """Images uint8 [N, 3, H, W] and masks uint8 [N, H, W]."""
 
     images: Tensor
     masks: Tensor
 
-    def __getitem__(self, rows: object) -> Labeled:  # type: ignore[override]
-        return Labeled(self.images[rows], self.masks[rows])  # type: ignore[index]
+    def __getitem__(self, rows: slice | Tensor) -> Labeled:
+        return Labeled(self.images[rows], self.masks[rows])
 
     def to(self, device: str) -> Labeled:
         return Labeled(self.images.to(device), self.masks.to(device))

@@ -26,7 +26,7 @@ from dsgan_datasets import (
 from dsgan_datasets.annotations import load_annotations
 from dsgan_datasets.annotations.selection import diverse, pooled_features
 from dsgan_datasets.generators.synthesis import synthesize
-from dsgan_datasets.interpreters import Frame
+from dsgan_datasets.interpreters import Frame, Interpreter
 from dsgan_datasets.inversion import Inverter, invert_photos
 from dsgan_datasets.labelers.interpreted import InterpretedLabeler
 from dsgan_datasets.latents import Purpose
@@ -191,8 +191,10 @@ class Sources:
         from annotator import report_path  # on the path since `data`
 
         path = report_path(self.annotator)
-        report = read_json(path, (), "delete it, or train the annotator again") if path.is_file() else {}
-        kept = {name: report[name] for name in ("val_mean_iou", "training") if name in report}
+        report: dict[str, Any] = (
+            read_json(path, (), "delete it, or train the annotator again") if path.is_file() else {}
+        )
+        kept: dict[str, Any] = {name: report[name] for name in ("val_mean_iou", "training") if name in report}
         return {"sha256": hashlib.sha256(self.annotator.read_bytes()).hexdigest(), **kept}
 
     @cached_property
@@ -216,16 +218,17 @@ class Sources:
     def one_member(self) -> LabeledGenerator:
         """The first pixel classifier alone; one member is never uncertain, so there is no filter."""
         every = self.labeled.interpreter
+        if not isinstance(every, PixelEnsemble):
+            raise ValueError(f"one-member takes a checkpoint with pixel classifiers, not {every.architecture}")
         weights = {name: w[:, :1] if name == "w1" else w[:1] for name, w in every.state_dict().items()}
         single = PixelEnsemble(weights, layout=every.layout, channels=every.channels).to(self.device)
-        labeled = self.unfiltered
-        return LabeledGenerator(InterpretedLabeler(labeled.generator, single, labeled.targets), labeled.recipe)
+        return self._unfiltered_with(single)
 
     @cached_property
     def more_annotations(self) -> LabeledGenerator:
-        """An interpreter of 30 annotated samples, filtered like the checkpoint."""
-        labeled, annotated = self.labeled, self.annotated(MORE_ANNOTATED)
-        return self._filtered(fit_interpreter(labeled.generator, annotated, self.schema, recipe=labeled.recipe))
+        """An interpreter of 30 annotated samples, of the checkpoint's architecture and filtered like it."""
+        architecture = self.labeled.interpreter.architecture
+        return self._filtered(self._fit(self.annotated(MORE_ANNOTATED), architecture).interpreter)
 
     @cached_property
     def taught(self) -> tuple[LabeledGenerator, dict[str, Any]]:
@@ -239,11 +242,15 @@ class Sources:
         interpreter, facts = taught(labeled, renders, found)
         return self._filtered(interpreter), facts
 
-    def _filtered(self, interpreter: PixelEnsemble) -> LabeledGenerator:
+    def _filtered(self, interpreter: Interpreter) -> LabeledGenerator:
         """Another interpreter of the same classes, filtered like the checkpoint."""
-        labeler = InterpretedLabeler(self.labeled.generator, interpreter, self.labeled.targets)
-        unfiltered = LabeledGenerator(labeler, self.unfiltered.recipe)
-        return calibrate(unfiltered, reject_fraction=self.labeled.recipe.reject_fraction)
+        return calibrate(self._unfiltered_with(interpreter), reject_fraction=self.labeled.recipe.reject_fraction)
+
+    def _unfiltered_with(self, interpreter: Interpreter) -> LabeledGenerator:
+        """The checkpoint with another interpreter of its masks, and no other label."""
+        labeled = self.unfiltered
+        labeler = InterpretedLabeler(labeled.generator, [interpreter], [labeled.schema])
+        return LabeledGenerator(labeler, labeled.recipe)
 
     def fitted_as(self, architecture: str, count: int = ANNOTATED, *, rounds: int = 1) -> LabeledGenerator:
         """An interpreter of annotated samples, of another architecture or the same, without a filter.
@@ -261,9 +268,10 @@ class Sources:
 
     def _fit(self, annotated: AnnotatedImages, architecture: str) -> LabeledGenerator:
         labeled = self.unfiltered
-        given = {"recipe": labeled.recipe, "architecture": architecture}
-        fitted = fit_interpreter(labeled.generator, annotated, self.schema, **given)
-        return LabeledGenerator(InterpretedLabeler(labeled.generator, fitted, labeled.targets), labeled.recipe)
+        fitted = fit_interpreter(
+            labeled.generator, annotated, self.schema, recipe=labeled.recipe, architecture=architecture
+        )
+        return self._unfiltered_with(fitted)
 
     def _two_rounds(self, architecture: str, count: int) -> AnnotatedImages:
         """Half of the images unlike each other, half those that an interpreter of the first half is unsure about."""
@@ -292,7 +300,7 @@ def resized_masks(masks: Tensor, size: int) -> Tensor:
 def drawn(data: Labeled, batch_size: int, seed: int) -> Samples:
     """Random batches without end, each image as often as any other."""
     random = torch.Generator().manual_seed(seed)
-    order = iter(())
+    order: Iterator[int] = iter(())
     while True:
         rows: list[int] = []
         while len(rows) < batch_size:

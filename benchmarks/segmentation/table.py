@@ -240,7 +240,7 @@ def _chosen(row: dict[str, Any]) -> str:
     return f"not searched, as `{of}`" if of else _settings(row["settings"])
 
 
-def spread(values: list[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
     """In %; a dash for a class that neither truth nor predictions hold."""
     known = [100 * value for value in values if value is not None]
     if not known:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsgan_datasets import LabeledGenerator, PixelEnsemble, fit_interpreter
+from dsgan_datasets import LabeledGenerator, fit_interpreter
 from dsgan_datasets.annotations import load_annotations
+from dsgan_datasets.interpreters import Interpreter
 from dsgan_datasets.inversion import Inversion, Photo, Photos, export_photos
 
 from .data import Labeled
@@ -21,7 +22,7 @@ from .data import Labeled
 def as_photos(names: Sequence[str], images: Tensor) -> Photos:
     """Images in memory."""
     readers = {name: partial(Photo, name, image) for name, image in zip(names, images, strict=True)}
-    return Photos(readers, tuple(images.shape[2:]))
+    return Photos(readers, (images.shape[2], images.shape[3]))
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:
@@ -29,11 +30,11 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / (images.float() - others.float()).square().mean((1, 2, 3)))
 
 
-def taught(labeled: LabeledGenerator, photos: Labeled, found: Inversion) -> tuple[PixelEnsemble, dict[str, Any]]:
-    """An interpreter of the masks of photos, by the way of `dsgan invert` and `dsgan fit`.
+def taught(labeled: LabeledGenerator, photos: Labeled, found: Inversion) -> tuple[Interpreter, dict[str, Any]]:
+    """An interpreter of the masks of photos, like the checkpoint's, by the way of `dsgan invert` and `dsgan fit`.
 
     Args:
-        labeled: whose generator and recipe; its own interpreter is not looked at.
+        labeled: whose generator and recipe; its own interpreter says only which architecture.
         photos: of the generator's size.
         found: their inversion.
 
@@ -53,4 +54,5 @@ def taught(labeled: LabeledGenerator, photos: Labeled, found: Inversion) -> tupl
         "psnr_median": round(float(psnr(found.images, photos.images).median()), 2),
         "pixels_not_learned_from": round(float((read.masks == schema.ignore_index).float().mean()), 4),
     }
-    return fit_interpreter(generator, read.annotated, schema, recipe=read.recipe), facts
+    architecture = labeled.interpreter.architecture
+    return fit_interpreter(generator, read.annotated, schema, recipe=read.recipe, architecture=architecture), facts

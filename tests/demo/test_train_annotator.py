@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TRAIN_RENDERS
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -92,6 +93,9 @@ def test_its_classes_are_those_of_its_resolution(tmp_path: Path, capsys: pytest.
         schema = json.loads((DEMO / file).read_text())
         (folder / "classes.json").write_text(json.dumps(schema))
         (folder / "images").mkdir()
+        assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
+        assert "holds no .png" in capsys.readouterr().err
+        Image.new("RGB", (resolution, resolution)).save(folder / "images" / "a.png")
         assert annotate.main([str(folder), "--annotator", str(weights)]) == 0
         schema["classes"].pop()
         (folder / "classes.json").write_text(json.dumps(schema))
