@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotation_folders import GENERATOR, export_command, names, write_masks
-from conftest import SCHEMA
+from annotation_folders import GENERATOR, POINTS, SIZE, blocks, export_command, names, places, write, write_masks
+from conftest import SCHEMA, small_labeled
 from PIL import Image
 from test_annotations_published import published, stylegan1
 
 from dsgan_datasets import LabeledGenerator, load_generator, save_generator
 from dsgan_datasets.annotations import AnnotationError, export_annotations, load_annotations
+from dsgan_datasets.annotations.labelme import labelme_file, point_shapes, polygon_shapes
+from dsgan_datasets.annotations.shapes import mask_to_shapes
 from dsgan_datasets.tools.cli import main
 
 
@@ -111,6 +113,19 @@ def test_published_annotations_from_the_command_line(tmp_path: Path, capsys: pyt
     assert main(command) == 1 and "--classes" in capsys.readouterr().err
     assert main([*command, "--classes", "background,part"]) == 0
     assert "part" in capsys.readouterr().out and (tmp_path / "p" / "check.png").is_file()
+
+
+def test_the_picture_of_many_images_is_no_tower(tmp_path: Path) -> None:
+    labeled = small_labeled()
+    export_annotations(
+        labeled.generator, [SCHEMA, POINTS], tmp_path / "a", num_samples=30, candidates=30, recipe=labeled.recipe
+    )
+    for name in names(tmp_path / "a"):
+        shapes = [*polygon_shapes(mask_to_shapes(blocks(0)), SCHEMA), *point_shapes(places(0), POINTS)]
+        write(tmp_path / "a" / "images" / f"{name}.json", labelme_file(f"{name}.png", SIZE, shapes))
+    assert main(["annotate", "check", str(tmp_path / "a")]) == 0
+    with Image.open(tmp_path / "a" / "check.png") as image:
+        assert image.height < 2.2 * image.width and image.width < 2.2 * image.height
 
 
 def test_mistakes_are_printable_whoever_names_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -339,7 +340,9 @@ def _picture(found: Annotations, title: str) -> Image.Image:
         captions.append("   ".join([name, *(kind.caption(label, target) for kind, label, target in its)]))
     more = [entry for t in found.targets for entry in kind_of(t).legend(found.annotated.of(t.field), t)]
     shown = " | ".join(["image", *(target.field for target in found.targets)])
-    columns = min(max(_SHEET // sum(picture.width for picture in pictures[0]), 1), 4)
+    width, height = len(pictures[0]) * pictures[0][0].width, pictures[0][0].height
+    columns = min(max(_SHEET // width, 1), 4)
+    columns = max(columns, math.ceil(math.sqrt(len(pictures) * height / (2 * width))))  # no taller than twice its width
     return sheet(pictures, captions, f"{title}   ({shown})", found.targets, columns=columns, more=more)
 
 
