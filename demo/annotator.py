@@ -7,6 +7,7 @@ Shapes: N images, C classes, H = W = `resolution` pixels, 64 or 128.
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from renders import annotated_classes
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
+from tqdm import tqdm
 
 from dsgan_datasets.files import atomic_write, write_json
 from dsgan_datasets.students import UNet
@@ -55,7 +57,8 @@ class Annotator(UNet):
             raise ValueError(f"got images {images.dtype} {list(images.shape)}, expected torch.uint8 {expected}")
         device = self.head.weight.device
         masks = [torch.empty(0, side, side, dtype=torch.int64, device=device)]
-        for part in images.to(device).split(batch_size):
+        batches = images.to(device).split(batch_size)
+        for part in tqdm(batches, "annotating", unit="batch", delay=2, leave=False):
             x = part.float() / 127.5 - 1
             p = self(x).softmax(1) + self(x.flip(3)).softmax(1).flip(3)
             masks.append(p.argmax(1))
@@ -98,13 +101,29 @@ def load_annotator(path: str | Path) -> Annotator:
     try:
         with safe_open(str(path), framework="pt") as file:
             report = json.loads(file.metadata()["report"])
+        if "classes" not in report and "points" in report:
+            raise ValueError("it annotates points: give it as --points")
         classes, resolution = tuple(report["classes"]), int(report.get("resolution", 64))
         annotator = Annotator(resolution, tuple(report["widths"]))
         if classes != annotator.classes:
             theirs, ours = (", ".join(names) for names in (classes, annotator.classes))
             raise ValueError(f"got classes {theirs}, expected {ours} at {resolution}×{resolution} pixels")
-        annotator.load_state_dict(load_file(path))
+        annotator.load_state_dict(load_finite(path))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a readable annotator ({reason}): train_annotator.py makes one") from error
     return annotator.eval().requires_grad_(False)
+
+
+def load_finite(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError if a training that diverged wrote them."""
+    tensors = load_file(path)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError("some of its weights are not finite: its training diverged")
+    return tensors
+
+
+def check_loss(loss: float, step: int) -> None:
+    """ValueError if a training has diverged; `step` counts from 0."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the training diverged: the loss of step {step + 1} is {loss}; a lower --lr may help")

@@ -12,11 +12,12 @@ import json
 from pathlib import Path
 
 import torch
-from annotator import WIDTHS
+from annotator import WIDTHS, load_finite
 from render_points import BACKGROUND
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 from dsgan_datasets.files import atomic_write
 from dsgan_datasets.students import UNet
@@ -68,7 +69,7 @@ class PointAnnotator(UNet):
         if images.dtype != torch.uint8 or list(images.shape) != expected:
             raise ValueError(f"got images {images.dtype} {list(images.shape)}, expected torch.uint8 {expected}")
         points, depths = [], []
-        for part in images.split(batch_size):
+        for part in tqdm(images.split(batch_size), "annotating", unit="batch", delay=2, leave=False):
             places, visible, depth, figure = self.read(part.float() / 127.5 - 1)
             seen = (visible > 0).float() + 1
             points.append(torch.cat([centers(places.exp()), seen[..., None]], 2))
@@ -97,8 +98,10 @@ def load_point_annotator(path: Path) -> PointAnnotator:
     try:
         with safe_open(str(path), framework="pt") as file:
             report = json.loads(file.metadata()["report"])
+        if "points" not in report and "classes" in report:
+            raise ValueError("it annotates masks: give it as --annotator")
         annotator = PointAnnotator(tuple(report["points"]), int(report["resolution"]), tuple(report["widths"]))
-        annotator.load_state_dict(load_file(path))
+        annotator.load_state_dict(load_finite(path))
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(

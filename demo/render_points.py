@@ -7,6 +7,7 @@ depths float32 [N, 1, H, W] in head heights from the head's center towards the c
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,11 +53,16 @@ def keypoints_of_domain(domain: Path) -> Keypoints:
         ValueError: it does not describe points.
     """
     path = domain / "keypoints.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is needed: names, skeleton and flip_pairs of the points")
     try:
         stored = json.loads(path.read_text())
+        if not isinstance(stored["names"], list):
+            raise TypeError("names is not a list")
         return Keypoints(tuple(stored["names"]), skeleton=stored["skeleton"], flip_pairs=stored["flip_pairs"])
     except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"{path} does not hold names, skeleton and flip_pairs of points ({error!r})") from error
+        reason = f"{error} is missing" if isinstance(error, KeyError) else f"{error!s:.80}"
+        raise ValueError(f"{path} does not hold names, skeleton and flip_pairs of points ({reason})") from error
 
 
 def read(domain: Path, split: str, side: int) -> Renders:
@@ -70,24 +76,42 @@ def read(domain: Path, split: str, side: int) -> Renders:
     if not shards:
         raise ValueError(f"no {split}-*.tar in {domain}: the folder of renders is needed")
     images, masks = read_renders(shards, MERGED, side)
-    path = domain / f"keypoints-{split}.jsonl"
-    try:
-        rows = [json.loads(line)["keypoints"] for line in path.read_text().splitlines()]
-        points = torch.tensor(rows, dtype=torch.float32).unflatten(1, (-1, 3))
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold the keypoints of a render in each line ({error!r})") from error
-    if len(points) != len(images):
-        raise ValueError(f"{path} holds the keypoints of {len(points)} renders; there are {len(images)}")
+    keys = [key for shard in shards for key, _, _ in tar_files(shard, ("jpg",))]
+    points = _read_points(domain / f"keypoints-{split}.jsonl", keys, len(keypoints_of_domain(domain).names))
     points[..., :2] *= side / SIDE
     depths = torch.full((len(images), 1, side, side), torch.nan)
-    known = [_depth(data, side) for tar in sorted(domain.glob(f"depth-{split}-*.tar")) for data in _pngs(tar)]
-    if known:
-        depths[: len(known)] = torch.from_numpy(np.stack(known))[:, None]
+    rows = {key: row for row, key in enumerate(keys)}
+    for tar in sorted(domain.glob(f"depth-{split}-*.tar")):
+        for key, _, data in tar_files(tar, ("depth.png",)):
+            if key not in rows:
+                raise ValueError(f"{tar} holds the depth of {key}, of which there is no render")
+            depths[rows[key], 0] = torch.from_numpy(_depth(data, side))
     return Renders(images, masks, points, depths)
 
 
-def _pngs(tar: Path) -> list[bytes]:
-    return [data for _, _, data in tar_files(tar, ("depth.png",))]
+def _read_points(path: Path, keys: Sequence[str], num_points: int) -> Tensor:
+    """[N, K, 3] in pixels of a render, one line for each render, in their order."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is needed: the keypoints of one render in each line")
+    lines = path.read_bytes().splitlines()
+    if len(lines) != len(keys):
+        raise ValueError(f"{path} has {len(lines)} lines; there are {len(keys)} renders")
+    rows = []
+    for number, (line, key) in enumerate(zip(lines, keys, strict=True), start=1):
+        try:
+            stored = json.loads(line)
+            row = torch.tensor(stored["keypoints"], dtype=torch.float32)
+            if stored["key"] != key:
+                raise ValueError(f"key {stored['key']!r}, but this render is {key}")
+            if row.shape != (3 * num_points,):
+                raise ValueError(f"expected x, y, v of {num_points} points, one after the other")
+            if not row.isfinite().all() or not torch.isin(row[2::3], torch.tensor([0.0, 1.0, 2.0])).all():
+                raise ValueError("x and y must be finite, v 0, 1 or 2")
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+            raise ValueError(f"{path}, line {number}: {reason}") from error
+        rows.append(row.view(num_points, 3))
+    return torch.stack(rows)
 
 
 def _depth(data: bytes, side: int) -> np.ndarray:

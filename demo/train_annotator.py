@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from annotator import WIDTHS, Annotator, report_path, save_annotator
+from annotator import WIDTHS, Annotator, check_loss, report_path, save_annotator
 from renders import annotated_classes, read_renders
 from torch import Tensor
 from torch.nn import functional as F
@@ -196,6 +196,7 @@ def train(
                 with half:
                     logits = annotator(x)
                 loss = segmentation_loss(logits.float(), target)
+                check_loss(loss.item(), int(bar.n))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -203,6 +204,18 @@ def train(
                 smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
                 bar.set_postfix(loss=f"{smoothed:.3f}", refresh=False)
                 bar.update()
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, *counts: str) -> None:
+    """End with a message if a count, --lr, --seed or --threads is out of its range."""
+    highest = {**dict.fromkeys(counts, 10**9), "threads": 1024}
+    for name, most in highest.items():
+        if not 1 <= getattr(args, name) <= most:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must lie in 1 … {most:,}")
+    if not 0 < args.lr < math.inf:
+        parser.error(f"--lr {args.lr} must be a number above 0, such as 0.004")
+    if not 0 <= args.seed < 2**63:
+        parser.error(f"--seed {args.seed} must lie in 0 … 2^63-1")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -227,10 +240,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="cpu", help="where to train (default: cpu)")
     add("--threads", type=int, default=1, help="CPU threads; results may differ in the last digits (default: 1)")
     args = parser.parse_args(argv)
-    if min(args.epochs, args.batch_size, args.val_count, args.threads) < 1 or not args.lr > 0 or args.seed < 0:
-        parser.error(
-            "--epochs, --batch-size, --val-count and --threads must be at least 1, --lr above 0, --seed not below 0"
-        )
+    check_options(parser, args, "epochs", "batch_size", "val_count")
     return args
 
 

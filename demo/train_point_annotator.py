@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from annotator import WIDTHS, load_annotator
+from annotator import WIDTHS, check_loss, load_annotator
 from point_annotator import PointAnnotator, save_point_annotator
 from render_points import BACKGROUND, Renders, keypoints_of_domain, read
 from renders import MERGED
 from torch import Tensor
 from tqdm import tqdm
-from train_annotator import cut_out, degrade, muddle, recolor, tint_background
+from train_annotator import check_options, cut_out, degrade, muddle, recolor, tint_background
 
 from dsgan_datasets.files import check_writable
 
@@ -33,14 +33,19 @@ SIGMA = 1.0  # 64ths of the width, of a point's target
 
 
 def train(network: PointAnnotator, renders: Renders, *, steps: int, batch_size: int, lr: float, seed: int) -> None:
-    """Train in place on images with masks, points and depths, changed to look like those of a half-trained GAN."""
+    """Train in place on images with masks, points and depths, changed to look like those of a half-trained GAN.
+
+    Raises:
+        ValueError: the training diverges.
+    """
     random = torch.Generator().manual_seed(seed)
     network.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    for _ in tqdm(range(steps), "train", unit="step", mininterval=2):
+    for step in tqdm(range(steps), "train", unit="step", mininterval=2):
         rows = torch.randint(len(renders.images), (batch_size,), generator=random)
         loss = _loss(network, renders, rows, random)
+        check_loss(loss.item(), step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -125,22 +130,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     text = "folder with train-*.tar, keypoints.json and keypoints-train.jsonl, and depth-train-*.tar for some renders"
-    add("--data", type=Path, required=True, metavar="DIR", help=f"{text}; tests are not opened")
-    add("--out", type=Path, required=True, metavar="FILE", help="weights")
+    add("--data", type=Path, required=True, metavar="DIR", help=f"{text}; test-*.tar is not opened")
+    add("--out", type=Path, required=True, metavar="FILE", help="weights, a new .safetensors")
     add("--resolution", type=int, choices=sorted(WIDTHS), default=64, help="of the images to annotate (default: 64)")
     text = "weights of train_annotator.py of the same resolution: begin with its layers, all but the last"
     add("--start", type=Path, metavar="FILE", help=text)
     add("--steps", type=int, default=700, help="of the training (default: 700)")
     add("--batch-size", type=int, default=24, help="images a step (default: 24)")
     add("--lr", type=float, default=4e-3, help="peak learning rate (default: 0.004)")
-    add("--val-count", type=int, default=240, help="last training renders, held out for validation (default: 240)")
+    add("--val-count", type=int, default=240, help="renders held out for validation, the last ones (default: 240)")
     add("--seed", type=int, default=0, help="fixes initial weights, order and augmentation (default: 0)")
     add("--threads", type=int, default=1, help="CPU threads; results may differ in the last digits (default: 1)")
     args = parser.parse_args(argv)
-    if min(args.steps, args.batch_size, args.val_count, args.threads) < 1 or not args.lr > 0 or args.seed < 0:
-        parser.error(
-            "--steps, --batch-size, --val-count and --threads must be at least 1, --lr above 0, --seed not below 0"
-        )
+    check_options(parser, args, "steps", "batch_size", "val_count")
     return args
 
 
@@ -149,7 +151,8 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: a file that is missing.
-        ValueError: renders or a start that do not fit, or fewer renders than the arguments need.
+        ValueError: renders or a start that do not fit, fewer renders than the arguments need, or a training that
+            diverges.
     """
     torch.set_num_threads(args.threads)
     if args.out.suffix != ".safetensors":
@@ -160,8 +163,6 @@ def run(args: argparse.Namespace) -> None:
     names = keypoints_of_domain(args.data).names
     network = new_annotator(names, args.resolution, args.seed, args.start)
     renders = read(args.data, "train", args.resolution)
-    if len(names) != (known := renders.points.shape[1]):
-        raise ValueError(f"{args.data}: keypoints.json names {len(names)} points, renders have {known}")
     if args.val_count >= len(renders.images):
         raise ValueError(f"--val-count {args.val_count} of {len(renders.images)} renders leaves none to train on")
     kept, held_out = renders.part(slice(None, -args.val_count)), renders.part(slice(-args.val_count, None))

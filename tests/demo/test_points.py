@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 sys.path.insert(0, str(DEMO))
 
 import annotate  # noqa: E402
+import train_annotator  # noqa: E402
 import train_point_annotator  # noqa: E402
 from annotator import WIDTHS, Annotator, save_annotator  # noqa: E402
 from point_annotator import PointAnnotator, load_point_annotator, save_point_annotator  # noqa: E402
@@ -46,7 +48,8 @@ def pointed(domain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             if member.name.endswith(".png"):
                 down, across = np.nonzero(np.asarray(Image.open(tar.extractfile(member))) == 13)
                 left, top = float(across.min()), float(down.min())
-                lines.write(json.dumps({"keypoints": [left + 16, top + 16, 2, left, top, 1]}) + "\n")
+                key = member.name.partition(".")[0]
+                lines.write(json.dumps({"key": key, "keypoints": [left + 16, top + 16, 2, left, top, 1]}) + "\n")
     return folder
 
 
@@ -99,8 +102,45 @@ def test_a_folder_gets_the_points_that_the_network_finds(tmp_path: Path, capsys:
     before = (folder / "coco_keypoints.json").read_bytes()
     shutil.rmtree(folder / "masks")
     assert annotate.main([str(folder), *networks]) == 1
-    assert "coco_keypoints.json is there already" in capsys.readouterr().err
+    assert "coco_keypoints.json holds annotations already" in capsys.readouterr().err
     assert (folder / "coco_keypoints.json").read_bytes() == before and not (folder / "masks").exists()
+
+
+def test_a_label_may_be_left_to_a_person(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, networks = _export(tmp_path / "both", CLASSES, POINTS), _networks(tmp_path)
+    (folder / "masks").mkdir()
+    (folder / "masks" / "mine.png").write_bytes(b"painted")
+    assert annotate.main([str(folder), *networks[2:]]) == 0
+    out = capsys.readouterr().out
+    assert "19 points of 2 images" in out and "mask: left to be annotated" in out
+    assert [path.name for path in (folder / "masks").iterdir()] == ["mine.png"]
+    assert annotate.main([str(folder), *networks[:2]]) == 1
+    assert "mine.png holds annotations already" in capsys.readouterr().err
+    assert annotate.main([str(folder)]) == 1
+    assert "nothing to annotate with: --annotator or --points" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["labelme", "coco", "another image", "no image", "no export"])
+def test_what_was_annotated_or_changed_is_left_alone(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, networks = _export(tmp_path / "both", CLASSES, POINTS), _networks(tmp_path)
+    image = next((folder / "images").glob("*.png"))
+    if change == "labelme":
+        image.with_suffix(".json").write_text("{}")
+    elif change == "coco":
+        (folder / "coco.json").write_text("{}")
+    elif change == "another image":
+        Image.new("RGB", (64, 64)).save(image)
+    elif change == "no image":
+        image.unlink()
+    else:
+        (folder / "annotations.json").unlink()
+    before = sorted(folder.rglob("*"))
+    assert annotate.main([str(folder), *networks]) == 1
+    named = {"labelme": ".json holds", "coco": "coco.json holds", "no export": "annotations.json"}
+    assert named.get(change, image.name) in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_points_alone(tmp_path: Path) -> None:
@@ -113,15 +153,16 @@ def test_labels_and_networks_must_fit(tmp_path: Path, capsys: pytest.CaptureFixt
     networks = _networks(tmp_path)
     larger = tmp_path / "larger"
     larger.mkdir()
+    another_order = Keypoints(POINTS.names[::-1])
     cases: list[tuple[tuple[Target, ...], list[str], str]] = [
-        ((CLASSES, POINTS), networks[:2], "asks for the label keypoints: --points is needed"),
-        ((CLASSES,), networks, "does not ask for the label keypoints: leave --points out"),
-        ((POINTS,), networks, "does not ask for the label mask: leave --annotator out"),
-        ((CLASSES, POINTS), networks[2:], "asks for the label mask: --annotator is needed"),
-        ((CLASSES, DenseMap("depth", -1, 1)), networks, "asks for depth; this annotates masks and keypoints"),
+        ((CLASSES,), networks, "asks for mask, not for keypoints: leave --points out"),
+        ((POINTS,), networks, "asks for keypoints, not for mask: leave --annotator out"),
+        ((DenseMap("depth", -1, 1),), networks[2:], "asks for depth, not for keypoints"),
         ((Keypoints(("nose", "chin")),), networks[2:], "has the points nose, chin; the annotator knows nose_tip"),
-        ((POINTS,), _networks(larger, 128)[2:], "is 64×64 pixels; the annotator labels 128×128"),
-        ((POINTS,), ["--points", networks[1]], "not a readable annotator of points"),
+        ((another_order,), networks[2:], "the same points as the annotator, but in another order: nose_tip"),
+        ((POINTS,), _networks(larger, 128)[2:], "the images are 64×64 pixels, the annotator labels 128×128"),
+        ((POINTS,), ["--points", networks[1]], "it annotates masks: give it as --annotator"),
+        ((CLASSES,), ["--annotator", networks[3]], "it annotates points: give it as --points"),
         ((POINTS,), ["--points", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
     ]
     for i, (targets, options, words) in enumerate(cases):
@@ -158,25 +199,79 @@ def test_a_start_gives_all_layers_but_the_last(
     assert "ends in .safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["no points.json", "no lines", "fewer lines", "other points", "no json"])
-def test_renders_without_their_points_are_reported(
+def _line(key: str = "000001", keypoints: object = (1.0, 2.0, 2, 3.0, 4.0, 1)) -> str:
+    return json.dumps({"key": key, "keypoints": keypoints})
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("none", "line 2: Expecting value"),
+        ("", "line 2: Expecting value"),
+        ("{}", "line 2: 'keypoints' is missing"),
+        (_line("000007"), "line 2: key '000007', but this render is 000001"),
+        (_line(keypoints=[1, 2, 2]), "line 2: expected x, y, v of 2 points"),
+        (_line(keypoints=[float("nan"), 2, 2, 3, 4, 2]), "line 2: x and y must be finite"),
+        (_line(keypoints=[1e300, 2, 2, 3, 4, 2]), "line 2: "),
+        (_line(keypoints=[1, 2, 7, 3, 4, 2]), "line 2: x and y must be finite, v 0, 1 or 2"),
+        (_line(keypoints="abc"), "line 2: "),
+        (None, f"has 1 lines; there are {TRAIN_RENDERS} renders"),
+    ],
+)
+def test_damaged_points_are_named_by_their_line(
+    pointed: Path, tmp_path: Path, line: str | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(pointed, tmp_path / "data")
+    stored = data / "keypoints-train.jsonl"
+    first, _, *others = stored.read_text().splitlines()
+    stored.write_text("\n".join([first] if line is None else [first, line, *others]) + "\n")
+    assert train_point_annotator.main(["--data", str(data), "--out", str(tmp_path / "out.safetensors")]) == 1
+    message = capsys.readouterr().err
+    assert "keypoints-train.jsonl" in message and words in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("damage", ["none", "no lines", "words", "no names", "depth of another"])
+def test_what_the_domain_lacks_is_named(
     pointed: Path, tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(pointed, tmp_path / "data")
-    names, lines = data / "keypoints.json", data / "keypoints-train.jsonl"
-    if damage == "no points.json":
+    names, out = data / "keypoints.json", tmp_path / "out.safetensors"
+    if damage == "none":
         names.unlink()
     elif damage == "no lines":
-        lines.unlink()
-    elif damage == "fewer lines":
-        lines.write_text(lines.read_text().partition("\n")[0])
-    elif damage == "other points":
-        names.write_text(json.dumps({"names": ["one"], "skeleton": [], "flip_pairs": []}))
+        (data / "keypoints-train.jsonl").unlink()
+    elif damage == "words":
+        names.write_text(json.dumps({"names": "ab", "skeleton": [], "flip_pairs": []}))
+    elif damage == "no names":
+        names.write_text("{}")
     else:
-        lines.write_text("none\n")
-    assert train_point_annotator.main(["--data", str(data), "--out", str(tmp_path / "out.safetensors")]) == 1
-    message = capsys.readouterr().err
-    assert message.startswith("train_point_annotator.py: error: ") and "data" in message and "keypoints" in message
+        (tmp_path / "none").write_bytes(b"")
+        with tarfile.open(data / "depth-train-0000.tar", "w") as tar:
+            tar.add(tmp_path / "none", "999999.depth.png")
+    assert train_point_annotator.main(["--data", str(data), "--out", str(out)]) == 1
+    words = {
+        "none": "keypoints.json is needed",
+        "no lines": "keypoints-train.jsonl is needed",
+        "words": "(names is not a list)",
+        "no names": "('names' is missing)",
+        "depth of another": "the depth of 999999, of which there is no render",
+    }
+    assert words[damage] in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize("script", [train_annotator, train_point_annotator])
+def test_a_training_that_diverges_writes_nothing(
+    script: Any, pointed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(WIDTHS, 64, (4, 8))
+    command = ["--data", str(pointed), "--out", str(tmp_path / "out.safetensors"), "--batch-size", "4", "--lr", "1e38"]
+    assert script.main([*command, "--val-count", "4"]) == 1
+    assert "the training diverged: the loss of step" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    for option, value in (("--lr", "inf"), ("--threads", "99999999"), ("--seed", str(2**64)), ("--val-count", "0")):
+        with pytest.raises(SystemExit):
+            script.main([*command, option, value])
+        assert f"{option} " in capsys.readouterr().err
 
 
 def test_what_is_no_annotator_of_points_is_reported(tmp_path: Path) -> None:
@@ -191,5 +286,9 @@ def test_what_is_no_annotator_of_points_is_reported(tmp_path: Path) -> None:
     for name in ("folder", "text", *reports):
         with pytest.raises(ValueError, match=f"{name} is not a readable annotator of points"):
             load_point_annotator(tmp_path / name)
+    broken = {**weights, "head.bias": torch.full_like(weights["head.bias"], torch.nan)}
+    save_file(broken, tmp_path / "diverged", {"report": json.dumps(whole)})
+    with pytest.raises(ValueError, match="some of its weights are not finite: its training diverged"):
+        load_point_annotator(tmp_path / "diverged")
     with pytest.raises(ValueError, match="got images torch.uint8"):
         network.annotate(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

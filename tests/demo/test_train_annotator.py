@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TRAIN_RENDERS
-from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
@@ -23,7 +22,7 @@ import renders  # noqa: E402
 import train_annotator  # noqa: E402
 from annotator import WIDTHS, Annotator, load_annotator, save_annotator  # noqa: E402
 
-from dsgan_datasets import load_generator  # noqa: E402
+from dsgan_datasets import LabelSchema, load_generator  # noqa: E402
 from dsgan_datasets.annotations import export_annotations, read_classes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,20 +85,15 @@ def test_it_learns_at_both_resolutions(
 
 def test_its_classes_are_those_of_its_resolution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = tmp_path / "annotator.safetensors"
-    for resolution, file in ((64, "classes.json"), (128, "classes-128.json")):
+    for resolution, file, name in ((64, "classes.json", "demo-faces"), (128, "classes-128.json", "demo-faces-128")):
         save_annotator(Annotator(resolution, (4, 8)), weights, {})
-        folder = tmp_path / str(resolution)
-        folder.mkdir()
-        schema = json.loads((DEMO / file).read_text())
-        (folder / "classes.json").write_text(json.dumps(schema))
-        (folder / "images").mkdir()
-        assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
-        assert "holds no .png" in capsys.readouterr().err
-        Image.new("RGB", (resolution, resolution)).save(folder / "images" / "a.png")
-        assert annotate.main([str(folder), "--annotator", str(weights)]) == 0
-        schema["classes"].pop()
-        (folder / "classes.json").write_text(json.dumps(schema))
-        assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
+        schema, generator = json.loads((DEMO / file).read_text()), load_generator(name, device="cpu")
+        for known in (True, False):
+            if not known:
+                schema["classes"].pop()
+            folder = tmp_path / f"{resolution}-{known}"
+            export_annotations(generator, LabelSchema.from_dict(schema), folder, num_samples=1, candidates=1)
+            assert annotate.main([str(folder), "--annotator", str(weights)]) == (0 if known else 1)
         assert "the annotator knows background, skin" in capsys.readouterr().err, resolution
     report = json.loads(weights.with_suffix(".json").read_text()) | {"classes": renders.MERGED}
     save_file({"w": torch.zeros(1)}, weights, {"report": json.dumps(report)})  # of before it knew fourteen
@@ -121,7 +115,7 @@ def test_its_images_must_have_its_size(tmp_path: Path, capsys: pytest.CaptureFix
     export_annotations(load_generator("demo-faces", device="cpu"), read_classes(DEMO), folder, num_samples=1)
     assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
     message = capsys.readouterr().err
-    assert "is 64×64 pixels; the annotator labels 128×128" in message and "--resolution" in message
+    assert "are 64×64 pixels, the annotator labels 128×128" in message and "--resolution" in message
     assert not (folder / "masks").exists()
 
 
