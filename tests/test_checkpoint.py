@@ -418,9 +418,10 @@ def test_format_1_is_read_through_a_migration(saved: Path, filtered: LabeledGene
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "classes"), [("demo-faces", 64, "classes.json"), ("demo-faces-128", 128, "classes-128.json")]
+    ("name", "side", "classes", "points"),
+    [("demo-faces", 64, "classes.json", 0), ("demo-faces-128", 128, "classes-128.json", 19)],
 )
-def test_what_is_built_in_is_small_free_and_described(name: str, side: int, classes: str) -> None:
+def test_what_is_built_in_is_small_free_and_described(name: str, side: int, classes: str, points: int) -> None:
     assert name in built_in()
     labeled, folder = LabeledGenerator.from_pretrained(name, device="cpu"), PRETRAINED / name
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -431,6 +432,9 @@ def test_what_is_built_in_is_small_free_and_described(name: str, side: int, clas
     batch = labeled.generate(range(4))
     assert batch.image.shape == (4, 3, side, side) and batch.mask.shape == (4, side, side)
     assert len(batch.mask.unique()) > labeled.schema.num_classes / 2
+    if points:
+        assert batch.keypoints.shape == (4, points, 3) and (batch.keypoints[..., 2] > 0).all()
+        assert (batch.keypoints[..., :2] > 0).all() and (batch.keypoints[..., :2] < side).all()
     assert labeled.recipe.threshold is not None and (batch.uncertainty_score <= labeled.recipe.threshold).all()
 
 

@@ -67,13 +67,21 @@ def test_info_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     for expected in (
         "stylegan2",
         "64×64",
-        "10 pixel classifiers",
+        "pixel_ensemble: 10 networks",
         "background, skin",
         "CC0-1.0",
         fingerprint,
         "drops 10%",
     ):
         assert expected in printed
+
+
+def test_info_of_a_checkpoint_with_points(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "demo-faces-128"]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("convolutional: 5 networks", "keypoint_ensemble: 5 networks", "14 classes", "19 points: nose_tip"):
+        assert expected in printed
+    assert "classifiers" not in printed
 
 
 def test_info_of_published_classifiers(capsys: pytest.CaptureFixture[str]) -> None:

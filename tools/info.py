@@ -149,7 +149,7 @@ def _filter(labeled: LabeledGenerator) -> str:
 
 #: Facts of an interpreter's config that have words of their own.
 _FACTS: dict[str, Callable[[Any], str]] = {
-    "members": lambda count: f"{count} pixel classifiers",
+    "members": lambda count: f"{count} networks",
     "channels": lambda channels: f"{sum(channels)} features",
     "hidden": lambda widths: f"{'/'.join(map(str, widths))} hidden units",
     "classes": lambda count: f"{count} classes",
