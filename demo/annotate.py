@@ -134,7 +134,7 @@ def _check_free(folder: Path, *patterns: str) -> None:
     """Nobody has annotated this label yet, nor, in files that may hold any, another one."""
     for pattern in (*patterns, "images/*.json", LABELSTUDIO_FILE):
         if found := next(folder.glob(pattern), None):
-            raise ValueError(f"{found} holds annotations already, and nothing is replaced: move it away")
+            raise ValueError(f"{found} holds annotations already, which are not replaced: move it away")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
