@@ -851,7 +851,7 @@ def test_the_stand_in_annotates_what_was_exported(tmp_path: Path, capsys: pytest
     assert annotate.main([str(folder), "--annotator", str(weights)]) == 1
     assert "not replaced" in capsys.readouterr().err
     assert annotate.main([str(tmp_path), "--annotator", str(weights)]) == 1
-    assert "classes.json is missing" in capsys.readouterr().err
+    assert "annotations.json" in capsys.readouterr().err
     assert annotate.main([str(folder), "--annotator", str(tmp_path / "none")]) == 1
 
 
