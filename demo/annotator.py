@@ -7,14 +7,16 @@ Shapes: N images, C classes, H = W = `resolution` pixels, 64 or 128.
 """
 
 import json
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from renders import annotated_classes
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dsgan_datasets.files import atomic_write, write_json
@@ -80,12 +82,9 @@ def save_annotator(annotator: Annotator, path: str | Path, report: dict[str, obj
     """Write the weights to `path`, with `report` in their metadata and in a .json file beside them."""
     path = Path(path)
     report = {"classes": annotator.classes, "resolution": annotator.resolution, "widths": annotator.widths, **report}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in annotator.state_dict().items()}
-    metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(report_path(path), report)
-    with atomic_write(path) as file:
-        file.write(save(weights, metadata))
+    write_weights(annotator, path, report)
 
 
 def load_annotator(path: str | Path) -> Annotator:
@@ -96,34 +95,49 @@ def load_annotator(path: str | Path) -> Annotator:
         ValueError: a file that is not an annotator with the classes of its resolution.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: train_annotator.py makes it")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            report = json.loads(file.metadata()["report"])
-        if "classes" not in report and "points" in report:
+    with readable(path, "train_annotator.py"):
+        report, weights = read_weights(path)
+        if "points" in report:
             raise ValueError("it annotates points: give it as --points")
         classes, resolution = tuple(report["classes"]), int(report.get("resolution", 64))
         annotator = Annotator(resolution, tuple(report["widths"]))
         if classes != annotator.classes:
             theirs, ours = (", ".join(names) for names in (classes, annotator.classes))
             raise ValueError(f"got classes {theirs}, expected {ours} at {resolution}×{resolution} pixels")
-        annotator.load_state_dict(load_finite(path))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a readable annotator ({reason}): train_annotator.py makes one") from error
+        annotator.load_state_dict(weights)
     return annotator.eval().requires_grad_(False)
 
 
-def load_finite(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError if a training that diverged wrote them."""
-    tensors = load_file(path)
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+def write_weights(network: nn.Module, path: Path, report: dict[str, object]) -> None:
+    """Write a network's tensors, with a report in their metadata."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {"report": json.dumps(report)}  # one entry: safetensors writes several in random order
+    with atomic_write(path) as file:
+        file.write(save(weights, metadata))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Report and tensors that `write_weights` wrote; ValueError if a training that diverged did."""
+    with safe_open(str(path), framework="pt") as file:
+        report: dict[str, Any] = json.loads(file.metadata()["report"])
+    weights = load_file(path)
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
         raise ValueError("some of its weights are not finite: its training diverged")
-    return tensors
+    return report, weights
 
 
-def check_loss(loss: float, step: int) -> None:
-    """ValueError if a training has diverged; `step` counts from 0."""
-    if not math.isfinite(loss):
-        raise ValueError(f"the training diverged: the loss of step {step + 1} is {loss}; a lower --lr may help")
+@contextmanager
+def readable(path: Path, script: str) -> Iterator[None]:
+    """Says that a file is none that a script writes, if reading it fails.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what fails within the block.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: {script} makes it")
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a readable annotator ({reason}): {script} makes one") from error

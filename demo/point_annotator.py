@@ -8,18 +8,14 @@ Shapes: N images, K keypoints, H = W = `resolution` pixels, 64 or 128; keypoints
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from annotator import WIDTHS, load_finite
+from annotator import WIDTHS, read_weights, readable, write_weights
 from render_points import BACKGROUND
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from dsgan_datasets.files import atomic_write
 from dsgan_datasets.students import UNet
 from dsgan_datasets.students.heads import centers
 
@@ -80,10 +76,8 @@ class PointAnnotator(UNet):
 def save_point_annotator(annotator: PointAnnotator, path: Path, report: dict[str, object]) -> None:
     """Write the weights, with the report in their metadata."""
     stored = {"points": annotator.names, "resolution": annotator.resolution, "widths": annotator.widths, **report}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in annotator.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(save(weights, {"report": json.dumps(stored)}))
+    write_weights(annotator, path, stored)
 
 
 def load_point_annotator(path: Path) -> PointAnnotator:
@@ -93,19 +87,11 @@ def load_point_annotator(path: Path) -> PointAnnotator:
         FileNotFoundError: no such file.
         ValueError: a file that is not such a network.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: train_point_annotator.py makes it")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            report = json.loads(file.metadata()["report"])
-        if "points" not in report and "classes" in report:
+    with readable(path, "train_point_annotator.py"):
+        report, weights = read_weights(path)
+        if "classes" in report:
             raise ValueError("it annotates masks: give it as --annotator")
         annotator = PointAnnotator(tuple(report["points"]), int(report["resolution"]), tuple(report["widths"]))
-        annotator.load_state_dict(load_finite(path))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{path} is not a readable annotator of points ({reason}): train_point_annotator.py makes one"
-        ) from error
+        annotator.load_state_dict(weights)
     annotator.report = report
     return annotator.eval().requires_grad_(False)

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from annotator import WIDTHS, Annotator, check_loss, report_path, save_annotator
+from annotator import WIDTHS, Annotator, report_path, save_annotator
+from commands import check_loss, check_options, new_parser, run_command
 from renders import annotated_classes, read_renders
 from torch import Tensor
 from torch.nn import functional as F
@@ -196,36 +197,20 @@ def train(
                 with half:
                     logits = annotator(x)
                 loss = segmentation_loss(logits.float(), target)
-                check_loss(loss.item(), int(bar.n))
+                value = loss.item()
+                check_loss(value, int(bar.n))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
+                smoothed = value if smoothed is None else 0.98 * smoothed + 0.02 * value
                 bar.set_postfix(loss=f"{smoothed:.3f}", refresh=False)
                 bar.update()
 
 
-def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, *counts: str) -> None:
-    """End with a message if a count, --lr, --seed or --threads is out of its range."""
-    highest = {**dict.fromkeys(counts, 10**9), "threads": 1024}
-    for name, most in highest.items():
-        if not 1 <= getattr(args, name) <= most:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must lie in 1 … {most:,}")
-    if not 0 < args.lr < math.inf:
-        parser.error(f"--lr {args.lr} must be a number above 0, such as 0.004")
-    if not 0 <= args.seed < 2**63:
-        parser.error(f"--seed {args.seed} must lie in 0 … 2^63-1")
-
-
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    description, _, examples = (__doc__ or "").partition("Examples:")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="examples:" + examples.partition("Shapes:")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="DIR", help="folder with train-*.tar; test-*.tar is not opened")
     add("--out", type=Path, required=True, metavar="FILE", help="weights; a .json goes beside them")
@@ -286,16 +271,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:  # the last: torch without CUDA
-        print(f"train_annotator.py: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train_annotator.py: stopped, nothing is written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("train_annotator.py", run, parse_args(argv))
 
 
 if __name__ == "__main__":

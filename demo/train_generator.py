@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from annotator import load_annotator
+from commands import new_parser
 from discriminator import Discriminator, augment, r1_penalty
 from growing import Phase, describe_phase, extend, grow_discriminator, phase_at
 from images import digest, read_images, split
@@ -747,12 +748,7 @@ class Run:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    description, _, examples = (__doc__ or "").partition("Examples:")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="examples:" + examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__)
     default = TrainingSettings()
     add = parser.add_argument
     add("--images", type=Path, nargs="+", required=True, metavar="PATH", help="folders of images, or tars of them")

@@ -1,7 +1,7 @@
 """Train the demo's annotator of keypoints on renders with exact points, hardened for images of a half-trained GAN.
 
 Examples:
-    python demo/train_point_annotator.py --data DOMAIN --out points.safetensors          # half an hour on one core
+    python demo/train_point_annotator.py --data DOMAIN --out points.safetensors
 
     # for a generator of 128×128; it begins with what the annotator of masks knows
     python demo/train_point_annotator.py --data DOMAIN --resolution 128 --start annotator-128.safetensors \\
@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from annotator import WIDTHS, check_loss, load_annotator
+from annotator import WIDTHS, load_annotator
+from commands import check_loss, check_options, new_parser, run_command
 from point_annotator import PointAnnotator, save_point_annotator
 from render_points import BACKGROUND, Renders, keypoints_of_domain, read
 from renders import MERGED
 from torch import Tensor
 from tqdm import tqdm
-from train_annotator import check_options, cut_out, degrade, muddle, recolor, tint_background
+from train_annotator import cut_out, degrade, muddle, recolor, tint_background
 
 from dsgan_datasets.files import check_writable
 
@@ -122,12 +123,7 @@ def _moved(
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    description, _, examples = (__doc__ or "").partition("Examples:")
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog="examples:" + examples.partition("Shapes:")[0],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__)
     add = parser.add_argument
     text = "folder with train-*.tar, keypoints.json and keypoints-train.jsonl, and depth-train-*.tar for some renders"
     add("--data", type=Path, required=True, metavar="DIR", help=f"{text}; test-*.tar is not opened")
@@ -182,16 +178,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"train_point_annotator.py: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("train_point_annotator.py: stopped, nothing is written", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("train_point_annotator.py", run, parse_args(argv))
 
 
 if __name__ == "__main__":
