@@ -11,8 +11,9 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -35,17 +36,76 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item], devi
     Raises:
         RuntimeError: the system starts no thread at all.
     """
-    team: _Team | None = getattr(_this_thread, "team", None)
-    if device.type != "cpu" or (team is None and torch.get_num_threads() == 1):
+    if device.type != "cpu":
         return [function(item) for item in items]
 
     def without_gradients(item: Item) -> Result:
         with torch.no_grad():  # holds for one thread only
             return function(item)
 
-    if team is None:
+    if (team := getattr(_this_thread, "team", None)) is not None:
+        shared: list[Result] = team.share(without_gradients, list(items))
+        return shared
+    with _forks.held_off():
+        if torch.get_num_threads() == 1:
+            return [function(item) for item in items]
         return _team(os.getpid(), torch.get_num_threads()).map(without_gradients, items)
-    return team.share(without_gradients, list(items))
+
+
+class _Forks:
+    """Has a fork wait until no thread computes.
+
+    A child that is forked in the middle of a call of MKL has its bookkeeping of memory half changed, and its own first
+    matrix product may never end. Frameworks fork the workers of one loader while a stream reads ahead for another.
+    """
+
+    #: Seconds that a fork waits at most: longer than a batch takes, unless images are very large.
+    PATIENCE = 60.0
+
+    def __init__(self) -> None:
+        self._changed, self._computing, self._waiting = threading.Condition(), 0, 0
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """For a computation. A thread that is inside already may enter again, also while a fork waits."""
+        outermost = not getattr(_this_thread, "computing", False)
+        if outermost:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._waiting)
+                self._computing += 1
+            _this_thread.computing = True
+        try:
+            yield
+        finally:
+            if outermost:
+                _this_thread.computing = False
+                with self._changed:
+                    self._computing -= 1
+                    self._changed.notify_all()
+
+    def before(self) -> None:
+        """A thread is about to fork."""
+        own = int(getattr(_this_thread, "computing", False))
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: self._computing <= own, self.PATIENCE)
+
+    def after_in_parent(self) -> None:
+        """It has forked."""
+        with self._changed:
+            self._waiting -= 1
+            self._changed.notify_all()
+
+    def after_in_child(self) -> None:
+        """No thread but the one that forked is here; another one may have held the lock."""
+        self._changed, self._computing, self._waiting = threading.Condition(), 0, 0
+
+
+_forks = _Forks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_forks.before, after_in_parent=_forks.after_in_parent, after_in_child=_forks.after_in_child
+    )
 
 
 class _Team:

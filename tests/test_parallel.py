@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,6 +66,36 @@ def test_an_error_in_a_shared_part_is_raised() -> None:
         with pytest.raises(ZeroDivisionError):
             parallel_map(lambda _: parallel_map(lambda j: 1 // (j - 5), range(8), CPU), range(1), CPU)
         assert parallel_map(lambda i: i, range(4), CPU) == [0, 1, 2, 3]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no system that forks")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_fork_waits_until_nobody_computes(threads: int) -> None:
+    """Also if the work that it waits for has parts of its own; and both processes can go on computing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    began, ended = threading.Event(), []
+
+    def compute(item: int) -> None:
+        began.set()
+        time.sleep(0.4)
+        parallel_map(lambda part: ended.append((item, part)), range(2), CPU)
+
+    def in_the_child() -> None:
+        sys.exit(0 if len(ended) == 4 and parallel_map(abs, [-1, 2], CPU) == [1, 2] else 3)
+
+    try:
+        other = threading.Thread(target=lambda: parallel_map(compute, range(2), CPU), daemon=True)
+        other.start()
+        assert began.wait(10)
+        child = multiprocessing.get_context("fork").Process(target=in_the_child, daemon=True)
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+        other.join(10)
+        assert parallel_map(abs, [-3], CPU) == [3]
     finally:
         torch.set_num_threads(before)
 
