@@ -1,4 +1,4 @@
-"""Renders of the demo's domain with their exact keypoints and depth.
+"""Renders of the demo's domain with their exact keypoints and depth, or samples of a labeled generator like them.
 
 Shapes: N images, K keypoints, H = W pixels. Keypoints are float32 [N, K, 3] = (x, y, v) in pixels of these images,
 depths float32 [N, 1, H, W] in head heights from the head's center towards the camera, NaN where it is not known.
@@ -14,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from images import tar_files
-from renders import MERGED, SIDE, read_renders
+from renders import MERGED, RENDERED, SIDE, class_lookup, halve_image, halve_mask, read_renders
 from torch import Tensor
+from tqdm import tqdm
 
-from dsgan_datasets import DenseMap, Keypoints
+from dsgan_datasets import DenseMap, Keypoints, LabeledGenerator
 from dsgan_datasets.images import read_pixels
 
 #: Of a pixel that shows the background: as far away as the range goes. No part of a head is nearly as far.
@@ -87,6 +88,41 @@ def read(domain: Path, split: str, side: int) -> Renders:
                 raise ValueError(f"{tar} holds the depth of {key}, of which there is no render")
             depths[rows[key], 0] = torch.from_numpy(_depth(data, side))
     return Renders(images, masks, points, depths)
+
+
+def sample(checkpoint: str, count: int, side: int, seed: int = 0) -> tuple[Renders, tuple[str, ...]]:
+    """Samples of a labeled generator of the demo, in place of renders, and the names of their points.
+
+    All that is known of them comes from the annotations of its interpreter: no exact label of a render is used.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: its samples are smaller, or lack points or the demo's classes.
+    """
+    source = LabeledGenerator.from_pretrained(checkpoint, device="cpu")
+    points = next((target for target in source.targets if isinstance(target, Keypoints)), None)
+    if points is None:
+        raise ValueError(f"{checkpoint} labels no keypoints")
+    lookups = {MERGED: np.arange(len(MERGED), dtype=np.uint8), RENDERED: class_lookup(MERGED, SIDE)}
+    if (lookup := lookups.get(source.schema.classes)) is None:
+        raise ValueError(
+            f"{checkpoint} labels other classes than those of the demo: {', '.join(source.schema.classes)}"
+        )
+    height, width = source.image_size
+    if height != width or height not in (side, 2 * side):
+        raise ValueError(f"samples of {checkpoint} have {height}×{width} pixels, expected {side} or {2 * side}")
+    images, masks, places = [], [], []
+    drawn = source.stream(range(count), seed=seed)
+    for drawn_sample in tqdm(drawn, "sampling", total=count, unit="sample", mininterval=2, leave=False):
+        image, mask = drawn_sample.image.permute(1, 2, 0).numpy(), lookup[drawn_sample.mask.numpy()]
+        images.append(image if height == side else halve_image(image))
+        masks.append(mask if height == side else halve_mask(mask))
+        places.append(drawn_sample["keypoints"].float())
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    found = torch.stack(places)
+    found[..., :2] *= side / height
+    depths = torch.full((count, 1, side, side), torch.nan)
+    return Renders(pixels, torch.from_numpy(np.stack(masks)), found, depths), points.names
 
 
 def _read_points(path: Path, keys: Sequence[str], num_points: int) -> Tensor:

@@ -9,8 +9,12 @@ Examples:
     python demo/train_generator.py --images DOMAIN/train-*.tar --start DOMAIN/start \\
         --annotator annotator.safetensors --state runs/faces --minutes 9
 
-    # 128×128 from nothing, on a GPU, with a second discriminator that knows ImageNet
+    # 128×128 from nothing, on a GPU, with a further discriminator that knows ImageNet
     python demo/train_generator.py --images photos/ --state runs/big --resolution 128 --batch 32 --imagenet 0.5
+
+    # late in a training of faces: another one that looks at close-ups of eyes, mouth and nose
+    python demo/train_generator.py --images faces/ --state runs/big --resolution 128 --batch 32 --imagenet 0.5 \\
+        --closeups 0.5 --points points.safetensors --change-settings
 
 The state folder holds all that is needed to resume (files of at most 15 MB), grids of samples over time (samples/,
 evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on
@@ -19,6 +23,7 @@ evolution.png) and, with --annotator, the best generator by the Frechet distance
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import signal
@@ -33,12 +38,14 @@ from typing import Any
 import numpy as np
 import torch
 from annotator import load_annotator
+from closeups import Closeups
 from commands import new_parser
 from discriminator import Discriminator, augment, r1_penalty
 from growing import Phase, describe_phase, extend, grow_discriminator, phase_at
 from images import digest, read_images, split
 from PIL import Image
-from pretrained_discriminator import VIEWS, PretrainedDiscriminator, discriminator_loss, generator_loss, seen
+from point_annotator import PointAnnotator, load_point_annotator
+from pretrained_discriminator import PretrainedDiscriminator, discriminator_loss, generator_loss
 from quality import Ruler
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -80,6 +87,9 @@ MAX_GRIDS = 12
 PSI = 0.7
 #: The learning rate rises over this number of steps, as Adam starts without its moments.
 WARMUP = 100
+#: Further discriminators learn at this rate at least, so that they may join late; the generator listens to one more and
+#: more over so many of its steps.
+FURTHER_RATE, LISTENING = 1e-3, 300
 #: Share of real images that the discriminator is sure of, and images after which p may have gone from 0 to 1
 #: (StyleGAN2-ADA, section 3.1).
 ADA_TARGET, ADA_IMAGES = 0.6, 500_000
@@ -103,6 +113,8 @@ class TrainingSettings:
     mirror: bool = True
     augment: bool = False
     imagenet: float = 0.0  # weight of a discriminator on features of ImageNet
+    closeups: float = 0.0  # weight of one that looks at close-ups
+    points: str = ""  # what finds them: sha256 of its file
     validation: float = 0.1
 
 
@@ -179,6 +191,20 @@ def images_of(generator: FeatureGenerator, z: Tensor, psi: float = 1.0, batch_si
 # --------------------------------------------------------------------------------------------- training
 
 
+@dataclass
+class Further:
+    """A further discriminator: its small networks learn, and the generator listens to it."""
+
+    network: PretrainedDiscriminator
+    optimizer: torch.optim.Optimizer
+    weight: float  # of its part of the generator's loss
+
+    @property
+    def steps(self) -> int:
+        """Those of its training on each view."""
+        return max((int(state.get("step", 0)) for state in self.optimizer.state.values()), default=0)
+
+
 class Training:
     """Generator, its average, discriminators and their optimizers: everything that a step changes.
 
@@ -190,6 +216,7 @@ class Training:
         device: where it runs.
         dtype: precision of the convolutions; R1 is always float32.
         channels: resolution -> channels of the discriminator; None: those of the generator.
+        locator: finds what close-ups show, if the settings want them.
     """
 
     def __init__(
@@ -199,6 +226,7 @@ class Training:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels: Mapping[int, int] | None = None,
+        locator: PointAnnotator | None = None,
     ) -> None:
         self.config, self.settings = config, settings
         self.channels = dict(channels or config.channels)
@@ -207,11 +235,18 @@ class Training:
         with torch.random.fork_rng(devices=[]):  # torch initializes layers from its global generator only
             torch.manual_seed(settings.seed)
             self.discriminator = Discriminator(self.channels)
-            self.pretrained = PretrainedDiscriminator(config.img_resolution, dtype) if settings.imagenet else None
+            further = {}
+            if settings.imagenet:
+                further["pretrained"] = PretrainedDiscriminator(config.img_resolution, dtype), settings.imagenet
+            if settings.closeups:
+                assert locator is not None
+                views = [Closeups(locator.to(self.device), dtype)]
+                closeups = PretrainedDiscriminator(config.img_resolution, dtype, views)
+                further["closeups"] = closeups, settings.closeups
         self.generator = new_generator(config, random)
         self.ema = StyleGAN2(config)
         self.ema.load_state_dict(self.generator.state_dict())
-        for network in filter(None, (self.generator, self.ema, self.discriminator, self.pretrained)):
+        for network in (self.generator, self.ema, self.discriminator, *(network for network, _ in further.values())):
             network.to(self.device).to(memory_format=torch.channels_last)
         self.ema.freeze()
         self.step = 0
@@ -227,8 +262,11 @@ class Training:
         self.g_optimizer = torch.optim.Adam(self.generator.parameters(), settings.lr, (0.0, 0.99))
         self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr * c, (0.0, 0.99**c))
         self._d_rate = settings.lr * c
-        if self.pretrained is not None:
-            self.pretrained_optimizer = torch.optim.Adam(self.pretrained.heads.parameters(), settings.lr, (0.0, 0.99))
+        self._further_rate = max(settings.lr, FURTHER_RATE)
+        self.further = {
+            name: Further(network, torch.optim.Adam(network.heads.parameters(), betas=(0.0, 0.99)), weight)
+            for name, (network, weight) in further.items()
+        }
 
     # --- one step ---
 
@@ -259,9 +297,11 @@ class Training:
             self.discriminator.requires_grad_(False)  # its gradients would cost time and are not used
             g_loss = F.softplus(-self.discriminator(fake, self.dtype)).mean()
             losses["G"] = g_loss.detach()
-            if self.pretrained is not None:
-                losses["I"], judged = self._ask_pretrained(self.pretrained, real, fake, random)
-                g_loss = g_loss + s.imagenet * judged
+            if self.further:  # in turn, as each costs half a step
+                turn, which = divmod(self.step, len(self.further))
+                name = list(self.further)[which]
+                losses[name], judged = self._ask(self.further[name], turn, real, fake, random)
+                g_loss = g_loss + judged
             self._update(self.g_optimizer, g_loss)
             self.discriminator.requires_grad_(True)
             self._average(w.detach())
@@ -269,20 +309,19 @@ class Training:
         self._watch(float(losses["D"]))
         return losses
 
-    def _ask_pretrained(
-        self, pretrained: PretrainedDiscriminator, real: Tensor, fake: Tensor, random: torch.Generator
+    def _ask(
+        self, further: Further, turn: int, real: Tensor, fake: Tensor, random: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Let the second discriminator learn; its loss, and that of the generator by it."""
-        view = self.step % VIEWS
-        real_features, features = map(pretrained.features, seen([real, fake], view, random))
-        loss = discriminator_loss(
-            pretrained(real_features, view), pretrained([maps.detach() for maps in features], view)
-        )
-        self._update(self.pretrained_optimizer, loss)
-        pretrained.heads.requires_grad_(False)
-        judged = generator_loss(pretrained(features, view))
-        pretrained.heads.requires_grad_(True)
-        return loss.detach(), judged
+        """Let a further discriminator learn; its loss, and that of the generator by it."""
+        network = further.network
+        view = turn % len(network.views)
+        real_features, features = map(network.features, network.views[view]([real, fake], random))
+        loss = discriminator_loss(network(real_features, view), network([maps.detach() for maps in features], view))
+        self._update(further.optimizer, loss)
+        network.heads.requires_grad_(False)
+        judged = generator_loss(network(features, view))
+        network.heads.requires_grad_(True)
+        return loss.detach(), judged * further.weight * min(1.0, further.steps / LISTENING)
 
     def _begin_step(self) -> Phase:
         """Set rates and what trains; the phase of growing, if any."""
@@ -291,8 +330,8 @@ class Training:
         warm = min(1.0, ((self.step if self.grown_from is None else within // s.batch) + 1) / WARMUP)
         self.d_optimizer.param_groups[0]["lr"] = self._d_rate * warm
         self.g_optimizer.param_groups[0]["lr"] = s.lr * phase.generator_rate * warm
-        if self.pretrained is not None:
-            self.pretrained_optimizer.param_groups[0]["lr"] = s.lr * warm
+        for further in self.further.values():
+            further.optimizer.param_groups[0]["lr"] = self._further_rate * warm
         new = tuple(f"synthesis_network.b{r}." for r in self._finer_than(self.grown_from or self.config.img_resolution))
         for name, parameter in self.generator.named_parameters():
             parameter.requires_grad_(not phase.new_block_only or name.startswith(new))
@@ -403,8 +442,9 @@ class Training:
             put(start, read_tensors(folder, name), f"{folder}/{name}.safetensors")
             extend(generator_tensors(network), generator_tensors(start))
         self._start_discriminator(folder, grow=bool(finer))
-        if self.pretrained is not None and not finer and any(folder.glob("pretrained*.safetensors")):
-            put(self.pretrained.heads, read_tensors(folder, "pretrained"), f"{folder}/pretrained.safetensors")
+        for name, further in self.further.items():
+            if not finer and any(folder.glob(f"{name}*.safetensors")):
+                put(further.network.heads, read_tensors(folder, name), f"{folder}/{name}.safetensors")
         if (folder / "check.npz").is_file() and not finer:
             self._check_against(folder / "check.npz")
         self.images_seen = images_seen
@@ -437,20 +477,19 @@ class Training:
 
     def networks(self) -> dict[str, Tensors]:
         """All tensors of the state. Adam's first moments are left out: with beta_1 = 0 they are the gradient."""
-        heads = {} if self.pretrained is None else {"pretrained": self.pretrained.heads.state_dict()}
         return {
             "generator": generator_tensors(self.generator),
             "generator_ema": generator_tensors(self.ema),
             "discriminator": self.discriminator.state_dict(),
-            **heads,
+            **{name: further.network.heads.state_dict() for name, further in self.further.items()},
             **{f"{name}_moments": _moments(network, optimizer) for network, optimizer, name in self._optimized()},
         }
 
     def _optimized(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer, str]]:
         yield self.generator, self.g_optimizer, "generator"
         yield self.discriminator, self.d_optimizer, "discriminator"
-        if self.pretrained is not None:
-            yield self.pretrained.heads, self.pretrained_optimizer, "pretrained"
+        for name, further in self.further.items():
+            yield further.network.heads, further.optimizer, name
 
     def progress(self) -> dict[str, Any]:
         """The numbers of the state."""
@@ -471,8 +510,8 @@ class Training:
             put(self.generator, networks["generator"], "generator")
             put(self.ema, networks["generator_ema"], "generator_ema")
             put(self.discriminator, networks["discriminator"], "discriminator")
-            if self.pretrained is not None and "pretrained" in networks:  # a training may take it up later
-                put(self.pretrained.heads, networks["pretrained"], "pretrained")
+            for name in self.further.keys() & networks.keys():  # a training may take one up later
+                put(self.further[name].network.heads, networks[name], name)
             self.step, self.images_seen = int(progress["step"]), int(progress["images_seen"])
             self.p, self.sureness = float(progress["p"]), float(progress["sureness"])
             # States from before networks could grow in steps lack these.
@@ -506,6 +545,11 @@ def _set_moments(network: nn.Module, optimizer: torch.optim.Optimizer, moments: 
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter).copy_(moments[name]),
             }
+
+
+def _short(setting: object) -> str:
+    """A setting in a message: hashes by their beginning."""
+    return f"{setting:.8}" or "none" if isinstance(setting, str) else str(setting)
 
 
 # --------------------------------------------------------------------------------------------- pictures
@@ -604,7 +648,9 @@ class Run:
         if there != mine and not change_settings:
             settings = there["settings"] if isinstance(there["settings"], dict) else {}
             differing = [
-                f"{k} {settings.get(k)} (now {v})" for k, v in mine["settings"].items() if settings.get(k) != v
+                f"{k} {_short(settings.get(k))} (now {_short(v)})"
+                for k, v in mine["settings"].items()
+                if settings.get(k) != v
             ]
             if there["images_sha256"] != self.images_sha256:
                 differing.append("other training images")
@@ -612,8 +658,9 @@ class Run:
                 f"{self.folder} was trained with {', '.join(differing)}: use the same, another --state, or "
                 "--change-settings to resume with the new ones"
             )
-        if "pretrained" in networks and self.training.pretrained is None:
-            print("without --imagenet the second discriminator of the state is forgotten", file=sys.stderr)
+        for name, option in {"pretrained": "--imagenet", "closeups": "--closeups"}.items():
+            if name in networks and name not in self.training.further:
+                print(f"without {option} a further discriminator of the state is forgotten", file=sys.stderr)
         with self._way_out():
             self.training.restore(progress, networks)
             try:
@@ -789,8 +836,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="adaptive augmentation, for few images: 'sure_held_out' falls below 'sure'",
     )
-    text = "weight of a second discriminator on features of ImageNet, such as 0.5; needs the extra efficientnet"
+    text = "weight of a further discriminator on features of ImageNet, such as 0.5; needs the extra efficientnet"
     add("--imagenet", type=float, default=default.imagenet, metavar="WEIGHT", help=f"{text} (default: none)")
+    text = "weight of one that looks at close-ups of eyes, mouth and nose, such as 0.5; needs --points, and the extra"
+    add("--closeups", type=float, default=default.closeups, metavar="WEIGHT", help=f"{text} (default: none)")
+    text = "weights of train_point_annotator.py, which find what close-ups show"
+    add("--points", type=Path, metavar="FILE", help=text)
     text = f"share of the images kept for measuring (default: {default.validation:g})"
     add("--validation", type=float, default=default.validation, metavar="SHARE", help=text)
     add("--seed", type=int, default=default.seed, help=f"fixes everything that is drawn (default: {default.seed})")
@@ -808,8 +859,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--gamma {args.gamma} must be a number from 0, such as 0.4")
     if not 0 <= args.seed < 2**63:
         parser.error(f"--seed {args.seed} must be from 0 to below 2**63")
-    if not 0 <= args.imagenet < math.inf:
-        parser.error(f"--imagenet {args.imagenet} must be a number from 0, such as 0.5")
+    for name in ("imagenet", "closeups"):
+        if not 0 <= getattr(args, name) < math.inf:
+            parser.error(f"--{name} {getattr(args, name)} must be a number from 0, such as 0.5")
+    if (args.closeups > 0) != (args.points is not None):
+        parser.error("--closeups WEIGHT and --points FILE need each other")
     if args.widen and args.start is None:
         parser.error("--widen needs --start: it widens the generator of a trained start")
     if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):
@@ -847,6 +901,8 @@ def discriminator_channels(start: Path | None, config: StyleGAN2Config) -> dict[
 
 def prepare(args: argparse.Namespace) -> Run:
     """Read images, networks and state."""
+    locator = None if args.points is None else load_point_annotator(args.points)
+    args.points = "" if args.points is None else hashlib.sha256(args.points.read_bytes()).hexdigest()
     names = [field.name for field in dataclasses.fields(TrainingSettings) if field.name in args]
     settings = TrainingSettings(**{name: getattr(args, name) for name in names})
     start = None if args.start is None else start_folder(args.start)
@@ -866,7 +922,7 @@ def prepare(args: argparse.Namespace) -> Run:
             raise ValueError(f"{len(held_out)} images to measure against are too few: more images, or --validation")
         ruler = Ruler(annotator, held_out)
     channels = discriminator_channels(start, config)
-    training = Training(config, settings, device, torch.bfloat16 if half else torch.float32, channels)
+    training = Training(config, settings, device, torch.bfloat16 if half else torch.float32, channels, locator)
     run = Run(args.state, training, renders, ruler, held_out)
     if run.resume(change_settings=args.change_settings):
         begin = f"resuming from {args.state} at {training.images_seen:,} images"

