@@ -14,7 +14,7 @@ Examples:
 
     # late in a training of faces: another one that looks at close-ups of eyes, mouth and nose
     python demo/train_generator.py --images faces/ --state runs/big --resolution 128 --batch 32 --imagenet 0.5 \\
-        --closeups 0.5 --points points.safetensors --change-settings
+        --closeups 1 --points parts.safetensors --change-settings
 
 The state folder holds all that is needed to resume (files of at most 15 MB), grids of samples over time (samples/,
 evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on
@@ -838,7 +838,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     text = "weight of a further discriminator on features of ImageNet, such as 0.5; needs the extra efficientnet"
     add("--imagenet", type=float, default=default.imagenet, metavar="WEIGHT", help=f"{text} (default: none)")
-    text = "weight of one that looks at close-ups of eyes, mouth and nose, such as 0.5; needs --points, and the extra"
+    text = "weight of one that looks at close-ups of eyes, mouth and nose, such as 1; needs --points, and the extra"
     add("--closeups", type=float, default=default.closeups, metavar="WEIGHT", help=f"{text} (default: none)")
     text = "weights of train_point_annotator.py, which find what close-ups show"
     add("--points", type=Path, metavar="FILE", help=text)

@@ -8,7 +8,7 @@ Examples:
         --out points-128.safetensors
 
     # from the samples of a labeled generator instead: no label of a render is used
-    python demo/train_point_annotator.py --stream demo-faces-128 --steps 600 --out points.safetensors
+    python demo/train_point_annotator.py --stream demo-faces-128 --steps 600 --out parts.safetensors
 
 Shapes: N images, K keypoints, H = W = 64 or 128 pixels; keypoints and depth as in `render_points`.
 """
