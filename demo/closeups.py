@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from point_annotator import PointAnnotator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dsgan_datasets.students.heads import centers
@@ -26,11 +26,11 @@ PARTS = (
 )
 
 
-class Closeups(nn.Module):
+class Closeups:
     """Two by two close-ups of each image, in a picture of the image's size.
 
     Args:
-        locator: finds the points in images of its resolution or, halved until they have it, larger ones.
+        locator: finds the points, in images that are scaled to its resolution.
         dtype: precision in which it does.
 
     Raises:
@@ -44,7 +44,6 @@ class Closeups(nn.Module):
     """
 
     def __init__(self, locator: PointAnnotator, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
         missing = {name for names, _ in PARTS for name in names} - set(locator.names)
         if missing:
             raise ValueError(
@@ -54,7 +53,7 @@ class Closeups(nn.Module):
         self.locator, self.dtype = locator.eval().requires_grad_(False), dtype
         self.rows = [[locator.names.index(name) for name in names] for names, _ in PARTS]
 
-    def forward(self, images: Sequence[Tensor], random: torch.Generator | None = None) -> list[Tensor]:
+    def __call__(self, images: Sequence[Tensor], random: torch.Generator | None = None) -> list[Tensor]:
         """Close-ups of batches of images, differentiable by the images; nothing is drawn from `random`."""
         return [self._of(x) for x in images]
 

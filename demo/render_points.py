@@ -90,27 +90,35 @@ def read(domain: Path, split: str, side: int) -> Renders:
     return Renders(images, masks, points, depths)
 
 
-def sample(checkpoint: str, count: int, side: int, seed: int = 0) -> tuple[Renders, tuple[str, ...]]:
-    """Samples of a labeled generator of the demo, in place of renders, and the names of their points.
-
-    All that is known of them comes from the annotations of its interpreter: no exact label of a render is used.
+def open_stream(checkpoint: str, side: int) -> tuple[LabeledGenerator, tuple[str, ...]]:
+    """A labeled generator whose samples can take the place of renders, and the names of its points.
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: its samples are smaller, or lack points or the demo's classes.
+        ValueError: its samples have neither `side` nor twice as many pixels, or lack points or the demo's classes.
     """
     source = LabeledGenerator.from_pretrained(checkpoint, device="cpu")
     points = next((target for target in source.targets if isinstance(target, Keypoints)), None)
     if points is None:
         raise ValueError(f"{checkpoint} labels no keypoints")
-    lookups = {MERGED: np.arange(len(MERGED), dtype=np.uint8), RENDERED: class_lookup(MERGED, SIDE)}
-    if (lookup := lookups.get(source.schema.classes)) is None:
+    if source.schema.classes not in (MERGED, RENDERED):
         raise ValueError(
             f"{checkpoint} labels other classes than those of the demo: {', '.join(source.schema.classes)}"
         )
     height, width = source.image_size
     if height != width or height not in (side, 2 * side):
         raise ValueError(f"samples of {checkpoint} have {height}×{width} pixels, expected {side} or {2 * side}")
+    return source, points.names
+
+
+def sample(source: LabeledGenerator, count: int, side: int, seed: int = 0) -> Renders:
+    """Samples of a stream that `open_stream` opened, in place of renders.
+
+    All that is known of them comes from the annotations of its interpreter: no exact label of a render is used.
+    """
+    height, _ = source.image_size
+    merged = source.schema.classes == MERGED
+    lookup = np.arange(len(MERGED), dtype=np.uint8) if merged else class_lookup(MERGED, SIDE)
     images, masks, places = [], [], []
     drawn = source.stream(range(count), seed=seed)
     for drawn_sample in tqdm(drawn, "sampling", total=count, unit="sample", mininterval=2, leave=False):
@@ -122,7 +130,7 @@ def sample(checkpoint: str, count: int, side: int, seed: int = 0) -> tuple[Rende
     found = torch.stack(places)
     found[..., :2] *= side / height
     depths = torch.full((count, 1, side, side), torch.nan)
-    return Renders(pixels, torch.from_numpy(np.stack(masks)), found, depths), points.names
+    return Renders(pixels, torch.from_numpy(np.stack(masks)), found, depths)
 
 
 def _read_points(path: Path, keys: Sequence[str], num_points: int) -> Tensor:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from annotator import WIDTHS, load_annotator
 from commands import check_loss, check_options, new_parser, run_command
 from point_annotator import PointAnnotator, save_point_annotator
-from render_points import BACKGROUND, Renders, keypoints_of_domain, read, sample
+from render_points import BACKGROUND, Renders, keypoints_of_domain, open_stream, read, sample
 from renders import MERGED
 from torch import Tensor
 from tqdm import tqdm
@@ -163,16 +163,17 @@ def run(args: argparse.Namespace) -> None:
     check_writable(args.out.parent)  # now rather than after the training
     if args.out.exists():
         raise ValueError(f"--out: {args.out} exists and is not replaced, move it away or choose another name")
+    what = "renders" if args.stream is None else "samples"
     if args.stream is None:
         names = keypoints_of_domain(args.data).names
         network = new_annotator(names, args.resolution, args.seed, args.start)
         renders = read(args.data, "train", args.resolution)
-    else:
-        renders, names = sample(args.stream, args.num_samples, args.resolution, args.seed)
+        _check_held_out(args.val_count, len(renders.images), what)
+    else:  # all that can be refused is refused before the minutes that samples take
+        _check_held_out(args.val_count, args.num_samples, what)
+        source, names = open_stream(args.stream, args.resolution)
         network = new_annotator(names, args.resolution, args.seed, args.start)
-    what = "renders" if args.stream is None else "samples"
-    if args.val_count >= len(renders.images):
-        raise ValueError(f"--val-count {args.val_count} of {len(renders.images)} {what} leaves none to train on")
+        renders = sample(source, args.num_samples, args.resolution, args.seed)
     kept, held_out = renders.part(slice(None, -args.val_count)), renders.part(slice(-args.val_count, None))
     settings = {name: getattr(args, name) for name in ("steps", "batch_size", "lr", "seed")}
     train(network, kept, **settings)
@@ -191,6 +192,11 @@ def run(args: argparse.Namespace) -> None:
         "of": what,
     }
     save_point_annotator(network, args.out, {**settings, "val_count": args.val_count, **found})
+
+
+def _check_held_out(val_count: int, count: int, what: str) -> None:
+    if val_count >= count:
+        raise ValueError(f"--val-count {val_count} of {count} {what} leaves none to train on")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

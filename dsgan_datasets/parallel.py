@@ -98,7 +98,8 @@ class _Forks:
 
     def after_in_child(self) -> None:
         """No thread but the one that forked is here; another one may have held the lock."""
-        self._changed, self._computing, self._waiting = threading.Condition(), 0, 0
+        own = int(getattr(_this_thread, "computing", False))
+        self._changed, self._computing, self._waiting = threading.Condition(), own, 0
 
 
 _forks = _Forks()

@@ -100,6 +100,39 @@ def test_a_fork_waits_until_nobody_computes(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no system that forks")
+def test_a_child_of_a_thread_that_computes_holds_forks_off_in_turn() -> None:
+    began, ended = threading.Event(), []
+
+    def compute(_: int) -> None:
+        began.set()
+        time.sleep(0.4)
+        ended.append(True)
+
+    def in_the_child() -> None:
+        other = threading.Thread(target=lambda: parallel_map(compute, [0], CPU), daemon=True)
+        other.start()
+        began.wait(10)
+        if (pid := os.fork()) == 0:
+            os._exit(0 if ended else 3)
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    def fork(_: int) -> int:
+        if (pid := os.fork()) == 0:
+            return 0  # the child, too, comes back from what it computed
+        return pid
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        (pid,) = parallel_map(fork, [0], CPU)
+        if pid == 0:
+            in_the_child()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_working_memory_is_used_again_by_its_thread_alone() -> None:
     first = Workspace.take("test", (4, 5), torch.float32, CPU)
     assert Workspace.take("test", (7,), torch.float32, CPU).data_ptr() == first.data_ptr()

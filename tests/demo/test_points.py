@@ -24,7 +24,7 @@ import train_annotator  # noqa: E402
 import train_point_annotator  # noqa: E402
 from annotator import WIDTHS, Annotator, save_annotator  # noqa: E402
 from point_annotator import PointAnnotator, load_point_annotator, save_point_annotator  # noqa: E402
-from render_points import read, sample  # noqa: E402
+from render_points import open_stream, read, sample  # noqa: E402
 from renders import MERGED, RENDERED  # noqa: E402
 
 from dsgan_datasets import DenseMap, Keypoints, LabeledGenerator, LabelSchema, load_generator  # noqa: E402
@@ -215,6 +215,7 @@ def test_it_learns_from_a_stream_without_renders(tmp_path: Path, capsys: pytest.
     for more, words in (
         (["--stream", "demo-faces"], "demo-faces labels no keypoints"),
         (["--stream", "nowhere"], "nowhere"),
+        (["--stream", "demo-faces-128", "--start", str(tmp_path / "gone")], "gone does not exist"),
         (["--stream", "demo-faces-128", "--resolution", "128", "--val-count", "12"], "of 12 samples leaves none"),
     ):
         assert train_point_annotator.main([*count[:-1], str(tmp_path / "none.safetensors"), *more]) == 1
@@ -223,19 +224,16 @@ def test_it_learns_from_a_stream_without_renders(tmp_path: Path, capsys: pytest.
 
 def test_samples_are_those_of_the_stream() -> None:
     stream = LabeledGenerator.from_pretrained("demo-faces-128", device="cpu").generate(range(3), seed=5)
-    whole, names = sample("demo-faces-128", 3, 128, seed=5)
-    halves, _ = sample("demo-faces-128", 3, 64, seed=5)
+    source, names = open_stream("demo-faces-128", 64)
+    whole, halves = (sample(source, 3, side, seed=5) for side in (128, 64))
     assert torch.equal(whole.images, stream.image) and names == POINTS.names
     torch.testing.assert_close(whole.points, stream["keypoints"].float())
     torch.testing.assert_close(halves.points[..., :2] * 2, whole.points[..., :2])
     assert torch.equal(halves.points[..., 2], whole.points[..., 2]) and halves.depths.isnan().all()
     pooled = torch.nn.functional.avg_pool2d(whole.images.float(), 2)
     assert (halves.images.float() - pooled).abs().max() <= 0.5
-    assert (whole.masks[stream.mask == RENDERED.index("iris")] == MERGED.index("eye")).all() and halves.masks.shape == (
-        3,
-        64,
-        64,
-    )
+    assert (whole.masks[stream.mask == RENDERED.index("iris")] == MERGED.index("eye")).all()
+    assert halves.masks.shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize(
