@@ -37,7 +37,7 @@ def count_parts(sources: Sources, images: int, seed: int = 0) -> dict[str, Any]:
         "by-interpreter": ("the same images, masks of the interpreter", []),
         "stream": ("the stream: filter on", []),
     }
-    for name, labeled in (("by-interpreter", sources.unfiltered), ("stream", sources.labeled)):
+    for name, labeled in (("by-interpreter", sources.unfiltered), ("stream", sources.filtered)):
         samples = iter(labeled.stream(range(images), seed=seed))
         while batch := list(itertools.islice(samples, BATCH)):
             masks[name][1].append(counted(torch.stack([sample.mask for sample in batch])))

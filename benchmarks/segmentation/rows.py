@@ -209,10 +209,18 @@ class Sources:
         return clustered(self.labeled, self.annotated(ANNOTATED))
 
     @cached_property
+    def filtered(self) -> LabeledGenerator:
+        """The checkpoint with its filter. Other labels than masks are not made, unless the filter asks for them."""
+        labeled = self.labeled
+        if len(labeled.targets) == 1 or labeled.recipe.scores:
+            return labeled
+        labeler = InterpretedLabeler(labeled.generator, [labeled.interpreter], [labeled.schema])
+        return LabeledGenerator(labeler, labeled.recipe, calibration=labeled.calibration)
+
+    @cached_property
     def unfiltered(self) -> LabeledGenerator:
-        """The checkpoint without its filter."""
-        assert self.checkpoint is not None
-        return LabeledGenerator.from_pretrained(self.checkpoint, device=self.device, reject_fraction=0.0)
+        """The same without its filter."""
+        return LabeledGenerator(self.filtered.labeler, self.filtered.recipe.override(reject_fraction=0.0))
 
     @cached_property
     def one_member(self) -> LabeledGenerator:
@@ -430,7 +438,7 @@ ROWS = {
         _stream(lambda s: s.clusters),
         annotator=True,
     ),
-    "ours": Row("ours: stream of generated samples, 16 annotations, filter on", _stream(lambda s: s.labeled)),
+    "ours": Row("ours: stream of generated samples, 16 annotations, filter on", _stream(lambda s: s.filtered)),
     "no-filter": Row("ours, filter off", _stream(lambda s: s.unfiltered)),
     "ignore": Row("ours, uncertain pixels ignored instead of samples dropped", _ignoring(lambda s: s.unfiltered)),
     "soft": Row("ours, filter off, soft labels: probabilities instead of masks", _soft(lambda s: s.unfiltered)),
