@@ -9,7 +9,7 @@ are done. Every trained student is a cell, written when it is finished and skipp
     python benchmarks/downstream.py gaps --domain DIR --annotator annotator.safetensors --out CELLS
     python benchmarks/downstream.py parts --domain DIR --annotator annotator.safetensors --out CELLS
     python benchmarks/downstream.py table --cells CELLS
-    python benchmarks/downstream.py curve --domain DIR --out CURVE
+    python benchmarks/downstream.py curve
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +30,11 @@ from measuring import cpu_name, progress
 from safetensors import SafetensorError
 from segmentation.augment import STRENGTHS
 from segmentation.cells import Cell, Cells, Forecast, OutOfTime
-from segmentation.curve import STREAM, collect_curve, draw_curve, is_begun, read_curve
+from segmentation.curve import draw_curve
 from segmentation.curve import markdown as curve_markdown
 from segmentation.data import TEST, TRAIN
 from segmentation.parts import count_parts
-from segmentation.rows import CURVE, GAPS, ROWS, SMALL, Row, Sources
+from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
 from segmentation.students import PRECISIONS, STUDENTS, Objective, StudentSettings, build_student, evaluate, train
 from segmentation.table import collect, comparison, fill, floors, joined, markdown, picture, read_report
 from torch import Tensor, nn
@@ -45,18 +45,11 @@ from dsgan_datasets.files import atomic_write, write_json
 from dsgan_datasets.tools.options import count
 
 RESULT = Path(__file__).resolve().parent / "results" / "downstream.json"
-CURVE_RESULT = RESULT.with_name("curve.json")
+OF_CURVE = [RESULT.with_name(name) for name in ("downstream-128.json", "downstream-128-pretrained.json")]
 LEARNING_RATES = (2e-3, 6e-3)
 ANNOTATOR = "weights of demo/train_annotator.py, or a folder that `dsgan annotate export` made, annotated"
 EXAMPLES = 6  # test images whose predictions are kept for the picture
 Build = Callable[[int], nn.Module]  # number of classes -> a student with fresh weights
-
-
-class Plan(NamedTuple):
-    """Students of one kind, and where they are kept."""
-
-    cells: Cells
-    build: Build
 
 
 class Trained(NamedTuple):
@@ -198,93 +191,54 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"the rows {', '.join(generated)} need --checkpoint; --classes is enough for {free}")
     if missing := [row for row in args.rows if ROWS[row].annotator and args.annotator is None]:
         raise ValueError(f"the rows {', '.join(missing)} need --annotator; others do not: {', '.join(_free_rows())}")
-    sources, plans = prepare(args, {args.student: args.out}, [ROWS[row] for row in args.rows])
+    sources, cells, build = prepare(args, [ROWS[row] for row in args.rows])
     if any(ROWS[row].annotator for row in args.rows) and not args.annotator.is_dir():
         _ = sources.annotator_network  # says now what hours later would be too late
-    if not train_all(args, sources, plans, args.rows, args.settings_of):
+    searches = [] if args.settings_of else _search_steps(args.steps)
+    cells.forecast = Forecast(
+        [
+            (cells, f"{row}.{kind}-{number}", steps)
+            for row in args.rows
+            for kind, planned in (("search", searches), ("seed", [2 * args.steps] * args.seeds))
+            for number, steps in enumerate(planned)
+        ]
+    )
+    try:
+        chosen: dict[str, tuple[StudentSettings, Trained | None]] = {}
+        for row in args.rows:
+            if args.settings_of is None:
+                chosen[row] = search(cells, row, sources, build, args.steps)
+            else:
+                chosen[row] = (settings_of(args.settings_of, args.student), None)
+        more = {"settings_of": args.settings_of} if args.settings_of else {}
+        for seed, row in itertools.product(range(args.seeds), args.rows):
+            settings, trained = chosen[row]
+            final(cells, row, sources, settings, trained if seed == 0 else None, build, seed, more)
+    except OutOfTime:
         return _out_of_time(args)
     progress(f"all cells are done: python benchmarks/downstream.py table --cells {args.out}")
     return 0
 
 
-def train_all(
-    args: argparse.Namespace,
-    sources: Sources,
-    plans: Sequence[Plan],
-    rows: Sequence[str],
-    settings_from: str | None = None,
-) -> bool:
-    """All searches of all students, then all seeds; False if time ran out before.
-
-    Args:
-        settings_from: row of the committed result whose settings are taken instead of a search.
-    """
-    searches = [] if settings_from else _search_steps(args.steps)
-    forecast = Forecast(
-        [
-            (plan.cells, f"{row}.{kind}-{number}", steps)
-            for plan, row in itertools.product(plans, rows)
-            for kind, cells in (("search", searches), ("seed", [2 * args.steps] * args.seeds))
-            for number, steps in enumerate(cells)
-        ]
-    )
-    for plan in plans:
-        plan.cells.forecast = forecast
-    try:
-        chosen: dict[tuple[Plan, str], tuple[StudentSettings, Trained | None]] = {}
-        for plan, row in itertools.product(plans, rows):
-            if settings_from is None:
-                chosen[plan, row] = search(plan.cells, row, sources, plan.build, args.steps)
-            else:
-                chosen[plan, row] = (settings_of(settings_from, args.student), None)
-        more = {"settings_of": settings_from} if settings_from else {}
-        for seed, plan, row in itertools.product(range(args.seeds), plans, rows):
-            settings, trained = chosen[plan, row]
-            final(plan.cells, row, sources, settings, trained if seed == 0 else None, plan.build, seed, more)
-    except OutOfTime:
-        return False
-    return True
-
-
 def curve(args: argparse.Namespace) -> int:
-    """How many labels is the stream worth? Students of 16 to 256 exactly labeled renders, drawn at random for each
-    seed, and students of the stream; the same search for all. With --classes the stream is left for later. Without
-    --domain nothing is trained: what is finished is shown, or without --out too, the committed result."""
+    """How many labels is the stream worth? From results that hold the rows exact-16 to exact-256 and ours: those of
+    students of different kinds, a panel each."""
     check_installed()
-    if args.classes and args.domain is None:
-        raise ValueError("--classes is for training: --domain is missing")
-    folders = {student: args.out / student for student in args.students} if args.out is not None else {}
-    if args.domain is not None:
-        if not folders:
-            raise ValueError("--domain trains students: --out says where they are kept")
-        rows = [*CURVE.values(), *([] if args.classes else [STREAM])]
-        sources, plans = prepare(args, folders, [ROWS[row] for row in rows])
-        if sources.training.count < max(CURVE):
-            raise ValueError(f"{args.domain} has {sources.training.count} renders to train on, {max(CURVE)} are needed")
-        if not train_all(args, sources, plans, rows):
-            _out_of_time(args)
-            if not any(map(is_begun, folders.values())):
-                return 0
-    target = args.json or (CURVE_RESULT if args.out is None else args.out / CURVE_RESULT.name)
-    if folders:
-        write_json(target, collect_curve(list(folders.values())))
-        progress(f"written: {target}")
-    report = read_curve(target)
-    text = curve_markdown(report)
+    reports = [read_report(path) for path in args.reports]
+    text = curve_markdown(reports)
     print(text, end="\n\n")
     if args.docs is not None:
-        fill(args.docs, target.name, text)
-    picture_at = args.picture or (None if args.out is None else args.out / "curve.png")
-    if picture_at is not None:
-        with atomic_write(picture_at) as file:
-            draw_curve(report).save(file, "PNG", optimize=True)
-        progress(f"written: {picture_at}")
+        fill(args.docs, "curve", text)
+    if args.picture is not None:
+        with atomic_write(args.picture) as file:
+            draw_curve(reports).save(file, "PNG", optimize=True)
+        progress(f"written: {args.picture}")
     return 0
 
 
 def gaps(args: argparse.Namespace) -> int:
     """What lies between full supervision and the stream: one difference at a time, equal settings, on validation."""
-    sources, [(cells, build)] = prepare(args, {args.student: args.out}, list(GAPS.values()))
+    sources, cells, build = prepare(args, list(GAPS.values()))
     settings = StudentSettings(LEARNING_RATES[0], 2 * args.steps, "weak")
     if (side := sources.annotator_network.resolution) != args.size:
         raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
@@ -318,25 +272,21 @@ def parts(args: argparse.Namespace) -> int:
     return 0
 
 
-def prepare(args: argparse.Namespace, students: Mapping[str, Path], rows: Sequence[Row]) -> tuple[Sources, list[Plan]]:
-    """The data, and for each kind of student its folder of cells and what makes them."""
+def prepare(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[Sources, Cells, Build]:
+    """The data, the folder of cells, and what makes a student."""
     if args.batch_size % args.uses:
         raise ValueError(f"--batch-size {args.batch_size} must be a multiple of --uses {args.uses}")
     sources = _sources(args, batch_size=args.batch_size, uses=args.uses)
-    plans = []
-    for student, folder in students.items():
-        build = partial(build_student, name=student, width=args.width, precision=args.precision)
-        build(sources.schema.num_classes)  # says now what it lacks
-        configuration = {
-            "benchmark": "downstream",
-            **_data_configuration(args, sources, checkpoint=any(row.checkpoint for row in rows)),
-            "student": student,
-            **{key: getattr(args, key) for key in ("width", "precision", "steps", "batch_size", "uses")},
-            "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
-            "torch": torch.__version__,
-        }
-        plans.append(Plan(Cells(folder, configuration, args.minutes), build))
-    return sources, plans
+    build = partial(build_student, name=args.student, width=args.width, precision=args.precision)
+    build(sources.schema.num_classes)  # says now what it lacks
+    configuration = {
+        "benchmark": "downstream",
+        **_data_configuration(args, sources, checkpoint=any(row.checkpoint for row in rows)),
+        **{key: getattr(args, key) for key in ("student", "width", "precision", "steps", "batch_size", "uses")},
+        "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
+        "torch": torch.__version__,
+    }
+    return sources, Cells(args.out, configuration, args.minutes), build
 
 
 def _sources(args: argparse.Namespace, **batches: int) -> Sources:
@@ -447,20 +397,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "curve", help="how many labels the stream is worth", description=curve.__doc__, formatter_class=raw
     )
     bent.epilog = """examples:
-  two hours a night; the picture and the answer so far are written each time:
-    python benchmarks/downstream.py curve --domain DIR --size 128 --checkpoint my-faces --out curve --minutes 120
-  what is finished, as the committed result and on its page:
-    python benchmarks/downstream.py curve --out curve --json benchmarks/results/curve.json \\
-        --docs docs/downstream.md --picture docs/images/curve.png"""
-    bent.add_argument("--domain", type=Path, metavar="DIR", help="train-*.tar, test-*.tar, classes.json; it trains")
-    bent.add_argument("--out", type=Path, metavar="DIR", help="folder of a folder of cells for each kind of student")
+  the committed results, on their page:
+    python benchmarks/downstream.py curve --docs docs/downstream.md --picture docs/images/curve.png
+  your own, of one kind of student:
+    python benchmarks/downstream.py run --domain DIR --rows ours exact-16 exact-30 exact-64 exact-128 exact-256 \\
+        --out cells
+    python benchmarks/downstream.py table --cells cells
+    python benchmarks/downstream.py curve cells/downstream.json --picture curve.png"""
+    names = " and ".join(path.name for path in OF_CURVE)
     bent.add_argument(
-        "--students", nargs="+", choices=STUDENTS, default=["unet", "efficientnet"], help="(default: both)"
+        "reports", nargs="*", type=Path, default=OF_CURVE, metavar="FILE", help=f"JSON of `table` (default: {names})"
     )
-    bent.add_argument("--json", type=Path, metavar="FILE", help="what the result is written to, or what is shown")
     bent.add_argument("--docs", type=Path, metavar="FILE", help="page whose table is replaced")
-    bent.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the curves (default: curve.png in --out)")
-    bent.set_defaults(annotator=None)
+    bent.add_argument("--picture", type=Path, metavar="FILE", help="PNG of the curves")
     for verb in (add, between, shown):
         verb.add_argument(
             "--domain", type=Path, required=True, metavar="DIR", help="train-*.tar, test-*.tar, classes.json"
@@ -471,16 +420,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         verb.add_argument("--annotator", type=Path, metavar="PATH", help=ANNOTATOR)
     for verb in (between, shown):
         verb.set_defaults(classes=None)
-    for verb in (add, between, shown, bent):
+    for verb in (add, between, shown):
         source = verb.add_mutually_exclusive_group()
         source.add_argument("--checkpoint", default="demo-faces", help="labeled generator (default: demo-faces)")
-        if verb in (add, bent):
+        if verb is add:
             text = "instead of a checkpoint, for rows that need none: JSON of the classes"
             source.add_argument("--classes", type=classes, metavar="FILE", help=text)
         _data_options(verb)
-    for verb in (add, between, bent):
-        _training_options(verb)
     for verb in (add, between):
+        _training_options(verb)
         verb.add_argument("--student", choices=STUDENTS, default="unet", help="(default: unet)")
     show = verbs.add_parser("table", help="JSON, Markdown and picture", description=table.__doc__, formatter_class=raw)
     show.epilog = """examples:

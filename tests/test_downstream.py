@@ -552,8 +552,10 @@ def test_the_search_refuses_a_test_set_in_memory(downstream: Any, sources: Any, 
 
 
 def test_floors(segmentation: Any) -> None:
-    def report(size: int, **means: float) -> dict[str, Any]:
-        return {"size": size, "rows": {n: {"seeds": [{"iou": {"": {"mean": m}}}]} for n, m in means.items()}}
+    def report(size: int, steps: int = 20_000, **means: float) -> dict[str, Any]:
+        row = {"settings": {"steps": steps}}
+        rows = {n: {**row, "seeds": [{"iou": {"": {"mean": m}}}]} for n, m in means.items()}
+        return {"size": size, "batch_size": 4, "rows": rows}
 
     def held(*arguments: Any, **means: float) -> list[bool | None]:
         return [floor.held for floor in segmentation.table.floors(report(*arguments, **means))]
@@ -561,6 +563,7 @@ def test_floors(segmentation: Any) -> None:
     assert held(64, full=0.7, few=0.3, semi=0.4) == [True, None]
     assert held(128, full=0.7, few=0.3, semi=0.2) == [False, False]
     assert held(128, full=0.9) == [True] and held(64, few=0.3) == []
+    assert held(128, 1000, full=0.9) == [True] and held(128, 1000, full=0.7) == [None]  # too short to tell
 
 
 def test_the_page_shows_the_committed_results(downstream: Any, tmp_path: Path) -> None:
@@ -569,6 +572,11 @@ def test_the_page_shows_the_committed_results(downstream: Any, tmp_path: Path) -
     page.write_text(committed, encoding="utf-8")
     before = downstream.RESULT.with_name("downstream-before.json")
     assert downstream.main(["table", "--docs", str(page), "--before", str(before)]) == 0
+    measured = [path for path in downstream.OF_CURVE if path.exists()]
+    for path in measured:
+        downstream.main(["table", "--json", str(path), "--docs", str(page)])
+    if measured:
+        assert downstream.main(["curve", *map(str, measured), "--docs", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == committed
 
 
@@ -809,70 +817,69 @@ def test_the_answer_has_the_spread_of_its_seeds(segmentation: Any) -> None:
     assert curve.answer(unfinished) is None
 
 
-@pytest.mark.slow
-def test_a_curve_resumes_and_reads_the_test_set_last(
-    downstream: Any,
-    segmentation: Any,
-    domain: Path,
-    events: list[str],
-    checkpoint: Path,
-    small: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Both students are searched before the test set is read; what is finished is shown at any time."""
-    curve, rows = segmentation.rows.CURVE, segmentation.rows.ROWS
-    for count in list(curve):
-        monkeypatch.delitem(curve, count)
-    for count in (2, 6):
-        monkeypatch.setitem(curve, count, f"exact-{count}")
-        monkeypatch.setitem(rows, f"exact-{count}", segmentation.rows.exact(count))
-    build = downstream.build_student
-    # The small one has both names: what is tested is what becomes of two students.
-    monkeypatch.setattr(downstream, "build_student", lambda k, **made: build(k, **{**made, "name": "unet"}))
-    out = tmp_path / "curve"
-    words = ["curve", "--domain", str(domain), "--out", str(out), "--checkpoint", str(checkpoint), "--width", "4"]
-    words += ["--batch-size", "2", "--steps", "1", "--seeds", "2", "--uses", "2", "--size", "128"]
-    assert downstream.main([*words, "--minutes", "0"]) == 0 and "train" not in events
-    events.clear()
-    assert downstream.main(words) == 0
-    assert events.count("train") == 2 * 3 * (5 + 1)  # two students, two numbers of labels and the stream
-    assert events[: events.index("test-0000.tar")].count("train") == 2 * 3 * 5  # all searches
-    assert events.count("test-0000.tar") == events.count("train-0000.tar") == 1
+def of_curve(segmentation: Any, student: str, stream: float, **changes: Any) -> dict[str, Any]:
+    """A result whose IoU grows with the logarithm of the labels, by 0.1 for twice as many."""
 
-    events.clear()
-    removed = out / "unet" / "exact-6.seed-1.json"
-    cell = json.loads(removed.read_text())
-    removed.unlink()
-    assert downstream.main(words) == 0 and events.count("train") == 1
-    assert json.loads(removed.read_text())["iou"] == cell["iou"]
-    with Image.open(out / "curve.png") as picture:
-        assert picture.width > 800
-    capsys.readouterr()
-    page = tmp_path / "page.md"
-    page.write_text("<!-- table curve.json -->\nold\n<!-- end of curve.json -->\n")
-    assert downstream.main(["curve", "--json", str(out / "curve.json"), "--docs", str(page)]) == 0
+    def row(mean: float) -> dict[str, Any]:
+        return {"seeds": [{"seed": seed, "iou": {"": {"mean": mean + seed / 100}}} for seed in (-1, 0, 1)]}
+
+    rows = {name: row(0.1 * np.log2(count)) for count, name in segmentation.rows.CURVE.items()}
+    facts = {"student": student, "size": 128, "steps": 10, "batch_size": 4, "hardware": "a CPU", "gaps": {}}
+    facts |= {"schema": {}, "width": 16, "precision": "float32", "checkpoint": "faces", "fingerprint": "0" * 64}
+    return {**facts, "rows": {**rows, segmentation.curve.STREAM: row(stream)}, **changes}
+
+
+def test_a_curve_is_shown_as_far_as_it_is_finished(
+    downstream: Any, segmentation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / f"{student}.json" for student in ("unet", "efficientnet")]
+    whole = of_curve(segmentation, "unet", 0.6)
+    half = of_curve(segmentation, "efficientnet", 0.5)
+    del half["rows"]["exact-64"]
+    for path, report in zip(files, (whole, half), strict=True):
+        path.write_text(json.dumps(report))
+    page, picture = tmp_path / "page.md", tmp_path / "curve.png"
+    page.write_text("<!-- table curve -->\nold\n<!-- end of curve -->\n")
+    assert downstream.main(["curve", *map(str, files), "--docs", str(page), "--picture", str(picture)]) == 0
     printed = capsys.readouterr().out
-    means = [
-        json.loads(path.read_text())["iou"][""]["mean"] for path in sorted((out / "unet").glob("ours.seed-*.json"))
-    ]
-    assert f"**{100 * sum(means) / 2:.1f} ± " in printed and printed.strip() in page.read_text()
-    for path in out.glob("efficientnet/exact-6.seed-*.json"):
-        path.unlink()
-    assert downstream.main(["curve", "--out", str(out)]) == 0  # without training
-    assert "| – |" in (printed := capsys.readouterr().out) and printed.count("not finished") == 1
+    assert "| **60.0 ± 1.0** | 64 (all 64, 3 seeds) |" in printed and printed.strip() in page.read_text()
+    assert "| – |" in printed and printed.count("not finished") == 1
+    with Image.open(picture) as drawn:
+        both = drawn.width
+    del half["rows"]["ours"]
+    files[1].write_text(json.dumps({name: half[name] for name in half if name not in ("checkpoint", "fingerprint")}))
+    assert downstream.main(["curve", *map(str, files), "--picture", str(picture)]) == 0
+    assert downstream.main(["curve", str(files[0]), "--picture", str(picture)]) == 0
+    with Image.open(picture) as drawn:
+        assert drawn.width < both
 
 
-def test_a_curve_needs_what_it_shows(
-    downstream: Any, domain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_curve_needs_results_that_compare(
+    downstream: Any, segmentation: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for words, error in (
-        (["--out", str(tmp_path)], "hold no finished cell"),
-        (["--domain", str(domain)], "--out says where"),
-        (["--classes", str(ROOT / "demo" / "classes-128.json")], "--domain is missing"),
-        (["--domain", str(domain), "--out", str(tmp_path / "c"), "--students", "unet"], "256 are needed"),
-        (["--json", str(downstream.RESULT)], "is not a result of `curve`"),
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text(json.dumps(of_curve(segmentation, "unet", 0.6)))
+    for changes, error in (
+        ({"student": "unet"}, "two results are of the same student"),
+        ({"size": 64, "steps": 20}, "the results differ in size, steps"),
+        ({"fingerprint": "1" * 64}, "different checkpoints"),
+        ({"rows": {}}, "the result of student efficientnet has none of the rows exact-16, "),
     ):
-        assert downstream.main(["curve", *words]) == 1
-        assert error in capsys.readouterr().err
+        second.write_text(json.dumps(of_curve(segmentation, "efficientnet", 0.6) | changes))
+        for more in ([], ["--picture", str(tmp_path / "curve.png")]):
+            assert downstream.main(["curve", str(first), str(second), *more]) == 1
+            assert error in capsys.readouterr().err
+    assert downstream.main(["curve", str(tmp_path / "none.json")]) == 1
+    assert "none.json cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_the_rows_of_a_curve_train(
+    downstream: Any, segmentation: Any, domain: Path, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(segmentation.rows.ROWS, "exact-16", segmentation.rows.exact(6))
+    out = tmp_path / "cells"
+    classes = str(ROOT / "demo" / "classes.json")
+    assert run(downstream, domain, out, "--rows", "exact-16", "--classes", classes, "--steps", "1") == 0
+    assert downstream.main(["table", "--cells", str(out)]) == 0
+    assert downstream.main(["curve", str(out / "downstream.json")]) == 0

@@ -10,19 +10,18 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from dsgan_datasets.charts import DROPPED, GRID, INK, KEPT, blank_figure, plain, rendered
 
-from .cells import read_json
 from .rows import ANNOTATED, CURVE
 from .students import STUDENTS
-from .table import Report, collect, named_checkpoint, spread
+from .table import Report, named_checkpoint, spread
 
 STREAM = "ours"
+_SHOWN = {*CURVE.values(), STREAM}
 SIZE = (1000, 520)  # pixels of the picture, of two students
 
 
@@ -86,49 +85,23 @@ def by_seed(row: dict[str, Any]) -> dict[int, float]:
     return {cell["seed"]: cell["iou"][""]["mean"] for cell in row["seeds"]}
 
 
-def is_begun(folder: Path) -> bool:
-    """Whether a student of some row is finished, beyond searches."""
-    return any(folder.glob("*.seed-*.json"))
-
-
-def collect_curve(folders: Sequence[Path]) -> Report:
-    """The report of the cells of several students, one folder each: what is finished, and the answers.
+def markdown(reports: Sequence[Report]) -> str:
+    """A line for each student: mean IoU in % by the number of labels, that of the stream, and the answer.
 
     Raises:
-        ValueError: no folder holds a finished cell of these rows, or a file is damaged.
+        ValueError: reports that do not compare, or without any of these rows.
     """
-    students = {}
-    for folder in folders:
-        if is_begun(folder):
-            report = collect(folder)
-            rows = {name: row for name, row in report["rows"].items() if name in (*CURVE.values(), STREAM)}
-            students[report["student"]] = {**report, "rows": rows, "gaps": {}, "parts": {}}
-    if not students:
-        raise ValueError(f"{' and '.join(map(str, folders))} hold no finished cell (ROW.seed-N.json) yet")
-    return {"worth": {name: answer(report) for name, report in students.items()}, "students": students}
-
-
-def read_curve(path: Path) -> Report:
-    """A report that `collect_curve` made.
-
-    Raises:
-        ValueError: it is none.
-    """
-    return read_json(path, ("worth", "students"), "it is not a result of `curve`")
-
-
-def markdown(curve: Report) -> str:
-    """A line for each student: mean IoU in % by the number of labels, that of the stream, and the answer."""
+    _check_comparable(reports)
     lines = ["| student | " + " | ".join(f"{count} labels" for count in CURVE)]
     lines[0] += f" | stream after {ANNOTATED} labels | which is worth, in labels |"
     lines.append("|---|" + "---|" * (len(CURVE) + 2))
-    for name, report in curve["students"].items():
+    for report in reports:
         rows = report["rows"]
         cells = [spread(list(by_seed(rows[row]).values())) if row in rows else "–" for row in (*CURVE.values(), STREAM)]
         cells[-1] = f"**{cells[-1]}**"
-        lines.append(f"| {STUDENTS[name]} | {' | '.join(cells)} | {answer(report) or 'not finished'} |")
-    report = next(iter(curve["students"].values()))
-    seeds = max(len(row["seeds"]) for report in curve["students"].values() for row in report["rows"].values())
+        lines.append(f"| {STUDENTS[report['student']]} | {' | '.join(cells)} | {answer(report) or 'not finished'} |")
+    report = next((report for report in reports if "checkpoint" in report), reports[0])
+    seeds = max(len(row["seeds"]) for report in reports for name, row in report["rows"].items() if name in _SHOWN)
     about = (
         f"{report['size']}² pixels, at most {2 * report['steps']:,} steps of {report['batch_size']} images, "
         f"{named_checkpoint(report)}, {report['hardware']}; mean IoU on the test renders in %, mean ± standard "
@@ -137,27 +110,44 @@ def markdown(curve: Report) -> str:
     return "\n".join([*lines, "", about])
 
 
-def draw_curve(curve: Report) -> Image.Image:
+def _check_comparable(reports: Sequence[Report]) -> None:
+    for report in reports:
+        if not _SHOWN & report["rows"].keys():
+            names = ", ".join((*CURVE.values(), STREAM))
+            raise ValueError(f"the result of student {report['student']} has none of the rows {names}")
+        if changed := [name for name in ("size", "steps", "batch_size") if report[name] != reports[0][name]]:
+            raise ValueError(f"the results differ in {', '.join(changed)}: their curves cannot be compared")
+    if len({report["fingerprint"] for report in reports if "fingerprint" in report}) > 1:
+        raise ValueError("the results are of different checkpoints: their streams cannot be compared")
+    if len({report["student"] for report in reports}) < len(reports):
+        raise ValueError("two results are of the same student: give one of each kind")
+
+
+def draw_curve(reports: Sequence[Report]) -> Image.Image:
     """A panel for each student: the curve, the stream, and the place where they meet.
 
     Raises:
         ImportError: matplotlib is not installed.
+        ValueError: as `markdown`.
     """
-    students = curve["students"]
-    figure = blank_figure((SIZE[0] * (1 + len(students)) // 3, SIZE[1]))
+    _check_comparable(reports)
+    figure = blank_figure((SIZE[0] * (1 + len(reports)) // 3, SIZE[1]))
     figure.suptitle(
         f"A stream of generated images, taught with {ANNOTATED} labels: how many labels is it worth?",
         x=0.01, ha="left", fontsize=13, color=INK,
     )  # fmt: skip
     shared = None
-    for column, (name, report) in enumerate(students.items()):
-        axes = shared = figure.add_subplot(1, len(students), column + 1, sharey=shared)
-        axes.set_title(STUDENTS[name], loc="left", fontsize=10, color=INK)
+    for column, report in enumerate(reports):
+        axes = shared = figure.add_subplot(1, len(reports), column + 1, sharey=shared)
+        axes.set_title(STUDENTS[report["student"]], loc="left", fontsize=10, color=INK)
         _panel(axes, report)
         if column == 0:
             axes.set_ylabel("agreement with the true labels (mean IoU, %)")
-    handles, labels = shared.get_legend_handles_labels() if shared is not None else ([], [])
-    figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=10)
+    named: dict[str, Any] = {}
+    for axes in figure.axes:  # a curve that is not finished may lack either
+        handles, labels = axes.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    figure.legend(named.values(), named, loc="outside lower left", ncols=2, frameon=False, fontsize=10)
     return rendered(figure)
 
 
@@ -167,16 +157,11 @@ def _panel(axes: Any, report: Report) -> None:
         count: [100 * value for value in by_seed(rows[name]).values()] for count, name in CURVE.items() if name in rows
     }
     means, errors = [statistics.mean(values) for values in known.values()], [_deviation(v) for v in known.values()]
-    axes.errorbar(
-        list(known),
-        means,
-        errors,
-        color=INK,
-        marker="o",
-        linewidth=2,
-        capsize=4,
-        label="trained on that many labeled images",
-    )
+    if known:
+        axes.errorbar(
+            list(known), means, errors, color=INK, marker="o", linewidth=2, capsize=4,
+            label="trained on that many labeled images",
+        )  # fmt: skip
     if STREAM in rows:
         values = [100 * value for value in by_seed(rows[STREAM]).values()]
         height, deviation = statistics.mean(values), _deviation(values)
