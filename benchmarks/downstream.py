@@ -2,8 +2,9 @@
 
 The test set is the 1,000 test renders of the demo's domain, validation the last 240 training renders. For every row
 two learning rates and two augmentations are tried with one seed and judged on validation, then the best pair with twice
-the steps. What was best is trained with every seed and measured on the test set, which is not read before all searches
-are done. Every trained student is a cell, written when it is finished and skipped when the command runs again.
+the steps, or more (`--longer`). What was best is trained with every seed and measured on the test set, which is not
+read before all searches are done. Every trained student is a cell, written when it is finished and skipped when the
+command runs again.
 
     python benchmarks/downstream.py run --domain DIR --annotator annotator.safetensors --out CELLS
     python benchmarks/downstream.py gaps --domain DIR --annotator annotator.safetensors --out CELLS
@@ -36,7 +37,7 @@ from segmentation.data import TEST, TRAIN
 from segmentation.parts import count_parts
 from segmentation.rows import GAPS, ROWS, SMALL, Row, Sources
 from segmentation.students import PRECISIONS, STUDENTS, Objective, StudentSettings, build_student, evaluate, train
-from segmentation.table import collect, comparison, fill, floors, joined, markdown, picture, read_report
+from segmentation.table import LONGER, collect, comparison, fill, floors, joined, markdown, picture, read_report
 from torch import Tensor, nn
 
 from dsgan_datasets import LabelSchema
@@ -63,11 +64,11 @@ class Trained(NamedTuple):
 
 
 def search(
-    cells: Cells, row: str, sources: Sources, build: Build, steps: int
+    cells: Cells, row: str, sources: Sources, build: Build, steps: int, longest: int
 ) -> tuple[StudentSettings, Trained | None]:
     """The settings with the best mean IoU on validation; the test set must not have been read.
 
-    Every pair of learning rate and augmentation is tried, then the best pair with twice the steps: few images
+    Every pair of learning rate and augmentation is tried with `steps`, then the best pair with `longest`: few images
     are learnt by heart long before many are learnt.
 
     Returns:
@@ -93,13 +94,13 @@ def search(
 
     for rate, strength in itertools.product(LEARNING_RATES, STRENGTHS):
         attempt(StudentSettings(rate, steps, strength))
-    attempt(dataclasses.replace(max(scores, key=scores.__getitem__), steps=2 * steps))
+    attempt(dataclasses.replace(max(scores, key=scores.__getitem__), steps=longest))
     return max(scores, key=scores.__getitem__), best
 
 
-def _search_steps(steps: int) -> list[int]:
+def _search_steps(steps: int, longest: int) -> list[int]:
     """Steps of each attempt of `search`."""
-    return [steps] * (len(LEARNING_RATES) * len(STRENGTHS)) + [2 * steps]
+    return [steps] * (len(LEARNING_RATES) * len(STRENGTHS)) + [longest]
 
 
 def settings_of(row: str, student: str) -> StudentSettings:
@@ -194,12 +195,13 @@ def run(args: argparse.Namespace) -> int:
     sources, cells, build = prepare(args, [ROWS[row] for row in args.rows])
     if any(ROWS[row].annotator for row in args.rows) and not args.annotator.is_dir():
         _ = sources.annotator_network  # says now what hours later would be too late
-    searches = [] if args.settings_of else _search_steps(args.steps)
+    longest = args.longer * args.steps
+    searches = [] if args.settings_of else _search_steps(args.steps, longest)
     cells.forecast = Forecast(
         [
             (cells, f"{row}.{kind}-{number}", steps)
             for row in args.rows
-            for kind, planned in (("search", searches), ("seed", [2 * args.steps] * args.seeds))
+            for kind, planned in (("search", searches), ("seed", [longest] * args.seeds))
             for number, steps in enumerate(planned)
         ]
     )
@@ -207,7 +209,7 @@ def run(args: argparse.Namespace) -> int:
         chosen: dict[str, tuple[StudentSettings, Trained | None]] = {}
         for row in args.rows:
             if args.settings_of is None:
-                chosen[row] = search(cells, row, sources, build, args.steps)
+                chosen[row] = search(cells, row, sources, build, args.steps, longest)
             else:
                 chosen[row] = (settings_of(args.settings_of, args.student), None)
         more = {"settings_of": args.settings_of} if args.settings_of else {}
@@ -239,7 +241,7 @@ def curve(args: argparse.Namespace) -> int:
 def gaps(args: argparse.Namespace) -> int:
     """What lies between full supervision and the stream: one difference at a time, equal settings, on validation."""
     sources, cells, build = prepare(args, list(GAPS.values()))
-    settings = StudentSettings(LEARNING_RATES[0], 2 * args.steps, "weak")
+    settings = StudentSettings(LEARNING_RATES[0], args.longer * args.steps, "weak")
     if (side := sources.annotator_network.resolution) != args.size:
         raise ValueError(f"who annotates labels renders too: gaps of {args.annotator} need --size {side}")
     trainings = list(itertools.product(range(args.seeds), args.rows))
@@ -282,7 +284,10 @@ def prepare(args: argparse.Namespace, rows: Sequence[Row]) -> tuple[Sources, Cel
     configuration = {
         "benchmark": "downstream",
         **_data_configuration(args, sources, checkpoint=any(row.checkpoint for row in rows)),
-        **{key: getattr(args, key) for key in ("student", "width", "precision", "steps", "batch_size", "uses")},
+        **{
+            key: getattr(args, key)
+            for key in ("student", "width", "precision", "steps", "longer", "batch_size", "uses")
+        },
         "hardware": cpu_name() if args.device == "cpu" else torch.cuda.get_device_name(args.device),
         "torch": torch.__version__,
     }
@@ -462,7 +467,10 @@ def _training_options(add: argparse.ArgumentParser) -> None:
     add.add_argument("--width", type=count, default=16, help="channels of the U-Net's first level (default: 16)")
     add.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the student (default: bfloat16)")
     add.add_argument(
-        "--steps", type=count, default=1500, help="of a training; twice as many are tried too (default: 1500)"
+        "--steps", type=count, default=1500, help="of a training of the search but its last (default: 1500)"
+    )
+    add.add_argument(
+        "--longer", type=count, default=LONGER, help=f"times these: of its last, and of the rest (default: {LONGER})"
     )
     add.add_argument("--batch-size", type=count, default=8, help="(default: 8)")
     add.add_argument("--uses", type=count, default=4, help="steps that see a generated sample, on average (default: 4)")

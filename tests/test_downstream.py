@@ -448,7 +448,8 @@ def test_cells_resume_and_the_test_set_waits(
 
     events.clear()
     assert run(downstream, domain, out, *rows) == 0 and events == []
-    assert run(downstream, domain, out, *rows, "--size", "128") == 1 and events == []  # other cells live here
+    for other in (("--size", "128"), ("--longer", "3")):
+        assert run(downstream, domain, out, *rows, *other) == 1 and events == []  # other cells live here
     grown = tmp_path / "grown"
     shutil.copytree(domain, grown)
     shutil.copy(domain / "train-0000.tar", grown / "train-0001.tar")
@@ -456,6 +457,8 @@ def test_cells_resume_and_the_test_set_waits(
 
     best = max(range(5), key=lambda i: json.loads((out / f"full.search-{i}.json").read_text())["iou"][""]["mean"])
     assert json.loads((out / f"full.search-{best}.json").read_text())["settings"] == cell["settings"]
+    steps = [json.loads((out / f"full.search-{i}.json").read_text())["settings"]["steps"] for i in range(5)]
+    assert steps == [4, 4, 4, 4, 8]
     check_table(downstream, out, tmp_path)
 
 
@@ -548,7 +551,7 @@ def test_reannotated_masks_are_the_annotators(segmentation: Any, sources: Any, a
 def test_the_search_refuses_a_test_set_in_memory(downstream: Any, sources: Any, tmp_path: Path) -> None:
     assert sources.test.count == TEST_RENDERS
     with pytest.raises(AssertionError, match="test set"):
-        downstream.search(downstream.Cells(tmp_path, {}), "full", sources, downstream.build_student, 4)
+        downstream.search(downstream.Cells(tmp_path, {}), "full", sources, downstream.build_student, 4, 8)
 
 
 def test_floors(segmentation: Any) -> None:
@@ -862,6 +865,7 @@ def test_a_curve_needs_results_that_compare(
     for changes, error in (
         ({"student": "unet"}, "two results are of the same student"),
         ({"size": 64, "steps": 20}, "the results differ in size, steps"),
+        ({"longer": 4}, "the results differ in longer"),
         ({"fingerprint": "1" * 64}, "different checkpoints"),
         ({"rows": {}}, "the result of student efficientnet has none of the rows exact-16, "),
     ):

@@ -18,7 +18,7 @@ from dsgan_datasets.charts import DROPPED, GRID, INK, KEPT, blank_figure, plain,
 
 from .rows import ANNOTATED, CURVE
 from .students import STUDENTS
-from .table import Report, named_checkpoint, spread
+from .table import Report, longest, named_checkpoint, spread
 
 STREAM = "ours"
 _SHOWN = {*CURVE.values(), STREAM}
@@ -103,7 +103,7 @@ def markdown(reports: Sequence[Report]) -> str:
     report = next((report for report in reports if "checkpoint" in report), reports[0])
     seeds = max(len(row["seeds"]) for report in reports for name, row in report["rows"].items() if name in _SHOWN)
     about = (
-        f"{report['size']}² pixels, at most {2 * report['steps']:,} steps of {report['batch_size']} images, "
+        f"{report['size']}² pixels, at most {longest(report):,} steps of {report['batch_size']} images, "
         f"{named_checkpoint(report)}, {report['hardware']}; mean IoU on the test renders in %, mean ± standard "
         f"deviation over {seeds} seed{'s' * (seeds > 1)}."
     )
@@ -115,7 +115,10 @@ def _check_comparable(reports: Sequence[Report]) -> None:
         if not _SHOWN & report["rows"].keys():
             names = ", ".join((*CURVE.values(), STREAM))
             raise ValueError(f"the result of student {report['student']} has none of the rows {names}")
-        if changed := [name for name in ("size", "steps", "batch_size") if report[name] != reports[0][name]]:
+        changed = [name for name in ("size", "steps", "batch_size") if report[name] != reports[0][name]]
+        if longest(report) != longest(reports[0]) and not changed:
+            changed.append("longer")
+        if changed:
             raise ValueError(f"the results differ in {', '.join(changed)}: their curves cannot be compared")
     if len({report["fingerprint"] for report in reports if "fingerprint" in report}) > 1:
         raise ValueError("the results are of different checkpoints: their streams cannot be compared")

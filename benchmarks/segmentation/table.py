@@ -19,6 +19,8 @@ from .rows import GAPS, ROWS, Row
 Report = dict[str, Any]
 #: Of a report, beside its rows and gaps.
 CONFIGURATION = ("schema", "student", "width", "precision", "size", "steps", "batch_size", "hardware")
+#: How many times as many steps the last trial and the seeds have as the other trials; older results do not say it.
+LONGER = 2
 #: Mean IoU of full supervision at 128 pixels, once a student has seen that many images.
 FULL_FLOOR, FULL_IMAGES = 0.8, 50_000
 
@@ -47,6 +49,8 @@ def joined(report: Report, more: Report) -> Report:
     """
     decisive = [name for name in CONFIGURATION if name not in ("hardware", "schema")]
     changed = [name for name in decisive if report[name] != more[name]]
+    if longest(report) != longest(more):
+        changed.append("longer")
     if len({each["checkpoint"] for each in (report, more) if "checkpoint" in each}) > 1:
         changed.append("checkpoint")
     if _classes(report) != _classes(more):
@@ -56,6 +60,12 @@ def joined(report: Report, more: Report) -> Report:
     rows = {**report["rows"], **more["rows"]}
     checkpoint = {name: more[name] for name in LATER if name in more}
     return {**checkpoint, **report, "rows": {name: rows[name] for name in ROWS if name in rows}}
+
+
+def longest(report: Report) -> int:
+    """Steps of the longest trainings."""
+    steps: int = report["steps"] * report.get("longer", LONGER)
+    return steps
 
 
 def read_report(path: Path, needed: Sequence[str] = (*CONFIGURATION, "rows", "gaps")) -> Report:
@@ -225,7 +235,7 @@ def _sizes(report: Report) -> str:
         f"{report['size']}² pixels, student {report['student']}"
         + (f" (width {report['width']})" if report["student"] == "unet" else "")
         + f" in {report['precision']}"
-        + f", at most {2 * report['steps']:,} steps of {report['batch_size']} images, "
+        + f", at most {longest(report):,} steps of {report['batch_size']} images, "
         f"{named_checkpoint(report)}, {report['hardware']}; IoU in %, mean ± standard deviation over the seeds."
     )
 
