@@ -136,6 +136,8 @@ def readable(path: Path, script: str) -> Iterator[None]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: {script} makes it")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the file that {script} made")
     try:
         yield
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, SafetensorError) as error:

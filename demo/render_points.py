@@ -100,7 +100,9 @@ def open_stream(checkpoint: str, side: int) -> tuple[LabeledGenerator, tuple[str
     source = LabeledGenerator.from_pretrained(checkpoint, device="cpu")
     points = next((target for target in source.targets if isinstance(target, Keypoints)), None)
     if points is None:
-        raise ValueError(f"{checkpoint} labels no keypoints")
+        raise ValueError(
+            f"{checkpoint} labels no keypoints: --stream takes a checkpoint that does, such as demo-faces-128"
+        )
     if source.schema.classes not in (MERGED, RENDERED):
         raise ValueError(
             f"{checkpoint} labels other classes than those of the demo: {', '.join(source.schema.classes)}"

@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_held_out(val_count: int, count: int, what: str) -> None:
     if val_count >= count:
-        raise ValueError(f"--val-count {val_count} of {count} {what} leaves none to train on")
+        raise ValueError(f"--val-count {val_count} of {count} {what} leaves none to train on: choose fewer")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -335,11 +335,11 @@ def exact(count: int) -> Row:
     return Row(f"{count} renders with exact masks, drawn at random", batches, checkpoint=False)
 
 
-def _with_unlabeled(data: Callable[[Sources], Labeled]) -> Batches:
+def _with_unlabeled(labeled: Batches) -> Batches:
     def batches(sources: Sources, seed: int) -> Iterator[Batch]:
         unlabeled = drawn(sources.training, sources.batch_size, seed + 1)
-        labeled = drawn(data(sources), sources.batch_size, seed)
-        return (Batch(*pair, images) for pair, (images, _) in zip(labeled, unlabeled, strict=True))
+        for batch, (images, _) in zip(labeled(sources, seed), unlabeled, strict=True):
+            yield batch._replace(unlabeled=images)
 
     return batches
 
@@ -423,13 +423,13 @@ ROWS = {
     ),
     "semi": Row(
         "semi-supervised (s4GAN): 16 annotated samples, {renders} unlabeled renders",
-        _with_unlabeled(lambda s: s.annotated_images),
+        _with_unlabeled(_labeled(lambda s: s.annotated_images)),
         S4GANWithMLMT,
         annotator=True,
     ),
     "semi-real": Row(
         "semi-supervised (s4GAN): 16 renders with exact masks, {renders} unlabeled renders",
-        _with_unlabeled(lambda s: s.training[:ANNOTATED]),
+        _with_unlabeled(_labeled(lambda s: s.training[:ANNOTATED])),
         S4GANWithMLMT,
         checkpoint=False,
     ),
@@ -439,6 +439,9 @@ ROWS = {
         annotator=True,
     ),
     "ours": Row("ours: stream of generated samples, 16 annotations, filter on", _stream(lambda s: s.filtered)),
+    "ours-semi": Row(
+        "ours, and {renders} unlabeled renders (s4GAN)", _with_unlabeled(_stream(lambda s: s.filtered)), S4GANWithMLMT
+    ),
     "no-filter": Row("ours, filter off", _stream(lambda s: s.unfiltered)),
     "ignore": Row("ours, uncertain pixels ignored instead of samples dropped", _ignoring(lambda s: s.unfiltered)),
     "soft": Row("ours, filter off, soft labels: probabilities instead of masks", _soft(lambda s: s.unfiltered)),

@@ -48,12 +48,12 @@ class Discriminator(nn.Module):
     def __init__(self, num_classes: int, widths: tuple[int, ...] = (32, 64, 128, 128)) -> None:
         super().__init__()
         self.features = _strided(3 + num_classes, widths, dropout=0.2)
-        self.uncertainty_score = nn.Linear(widths[-1], 1)
+        self.score = nn.Linear(widths[-1], 1)
 
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Images [N, 3, H, W] and class probabilities [N, K, H, W] -> features [N, C], score logits [N]."""
         features = self.features(torch.cat([images, masks], 1))
-        return features, self.uncertainty_score(features)[:, 0]
+        return features, self.score(features)[:, 0]
 
 
 class Classifier(nn.Module):

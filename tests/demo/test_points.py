@@ -165,6 +165,7 @@ def test_labels_and_networks_must_fit(tmp_path: Path, capsys: pytest.CaptureFixt
         ((POINTS,), ["--points", networks[1]], "it annotates masks: give it as --annotator"),
         ((CLASSES,), ["--annotator", networks[3]], "it annotates points: give it as --points"),
         ((POINTS,), ["--points", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+        ((POINTS,), ["--points", str(tmp_path)], "is a folder: give the file that train_point_annotator.py made"),
     ]
     for i, (targets, options, words) in enumerate(cases):
         folder = _export(tmp_path / str(i), *targets)
@@ -213,7 +214,7 @@ def test_it_learns_from_a_stream_without_renders(tmp_path: Path, capsys: pytest.
     network = load_point_annotator(out)
     assert network.names == POINTS.names and network.report["of"] == "samples"
     for more, words in (
-        (["--stream", "demo-faces"], "demo-faces labels no keypoints"),
+        (["--stream", "demo-faces"], "demo-faces labels no keypoints: --stream takes a checkpoint that does"),
         (["--stream", "nowhere"], "nowhere"),
         (["--stream", "demo-faces-128", "--start", str(tmp_path / "gone")], "gone does not exist"),
         (["--stream", "demo-faces-128", "--resolution", "128", "--val-count", "12"], "of 12 samples leaves none"),
@@ -316,7 +317,9 @@ def test_what_is_no_annotator_of_points_is_reported(tmp_path: Path) -> None:
     reports = {"bare": None, "list": [], "none": {"points": ["a"]}, "more": {**whole, "points": ["a", "b"]}}
     for name, report in reports.items():
         save_file(weights, tmp_path / name, None if report is None else {"report": json.dumps(report)})
-    for name in ("folder", "text", *reports):
+    with pytest.raises(ValueError, match="folder is a folder: give the file that train_point_annotator.py made"):
+        load_point_annotator(tmp_path / "folder")
+    for name in ("text", *reports):
         with pytest.raises(ValueError, match=f"{name} is not a readable annotator .*train_point_annotator.py"):
             load_point_annotator(tmp_path / name)
     broken = {**weights, "head.bias": torch.full_like(weights["head.bias"], torch.nan)}
