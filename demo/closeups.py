@@ -47,7 +47,7 @@ class Closeups:
         missing = {name for names, _ in PARTS for name in names} - set(locator.names)
         if missing:
             raise ValueError(
-                f"close-ups need the points {', '.join(sorted(missing))}, too; the network finds "
+                f"close-ups need the points {', '.join(sorted(missing))}, too; the network of --points finds "
                 f"{', '.join(locator.names)}"
             )
         self.locator, self.dtype = locator.eval().requires_grad_(False), dtype
@@ -73,5 +73,6 @@ class Closeups:
         x = F.interpolate(images, size=(side, side), mode="area").contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             places = self.locator.read(x)[0]
-        points = centers(places.float().exp()) * (2 / side) - 1
+        # Of an image with NaN they are NaN, too, and sampling at NaN ends the process.
+        points = centers(places.float().exp()).nan_to_num() * (2 / side) - 1
         return torch.stack([points[:, rows].mean(1) for rows in self.rows], 1)

@@ -5,6 +5,8 @@ import math
 import sys
 from collections.abc import Callable
 
+MAX_THREADS = 1024
+
 
 def new_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose help is a module's docstring: what stands before "Examples:", and at the end the examples."""
@@ -18,7 +20,7 @@ def new_parser(doc: str | None) -> argparse.ArgumentParser:
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, *counts: str) -> None:
     """End with a message if a count, --lr, --seed or --threads is out of its range."""
-    highest = {**dict.fromkeys(counts, 10**9), "threads": 1024}
+    highest = {**dict.fromkeys(counts, 10**9), "threads": MAX_THREADS}
     for name, most in highest.items():
         if not 1 <= getattr(args, name) <= most:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must lie in 1 … {most:,}")

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 SQRT2 = math.sqrt(2.0)
 #: Of the leaky ReLU for negative values.
 SLOPE = 0.2
+#: Images that are compared with each other.
+GROUP = 4
 
 
 def _lrelu(x: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def blur(x: Tensor, padding: int) -> Tensor:
     return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])
 
 
-def minibatch_std(x: Tensor, group: int = 4) -> Tensor:
+def minibatch_std(x: Tensor, group: int = GROUP) -> Tensor:
     """Append a channel that says how much the images of each group differ: [N, C, H, W] -> [N, C + 1, H, W]."""
     group = math.gcd(group, len(x))
     sets = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(0, (group, -1))

@@ -91,7 +91,10 @@ def load_point_annotator(path: Path) -> PointAnnotator:
         report, weights = read_weights(path)
         if "classes" in report:
             raise ValueError("it annotates masks: give it as --annotator")
-        annotator = PointAnnotator(tuple(report["points"]), int(report["resolution"]), tuple(report["widths"]))
+        resolution = int(report["resolution"])
+        if resolution not in WIDTHS:
+            raise ValueError(f"its images have {resolution} pixels, not {' or '.join(map(str, WIDTHS))}")
+        annotator = PointAnnotator(tuple(report["points"]), resolution, tuple(report["widths"]))
         annotator.load_state_dict(weights)
     annotator.report = report
     return annotator.eval().requires_grad_(False)

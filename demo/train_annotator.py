@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from annotator import WIDTHS, Annotator, report_path, save_annotator
+from annotator import WIDTHS, Annotator, one_cycle, report_path, save_annotator
 from commands import check_loss, check_options, new_parser, run_command
 from renders import annotated_classes, read_renders
 from torch import Tensor
@@ -186,7 +186,7 @@ def train(
     half = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     steps = len(images) // batch_size
     optimizer = torch.optim.AdamW(annotator.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, lr, epochs * steps)
     smoothed = None
     with tqdm(total=epochs * steps, desc="train", unit="step", mininterval=2) as bar:
         for _ in range(epochs):

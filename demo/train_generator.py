@@ -14,9 +14,9 @@ Examples:
 
     # late in a training of faces: another one that looks at close-ups of eyes, mouth and nose
     python demo/train_generator.py --images faces/ --state runs/big --resolution 128 --batch 32 --imagenet 0.5 \\
-        --closeups 1 --points parts.safetensors --change-settings
+        --closeups 1 --points parts.safetensors --lr 0.0003 --change-settings
 
-The state folder holds all that is needed to resume (files of at most 15 MB), grids of samples over time (samples/,
+The state folder holds all that is learned (files of at most 15 MB), grids of samples over time (samples/,
 evolution.png) and, with --annotator, the best generator by the Frechet distance to renders that were never trained on
 (best/, which `dsgan annotate` and `dsgan fit` take). Never give it the tar that is kept for testing.
 """
@@ -39,8 +39,8 @@ import numpy as np
 import torch
 from annotator import load_annotator
 from closeups import Closeups
-from commands import new_parser
-from discriminator import Discriminator, augment, r1_penalty
+from commands import MAX_THREADS, new_parser
+from discriminator import GROUP, Discriminator, augment, r1_penalty
 from growing import Phase, describe_phase, extend, grow_discriminator, phase_at
 from images import digest, read_images, split
 from PIL import Image
@@ -85,6 +85,10 @@ GRID = (8, 4)
 MAX_GRIDS = 12
 #: Truncation psi of the sample grids: that of the demo.
 PSI = 0.7
+#: Of a further discriminator. Where it is too large, Adam's moments overflow, and nothing is learned any more.
+MAX_WEIGHT = 1000
+#: Mean error of points, as a share of the side, above which close-ups hardly show what they should.
+MAX_POINT_ERROR = 0.05
 #: The learning rate rises over this number of steps, as Adam starts without its moments.
 WARMUP = 100
 #: Further discriminators learn at this rate at least, so that they may join late; the generator listens to one more and
@@ -411,11 +415,24 @@ class Training:
         return images_of(self.ema, z, psi)
 
     @torch.no_grad()
+    def shown_closeups(self, renders: Tensor) -> Image.Image:
+        """What the discriminator of close-ups sees: of a row of real images, and of one of generated images below."""
+        real = renders[: GRID[0]]
+        made = self.images(sample_latents(range(len(real)), self.config.z_dim, seed=0), PSI)
+        [view] = self.further["closeups"].network.views
+        both = torch.cat([real, made]).to(self.device).float() / 127.5 - 1
+        shown = (view([both], torch.Generator())[0] + 1) * 127.5
+        return mosaic(shown.round().clamp(0, 255).to("cpu", torch.uint8), len(real))
+
+    @torch.no_grad()
     def sure(self, images: Tensor) -> float:
         """How sure the discriminator is of images uint8 [N, 3, H, W]: mean sign of its logits, from -1 to 1 (real)."""
-        parts = images.split(self.settings.batch)
+        n, group = len(images), math.gcd(GROUP, self.settings.batch)
+        size = max(group, min(self.settings.batch, n - n % group))
+        # Whole batches, as in training: the discriminator compares the images of a group. The first ones fill the last.
+        parts = images[torch.arange(-(-n // size) * size) % n].split(size)
         signs = [self.discriminator(part.to(self.device).float() / 127.5 - 1, self.dtype).sign() for part in parts]
-        return float(torch.cat(signs).mean())
+        return float(torch.cat(signs)[:n].mean())
 
     # --- state ---
 
@@ -484,6 +501,17 @@ class Training:
             **{name: further.network.heads.state_dict() for name, further in self.further.items()},
             **{f"{name}_moments": _moments(network, optimizer) for network, optimizer, name in self._optimized()},
         }
+
+    @torch.no_grad()
+    def broken(self) -> str | None:
+        """What contains NaN or infinity: networks, what Adam remembers of them, or what they make of some latents."""
+        for name, tensors in self.networks().items():
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+                return f"NaN or infinity in {name}"
+        images, _ = synthesize(self.generator, sample_latents(range(GROUP), self.config.z_dim, seed=0).to(self.device))
+        if not bool(self.discriminator(images.float(), self.dtype).isfinite().all()):
+            return "NaN or infinity in the generated images"
+        return None
 
     def _optimized(self) -> Iterator[tuple[nn.Module, torch.optim.Optimizer, str]]:
         yield self.generator, self.g_optimizer, "generator"
@@ -660,7 +688,7 @@ class Run:
             )
         for name, option in {"pretrained": "--imagenet", "closeups": "--closeups"}.items():
             if name in networks and name not in self.training.further:
-                print(f"without {option} a further discriminator of the state is forgotten", file=sys.stderr)
+                print(f"without {option} a further discriminator of the state is dropped for good", file=sys.stderr)
         with self._way_out():
             self.training.restore(progress, networks)
             try:
@@ -713,12 +741,22 @@ class Run:
         config = config_fields(self.training.config, self.training.channels, self.training.images_seen)
         save_state(self.folder, config, progress, self.training.networks())
 
+    def diverged(self, what: str) -> RuntimeError:
+        """The error that says so, and what is left."""
+        kept = "the last state is kept; resume from it" if (self.folder / "state.json").exists() else "begin again"
+        return RuntimeError(
+            f"{what} at {self.training.images_seen:,} images: {kept} with a lower --lr, a higher --gamma or a lower "
+            "weight of a further discriminator, and --change-settings"
+        )
+
     def evaluate(self) -> None:
         """Pictures, how sure the discriminator is, and the measure on as many images as there are renders to measure
         against; the best generator is kept."""
         save_pictures(self.folder, self.training)
+        if "closeups" in self.training.further:
+            save_png(self.training.shown_closeups(self.renders), self.folder / "closeups.png")
         found: dict[str, Any] = {"images_seen": self.training.images_seen, "seconds": round(self.seconds, 1)}
-        if self.held_out is not None:
+        if self.held_out is not None and len(self.held_out) >= GROUP:
             seen = self.renders[: len(self.held_out)]
             found |= {"sure": self.training.sure(seen), "sure_held_out": self.training.sure(self.held_out)}
         if self.ruler is not None:
@@ -764,12 +802,14 @@ class Run:
                 ending = self.stopped or now - began >= minutes * 60 or training.images_seen >= until
                 due = self.seconds - (self.evaluations[-1]["seconds"] if self.evaluations else -math.inf)
                 reached = training.images_seen >= until
-                if training.images_seen > self._evaluated_at and (
-                    reached or (due >= evaluate_every * 60 and not ending)
-                ):
+                measuring = reached or (due >= evaluate_every * 60 and not ending)
+                measuring = measuring and training.images_seen > self._evaluated_at
+                saving = measuring or ending or now - saved >= save_every * 60
+                if saving and (broken := training.broken()):  # the losses are those of before the last update
+                    raise self.diverged(broken)
+                if measuring:
                     self.evaluate()
-                    saved = -math.inf
-                if ending or now - saved >= save_every * 60:
+                if saving:
                     self.save()
                     saved = time.monotonic()
                 if ending:
@@ -777,10 +817,7 @@ class Run:
                 for name, value in training.train_step(self.renders).items():
                     means[name] = 0.98 * means.get(name, float(value)) + 0.02 * float(value)
                 if not math.isfinite(sum(means.values())):
-                    raise RuntimeError(
-                        f"the losses contain NaN or infinity at {training.images_seen:,} images: the last state "
-                        "is kept; resume from it with a lower --lr or higher --gamma and --change-settings"
-                    )
+                    raise self.diverged("NaN or infinity in the losses")
                 if 0 <= training.images_at_chance - CHANCE_IMAGES < training.settings.batch:
                     tqdm.write(
                         f"warning: at {training.images_seen:,} images the discriminator is at chance (loss "
@@ -838,9 +875,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     text = "weight of a further discriminator on features of ImageNet, such as 0.5; needs the extra efficientnet"
     add("--imagenet", type=float, default=default.imagenet, metavar="WEIGHT", help=f"{text} (default: none)")
-    text = "weight of one that looks at close-ups of eyes, mouth and nose, such as 1; needs --points, and the extra"
+    text = (
+        "weight of a further discriminator that looks at close-ups of eyes, mouth and nose, such as 1; needs --points, "
+        "and the extra efficientnet"
+    )
     add("--closeups", type=float, default=default.closeups, metavar="WEIGHT", help=f"{text} (default: none)")
-    text = "weights of train_point_annotator.py, which find what close-ups show"
+    text = "weights of train_point_annotator.py: where eyes, mouth and nose are"
     add("--points", type=Path, metavar="FILE", help=text)
     text = f"share of the images kept for measuring (default: {default.validation:g})"
     add("--validation", type=float, default=default.validation, metavar="SHARE", help=text)
@@ -860,18 +900,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if not 0 <= args.seed < 2**63:
         parser.error(f"--seed {args.seed} must be from 0 to below 2**63")
     for name in ("imagenet", "closeups"):
-        if not 0 <= getattr(args, name) < math.inf:
-            parser.error(f"--{name} {getattr(args, name)} must be a number from 0, such as 0.5")
+        if not 0 <= getattr(args, name) <= MAX_WEIGHT:
+            parser.error(f"--{name} {getattr(args, name)} must lie in 0 … {MAX_WEIGHT:,}, such as 0.5; 0 is none")
     if (args.closeups > 0) != (args.points is not None):
-        parser.error("--closeups WEIGHT and --points FILE need each other")
+        parser.error("--closeups WEIGHT, above 0, and --points FILE need each other")
     if args.widen and args.start is None:
         parser.error("--widen needs --start: it widens the generator of a trained start")
     if not (args.minutes >= 0 and args.save_every > 0 and args.evaluate >= 0 and args.until >= 1):
         parser.error("--minutes and --evaluate must not be below 0, --save-every above 0, --until at least 1")
     if not 0 <= args.validation < 1:
         parser.error(f"--validation {args.validation} must be from 0 to below 1")
-    if args.threads is not None and args.threads < 1:
-        parser.error(f"--threads {args.threads} must be at least 1")
+    if args.threads is not None and not 1 <= args.threads <= MAX_THREADS:
+        parser.error(f"--threads {args.threads} must lie in 1 … {MAX_THREADS:,}")
     return args
 
 
@@ -902,6 +942,13 @@ def discriminator_channels(start: Path | None, config: StyleGAN2Config) -> dict[
 def prepare(args: argparse.Namespace) -> Run:
     """Read images, networks and state."""
     locator = None if args.points is None else load_point_annotator(args.points)
+    error = None if locator is None else locator.report.get("val_error_px")
+    if locator is not None and isinstance(error, float) and error > MAX_POINT_ERROR * locator.resolution:
+        print(
+            f"warning: the points of {args.points} are off by {error:.1f} of {locator.resolution} pixels: close-ups "
+            "will hardly show eyes and mouths (see closeups.png in --state). Train it longer, or on more images",
+            file=sys.stderr,
+        )
     args.points = "" if args.points is None else hashlib.sha256(args.points.read_bytes()).hexdigest()
     names = [field.name for field in dataclasses.fields(TrainingSettings) if field.name in args]
     settings = TrainingSettings(**{name: getattr(args, name) for name in names})
@@ -909,7 +956,13 @@ def prepare(args: argparse.Namespace) -> Run:
     config = choose_config(start, args.resolution, widen=args.widen)
     device = torch.device(args.device)
     half = args.precision == "bfloat16" or (args.precision == "auto" and device.type == "cuda")
-    annotator = load_annotator(args.annotator) if args.annotator is not None else None  # said before images are read
+    # What may be refused comes before images are read.
+    annotator = load_annotator(args.annotator) if args.annotator is not None else None
+    for path in args.images:
+        if path.is_dir() and args.state.resolve().is_relative_to(path.resolve()):
+            raise ValueError(f"--state {args.state} lies in --images {path}, and its pictures would be trained on")
+    channels = discriminator_channels(start, config)
+    training = Training(config, settings, device, torch.bfloat16 if half else torch.float32, channels, locator)
     keys, images = read_images(args.images, config.img_resolution)
     renders, held_out = split(keys, images, settings.validation)
     if len(renders) < settings.batch:
@@ -921,8 +974,6 @@ def prepare(args: argparse.Namespace) -> Run:
         if len(held_out) < 8:
             raise ValueError(f"{len(held_out)} images to measure against are too few: more images, or --validation")
         ruler = Ruler(annotator, held_out)
-    channels = discriminator_channels(start, config)
-    training = Training(config, settings, device, torch.bfloat16 if half else torch.float32, channels, locator)
     run = Run(args.state, training, renders, ruler, held_out)
     if run.resume(change_settings=args.change_settings):
         begin = f"resuming from {args.state} at {training.images_seen:,} images"

@@ -1,4 +1,6 @@
-"""Train the demo's annotator of keypoints on renders with exact points, hardened for images of a half-trained GAN.
+"""Train the demo's annotator of keypoints on renders with exact points, or on samples of a labeled generator.
+
+It is hardened for images of a half-trained GAN.
 
 Examples:
     python demo/train_point_annotator.py --data DOMAIN --out points.safetensors
@@ -22,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from annotator import WIDTHS, load_annotator
+from annotator import WIDTHS, load_annotator, one_cycle
 from commands import check_loss, check_options, new_parser, run_command
 from point_annotator import PointAnnotator, save_point_annotator
 from render_points import BACKGROUND, Renders, keypoints_of_domain, open_stream, read, sample
@@ -45,7 +47,7 @@ def train(network: PointAnnotator, renders: Renders, *, steps: int, batch_size: 
     random = torch.Generator().manual_seed(seed)
     network.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
+    schedule = one_cycle(optimizer, lr, steps)
     for step in tqdm(range(steps), "train", unit="step", mininterval=2):
         rows = torch.randint(len(renders.images), (batch_size,), generator=random)
         loss = _loss(network, renders, rows, random)
@@ -196,7 +198,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _check_held_out(val_count: int, count: int, what: str) -> None:
     if val_count >= count:
-        raise ValueError(f"--val-count {val_count} of {count} {what} leaves none to train on: choose fewer")
+        more = " or raise --num-samples" if what == "samples" else ""
+        raise ValueError(f"--val-count {val_count} of {count} {what} leaves none to train on: lower it{more}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

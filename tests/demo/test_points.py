@@ -22,7 +22,7 @@ sys.path.insert(0, str(DEMO))
 import annotate  # noqa: E402
 import train_annotator  # noqa: E402
 import train_point_annotator  # noqa: E402
-from annotator import WIDTHS, Annotator, save_annotator  # noqa: E402
+from annotator import WIDTHS, Annotator, one_cycle, save_annotator  # noqa: E402
 from point_annotator import PointAnnotator, load_point_annotator, save_point_annotator  # noqa: E402
 from render_points import open_stream, read, sample  # noqa: E402
 from renders import MERGED, RENDERED  # noqa: E402
@@ -306,6 +306,18 @@ def test_a_training_that_diverges_writes_nothing(
         with pytest.raises(SystemExit):
             script.main([*command, option, value])
         assert f"{option} " in capsys.readouterr().err
+
+
+def test_a_schedule_has_any_number_of_steps() -> None:
+    for steps in range(1, 25):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+        schedule = one_cycle(optimizer, 1.0, steps)
+        rates = []
+        for _ in range(steps):
+            rates.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        assert max(rates) <= 1 and (steps < 4 or rates[-1] < 0.1)
 
 
 def test_what_is_no_annotator_of_points_is_reported(tmp_path: Path) -> None:

