@@ -575,8 +575,9 @@ def test_the_page_shows_the_committed_results(downstream: Any, tmp_path: Path) -
     measured = [path for path in downstream.OF_CURVE if path.exists()]
     for path in measured:
         downstream.main(["table", "--json", str(path), "--docs", str(page)])
-    if measured:
-        assert downstream.main(["curve", *map(str, measured), "--docs", str(page)]) == 0
+    curves = [path for path in measured if "exact-16" in json.loads(path.read_text())["rows"]]
+    if curves:
+        assert downstream.main(["curve", *map(str, curves), "--docs", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == committed
 
 
