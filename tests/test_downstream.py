@@ -276,6 +276,10 @@ def test_rows_are_about_the_masks_of_a_checkpoint_that_has_points_too(
     labeled = LabeledGenerator(labeler, sources.unfiltered.recipe)
     calibrate(labeled, 20, reject_fraction=0.2).save_pretrained(tmp_path / "both")
     sources = segmentation.rows.Sources(domain, str(tmp_path / "both"), annotator, size=64, batch_size=4, uses=2)
+    with_points, masks_alone = sources.labeled.generate(range(6)), sources.filtered.generate(range(6))
+    assert "keypoints" in with_points and "keypoints" not in masks_alone
+    for field in ("image", "mask", "attempt"):
+        assert torch.equal(with_points[field], masks_alone[field])
     other = sources.more_annotations
     assert [target.field for target in other.targets] == ["mask"]
     assert other.interpreter.architecture == "convolutional" and other.recipe.reject_fraction == 0.2
@@ -472,6 +476,9 @@ def check_table(downstream: Any, cells: Path, scratch: Path) -> None:
     means = [100 * json.loads((cells / f"full.seed-{s}.json").read_text())["iou"][""]["mean"] for s in (0, 1)]
     mean, deviation = sum(means) / 2, abs(means[0] - means[1]) / 2**0.5
     assert f"| 2 | **{mean:.1f} ± {deviation:.1f}** |" in text
+    full = json.loads(result.read_text())["rows"]["full"]
+    assert len(full["trials"]) == 5
+    assert max(full["trials"], key=lambda trial: trial["mean"])["settings"] == full["settings"]
     with Image.open(image) as picture:
         assert picture.width > 4 * 64
     page.write_text("no marks")

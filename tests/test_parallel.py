@@ -70,7 +70,7 @@ def test_an_error_in_a_shared_part_is_raised() -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no system that forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows lacks")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_fork_waits_until_nobody_computes(threads: int) -> None:
     """Also if the work that it waits for has parts of its own; and both processes can go on computing."""
@@ -100,7 +100,7 @@ def test_a_fork_waits_until_nobody_computes(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no system that forks")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows lacks")
 def test_a_child_of_a_thread_that_computes_holds_forks_off_in_turn() -> None:
     began, ended = threading.Event(), []
 

@@ -31,6 +31,8 @@ def collect(cells: Path) -> Report:
         ValueError: the folder holds no finished cell, or a damaged one.
     """
     rows, gaps = finished(cells, ROWS, "seed"), finished(cells, GAPS, "gap")
+    for name, row in rows.items():
+        row["trials"] = _trials(cells, name)
     if not rows and not gaps:
         raise ValueError(f"{cells} holds no finished cell (ROW.seed-N.json, ROW.gap-N.json): run the benchmark first")
     configuration = read_json(cells / "configuration.json", CONFIGURATION, "run the benchmark with another --out")
@@ -98,6 +100,12 @@ def finished(cells: Path, rows: dict[str, Row], kind: str) -> dict[str, Any]:
         for name, done in found.items()
         if done
     }
+
+
+def _trials(cells: Path, row: str) -> list[dict[str, Any]]:
+    """Settings of the row's search, with their mean IoU on validation."""
+    tried = [read_cell(path) for path in sorted(cells.glob(f"{row}.search-*.json"))]
+    return [{"settings": cell["settings"], "mean": cell["iou"][""]["mean"]} for cell in tried]
 
 
 def markdown(report: Report) -> str:
